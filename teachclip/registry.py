@@ -1,0 +1,49 @@
+"""From a name in a recipe to an object in the code.
+
+A name is looked up in a dict literal of `"module:attribute"` strings, then among the entry points of a group that
+installed packages declare, and may itself be written `module:attribute`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from teachclip.errors import RecipeError
+
+TEACHERS: Mapping[str, str] = {"xpool": "teachers.xpool:XPool"}
+"""The teachers that come with the toolkit; other packages declare theirs in the entry-point group below."""
+
+TEACHER_GROUP = "teachclip.teachers"
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the known name nearest to `name`, or an empty string."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def resolve(kind: str, name: str, table: Mapping[str, str], *, group: str | None = None) -> Any:
+    """Return the object that `name` stands for.
+
+    `kind` names what is looked up ("teacher", "data format") for messages. Raises RecipeError if the name is unknown
+    or its module cannot be imported.
+    """
+    target = table.get(name)
+    if target is None and group is not None:
+        found = {point.name: point.value for point in entry_points(group=group)}
+        target = found.get(name)
+        table = {**table, **found}
+    if target is None and ":" in name:
+        target = name
+    if target is None:
+        known = ", ".join(sorted(table))
+        raise RecipeError(f"unknown {kind} {name!r}; known: {known}, or module:name{closest(name, table)}")
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{kind} {name!r} ({target}) cannot be imported: {error}") from error
