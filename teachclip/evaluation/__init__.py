@@ -1,1 +1,1 @@
-
+"""Evaluation: ranks, metrics, reports."""

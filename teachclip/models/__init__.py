@@ -1,1 +1,1 @@
-
+"""The student and its parts."""

@@ -1,1 +1,1 @@
-
+"""Training: the task, the loop, the optimizer, checkpoints."""

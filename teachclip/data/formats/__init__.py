@@ -1,1 +1,1 @@
-
+"""Readers of annotation formats, one module each; `FORMATS` names them."""
