@@ -22,7 +22,9 @@ TEACHER_GROUP = "teachclip.teachers"
 
 def closest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean X?` for the known name nearest to `name`, or an empty string."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    known = list(names)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    found = found or sorted((other for other in known if other in name or name in other), key=len)[-1:]
     return f"; did you mean {found[0]}?" if found else ""
 
 

@@ -1,0 +1,211 @@
+"""The recipe: everything a run depends on, in one YAML file with a strict schema.
+
+Only `build_*` functions read a `Recipe`; the parts of the toolkit take numbers and modules. Relative paths are
+relative to the working directory. `${NAME}` and `${NAME:-default}` are replaced from the environment. Reading and
+checking are in `teachclip.recipe_file`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PathValue = Annotated[Path, Field(strict=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Validation(Section):
+    """Videos held out of the training videos, by video id, to select on."""
+
+    videos: Count = Field(description="how many training videos are held out")
+    seed: int = Field(0, description="which ones; the choice does not depend on the order of the files")
+
+
+class Data(Section):
+    """Which videos and captions."""
+
+    format: str = Field(description="annotation format: msrvtt, csv, or module:name")
+    videos: PathValue = Field(description="folder with the video files, searched with its sub-folders")
+    annotations: PathValue = Field(description="captions: MSRVTT_data.json, or a CSV of video,caption[,split]")
+    train: PathValue | None = Field(None, description="list of training videos (msrvtt: CSV with a column video_id)")
+    test: PathValue | None = Field(None, description="test captions (msrvtt: CSV with columns video_id,sentence)")
+    validation: Validation | None = Field(None, description="held-out split; null where the data has its own")
+    select_on: Literal["validation", "test"] = Field(
+        "validation", description="split that picks the checkpoint; test only to reproduce papers, stamped on reports"
+    )
+    max_missing: Share = Field(0.0, description="share of missing or unreadable videos that may be left out")
+
+
+class Frames(Section):
+    """Which frames of a video are read."""
+
+    plan: Literal["per_second", "intervals"] = Field(
+        "per_second", description="per_second: one frame a second, then uniform (CLIP4Clip); intervals: X-Pool's"
+    )
+    count: Count = Field(12, description="frames per video")
+    size: Count = Field(224, description="pixels; must be the image size of the CLIP")
+    workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
+    time_limit: Positive = Field(60.0, description="seconds; a file that takes longer counts as unreadable")
+
+
+class Text(Section):
+    """How captions become tokens."""
+
+    max_tokens: int = Field(32, ge=3, description="longer captions are cut; the end-of-text token stays")
+
+
+class Student(Section):
+    """The compact model."""
+
+    clip: str = Field(description="CLIP to start from: hub id, folder, or file of an official state dict")
+    temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
+    pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
+    mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
+
+
+class Optimizer(Section):
+    """How parameters move. Each rate is the highest of its schedule."""
+
+    name: Literal["bert_adam", "adamw"] = Field("bert_adam", description="bert_adam: as published; adamw: torch's")
+    lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
+    clip_lr: Weight = Field(1e-7, description="rate of CLIP's parameters, when towers are tuned; 0 freezes them")
+    aggregation_lr: Positive = Field(1e-3, description="rate of the frame-weighting head (published: 10 x lr)")
+    weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
+    schedule: Literal["published", "warmup_cosine"] = Field(
+        "published", description="published: cosine over the whole run; warmup_cosine: cosine after the warm-up"
+    )
+    warmup: Share = Field(0.1, description="share of the steps that the rate rises for")
+    max_grad_norm: Positive = Field(1.0, description="the global gradient norm is clipped to this")
+
+
+class Train(Section):
+    """How long, in which batches, on what."""
+
+    towers: Literal["tuned", "frozen"] = Field("tuned", description="frozen: CLIP's embeddings are stored once")
+    batch_size: Count = Field(120, description="pairs per step, over all processes together")
+    epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
+    steps: Count | None = Field(None, description="optimizer steps; or give epochs")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
+    evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
+    checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
+    log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
+    workers: int = Field(0, ge=0, description="processes that load batches; 0: the main process")
+    trackers: list[str] = Field(default_factory=list, description="Accelerate trackers, such as tensorboard, wandb")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class TeacherTraining(Section):
+    """How `tools/train_teacher.py` makes the teacher's checkpoint."""
+
+    clip: str | None = Field(None, description="CLIP to start from; null: the student's")
+    seed: int = Field(24, description="seed of batches and dropout")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
+    optimizer: Optimizer = Optimizer()
+    train: Train
+
+
+class Teacher(Section):
+    """One teacher and its checkpoint."""
+
+    name: str = Field(description="xpool, an entry point of teachclip.teachers, or module:name")
+    checkpoint: PathValue = Field(description="file in the layout its authors published")
+    weight: Positive = Field(1.0, description="share of this teacher in the mean over teachers")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of load_teacher, such as mask_padding")
+    training: TeacherTraining | None = Field(None, description="how to train it, where you have no checkpoint")
+
+
+class Teaching(Section):
+    """Where the teachers' relevance comes from during training."""
+
+    source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
+    precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
+    batch_size: Count = Field(32, description="videos per forward pass while precomputing")
+
+
+class ContrastiveTerm(Section):
+    """Cross-entropy of the matching pairs, in both directions."""
+
+    weight: Weight = 0.2
+
+
+class VideoTextTerm(Section):
+    """Imitate the teachers' video-text relevance."""
+
+    weight: Weight = 1.0
+    kind: Literal["pearson", "cross_entropy", "smooth_l1", "kl"] = "pearson"
+    temperature: Positive = Field(1.0, description="divisor of both logits")
+
+
+class FrameTextTerm(Section):
+    """Imitate the teachers' frame-text relevance."""
+
+    weight: Weight = 2.0
+    kind: Literal["cross_entropy", "pearson", "smooth_l1"] = "cross_entropy"
+    temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
+    targets: Literal["pair", "video"] = Field(
+        "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
+    )
+
+
+class Losses(Section):
+    """Weighted sum of the terms. Without teachers only the contrastive term is used."""
+
+    contrastive: ContrastiveTerm = ContrastiveTerm()
+    video_text: VideoTextTerm = VideoTextTerm()
+    frame_text: FrameTextTerm = FrameTextTerm()
+
+
+class Evaluation(Section):
+    """How models are evaluated. Batch sizes change speed and memory, never a rank."""
+
+    batch_size: Count = Field(32, description="videos per forward pass")
+    text_block: Count = Field(256, description="captions scored at once")
+    video_block: Count = Field(1024, description="videos scored at once")
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    name: str = Field(description="name of the experiment")
+    seed: int = Field(42, description="seed of the student's new parameters and of its batches")
+    output: PathValue = Field(description="run folder: resolved recipe, log, checkpoints, report, exported student")
+    stores: PathValue = Field(description="folder of all that is computed once: frames, features, relevance")
+    data: Data
+    frames: Frames = Frames()
+    text: Text = Text()
+    student: Student
+    teachers: list[Teacher] = []
+    teaching: Teaching = Teaching()
+    losses: Losses = Losses()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.losses.frame_text.targets == "video" and self.teaching.source == "online" and self.teachers:
+            raise ValueError("losses.frame_text.targets=video needs teaching.source=stored")
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"teachers: each name may stand once, got {', '.join(names)}")
+        if not self.teachers and self.losses.contrastive.weight == 0:
+            raise ValueError("losses.contrastive.weight is 0 and there are no teachers: nothing to train on")
+        if self.data.select_on == "test" and self.data.test is None and self.data.format == "msrvtt":
+            raise ValueError("data.select_on is test, but data.test is not given")
+        return self

@@ -1,0 +1,120 @@
+import pytest
+
+from teachclip.errors import RecipeError
+from teachclip.recipe_file import describe_keys, dump_recipe, load_recipe
+
+MINIMAL = """
+name: test
+output: runs/test
+stores: runs/stores
+data: {format: csv, videos: videos, annotations: captions.csv}
+student: {clip: clip}
+teachers:
+  - {name: xpool, checkpoint: teacher.pth}
+train: {steps: 3}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text=MINIMAL, name="test.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def failure(path, overrides=()):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    return str(error.value)
+
+
+def test_minimal_recipe_gets_the_published_defaults(write):
+    recipe = load_recipe(write())
+    assert recipe.losses.contrastive.weight == 0.2
+    assert recipe.optimizer.aggregation_lr == 10 * recipe.optimizer.lr
+    assert recipe.frames.count == 12
+
+
+def test_resolved_recipe_reads_back_to_itself(write):
+    recipe = load_recipe(write(), ["optimizer.lr=3e-4"])
+    assert load_recipe(write(dump_recipe(recipe), "again.yaml")) == recipe
+
+
+def test_exponents_without_a_dot_are_numbers(write):
+    assert load_recipe(write(MINIMAL + "optimizer: {lr: 1e-4, clip_lr: 1E-7}")).optimizer.clip_lr == 1e-7
+
+
+def test_every_problem_is_named_at_once(write):
+    text = MINIMAL.replace("steps: 3", "steps: 3, batchsize: 7, epochs: 2") + "optimizer: {lr_rate: 1, warmup: 2}\n"
+    message = failure(write(text))
+    assert "optimizer.lr_rate is unknown; did you mean optimizer.lr?" in message
+    assert "train.batchsize is unknown; did you mean train.batch_size?" in message
+    assert "optimizer.warmup" in message and "got 2" in message
+    assert "Traceback" not in message and "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("train.steps=many", "train.steps: must be a valid integer, got 'many'"),
+        ("train.steps=true", "train.steps: must be a valid integer, got True"),
+        ("train.steps=0", "greater than or equal to 1"),
+        ("train.epochs=2", "give either epochs or steps"),
+        ("optimizer.lr=.nan", "optimizer.lr"),
+        ("losses.frame_text.kind=cosine", "'cross_entropy', 'pearson' or 'smooth_l1'"),
+        ("frames.plan=random", "'per_second' or 'intervals'"),
+        ("student=null", "student"),
+        ("teachers=[]", ""),
+        ("teachers.1.name=x", "not an item of a list of 1"),
+        ("name.x=1", "name is a value, not a section"),
+        ("steps", "write it as section.key=value"),
+        ("train.steps=[", "not valid YAML"),
+    ],
+)
+def test_bad_overrides_say_what_is_allowed(write, override, part):
+    if override == "teachers=[]":
+        assert load_recipe(write(), [override]).teachers == []
+    else:
+        assert part in failure(write(), [override])
+
+
+def test_override_reaches_into_lists_and_defaults(write):
+    recipe = load_recipe(write(), ["teachers.0.weight=0.5", "losses.frame_text.temperature=0.3"])
+    assert recipe.teachers[0].weight == 0.5
+    assert recipe.losses.frame_text.temperature == 0.3
+
+
+def test_environment_variables_and_their_defaults(write, monkeypatch):
+    text = MINIMAL.replace("videos: videos", "videos: '${DATA_ROOT}/videos'").replace(
+        "clip: clip", "clip: '${CLIP:-tiny}'"
+    )
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    assert "data.videos: environment variable DATA_ROOT is not set" in failure(write(text))
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    recipe = load_recipe(write(text))
+    assert str(recipe.data.videos) == "/data/videos" and recipe.student.clip == "tiny"
+
+
+def test_duplicate_key_broken_yaml_and_missing_file_are_one_line_each(write, tmp_path):
+    assert "line 11: not valid YAML: key 'seed' stands twice" in failure(write(MINIMAL + "seed: 1\nseed: 2\n"))
+    assert "not valid YAML" in failure(write("a: [1"))
+    assert "a recipe is a mapping" in failure(write("- 1"))
+    assert "cannot read the recipe: No such file or directory" in failure(tmp_path / "none.yaml")
+    for bad in ("a: [1", "- 1"):
+        assert "\n" not in failure(write(bad))
+
+
+def test_inconsistent_choices_are_refused(write):
+    assert "needs teaching.source=stored" in failure(
+        write(), ["losses.frame_text.targets=video", "teaching.source=online"]
+    )
+    assert "nothing to train on" in failure(write(), ["teachers=[]", "losses.contrastive.weight=0"])
+
+
+def test_help_lists_every_key_with_default_and_meaning():
+    lines = list(describe_keys())
+    assert any(line.startswith("  optimizer.lr  (default 0.0001)  rate of new parameters") for line in lines)
+    assert any(line.startswith("  teachers.0.training.train.batch_size") for line in lines)
