@@ -1,0 +1,50 @@
+"""From decoded frames to what CLIP sees: the published image transform, equal to PIL's bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of the red, green and blue channel that OpenAI's CLIP was trained with (its released code)."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of the channels, from the same source."""
+
+
+def resize_and_crop(frames: Tensor, size: int) -> Tensor:
+    """Resize the short side to `size` (bicubic, antialiased) and crop the square in the middle.
+
+    `frames`: uint8 (frames, 3, height, width). Returns uint8 (frames, 3, size, size).
+
+    PIL does the resizing, as in the published features: `torch.nn.functional.interpolate` on uint8 is about eight
+    times faster (2.4 against 20 ms for 12 frames of 320 x 240) but differs by up to 2 of 255, and decoding takes
+    longer than either. The rounding of the long side and of the crop is torchvision's.
+    """
+    count, _, height, width = frames.shape
+    short = min(height, width)
+    new_height, new_width = (int(size * side / short) for side in (height, width))
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    box = (left, top, left + size, top + size)
+    result = np.empty((count, size, size, 3), dtype=np.uint8)
+    for number, frame in enumerate(frames.permute(0, 2, 3, 1).contiguous().numpy()):
+        image = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        result[number] = np.asarray(image.crop(box))
+    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
+
+
+def normalize(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """Scale uint8 frames to [0, 1], subtract `mean` and divide by `std`, per channel.
+
+    `frames`: uint8 (..., 3, height, width) on any device. Returns float32 of the same shape. Padded frames must be
+    set to zero afterwards (multiply by the frame mask): the published code pads with zeros after this step.
+    """
+    shape = (3, 1, 1)
+    pixels = frames.to(torch.float32).div_(255)
+    center = torch.tensor(mean, dtype=torch.float32, device=frames.device).view(shape)
+    scale = torch.tensor(std, dtype=torch.float32, device=frames.device).view(shape)
+    return pixels.sub_(center).div_(scale)
