@@ -1,0 +1,149 @@
+"""From a recipe to the parts: only these functions and the workspace read a `Recipe`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from teachclip.data.catalog import Catalog, ValidationOptions, load_catalog
+from teachclip.data.video import FramePlan
+from teachclip.errors import CheckpointError
+from teachclip.evaluation.run import Blocks
+from teachclip.models.clip import load_clip
+from teachclip.models.processing import StudentProcessor
+from teachclip.models.student import StudentModel
+from teachclip.recipe import Optimizer, Recipe, Student
+from teachclip.recipe import Teacher as TeacherSection
+from teachclip.registry import TEACHER_GROUP, TEACHERS, resolve
+from teachclip.scorer import Teacher
+from teachclip.training.loop import Schedule
+from teachclip.training.optim import SCHEDULES, build_optimizer, freeze_clip_inputs, parameter_groups
+from teachclip.training.task import DistillationTerms, Term
+
+
+def build_catalog(recipe: Recipe) -> Catalog:
+    """Read the annotations and find the video files."""
+    data = recipe.data
+    held_out = data.validation and ValidationOptions(videos=data.validation.videos, seed=data.validation.seed)
+    return load_catalog(
+        format=data.format,
+        videos=data.videos,
+        annotations=data.annotations,
+        train=data.train,
+        test=data.test,
+        validation=held_out,
+        max_missing=data.max_missing,
+    )
+
+
+def build_plan(recipe: Recipe) -> FramePlan:
+    """Return the frame plan."""
+    return FramePlan(recipe.frames.plan, recipe.frames.count)
+
+
+def build_processor(recipe: Recipe) -> StudentProcessor:
+    """Return the tokenizer and the decoding settings that are saved with the student."""
+    return StudentProcessor.from_clip(
+        recipe.student.clip, plan=build_plan(recipe), size=recipe.frames.size, max_tokens=recipe.text.max_tokens
+    )
+
+
+def build_student(section: Student, *, seed: int, frames: int) -> StudentModel:
+    """Build a fresh student on its CLIP. The new parameters depend on `seed` alone."""
+    clip = load_clip(section.clip)
+    torch.manual_seed(seed)
+    return StudentModel.from_clip(
+        clip,
+        temporal_layers=section.temporal_layers,
+        pooling_temperature=section.pooling_temperature,
+        mask_padding=section.mask_padding,
+        frames=frames,
+    )
+
+
+def build_teacher(section: TeacherSection, device: torch.device) -> Teacher:
+    """Load a teacher from its checkpoint."""
+    if not section.checkpoint.exists():
+        hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
+        raise CheckpointError(f"teacher {section.name}: {section.checkpoint} does not exist; {hint}")
+    load_teacher = resolve("teacher loader", "teachers:load_teacher", {})
+    return load_teacher(section.name, section.checkpoint, **section.options).to(device)  # type: ignore[no-any-return]
+
+
+def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int) -> nn.Module:
+    """Build a fresh teacher on its CLIP, initialised as published."""
+    torch.manual_seed(seed)
+    options = {**section.options, **(section.training.options if section.training else {})}
+    factory = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+    return factory.from_clip(clip, **options)  # type: ignore[no-any-return]
+
+
+def freeze(model: nn.Module, *, towers: str) -> None:
+    """Freeze what does not train: both towers, or as published only their inputs. The logit scale always trains."""
+    if towers == "tuned":
+        freeze_clip_inputs(model)
+        return
+    for name, parameter in model.named_parameters():
+        if name.startswith("clip.") and name != "clip.logit_scale":
+            parameter.requires_grad_(False)
+
+
+def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer over the published parameter groups."""
+    groups = parameter_groups(
+        model,
+        lr=section.lr,
+        clip_lr=section.clip_lr,
+        aggregation_lr=section.aggregation_lr,
+        weight_decay=section.weight_decay,
+    )
+    return build_optimizer(section.name, groups)
+
+
+def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int) -> Schedule:
+    """Return the lengths of a run in steps."""
+    steps = train.steps or train.epochs * batches_per_epoch
+    evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
+    curve = SCHEDULES[optimizer.schedule]
+    return Schedule(
+        steps=steps,
+        rate=lambda progress: curve(progress, optimizer.warmup),
+        max_grad_norm=optimizer.max_grad_norm,
+        evaluate_every=evaluate_every,
+        checkpoint_every=train.checkpoint_every or evaluate_every,
+        log_every=train.log_every,
+        workers=train.workers,
+        seed=seed,
+    )
+
+
+def build_blocks(recipe: Recipe) -> Blocks:
+    """Return how much evaluation computes at once."""
+    return Blocks(recipe.evaluation.batch_size, recipe.evaluation.text_block, recipe.evaluation.video_block)
+
+
+def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
+    """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
+    values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
+    values["frames"] = {key: values["frames"][key] for key in ("plan", "count", "size")}
+    speed = ("workers", "trackers", "log_every", "checkpoint_every")
+    values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
+    for entry in values["teachers"]:
+        entry.pop("training")
+    values["data"] = {key: value for key, value in values["data"].items() if key != "videos"}
+    if teacher is not None:
+        shared = {key: values[key] for key in ("data", "frames", "text")}
+        return {**shared, "clip": recipe.student.clip, "teacher": teacher.model_dump(mode="json")}
+    return values
+
+
+def build_terms(recipe: Recipe) -> DistillationTerms:
+    """Return the terms of the loss."""
+    losses = recipe.losses
+    return DistillationTerms(
+        contrastive=Term(losses.contrastive.weight),
+        video_text=Term(losses.video_text.weight, losses.video_text.kind, losses.video_text.temperature),
+        frame_text=Term(losses.frame_text.weight, losses.frame_text.kind, losses.frame_text.temperature),
+    )

@@ -1,0 +1,69 @@
+"""What all commands share: arguments, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from teachclip.errors import TeachclipError
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(main: Callable[[Sequence[str] | None], None]) -> Main:
+    """Turn a function of arguments into a command: 0 when it returns, 2 on a user's mistake, 130 on Ctrl-C.
+
+    A mistake is printed as `error: ...` on one line (a line per problem of a recipe), never as a traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            main(argv)
+        except TeachclipError as error:
+            for line in str(error).splitlines():
+                print(f"{_who()}error: {line}", file=sys.stderr, flush=True)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(f"{_who()}{stop or 'stopped'}; the same command goes on from there", file=sys.stderr, flush=True)
+            return 130
+        return 0
+
+    return wrapped
+
+
+def recipe_arguments(description: str, *, dry_run: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with RECIPE and overrides. `--help` ends with every recipe key, its default and its meaning."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as recipes/shapes_xpool.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="replace a value, such as optimizer.lr=3e-4"
+    )
+    if dry_run:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check the recipe, decode two videos, take one step; write nothing"
+        )
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Appends the recipe's keys, which are read only when help is asked for."""
+
+    def format_help(self) -> str:
+        from teachclip.recipe_file import describe_keys
+
+        return super().format_help() + "\nkeys of a recipe:\n" + "\n".join(describe_keys()) + "\n"
+
+
+def say(message: str) -> None:
+    """Print a line of progress, once per machine."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _who() -> str:
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "

@@ -1,0 +1,115 @@
+"""Distil the teachers of a recipe into its student: the main command."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.recipe import Recipe
+from teachclip.recipe_file import dump_recipe, load_recipe
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Distil: decode and precompute what is missing, train, select, evaluate, export."""
+    parser = recipe_arguments(
+        "Distil the teachers of a recipe into its student.\n"
+        "Decodes videos and stores relevance if that is not done yet, trains, selects on validation, evaluates on\n"
+        "test and exports the student. The same command goes on after an interruption.\n"
+        "Start it with: accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]\n"
+        "Without teachers (teachers=[]) it trains the same student undistilled.",
+        dry_run=True,
+    )
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        from teachclip.commands.dry_run import dry_run
+
+        dry_run(recipe)
+    else:
+        distill(recipe)
+
+
+def distill(recipe: Recipe) -> dict[str, Any]:
+    """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
+    from teachclip.commands import build
+    from teachclip.commands.workspace import build_workspace
+    from teachclip.data.batches import BatchPlan
+    from teachclip.evaluation.run import evaluate
+    from teachclip.training.batches import StoredRelevance, TrainingBatches
+    from teachclip.training.checkpoint import load_part, newest_checkpoint
+    from teachclip.training.distributed import build_accelerator, processes_of
+    from teachclip.training.loop import fit
+    from teachclip.training.run import Run
+    from teachclip.training.task import DistillationTask, OnlineTeacher
+
+    train = recipe.train
+    accelerator = build_accelerator(
+        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
+    )
+    processes, device = processes_of(accelerator), accelerator.device
+    run = Run(recipe.output, build.run_settings(recipe), processes)
+    run.open()
+    if processes.is_main:
+        _write(recipe.output / "recipe.yaml", dump_recipe(recipe))
+    work = build_workspace(recipe, processes, device)
+    split, selection = work.catalog.train, work.selection_split()
+    student = build.build_student(recipe.student, seed=recipe.seed, frames=recipe.frames.count)
+    clip = student.clip
+    inputs = work.inputs(split, clip, towers=train.towers)
+    selection_inputs = work.inputs(selection, clip, towers=train.towers)
+    build.freeze(student, towers=train.towers)
+    stored, online = [], []
+    for section in recipe.teachers:
+        if recipe.teaching.source == "online":
+            online.append(OnlineTeacher(build.build_teacher(section, device), section.weight))
+        else:
+            store = work.relevance(section)
+            stored.append(StoredRelevance.build(store, split, targets=recipe.losses.frame_text.targets))
+    weights = [section.weight for section in recipe.teachers] if stored else []
+    plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed)
+    extra = work.pixel_inputs(split) if online and train.towers == "frozen" else None
+    accelerator.init_trackers(recipe.name)
+    progress = fit(
+        DistillationTask(student, build.build_terms(recipe), stored_weights=weights, online=online),
+        build.build_optimizer_for(student, recipe.optimizer),
+        TrainingBatches(inputs, split, plan, processes, stored, extra),
+        accelerator,
+        run,
+        build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
+        lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
+    )
+    accelerator.end_training()
+    best = newest_checkpoint(run.checkpoints, "best")
+    assert best is not None
+    task = DistillationTask(student, build.build_terms(recipe))
+    task.load_state_dict(load_part(best, "model"))
+    results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
+    for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
+        if target is not None:
+            target_inputs = work.inputs(target, clip, towers=train.towers)
+            results[name] = evaluate(
+                student, target_inputs, target, build.build_blocks(recipe), device, processes, cost=name == "test"
+            )
+    if processes.is_main:
+        _write(recipe.output / "results.json", json.dumps(results, indent=1))
+        from teachclip.export import export_student
+
+        student.processor = work.processor
+        export_student(student.cpu(), recipe.output / "student", results=results, recipe=recipe)
+        from teachclip.evaluation.tables import results_table
+
+        print(results_table([results]), flush=True)
+        say(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
+    processes.wait()
+    return results
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

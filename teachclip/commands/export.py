@@ -1,0 +1,35 @@
+"""Write a student for use elsewhere: transformers folder, or the official layout later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.errors import CheckpointError
+from teachclip.recipe_file import load_recipe
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export the student of a finished run."""
+    parser = recipe_arguments(
+        "Write the student of a finished run as a folder for use elsewhere: weights, tokenizer, decoding settings\n"
+        "and a model card with the measured results. No teacher, no optimizer."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float16", help="precision of the weights")
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+    from teachclip.export import export_student
+    from teachclip.models.student import load_student
+
+    source = recipe.output / "student"
+    if not (source / "config.json").exists():
+        raise CheckpointError(f"{source} holds no student; train it first with tools/distill.py {args.recipe}")
+    results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
+    student = load_student(source)
+    export_student(student, args.out, results=results, recipe=recipe, dtype=args.dtype)
+    size = sum(path.stat().st_size for path in args.out.iterdir())
+    say(f"exported: {args.out} ({size / 1e6:.1f} MB, {args.dtype})")

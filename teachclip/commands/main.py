@@ -1,0 +1,40 @@
+"""The `teachclip` command: `teachclip distill RECIPE` is `tools/distill.py RECIPE`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from teachclip import __version__
+from teachclip.registry import closest
+
+COMMANDS = {
+    "make-shapes": "make the embedded world: videos, captions, and a tiny CLIP",
+    "train-teacher": "train a teacher of a recipe",
+    "precompute": "decode the videos and store the teachers' relevance",
+    "distill": "distil the teachers into the student",
+    "evaluate": "evaluate a student, a teacher or zero-shot CLIP",
+    "export": "write a student for use elsewhere",
+    "demo": "all of it on the embedded world, with a report",
+    "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command by name; 2 for an unknown one."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: teachclip COMMAND ...\n\n" + "\n".join(f"  {k:{width}}  {v}" for k, v in COMMANDS.items()))
+        print("\nteachclip COMMAND --help says more. For several processes: accelerate launch tools/COMMAND.py ...")
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}{closest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"teachclip.commands.{name.replace('-', '_')}")
+    return int(module.main(arguments[1:]))

@@ -1,0 +1,44 @@
+"""Decode the videos and store the teachers' relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.errors import StoreError
+from teachclip.recipe_file import load_recipe
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Decode all videos, store features of frozen towers, and store each teacher's relevance."""
+    parser = recipe_arguments(
+        "Decode all videos of a recipe once, and store the relevance of its teachers for the training pairs.\n"
+        "What is there already is not computed again; after an interruption the same command goes on.\n"
+        "Start it with: accelerate launch tools/precompute.py RECIPE"
+    )
+    parser.add_argument("--verify", action="store_true", help="check all checksums and compute a sample again")
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+
+    from teachclip.commands.workspace import build_workspace
+    from teachclip.models.clip import load_clip
+    from teachclip.training.distributed import build_accelerator, processes_of
+
+    accelerator = build_accelerator()
+    work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
+    if recipe.train.towers == "frozen":
+        clip = load_clip(recipe.student.clip)
+        for split in work.splits:
+            work.feature_inputs(split, clip)
+    problems: list[str] = []
+    for section in recipe.teachers:
+        store = work.relevance(section)
+        say(f"{section.name}: {store.path} ({store.rows} captions)")
+        if args.verify:
+            problems += work.verify(section, store)
+    if args.verify:
+        problems += work.frames.store.verify()
+        if problems:
+            raise StoreError("\n".join(problems))
+        say("verified: every checksum is right and a recomputed sample agrees")

@@ -1,0 +1,103 @@
+"""Train a teacher of a recipe and write its checkpoint in the layout its authors published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.errors import RecipeError
+from teachclip.recipe import Recipe
+from teachclip.recipe import Teacher as TeacherSection
+from teachclip.recipe_file import load_recipe
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train a teacher as its section `training` says, and write its checkpoint."""
+    parser = recipe_arguments(
+        "Train a teacher of the recipe, as its section `training` says, and write its checkpoint.\n"
+        "Start it with: accelerate launch tools/train_teacher.py RECIPE"
+    )
+    parser.add_argument("--teacher", help="which one, if several teachers of the recipe have a section `training`")
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+    train_teacher(recipe, _choose(recipe, args.teacher))
+
+
+def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
+    trainable = [teacher for teacher in recipe.teachers if teacher.training is not None]
+    chosen = [teacher for teacher in trainable if name in (None, teacher.name)]
+    if len(chosen) != 1:
+        names = ", ".join(teacher.name for teacher in trainable) or "none"
+        raise RecipeError(f"choose one teacher with --teacher NAME; with a section `training` there are: {names}")
+    return chosen[0]
+
+
+def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
+    """Train one teacher, select it on validation, and write its checkpoint. Returns the checkpoint's path."""
+    from teachclip.commands import build
+    from teachclip.commands.workspace import build_workspace
+    from teachclip.data.batches import BatchPlan
+    from teachclip.evaluation.run import evaluate
+    from teachclip.models.clip import load_clip
+    from teachclip.training.batches import TrainingBatches
+    from teachclip.training.checkpoint import load_part, newest_checkpoint
+    from teachclip.training.distributed import build_accelerator, processes_of
+    from teachclip.training.loop import fit
+    from teachclip.training.run import Run
+    from teachclip.training.task import TeacherTask
+
+    training = section.training
+    assert training is not None
+    folder = section.checkpoint.parent / f"{section.checkpoint.stem}-run"
+    accelerator = build_accelerator(
+        mixed_precision=training.train.mixed_precision, trackers=training.train.trackers, output=str(folder)
+    )
+    processes = processes_of(accelerator)
+    work = build_workspace(recipe, processes, accelerator.device)
+    clip = load_clip(training.clip or recipe.student.clip)
+    teacher = build.new_teacher(section, clip, seed=training.seed)
+    build.freeze(teacher, towers=training.train.towers)
+    inputs = work.inputs(work.catalog.train, clip, towers=training.train.towers)
+    split = work.catalog.train
+    plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed)
+    run = Run(folder, build.run_settings(recipe, teacher=section), processes)
+    run.open()
+    accelerator.init_trackers(recipe.name)
+    selection = work.selection_split()
+    selection_inputs = work.inputs(selection, clip, towers=training.train.towers)
+    fit(
+        TeacherTask(teacher),
+        build.build_optimizer_for(teacher, training.optimizer),
+        TrainingBatches(inputs, split, plan, processes),
+        accelerator,
+        run,
+        build.build_schedule(
+            training.train, training.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=training.seed
+        ),
+        lambda: evaluate(
+            teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
+        ),
+    )
+    accelerator.end_training()
+    best = newest_checkpoint(run.checkpoints, "best")
+    assert best is not None
+    task = TeacherTask(teacher.cpu())
+    task.load_state_dict(load_part(best, "model"))
+    if processes.is_main:
+        _write_checkpoint(teacher.official_state_dict(), section.checkpoint)
+        say(f"teacher: {section.checkpoint} (step {int(best.name.rpartition('-')[2])}, chosen on {selection.name})")
+    processes.wait()
+    return section.checkpoint
+
+
+def _write_checkpoint(state: object, path: Path) -> None:
+    """Write `{"state_dict": ...}` under a temporary name, then rename."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save({"state_dict": state}, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,40 @@
+"""What a scorer costs at search time: bytes per video, and operations and milliseconds per query."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from teachclip.scorer import Scorer, Tokens, select_tokens
+
+
+@torch.no_grad()
+def search_cost(scorer: Scorer, texts: Tokens, videos: Tokens, *, candidates: int = 1000) -> dict[str, float]:
+    """Measure the cost of scoring one text against `candidates` videos (existing ones, repeated as needed).
+
+    Returns `bytes_per_video` (what must be kept of a video to score it, as held in memory), `flops_per_query`
+    (counted by torch for matrix products; encoding the query, which every scorer pays alike, is not in it) and
+    `ms_per_query` (median of 20 runs on the device of the tokens).
+    """
+    count = len(next(iter(videos.values())))
+    corpus = select_tokens(videos, torch.arange(candidates) % count)
+    query = select_tokens(texts, slice(0, 1))
+    size = sum(tensor.nbytes for tensor in corpus.values()) / candidates
+    counter = FlopCounterMode(display=False)
+    with counter:
+        scorer.score(query, corpus)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        scorer.score(query, corpus)
+        if next(iter(corpus.values())).is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return {
+        "bytes_per_video": size,
+        "flops_per_query": float(counter.get_total_flops()),
+        "ms_per_query": 1000 * sorted(times)[len(times) // 2],
+        "candidates": candidates,
+    }

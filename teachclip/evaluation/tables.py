@@ -1,0 +1,51 @@
+"""Results as tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "median_rank": "MedR",
+    "mean_rank": "MeanR",
+}
+DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+
+
+def results_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table of evaluations: one line per model, split and direction."""
+    lines = [
+        "| model | split | direction | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|" + "---:|" * len(COLUMNS),
+    ]
+    for result in results:
+        for split in ("train", "validation", "test"):
+            for direction, label in DIRECTIONS.items():
+                if split in result:
+                    metrics = result[split][direction]
+                    values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
+                    lines.append(f"| {result['model']} | {split} | {label} | {values} |")
+    return "\n".join([*lines, *_remarks(results)])
+
+
+def _remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what a reader must know before comparing: selection on test, and videos left out."""
+    remarks = []
+    if any(result.get("selected_on") == "test" for result in results):
+        remarks.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    left_out = max((len(result.get("left_out", {})) for result in results), default=0)
+    if left_out:
+        remarks.append(f"Partial: {left_out} videos could not be read and were left out.")
+    return ["", *remarks] if remarks else []
+
+
+def human_count(value: float) -> str:
+    """Write a large number with three digits and a unit: 1234567 is 1.23M."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}P"

@@ -1,0 +1,113 @@
+"""The compact student as a folder: weights, tokenizer, decoding settings and a model card. Nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teachclip.errors import CheckpointError
+from teachclip.evaluation.tables import results_table
+from teachclip.models.student import StudentModel
+from teachclip.recipe import Recipe
+
+
+def export_student(
+    student: StudentModel,
+    folder: Path,
+    *,
+    results: Mapping[str, Any],
+    recipe: Recipe,
+    dtype: str = "float32",
+) -> None:
+    """Write the student, its processor and a model card to `folder`, whole or not at all.
+
+    `dtype` is `float32` or `float16`. Raises CheckpointError if the folder cannot be written or holds something else.
+    """
+    if student.processor is None:
+        raise CheckpointError("the student has no processor (tokenizer and decoding settings) to export")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} is not empty and holds no student; choose another folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        processor = student.processor
+        student.to(getattr(torch, dtype)).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        (temporary / "README.md").write_text(model_card(results, recipe), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot write the student: {error}") from error
+
+
+def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
+    """Write a model card in the Hub's format from measured results."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    names = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10"}
+    measured = [
+        EvalResult(
+            task_type="text-to-video-retrieval",
+            task_name="Text-to-video retrieval",
+            dataset_type=recipe.name,
+            dataset_name=f"{recipe.name} (test)",
+            metric_type=name,
+            metric_name=label,
+            metric_value=round(float(results["test"]["t2v"][name]), 2),
+        )
+        for name, label in names.items()
+        if "test" in results
+    ]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["video-text-retrieval", "teachclip"],
+        model_name=recipe.name,
+        eval_results=measured or None,
+    )
+    teachers = ", ".join(teacher.name for teacher in recipe.teachers) or "none (undistilled)"
+    body = _BODY.format(
+        name=recipe.name,
+        teachers=teachers,
+        clip=recipe.student.clip,
+        layers=recipe.student.temporal_layers,
+        frames=recipe.frames.count,
+        plan=recipe.frames.plan,
+        selected=results.get("selected_on", "validation"),
+        seed=results.get("seed", recipe.seed),
+        table=results_table([results]),
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+_BODY = """
+# {name}
+
+A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
+A video is one vector, a query is one vector, and their dot product is the score.
+
+- Teachers: {teachers}
+- CLIP: `{clip}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
+- Frames: {frames} per video, plan `{plan}`
+- Checkpoint selected on: {selected}; one training run, seed {seed}
+
+```python
+from teachclip import load_student
+
+student = load_student("THIS_FOLDER")
+videos = student.encode_video(["a.mp4", "b.mp4"])
+texts = student.encode_text(["a man plays a drum"])
+scores = texts @ videos.T  # (texts, videos), higher is closer
+```
+
+## Measured results
+
+{table}
+"""

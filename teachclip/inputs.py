@@ -1,0 +1,183 @@
+"""What a scorer is fed with: decoded frames and token ids, or the stored features of frozen towers.
+
+Both kinds offer the same two methods, so that training, precomputing and evaluation are written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.data.batches import Tokenized
+from teachclip.data.frames import FrameStore
+from teachclip.data.transform import normalize
+from teachclip.processes import Processes
+from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
+from teachclip.store import ArrayStore
+
+Batch = dict[str, Tensor]
+
+
+class Inputs(Protocol):
+    """The texts and videos of one split, by row."""
+
+    text_count: int
+    video_count: int
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return the model inputs of some captions."""
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return the model inputs of some videos."""
+
+
+@dataclass(frozen=True)
+class PixelInputs:
+    """Token ids and decoded frames, for towers that run.
+
+    `frame_rows` (videos,) are the split's rows in the frame store; `mean` and `std` (3,) are CLIP's.
+    """
+
+    tokenized: Tokenized
+    frames: FrameStore
+    frame_rows: np.ndarray
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return len(self.tokenized)
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return len(self.frame_rows)
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `input_ids` and `attention_mask`, both (texts, tokens), cut to the longest of these texts."""
+        input_ids, attention_mask = self.tokenized.batch(rows)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `frames` uint8 (videos, frames, 3, size, size), `frame_mask` and the normalisation."""
+        frames, mask = self.frames.read(self.frame_rows[rows])
+        return {"frames": frames, "frame_mask": mask, "mean": self.mean, "std": self.std}
+
+
+@dataclass(frozen=True)
+class FeatureInputs:
+    """Stored raw features of frozen CLIP towers; kept in memory, they are small."""
+
+    text_store: ArrayStore
+    video_store: ArrayStore
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return self.text_store.rows
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return self.video_store.rows
+
+    def _array(self, store: ArrayStore, name: str) -> Tensor:
+        if name not in self._cache:
+            self._cache[name] = torch.from_numpy(np.asarray(store.read(name, slice(None))))
+        return self._cache[name]
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `text_features` (texts, dim)."""
+        return {"text_features": self._array(self.text_store, "features")[rows]}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `frame_features` (videos, frames, dim) and `frame_mask` (videos, frames)."""
+        return {
+            "frame_features": self._array(self.video_store, "frame_features")[rows],
+            "frame_mask": self._array(self.video_store, "frame_mask")[rows],
+        }
+
+
+def pixel_values(batch: Batch) -> Tensor:
+    """Normalise decoded frames; padded frames become zeros after it, as in the official code (CLIP4Clip)."""
+    pixels = normalize(batch["frames"], batch["mean"], batch["std"])
+    return pixels * batch["frame_mask"][:, :, None, None, None]
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """Return the keyword arguments of the student's forward; stored features go before pixels and token ids."""
+    found = {"frame_mask": batch["frame_mask"]}
+    if "text_features" in batch:
+        found["text_features"] = batch["text_features"]
+    else:
+        found |= {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if "frame_features" in batch:
+        found["frame_features"] = batch["frame_features"]
+    else:
+        found["pixel_values"] = pixel_values(batch)
+    return found
+
+
+def encode_text_batch(scorer: Scorer, batch: Batch) -> Tokens:
+    """Encode one batch of texts, from features where the batch holds them."""
+    if "text_features" in batch:
+        return _feature_scorer(scorer).texts_from_features(batch["text_features"])
+    return scorer.encode_texts(batch["input_ids"], batch["attention_mask"])
+
+
+def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
+    """Encode one batch of videos, from features where the batch holds them."""
+    if "frame_features" in batch:
+        return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
+    return scorer.encode_videos(pixel_values(batch), batch["frame_mask"])
+
+
+def _feature_scorer(scorer: Scorer) -> FeatureScorer:
+    if not isinstance(scorer, FeatureScorer):
+        raise TypeError(f"{type(scorer).__name__} cannot score stored tower features; it needs pixels and token ids")
+    return scorer
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Move a batch to a device without waiting for the copy."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def encode_split(
+    scorer: Scorer,
+    inputs: Inputs,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> tuple[Tokens, Tokens]:
+    """Encode all texts and all videos of a split once. Every process returns all tokens, on the CPU.
+
+    `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time.
+    """
+    processes = processes or Processes()
+
+    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
+        rows = processes.share(count)
+        starts = range(0, len(rows), size)
+        bar = tqdm(starts, desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False)
+        parts = []
+        for start in bar:
+            batch = to_device(read(rows[start : start + size]), device)  # type: ignore[operator]
+            tokens = encode(scorer, batch)  # type: ignore[operator]
+            parts.append({name: tensor.cpu() for name, tensor in tokens.items()})
+        gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
+        return concat_tokens(gathered)
+
+    texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
+    videos = run(inputs.video_count, batch_size, "encode videos", inputs.videos, encode_video_batch)
+    return texts, videos

@@ -1,0 +1,39 @@
+"""The processes that work on one job together, seen from the parts that must not know Accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def _alone(item: Any) -> list[Any]:
+    return [item]
+
+
+def _no_wait() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its fellows. The default is a process on its own.
+
+    `wait` returns when all processes have called it; `gather` returns every process's object, in process order.
+    """
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], None] = _no_wait
+    gather: Callable[[Any], list[Any]] = _alone
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.index == 0
+
+    def share(self, items: int) -> np.ndarray:
+        """Return this process's contiguous share of the row numbers 0 to items - 1."""
+        return np.array_split(np.arange(items), self.count)[self.index]

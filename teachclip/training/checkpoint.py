@@ -1,0 +1,96 @@
+"""Checkpoints of a run: written whole or not at all, found again newest first, without pickle.
+
+A checkpoint is a folder `step-00000300` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
+written under a temporary name, flushed to disk and renamed. `best-00000200` holds the weights that validation chose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from teachclip.errors import CheckpointError
+
+Tensors = Mapping[str, Tensor]
+
+
+def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> Path:
+    """Write `folder/name` with one safetensors file per entry of `tensors` and `state.json`; replace it if it exists.
+
+    Raises CheckpointError if it cannot be written, for example because the disk is full; what was there stays.
+    """
+    target, temporary = folder / name, folder / f".{name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for part, values in tensors.items():
+            cpu = {key: value.detach().cpu().contiguous().clone() for key, value in values.items()}
+            save_file(cpu, temporary / f"{part}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for path in temporary.iterdir():
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{target}: cannot write the checkpoint: {error}") from error
+    return target
+
+
+def newest_checkpoint(folder: Path, kind: str) -> Path | None:
+    """Return the newest whole checkpoint `kind-<step>` of a folder, or None."""
+    found = sorted(path for path in folder.glob(f"{kind}-[0-9]*") if (path / "state.json").is_file())
+    return found[-1] if found else None
+
+
+def checkpoint_name(kind: str, step: int) -> str:
+    """Return the name of a checkpoint; names sort by step."""
+    return f"{kind}-{step:08d}"
+
+
+def keep_newest(folder: Path, kind: str, *, count: int) -> None:
+    """Delete all but the newest `count` checkpoints of a kind. Call it after a new one is whole."""
+    found = sorted(path for path in folder.glob(f"{kind}-[0-9]*"))
+    for path in found[: max(0, len(found) - count)]:
+        shutil.rmtree(path)
+
+
+def drop_after(folder: Path, kind: str, step: int) -> None:
+    """Delete checkpoints of a kind from later steps: a resumed run will make them again."""
+    for path in folder.glob(f"{kind}-[0-9]*"):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's `state.json`. Raises CheckpointError if it is damaged."""
+    try:
+        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / 'state.json'}: cannot read the checkpoint: {error}") from error
+
+
+def load_part(path: Path, part: str) -> dict[str, Tensor]:
+    """Read one safetensors file of a checkpoint. Raises CheckpointError if it is missing or damaged."""
+    try:
+        return dict(load_file(path / f"{part}.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path / part}.safetensors: cannot read the checkpoint: {error}") from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,95 @@
+"""Several processes: starting them, telling a bad launch, and gathering features with their gradient."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from teachclip.errors import LaunchError, RecipeError
+from teachclip.processes import Processes
+from teachclip.registry import closest
+
+
+def build_accelerator(
+    *, mixed_precision: str = "no", trackers: list[str] | None = None, output: str | None = None
+) -> Accelerator:
+    """Start Accelerate and check that the processes found each other.
+
+    On a machine without a GPU, several processes train together over gloo. Raises LaunchError if processes were
+    started that do not know of each other, RecipeError for a tracker whose package is not installed.
+    """
+    available = sorted(str(tracker.value) for tracker in get_available_trackers())
+    for tracker in trackers or []:
+        if tracker not in available:
+            known = ", ".join(available) or "none is installed"
+            raise RecipeError(
+                f"train.trackers: {tracker!r} is not installed; available: {known}{closest(tracker, available)}"
+            )
+    if mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise LaunchError("train.mixed_precision=fp16 needs a GPU; use bf16 or no on this machine")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=mixed_precision,
+        log_with=trackers or None,
+        project_dir=output,
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise LaunchError(
+            f"{started} processes were started, but each trains on its own (Accelerate sees "
+            f"{accelerator.num_processes}); start them with `accelerate launch --multi_gpu --num_processes {started}`"
+        )
+    return accelerator
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    """Describe the processes of an Accelerator to the parts that do not know Accelerate."""
+    if accelerator.num_processes == 1:
+        return Processes()
+
+    def gather(item: Any) -> list[Any]:
+        return list(gather_object([item]))
+
+    return Processes(
+        index=accelerator.process_index,
+        count=accelerator.num_processes,
+        wait=accelerator.wait_for_everyone,
+        gather=gather,
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """Gather equal-sized tensors of all processes; the gradient of a part is the sum over all processes.
+
+    With the loss of the whole batch computed on every process and gradients averaged by DDP, the result is exactly
+    the gradient of one process with the whole batch. (Torch's own functions for this are deprecated or private.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        ctx.rows = len(tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        start = ctx.rows * torch.distributed.get_rank()
+        return total[start : start + ctx.rows]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Join the rows of all processes, in process order. (rows, ...) becomes (processes * rows, ...)."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return _Gather.apply(tensor.to(torch.uint8)).bool()
+    return _Gather.apply(tensor)

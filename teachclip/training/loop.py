@@ -1,0 +1,161 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from teachclip.errors import TrainingError
+from teachclip.inputs import to_device
+from teachclip.training.batches import TrainingBatches
+from teachclip.training.optim import clamp_logit_scale
+from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
+
+Validate = Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths, in optimizer steps, and the gradient clip."""
+
+    steps: int
+    rate: Callable[[float], float]
+    max_grad_norm: float
+    evaluate_every: int
+    checkpoint_every: int
+    log_every: int = 10
+    workers: int = 0
+    seed: int = 0
+
+
+def fit(
+    task: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: TrainingBatches,
+    accelerator: Accelerator,
+    run: Run,
+    schedule: Schedule,
+    validate: Validate | None,
+) -> Progress:
+    """Train `task` until `schedule.steps`; go on from the newest checkpoint of `run`, exactly.
+
+    Raises TrainingError on a non-finite loss, KeyboardInterrupt after saving when it was asked to stop.
+    """
+    model = task
+    task, optimizer = accelerator.prepare(task.to(accelerator.device), optimizer)
+    progress = run.resume(model, _plain(optimizer), accelerator.scaler)
+    loader = batches.loader(progress.step, schedule.steps, workers=schedule.workers)
+    pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+    bar = tqdm(
+        total=schedule.steps, initial=progress.step, unit="step", desc="train", disable=not run.processes.is_main
+    )
+    with stop_on_signal() as stop, bar:
+        for batch in loader:
+            torch.manual_seed(
+                schedule.seed * 1_000_003 + progress.step
+            )  # dropout: the same on resume and per process
+            rate = schedule.rate(progress.step / schedule.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            task.train()
+            batch = to_device(batch, accelerator.device)
+            losses = task(batch)
+            accelerator.backward(losses["loss"])
+            losses["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            clamp_logit_scale(model.logit_scale)
+            progress.step += 1
+            pending.append((progress.step, batch["rows"], {name: value.detach() for name, value in losses.items()}))
+            bar.update()
+            last = progress.step == schedule.steps
+            stopping = _agree(accelerator, stop) if _due(progress.step, schedule.log_every, last) else stop.requested
+            stopping = stopping and (accelerator.num_processes == 1 or _due(progress.step, schedule.log_every, last))
+            saving = stopping or _due(progress.step, schedule.checkpoint_every, last)
+            if saving or _due(progress.step, schedule.log_every, last):
+                _write(pending, run, bar, accelerator, batches)
+            if validate is not None and _due(progress.step, schedule.evaluate_every, last):
+                _select(validate, model, run, progress, accelerator)
+                saving = True
+            if saving:
+                run.save(model, _plain(optimizer), progress, accelerator.scaler)
+            if stopping and not last:
+                raise KeyboardInterrupt(f"stopped and saved after step {progress.step} of {schedule.steps}")
+    run.processes.wait()
+    return progress
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return last or step % every == 0
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside Accelerate's wrapper."""
+    return optimizer.optimizer  # type: ignore[no-any-return]
+
+
+def _agree(accelerator: Accelerator, stop: StopRequest) -> bool:
+    """Whether any process was asked to stop; all processes get the same answer."""
+    if accelerator.num_processes == 1:
+        return stop.requested
+    flag = torch.tensor([float(stop.requested)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum").item() > 0)  # type: ignore[union-attr]
+
+
+def _write(
+    pending: list[tuple[int, Tensor, dict[str, Tensor]]],
+    run: Run,
+    bar: tqdm,
+    accelerator: Accelerator,
+    batches: TrainingBatches,
+) -> None:
+    """Log the steps since the last call. Here the losses are read, so here it shows whether they are finite."""
+    for step, rows, losses in pending:
+        values = {name: value.item() for name, value in losses.items()}
+        if not all(map(_finite, values.values())):
+            run.flush()
+            raise TrainingError(_save_culprits(run, step, rows, values, batches))
+        run.log({"step": step, **values})
+        accelerator.log(values, step=step)
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+    pending.clear()
+    run.flush()
+
+
+def _finite(value: float) -> bool:
+    return abs(value) != float("inf") and value == value
+
+
+def _save_culprits(run: Run, step: int, rows: Tensor, values: Mapping[str, float], batches: TrainingBatches) -> str:
+    """Write down the batch whose loss is not finite and say where."""
+    path = run.folder / f"nonfinite-step-{step}.json"
+    captions = rows.tolist()
+    if run.processes.is_main:
+        record = {
+            "step": step,
+            "losses": {name: str(value) for name, value in values.items()},
+            "caption_rows": captions,
+            "pairs": [batches.pair_ids(row) for row in captions],
+        }
+        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    bad = ", ".join(f"{name} is {value}" for name, value in values.items() if not _finite(value))
+    return f"step {step}: {bad}; the batch's videos and captions are in {path}; the last checkpoint is whole"
+
+
+def _select(validate: Validate, model: nn.Module, run: Run, progress: Progress, accelerator: Accelerator) -> None:
+    """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published)."""
+    model.eval()
+    metrics = validate()
+    value = float(metrics["t2v"]["recall_at_1"])
+    run.log({"step": progress.step, "validation": metrics})
+    accelerator.log({"validation_t2v_recall_at_1": value}, step=progress.step)
+    if value >= progress.best:
+        progress.best, progress.best_step = value, progress.step
+        run.save_best(model, progress, metrics)

@@ -1,0 +1,176 @@
+"""A run folder: its recipe, its log, its checkpoints, and where to resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from teachclip.errors import CheckpointError
+from teachclip.processes import Processes
+from teachclip.store import describe_difference
+from teachclip.training.checkpoint import (
+    checkpoint_name,
+    drop_after,
+    keep_newest,
+    load_part,
+    load_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from teachclip.training.optim import load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass
+class Progress:
+    """How far a run is: steps done, and the best validation so far."""
+
+    step: int = 0
+    best: float = float("-inf")
+    best_step: int = -1
+
+
+@dataclass
+class Run:
+    """A run folder. Every process reads it; only the main process writes."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    processes: Processes = field(default_factory=Processes)
+    _lines: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def open(self) -> None:
+        """Make the folder, or check that it belongs to the same settings. Raises CheckpointError if it does not."""
+        path = self.folder / "settings.json"
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before != json.loads(json.dumps(self.settings)):
+                difference = describe_difference(before, self.settings)
+                raise CheckpointError(
+                    f"{self.folder} holds a run with other settings: {difference}; give another output= or delete it"
+                )
+        elif self.processes.is_main:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.settings, indent=1), encoding="utf-8")
+            os.replace(temporary, path)
+        self.processes.wait()
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Progress:
+        """Load the newest whole checkpoint, if there is one, and cut the log back to it."""
+        newest = newest_checkpoint(self.checkpoints, "step")
+        if newest is None:
+            progress = Progress()
+        else:
+            model.load_state_dict(load_part(newest, "model"))
+            load_optimizer_tensors(optimizer, trained_names(model), load_part(newest, "optimizer"))
+            state = load_state(newest)
+            if scaler is not None and state.get("scaler"):
+                scaler.load_state_dict(state["scaler"])
+            progress = Progress(**state["progress"])
+        self.processes.wait()
+        if self.processes.is_main:
+            drop_after(self.checkpoints, "best", progress.step)
+            self._cut_log(progress.step)
+        self.processes.wait()
+        return progress
+
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, scaler: Any = None
+    ) -> None:
+        """Write a checkpoint and keep the last two."""
+        if self.processes.is_main:
+            self.flush()
+            tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, trained_names(model))}
+            state = {"progress": vars(progress), "scaler": scaler.state_dict() if scaler is not None else None}
+            save_checkpoint(self.checkpoints, checkpoint_name("step", progress.step), tensors, state)
+            keep_newest(self.checkpoints, "step", count=2)
+
+    def save_best(self, model: nn.Module, progress: Progress, metrics: Mapping[str, Any]) -> None:
+        """Write the weights that validation prefers so far."""
+        if self.processes.is_main:
+            name = checkpoint_name("best", progress.step)
+            save_checkpoint(
+                self.checkpoints,
+                name,
+                {"model": model.state_dict()},
+                {"step": progress.step, "metrics": dict(metrics)},
+            )
+            keep_newest(self.checkpoints, "best", count=1)
+        self.processes.wait()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Add a line to `log.jsonl`; it reaches the disk at the next `flush`."""
+        if self.processes.is_main:
+            self._lines.append(json.dumps(values))
+
+    def flush(self) -> None:
+        """Write the lines logged so far."""
+        if self.processes.is_main and self._lines:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write("\n".join(self._lines) + "\n")
+            self._lines.clear()
+
+    def _cut_log(self, step: int) -> None:
+        """Forget what was logged after the checkpoint, so that a resumed log equals an uninterrupted one."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # a line cut short by the end of the process
+                continue
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def trained_names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Return the name of every parameter that is trained."""
+    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class StopRequest:
+    """Whether someone asked the run to stop (Ctrl-C, or a scheduler's SIGTERM)."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal: note it; a second one stops at once."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the loop answers after the step in progress."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

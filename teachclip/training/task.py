@@ -1,0 +1,183 @@
+"""What is computed in one step: a module whose one forward goes from a local batch to the losses of the global one.
+
+The task as a whole is what DDP wraps, so that both towers and the logit scale are used in one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from teachclip.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
+from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
+from teachclip.models.student import StudentModel
+from teachclip.scorer import Teacher, Tokens
+from teachclip.training.distributed import gather_with_gradient
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the total loss."""
+
+    weight: float
+    kind: str = ""
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class DistillationTerms:
+    """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text."""
+
+    contrastive: Term = Term(0.2)
+    video_text: Term = Term(1.0, "pearson")
+    frame_text: Term = Term(2.0, "cross_entropy")
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """One teacher's relevance for the global batch: (pairs, pairs) logits and (pairs, frames)."""
+
+    video_text: Tensor
+    frame_text: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A teacher that runs in every step."""
+
+    teacher: Teacher
+    weight: float = 1.0
+
+
+class DistillationTask(nn.Module):
+    """The student, learning from matching pairs and from its teachers.
+
+    A batch holds this process's pairs (see `teachclip.inputs`) and, for the global batch, `video_rows` (pairs,) and
+    for stored teacher number k `video_text.k` (pairs, pairs) and `frame_text.k` (pairs, frames).
+    """
+
+    def __init__(
+        self,
+        student: StudentModel,
+        terms: DistillationTerms,
+        *,
+        stored_weights: Sequence[float] = (),
+        online: Sequence[OnlineTeacher] = (),
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = terms
+        self.stored_weights = tuple(stored_weights)
+        self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The parameter to be clamped after each step."""
+        return self.student.clip.logit_scale
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
+        out = self.student(**model_inputs(batch))
+        texts = gather_with_gradient(out.text_embeds.float())
+        videos = gather_with_gradient(out.video_embeds.float())
+        frame_scores = gather_with_gradient(out.frame_scores.float())
+        frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
+        with torch.autocast(texts.device.type, enabled=False):
+            logits = self.student.clip.logit_scale.float().exp() * texts @ videos.T
+            return self._losses(batch, logits, frame_scores, frame_mask)
+
+    def _losses(
+        self, batch: Batch, logits: Tensor, frame_scores: Tensor, frame_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+        losses = {"contrastive": contrastive_loss(logits, same_video)}
+        relevances = self._relevances(batch)
+        if not relevances:
+            return {"loss": losses["contrastive"], **losses}
+        shares = [relevance.weight / sum(item.weight for item in relevances) for relevance in relevances]
+        video, frame = self.terms.video_text, self.terms.frame_text
+        losses["video_text"] = torch.stack(
+            [
+                share * video_text_loss(logits, item.video_text, kind=video.kind, temperature=video.temperature)
+                for share, item in zip(shares, relevances, strict=True)
+            ]
+        ).sum()
+        losses["frame_text"] = torch.stack(
+            [
+                share
+                * frame_text_loss(
+                    frame_scores,
+                    item.frame_text,
+                    kind=frame.kind,
+                    temperature=frame.temperature,
+                    frame_mask=frame_mask,
+                )
+                for share, item in zip(shares, relevances, strict=True)
+            ]
+        ).sum()
+        total = (
+            self.terms.contrastive.weight * losses["contrastive"]
+            + video.weight * losses["video_text"]
+            + frame.weight * losses["frame_text"]
+        )
+        return {"loss": total, **losses}
+
+    def _relevances(self, batch: Batch) -> list[Relevance]:
+        found = [
+            Relevance(batch[f"video_text.{k}"].float(), batch[f"frame_text.{k}"].float(), weight)
+            for k, weight in enumerate(self.stored_weights)
+        ]
+        for item in self._online[0]:
+            found.append(_teach(item, batch))
+        return found
+
+
+@torch.no_grad()
+def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
+    """Run a teacher on the local pairs and score the global batch. Teachers run in float32, as when stored."""
+    with torch.autocast(batch["frame_mask"].device.type, enabled=False):
+        inputs = {key: value for key, value in batch.items() if not key.endswith("_features")}
+        texts = _gather_tokens(encode_text_batch(item.teacher, inputs))
+        videos = _gather_tokens(encode_video_batch(item.teacher, inputs))
+        return Relevance(
+            item.teacher.score(texts, videos).float(),
+            item.teacher.frame_relevance(texts, videos).float(),
+            item.weight,
+        )
+
+
+def _gather_tokens(tokens: Tokens) -> Tokens:
+    return {name: gather_with_gradient(tensor) for name, tensor in tokens.items()}
+
+
+class TeacherTask(nn.Module):
+    """A teacher, trained with the symmetric cross-entropy of its logits over the global batch (X-Pool, CVPR 2022)."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The parameter to be clamped after each step."""
+        return self.teacher.clip.logit_scale  # type: ignore[union-attr,return-value]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""
+        texts = _gather_tokens(encode_text_batch(self.teacher, batch))  # type: ignore[arg-type]
+        videos = _gather_tokens(encode_video_batch(self.teacher, batch))  # type: ignore[arg-type]
+        with torch.autocast(batch["frame_mask"].device.type, enabled=False):
+            texts = {name: _as_float(tensor) for name, tensor in texts.items()}
+            videos = {name: _as_float(tensor) for name, tensor in videos.items()}
+            logits = self.teacher.score(texts, videos)  # type: ignore[operator]
+            same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+            loss = contrastive_loss(logits, same_video)
+        return {"loss": loss, "contrastive": loss.detach()}
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
