@@ -1,0 +1,138 @@
+"""Frame targets that a video's captions share, from a stored relevance (the recipe's `frame_targets: video`).
+
+The published frame target of a pair is the teacher's relevance for that one caption (`frame_targets: pair`). The
+student weighs frames without knowing the caption, so it can only learn what the captions of a video have in common.
+These functions average the relevance over a video's captions, each weighted by how sure the teacher is of it. They
+read arrays in blocks, so a memory-mapped store does, and run once before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Rows = np.ndarray | Callable[[slice], np.ndarray]
+"""A matrix by rows: an array (memory-mapped or not), or a function that reads a slice of rows."""
+
+
+def teacher_confidence(
+    read_rows: Rows, caption_videos: np.ndarray, *, temperature: float = 1.0, block: int = 4096
+) -> np.ndarray:
+    """Return how much of its belief a teacher gives to each caption's own video.
+
+    That is `softmax(row / temperature)` over all videos, taken at the caption's video; stable, in float32.
+
+    `read_rows`: the stored video-text relevance (captions, videos) on the logit scale, of any float type, or a
+    function that reads a slice of its rows; `block` rows are in memory at a time. `caption_videos`: (captions,) int,
+    the column of each caption's video. Returns (captions,) float32 in [0, 1]; 0 where it underflows. Raises
+    ValueError on unequal sizes, a column that does not exist, logits that are not finite, or a temperature that is
+    not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    columns = _video_rows(caption_videos)
+    confidence = np.empty(len(columns), dtype=np.float32)
+    for rows, values in _blocks(read_rows, len(columns), block, "logits"):
+        own = columns[rows]
+        if own.size and own.max() >= values.shape[1]:
+            raise ValueError(f"caption_videos names video {own.max()}, but logits have {values.shape[1]} videos")
+        logits = values.astype(np.float32)  # a copy, changed in place from here on
+        logits /= np.float32(temperature)
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"logits of caption {rows.start + int(np.argmin(finite))} are not finite")
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        confidence[rows] = logits[np.arange(len(own)), own] / logits.sum(axis=1)
+    return confidence
+
+
+def video_frame_targets(
+    frame_relevance: Rows,
+    confidence: np.ndarray,
+    caption_videos: np.ndarray,
+    *,
+    frame_mask: np.ndarray | None = None,
+    block: int = 65536,
+) -> np.ndarray:
+    """Return one distribution over frames per video: the confidence-weighted mean of its captions' relevance.
+
+    `target_v = sum_c p_c q_c / sum_c p_c` over the captions c of video v, then brought to sum 1 over valid frames, as
+    the softmax gate of the student needs. Where all p_c of a video are 0 (they underflowed) its captions count alike.
+
+    `frame_relevance`: (captions, frames), of any float type, or a function that reads a slice of its rows.
+    `confidence`: (captions,) p_c >= 0, as from `teacher_confidence`. `caption_videos`: (captions,) int, the video row
+    of each caption, in any order. `frame_mask`: (videos, frames) bool, True on real frames; without it all are real
+    and there are as many videos as caption_videos names. Returns (videos, frames) float32, 0 on padded frames. Raises
+    ValueError on unequal sizes, bad values, a video without captions, or one without relevance on its valid frames.
+    """
+    owners = _video_rows(caption_videos)
+    videos = len(frame_mask) if frame_mask is not None else int(owners.max(initial=-1)) + 1
+    counts = np.bincount(owners, minlength=videos)
+    if len(counts) > videos:
+        raise ValueError(f"caption_videos names video {owners.max()}, but frame_mask has {videos} videos")
+    if not counts.all():
+        raise ValueError(f"video {int(np.argmin(counts))} has no caption; every video needs at least one")
+    weights = _weights(confidence, owners, videos)
+    mean = _weighted_mean(frame_relevance, weights, owners, videos, block)
+    if frame_mask is not None:
+        if frame_mask.dtype != np.bool_ or frame_mask.shape != mean.shape:
+            got = f"{frame_mask.dtype} of shape {frame_mask.shape}"
+            raise ValueError(f"frame_mask must be bool of shape {mean.shape}, got {got}")
+        mean = np.where(frame_mask, mean, 0)
+    total = mean.sum(axis=1, keepdims=True)
+    if not (total > 0).all():
+        raise ValueError(f"video {int(np.argmin(total > 0))} has no relevance on any valid frame")
+    return (mean / total).astype(np.float32)
+
+
+def _weights(confidence: np.ndarray, owners: np.ndarray, videos: int) -> np.ndarray:
+    """Return the weight of each caption within its video, float64, summing to 1 per video."""
+    if confidence.shape != owners.shape:
+        raise ValueError(f"confidence has shape {confidence.shape}, but caption_videos has {owners.shape}")
+    weights = confidence.astype(np.float64)
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("confidence must be finite and not negative")
+    vanished = np.bincount(owners, weights, minlength=videos) == 0
+    weights[vanished[owners]] = 1
+    return weights / np.bincount(owners, weights, minlength=videos)[owners]
+
+
+def _weighted_mean(values: Rows, weights: np.ndarray, owners: np.ndarray, videos: int, block: int) -> np.ndarray:
+    """Sum weighted rows per video, in float64. Returns (videos, n)."""
+    total: np.ndarray | None = None
+    for rows, part in _blocks(values, len(owners), block, "frame_relevance"):
+        if not (np.isfinite(part) & (part >= 0)).all():
+            raise ValueError(
+                f"frame_relevance of captions {rows.start} to {rows.stop - 1} has negative or no numbers"
+            )
+        if total is None:
+            total = np.zeros((videos, part.shape[1]))
+        np.add.at(total, owners[rows], part * weights[rows, None])
+    assert total is not None  # every video has a caption, so there is at least one block
+    return total
+
+
+def _video_rows(caption_videos: np.ndarray) -> np.ndarray:
+    """Check the video rows of the captions and return them."""
+    rows = np.asarray(caption_videos)
+    if rows.ndim != 1 or not rows.size or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0:
+        raise ValueError(
+            f"caption_videos must be one video row >= 0 per caption, got {rows.dtype} of shape {rows.shape}"
+        )
+    return rows
+
+
+def _blocks(values: Rows, count: int, block: int, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+    """Read `count` rows in blocks and check the sizes."""
+    if not callable(values) and len(values) != count:
+        raise ValueError(f"{name} has {len(values)} captions, but caption_videos has {count}")
+    for start in range(0, count, block):
+        rows = slice(start, min(start + block, count))
+        part = np.asarray(values(rows) if callable(values) else values[rows])
+        if part.ndim != 2 or len(part) != rows.stop - rows.start:
+            raise ValueError(
+                f"{name} rows {rows.start} to {rows.stop - 1} must be a matrix of that length, got shape {part.shape}"
+            )
+        yield rows, part

@@ -1,0 +1,189 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teachclip.targets import teacher_confidence, video_frame_targets
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    power = np.exp(values.astype(np.float64) - values.max(axis=1, keepdims=True))
+    return power / power.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def stored() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Relevance (11 captions, 6 frames), logits (11, 5 videos), and the video of each caption, in mixed order."""
+    state = np.random.RandomState(0)
+    owners = np.array([3, 0, 1, 1, 4, 2, 0, 0, 2, 3, 0])
+    return softmax(state.standard_normal((11, 6))), 4 * state.standard_normal((11, 5)), owners
+
+
+# Confidence.
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_confidence_is_the_softmax_at_the_own_video(stored, temperature: float) -> None:
+    _, logits, owners = stored
+    expected = softmax(logits / temperature)[np.arange(11), owners]
+    measured = teacher_confidence(logits, owners, temperature=temperature)
+    assert measured.dtype == np.float32
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 4, 11, 100])
+def test_confidence_does_not_depend_on_the_block(stored, block: int) -> None:
+    _, logits, owners = stored
+    asked: list[tuple[int, int]] = []
+
+    def read(rows: slice) -> np.ndarray:
+        asked.append((rows.start, rows.stop))
+        return logits[rows]
+
+    np.testing.assert_array_equal(teacher_confidence(read, owners, block=block), teacher_confidence(logits, owners))
+    assert max(stop - start for start, stop in asked) <= block
+    assert [row for start, stop in asked for row in range(start, stop)] == list(range(11))
+
+
+def test_confidence_is_stable_for_extreme_logits() -> None:
+    logits = np.array([[6e4, -6e4, 6e4], [-6e4, 6e4, 0], [1e4, 1e4, 1e4]], dtype=np.float16)
+    measured = teacher_confidence(logits, np.array([0, 0, 2]))
+    np.testing.assert_allclose(measured, [0.5, 0, 1 / 3], rtol=1e-6)
+
+
+def test_confidence_reads_a_memory_mapped_half_precision_file_and_leaves_it_alone(stored, tmp_path: Path) -> None:
+    _, logits, owners = stored
+    np.save(tmp_path / "logits.npy", logits.astype(np.float16))
+    mapped = np.load(tmp_path / "logits.npy", mmap_mode="r+")
+    expected = softmax(logits.astype(np.float16))[np.arange(11), owners]
+    np.testing.assert_allclose(teacher_confidence(mapped, owners, block=4), expected, rtol=1e-5)
+    np.testing.assert_array_equal(mapped, logits.astype(np.float16))
+
+
+def test_confidence_leaves_a_float32_array_alone(stored) -> None:
+    logits = stored[1].astype(np.float32)
+    before = logits.copy()
+    teacher_confidence(logits, stored[2])
+    np.testing.assert_array_equal(logits, before)
+
+
+# Targets.
+
+
+def test_targets_are_the_confidence_weighted_mean_of_a_videos_captions(stored) -> None:
+    relevance, logits, owners = stored
+    confidence = teacher_confidence(logits, owners)
+    expected = np.stack(
+        [np.average(relevance[owners == video], axis=0, weights=confidence[owners == video]) for video in range(5)]
+    )
+    targets = video_frame_targets(relevance, confidence, owners)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets, expected, rtol=1e-5)
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_one_sure_caption_outweighs_the_unsure_ones() -> None:
+    relevance = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    targets = video_frame_targets(relevance, np.array([1.0, 1e-9, 1e-9]), np.array([0, 0, 0]))
+    np.testing.assert_allclose(targets, [[0.9, 0.1]], atol=1e-6)
+
+
+def test_the_order_of_captions_does_not_matter(stored) -> None:
+    relevance, logits, owners = stored
+    confidence = teacher_confidence(logits, owners)
+    order = np.random.RandomState(1).permutation(11)
+    np.testing.assert_allclose(
+        video_frame_targets(relevance[order], confidence[order], owners[order]),
+        video_frame_targets(relevance, confidence, owners),
+        rtol=1e-6,
+    )
+
+
+def test_a_video_with_one_caption_keeps_its_relevance(stored) -> None:
+    relevance = stored[0]
+    targets = video_frame_targets(relevance, np.full(11, 1e-3), np.arange(11))
+    np.testing.assert_allclose(targets, relevance, rtol=1e-6)
+
+
+def test_captions_count_alike_where_every_confidence_vanished(stored) -> None:
+    relevance, _, owners = stored
+    confidence = np.where(owners == 0, 0, 0.5).astype(np.float32)
+    targets = video_frame_targets(relevance, confidence, owners)
+    np.testing.assert_allclose(targets[0], relevance[owners == 0].mean(axis=0), rtol=1e-6)
+
+
+def test_denormal_confidences_still_weigh() -> None:
+    relevance = np.array([[1.0, 0.0], [0.0, 1.0]])
+    targets = video_frame_targets(relevance, np.array([3e-45, 1.5e-45], dtype=np.float32), np.array([0, 0]))
+    np.testing.assert_allclose(targets, [[2 / 3, 1 / 3]], rtol=1e-6)
+
+
+def test_padded_frames_get_nothing_and_valid_ones_sum_to_one(stored) -> None:
+    relevance, logits, owners = stored
+    confidence = teacher_confidence(logits, owners)
+    mask = np.ones((5, 6), dtype=bool)
+    mask[1, 4:] = False
+    mask[3, 1:] = False
+    full = video_frame_targets(relevance, confidence, owners)
+    targets = video_frame_targets(relevance, confidence, owners, frame_mask=mask)
+    np.testing.assert_allclose(targets[1, :4], full[1, :4] / full[1, :4].sum(), rtol=1e-5)
+    np.testing.assert_array_equal(targets[3], [1, 0, 0, 0, 0, 0])
+    assert not targets[~mask].any()
+    np.testing.assert_allclose(targets[[0, 2, 4]], full[[0, 2, 4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 4, 11])
+def test_targets_do_not_depend_on_the_block(stored, block: int) -> None:
+    relevance, logits, owners = stored
+    confidence = teacher_confidence(logits, owners)
+    streamed = video_frame_targets(lambda rows: relevance[rows], confidence, owners, block=block)
+    np.testing.assert_allclose(streamed, video_frame_targets(relevance, confidence, owners), rtol=1e-6)
+
+
+# Wrong use.
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r, c, o: video_frame_targets(r, c[:-1], o), r"confidence has shape \(10,\), but .* has \(11,\)"),
+        (lambda r, c, o: video_frame_targets(r[:-1], c, o), "frame_relevance has 10 captions, but .* has 11"),
+        (lambda r, c, o: video_frame_targets(r, c, o + (o > 1)), "video 2 has no caption"),
+        (
+            lambda r, c, o: video_frame_targets(r, c, o, frame_mask=np.ones((4, 6), dtype=bool)),
+            "names video 4, but frame_mask has 4 videos",
+        ),
+        (
+            lambda r, c, o: video_frame_targets(r, c, o, frame_mask=np.ones((6, 6), dtype=bool)),
+            "video 5 has no caption",
+        ),
+        (
+            lambda r, c, o: video_frame_targets(r, c, o, frame_mask=np.ones((5, 7), dtype=bool)),
+            r"frame_mask must be bool of shape \(5, 6\)",
+        ),
+        (
+            lambda r, c, o: video_frame_targets(r, c, o, frame_mask=np.arange(5)[:, None] != np.full(6, 2)),
+            "video 2 has no relevance on any valid frame",
+        ),
+        (lambda r, c, o: video_frame_targets(r, -c, o), "confidence must be finite and not negative"),
+        (lambda r, c, o: video_frame_targets(r, c * np.nan, o), "confidence must be finite and not negative"),
+        (lambda r, c, o: video_frame_targets(r - 1, c, o), "negative or no numbers"),
+        (lambda r, c, o: video_frame_targets(r * np.nan, c, o), "negative or no numbers"),
+        (lambda r, c, o: video_frame_targets(r, c, o - 1), "one video row >= 0 per caption"),
+        (lambda r, c, o: video_frame_targets(r, c, o.astype(float)), "one video row >= 0 per caption"),
+        (lambda r, c, o: video_frame_targets(r[:0], c[:0], o[:0]), "one video row >= 0 per caption"),
+        (lambda r, c, o: video_frame_targets(lambda rows: r[:2], c, o), "rows 0 to 10 must be a matrix of that"),
+        (lambda r, c, o: teacher_confidence(r[:, :4], o), "names video 4, but logits have 4 videos"),
+        (lambda r, c, o: teacher_confidence(r[:5], o), "logits has 5 captions, but caption_videos has 11"),
+        (lambda r, c, o: teacher_confidence(r, o, temperature=0), "temperature must be positive"),
+        (
+            lambda r, c, o: teacher_confidence(np.where(np.arange(11)[:, None] == 7, np.inf, r), o, block=3),
+            "logits of caption 7 are not finite",
+        ),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(stored, call, message: str) -> None:
+    relevance, logits, owners = stored
+    with pytest.raises(ValueError, match=message) as caught:
+        call(relevance, teacher_confidence(logits, owners), owners)
+    assert "\n" not in str(caught.value)
