@@ -1,0 +1,100 @@
+"""MSR-VTT as it was published (Xu et al., CVPR 2016), and the train and test lists of later work.
+
+- `annotations`: MSRVTT_data.json, an object with `videos` (`video_id`, `split`) and `sentences` (`video_id`,
+  `caption`). `videos` may be absent.
+- `train`: a CSV with the column `video_id` (MSRVTT_train.9k.csv, MSRVTT_train.7k.csv).
+- `test`: a CSV with the columns `video_id,sentence` (MSRVTT_JSFUSION_test.csv, also called 1k-A), or with `video_id`
+  alone, which takes all captions of the JSON.
+
+Without `train` the splits are those of the JSON itself: train, validate and, unless `test` is given, test.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from teachclip.data.catalog import Annotations, Caption
+from teachclip.data.formats.tables import read_entries, read_object, read_table
+from teachclip.errors import DataError
+
+
+def read(*, annotations: Path, train: Path | None = None, test: Path | None = None) -> Annotations:
+    """Read the annotations. Caption ids are `video:index`, counted per video in the order of the file.
+
+    Raises DataError, naming file and line or entry, for broken files, empty captions, captions of a video that the
+    file does not list, listed videos without caption, and videos that stand twice.
+    """
+    content = read_object(annotations)
+    splits = _video_splits(annotations, content)
+    captions = _sentences(annotations, content, splits)
+    if train is not None:
+        return Annotations(_listed(train, captions), None, None if test is None else _listed(test, captions))
+    own: dict[str, list[Caption]] = {}
+    for name in ("train", "validate", *(() if test is not None else ("test",))):
+        videos = [video for video, split in (splits or {}).items() if split == name]
+        own[name] = [caption for video in videos for caption in _require(str(annotations), video, captions)]
+    if not own["train"]:
+        raise DataError(
+            f"{annotations}: no entry of 'videos' has split 'train'; give a CSV of the training video_id's"
+        )
+    tested = own["test"] or None if test is None else _listed(test, captions)
+    return Annotations(own["train"], own["validate"] or None, tested)
+
+
+def _video_splits(path: Path, content: dict[str, Any]) -> dict[str, str] | None:
+    """Return the split of every video, empty where none is said; None if the file does not list videos."""
+    if "videos" not in content:
+        return None
+    splits: dict[str, str] = {}
+    for number, entry in enumerate(read_entries(path, content, "videos", ["video_id"])):
+        if entry["video_id"] in splits:
+            raise DataError(f"{path}: videos[{number}]: video_id {entry['video_id']!r} stands twice")
+        splits[entry["video_id"]] = str(entry.get("split", ""))
+    return splits
+
+
+def _sentences(path: Path, content: dict[str, Any], known: Container[str] | None) -> dict[str, list[Caption]]:
+    """Return the captions of every video, in the order of the file."""
+    captions: dict[str, list[Caption]] = defaultdict(list)
+    for number, entry in enumerate(read_entries(path, content, "sentences", ["video_id", "caption"])):
+        video = entry["video_id"]
+        if known is not None and video not in known:
+            raise DataError(f"{path}: sentences[{number}] is about {video!r}, which 'videos' does not list")
+        captions[video].append(Caption(f"{video}:{len(captions[video])}", video, entry["caption"].strip()))
+    return captions
+
+
+def _listed(path: Path, captions: dict[str, list[Caption]]) -> list[Caption]:
+    """Return the captions of the videos that a CSV lists, or its own ones if it has a column `sentence`."""
+    rows = read_table(path, ["video_id"], ["sentence"])
+    if "sentence" not in rows[0].values:
+        seen: set[str] = set()
+        for row in rows:
+            video = row.values["video_id"]
+            if video in seen:
+                raise DataError(f"{row.where}: video_id {video!r} stands twice")
+            seen.add(video)
+        return [caption for row in rows for caption in _require(row.where, row.values["video_id"], captions)]
+    found = []
+    numbers: Counter[str] = Counter()
+    for row in rows:
+        video, text = row.values["video_id"], row.values["sentence"]
+        if not text:
+            raise DataError(f"{row.where}: 'sentence' of {video!r} is empty")
+        found.append(Caption(f"{video}:{numbers[video]}", video, text))
+        numbers[video] += 1
+    return found
+
+
+def _require(where: str, video: str, captions: dict[str, list[Caption]]) -> list[Caption]:
+    """Return the captions of a video, at least one and none of them empty."""
+    found = captions.get(video, [])
+    if not found:
+        raise DataError(f"{where}: video {video!r} has no caption in the annotations")
+    for caption in found:
+        if not caption.text:
+            raise DataError(f"{where}: caption {caption.id!r} of the annotations is empty")
+    return found

@@ -1,0 +1,110 @@
+"""Read CSV and JSON files so that every mistake in them is named with its file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from teachclip.errors import DataError
+from teachclip.registry import closest
+
+
+class Row(NamedTuple):
+    """One row of a table: `where` is "file: line 7" for messages."""
+
+    where: str
+    values: dict[str, str]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file, with or without byte order mark. Raises DataError."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise DataError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return text
+
+
+def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """Read a CSV file with a header. Other columns than those named are ignored; blank lines are skipped.
+
+    Values are stripped of outer spaces; a required one must not be empty. Raises DataError for a missing or repeated
+    column, a row of another length, an empty value and broken quotes.
+    """
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: list[Row] = []
+    header: list[str] = []
+    try:
+        for fields in lines:
+            values = [value.strip() for value in fields]
+            if not any(values):
+                continue
+            if not header:
+                header = _checked_header(f"{path}: line {lines.line_num}", values, required)
+                continue
+            row = Row(f"{path}: line {lines.line_num}", dict(zip(header, values, strict=False)))
+            _check_row(row, len(values), header, required)
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {lines.line_num}: {error}") from error
+    if not rows:
+        raise DataError(f"{path} has a header but no rows")
+    return [Row(row.where, {key: row.values[key] for key in header if key in (*required, *optional)}) for row in rows]
+
+
+def _checked_header(where: str, header: list[str], required: Sequence[str]) -> list[str]:
+    """Return the header if it has all required columns, once."""
+    found = ", ".join(header)
+    for name in required:
+        if name not in header:
+            hint = "; columns must be separated by commas" if len(header) == 1 and len(required) > 1 else ""
+            raise DataError(f"{where} has no column {name!r}; found: {found}{hint or closest(name, header)}")
+        if header.count(name) > 1:
+            raise DataError(f"{where} has column {name!r} twice")
+    return header
+
+
+def _check_row(row: Row, length: int, header: Sequence[str], required: Sequence[str]) -> None:
+    """Raise DataError for a row that does not fit the header or lacks a value."""
+    if length != len(header):
+        hint = '; put a value with commas between double quotes (")' if length > len(header) else ""
+        raise DataError(f"{row.where} has {length} values, the header has {len(header)}{hint}")
+    for name in required:
+        if not row.values[name]:
+            beside = next((value for value in row.values.values() if value), "")
+            raise DataError(f"{row.where}: {name!r} is empty (beside {beside!r})")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file. Raises DataError if it is broken or no object."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: broken JSON: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_entries(path: Path, content: dict[str, Any], key: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Return `content[key]`, a list of objects that have text in `fields`. Raises DataError, naming the entry."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {key!r} must be a list of objects{'' if key in content else ', but is missing'}")
+    for number, entry in enumerate(entries):
+        for name in fields:
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if not isinstance(value, str):
+                raise DataError(f"{path}: {key}[{number}] has no text field {name!r}: {json.dumps(entry)[:120]}")
+    return entries

@@ -1,0 +1,213 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teachclip.data.catalog import (
+    Caption,
+    Catalog,
+    Split,
+    ValidationOptions,
+    Video,
+    load_catalog,
+    require_readable,
+)
+from teachclip.errors import DataError, RecipeError
+
+
+def own_data(folder: Path, rows: list[str], files: list[str] | None = None, header="video,caption,split") -> dict:
+    videos = folder / "videos"
+    videos.mkdir()
+    for name in files if files is not None else sorted({row.split(",")[0] + ".mp4" for row in rows}):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).write_bytes(b"x")
+    annotations = folder / "captions.csv"
+    annotations.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return {"format": "csv", "videos": videos, "annotations": annotations}
+
+
+def numbered(count: int, split: str = "train", start: int = 0) -> list[str]:
+    return [f"v{number},caption {number},{split}" for number in range(start, start + count)]
+
+
+def test_captions_are_grouped_by_video_in_the_order_of_the_file(tmp_path):
+    rows = ["b,one,train", "a,two,train", "b,three,train", "t,four,test"]
+    catalog = load_catalog(**own_data(tmp_path, rows))
+    assert [video.id for video in catalog.train.videos] == ["b", "a"]
+    assert [caption.text for caption in catalog.train.captions] == ["one", "three", "two"]
+    assert catalog.train.caption_videos.tolist() == [0, 0, 1]
+    assert catalog.train.caption_videos.dtype == np.int64
+    assert [video.id for video in catalog.videos] == ["b", "a", "t"]
+    assert all(video.path.is_file() for video in catalog.videos)
+    assert catalog.validation is None and catalog.left_out == {}
+
+
+def test_held_out_videos_do_not_depend_on_the_order_of_the_file_or_on_other_videos(tmp_path):
+    rows = numbered(40)
+    options = ValidationOptions(videos=10, seed=3)
+    folders = [tmp_path / name for name in "abcd"]
+    for folder in folders:
+        folder.mkdir()
+    first = load_catalog(**own_data(folders[0], rows), validation=options)
+    turned = load_catalog(**own_data(folders[1], rows[::-1]), validation=options)
+    held = {video.id for video in first.validation.videos}
+    assert len(held) == 10 and held == {video.id for video in turned.validation.videos}
+    assert held.isdisjoint(video.id for video in first.train.videos) and len(first.train.videos) == 30
+    other_seed = load_catalog(**own_data(folders[2], rows), validation=ValidationOptions(videos=10, seed=4))
+    assert held != {video.id for video in other_seed.validation.videos}
+    trained = sorted(video.id for video in first.train.videos)[:15]
+    fewer = [row for row in rows if row.split(",")[0] not in trained]
+    kept = load_catalog(**own_data(folders[3], fewer), validation=options)
+    assert held == {video.id for video in kept.validation.videos} and len(kept.train.videos) == 15
+
+
+def test_held_out_videos_never_come_from_test(tmp_path):
+    rows = numbered(10) + numbered(10, "test", 10)
+    catalog = load_catalog(**own_data(tmp_path, rows), validation=ValidationOptions(videos=9))
+    assert [video.id for video in catalog.test.videos] == [f"v{number}" for number in range(10, 20)]
+    assert len(catalog.train.videos) == 1
+
+
+def test_own_validation_split_goes_before_held_out_videos(tmp_path):
+    rows = numbered(4) + numbered(2, "validation", 4)
+    catalog = load_catalog(**own_data(tmp_path, rows), validation=ValidationOptions(videos=1))
+    assert [video.id for video in catalog.validation.videos] == ["v4", "v5"]
+    assert len(catalog.train.videos) == 4
+
+
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_holding_out_no_or_all_videos_is_refused(tmp_path, count):
+    with pytest.raises(DataError, match=f"validation.videos is {count}; allowed: 1 to 2"):
+        load_catalog(**own_data(tmp_path, numbered(3)), validation=ValidationOptions(videos=count))
+
+
+def test_missing_videos_are_named_up_to_five_with_their_number(tmp_path):
+    data = own_data(tmp_path, numbered(10), ["v0.mp4", "v1.mp4"])
+    with pytest.raises(
+        DataError, match=r"8 of 10 videos are not below .*v2 .*v6 .*and 3 more.*max_missing=0.8 "
+    ) as caught:
+        load_catalog(**data)
+    assert "v7" not in str(caught.value) and "\n" not in str(caught.value)
+    assert load_catalog(**data, max_missing=0.8).train.circumstances()["videos"] == 2
+
+
+def test_few_missing_videos_are_left_out_and_recorded(tmp_path):
+    data = own_data(tmp_path, numbered(10), [f"v{number}.mp4" for number in range(9)])
+    catalog = load_catalog(**data, max_missing=0.1)
+    assert len(catalog.train.videos) == len(catalog.train.captions) == 9
+    assert catalog.left_out == {"v9": "no such file"}
+
+
+def test_split_without_any_file_is_refused(tmp_path):
+    data = own_data(tmp_path, [*numbered(3), "t,text,test"], ["v0.mp4", "v1.mp4", "v2.mp4"])
+    with pytest.raises(DataError, match="split test: none of its videos"):
+        load_catalog(**data, max_missing=0.5)
+
+
+def test_unreadable_videos_are_refused_or_left_out(tmp_path):
+    catalog = load_catalog(**own_data(tmp_path, [*numbered(9), "t,text,test"]))
+    failures = {"v1": "cannot be decoded (PyAV: bad)", "elsewhere": "not of this catalogue"}
+    with pytest.raises(DataError, match=r"1 of 10 videos cannot be read: v1 \(cannot be decoded \(PyAV: bad\)\); "):
+        require_readable(catalog, failures, max_missing=0.05)
+    kept = require_readable(catalog, failures, max_missing=0.1)
+    assert [video.id for video in kept.train.videos] == [f"v{number}" for number in (0, *range(2, 9))]
+    assert [caption.video_id for caption in kept.train.captions] == [video.id for video in kept.train.videos]
+    assert kept.left_out == {"v1": failures["v1"]} and kept.test == catalog.test
+    assert require_readable(catalog, {}, max_missing=0.0) is catalog
+
+
+def test_unreadable_videos_count_together_with_missing_ones(tmp_path):
+    data = own_data(tmp_path, numbered(10), [f"v{number}.mp4" for number in range(9)])
+    catalog = load_catalog(**data, max_missing=0.1)
+    with pytest.raises(DataError, match=r"1 of 10 videos .*max_missing=0.2 \(now 0.1\)"):
+        require_readable(catalog, {"v0": "bad"}, max_missing=0.1)
+    assert set(require_readable(catalog, {"v0": "bad"}, max_missing=0.2).left_out) == {"v0", "v9"}
+
+
+def test_unknown_format_suggests_the_nearest_name(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean msrvtt"):
+        load_catalog(format="msrvt", videos=tmp_path, annotations=tmp_path)
+
+
+def test_video_folder_that_is_missing_or_empty_is_named(tmp_path):
+    data = own_data(tmp_path, numbered(2), [])
+    with pytest.raises(DataError, match=r"videos has no file with the extension \.mp4"):
+        load_catalog(**data)
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        load_catalog(**{**data, "videos": tmp_path / "nowhere"})
+    with pytest.raises(DataError, match=r"captions\.csv is a file"):
+        load_catalog(**{**data, "videos": data["annotations"]})
+
+
+@pytest.mark.parametrize("name", ["clip", "clip.mp4", "sub/clip", "sub/clip.mp4", "./sub/clip.mp4"])
+def test_video_is_found_by_name_or_relative_path(tmp_path, name):
+    catalog = load_catalog(**own_data(tmp_path, [f"{name},text,train"], ["sub/clip.mp4", "other.mp4"]))
+    assert catalog.videos[0].path == tmp_path / "videos" / "sub" / "clip.mp4"
+
+
+@pytest.mark.parametrize("file", ["v.1.mp4", "v.1.webm", "v.1.AVI", "v.1.mkv", "v.1.mov"])
+def test_usual_extensions_are_found_for_ids_with_dots(tmp_path, file):
+    assert load_catalog(**own_data(tmp_path, ["v.1,text,train"], [file])).videos[0].path.name == file
+
+
+def test_first_extension_of_one_folder_is_taken_and_two_folders_are_refused(tmp_path):
+    data = own_data(tmp_path, ["clip,text,train"], ["clip.webm", "clip.mp4"])
+    assert load_catalog(**data).videos[0].path.name == "clip.mp4"
+    (tmp_path / "videos" / "sub").mkdir()
+    (tmp_path / "videos" / "clip.webm").rename(tmp_path / "videos" / "sub" / "clip.mp4")
+    assert load_catalog(**data).videos[0].path == tmp_path / "videos" / "clip.mp4"  # its path, spelled out
+    (tmp_path / "videos" / "clip.mp4").rename(tmp_path / "videos" / "sub" / "other.mp4")
+    (tmp_path / "videos" / "late").mkdir()
+    (tmp_path / "videos" / "sub" / "other.mp4").rename(tmp_path / "videos" / "late" / "clip.mp4")
+    with pytest.raises(DataError, match=r"video 'clip' may be .*late/clip.mp4 and .*sub/clip.mp4"):
+        load_catalog(**data)
+
+
+def test_two_names_of_one_file_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"'a' and 'a\.mp4' are the same file"):
+        load_catalog(**own_data(tmp_path, ["a,one,train", "a.mp4,two,test"], ["a.mp4"]))
+
+
+def test_linked_folders_are_searched_without_going_in_circles(tmp_path):
+    data = own_data(tmp_path, ["a,one,train"], ["x.mp4"])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "a.mp4").write_bytes(b"x")
+    (tmp_path / "videos" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "videos")
+    assert load_catalog(**data).videos[0].path.name == "a.mp4"
+
+
+def test_accents_match_however_the_file_name_spells_them(tmp_path):
+    assert (
+        load_catalog(**own_data(tmp_path, ["caf\u00e9,text,train"], ["cafe\u0301.mp4"])).videos[0].id == "caf\u00e9"
+    )
+
+
+def test_circumstances_change_with_ids_texts_and_order():
+    def split(*texts):
+        videos = tuple(Video(f"v{number}", Path()) for number in range(len(texts)))
+        return Split("train", videos, tuple(Caption(f"v{n}:0", f"v{n}", text) for n, text in enumerate(texts)))
+
+    assert split("a", "b").circumstances() == split("a", "b").circumstances()
+    found = [
+        str(sorted(split(*texts).circumstances().items())) for texts in (("a", "b"), ("b", "a"), ("a",), ("a,b",))
+    ]
+    assert len(set(found)) == 4
+
+
+def test_split_refuses_repeated_ids_and_captions_out_of_order():
+    videos = (Video("a", Path()), Video("b", Path()))
+    captions = (Caption("1", "a", "x"), Caption("2", "b", "y"), Caption("3", "a", "z"))
+    with pytest.raises(DataError, match="grouped by video"):
+        Split("train", videos, captions)
+    with pytest.raises(DataError, match="grouped by video"):
+        Split("train", videos, captions[:1])
+    with pytest.raises(DataError, match="caption id '1' stands twice"):
+        Split("train", videos[:1], captions[:1] * 2)
+
+
+def test_video_in_two_splits_is_refused():
+    one = Split("train", (Video("a", Path()),), (Caption("a:0", "a", "x"),))
+    two = Split("test", one.videos, one.captions)
+    with pytest.raises(DataError, match="'a' is in two splits, train and test"):
+        Catalog(train=one, test=two)
