@@ -1,0 +1,123 @@
+import pickle
+import string
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from teachclip.data.batches import BatchPlan, Tokenized
+from teachclip.data.catalog import Caption
+from teachclip.errors import DataError, LaunchError
+
+START, END = 0, 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Every letter is a token, one within a word and one at its end."""
+    letters = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
+    names = ["<|startoftext|>", "<|endoftext|>", *letters]
+    return CLIPTokenizer(vocab={name: number for number, name in enumerate(names)}, merges=[])
+
+
+def captions(*texts):
+    return [Caption(f"v:{number}", "v", text) for number, text in enumerate(texts)]
+
+
+def test_every_epoch_takes_each_pair_once_but_the_last_partial_batch():
+    plan = BatchPlan(pairs=103, batch_size=10, seed=7)
+    assert plan.batches_per_epoch == 10
+    epochs = [np.concatenate([plan.rows(10 * epoch + step) for step in range(10)]) for epoch in range(3)]
+    for rows in epochs:
+        assert rows.dtype == np.int64 and len(set(rows.tolist())) == 100 and set(rows.tolist()) <= set(range(103))
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    first, second = BatchPlan(50, 8, seed=1), BatchPlan(50, 8, seed=1)
+    late = second.rows(17)
+    assert [first.rows(step).tolist() for step in range(18)][17] == late.tolist()
+    assert first.rows(0).tolist() != BatchPlan(50, 8, seed=2).rows(0).tolist()
+    assert first.rows(0).tolist() != BatchPlan(50, 8, seed=-1).rows(0).tolist()
+
+
+def test_batches_stay_the_same_in_later_versions():
+    assert BatchPlan(12, 4, seed=42).rows(0).tolist() == [4, 1, 0, 11]
+    assert BatchPlan(12, 4, seed=42).rows(4).tolist() == [4, 2, 3, 9]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
+def test_processes_share_the_global_batch_in_order(count):
+    plan = BatchPlan(40, 12, seed=0)
+    for step in (0, 5):
+        parts = [plan.local(step, index, count) for index in range(count)]
+        assert {len(part) for part in parts} == {12 // count}
+        assert np.concatenate(parts).tolist() == plan.rows(step).tolist()
+
+
+def test_batches_that_cannot_be_formed_are_refused():
+    with pytest.raises(DataError, match="batch size is 8, but there are only 7 training pairs"):
+        BatchPlan(7, 8, 0)
+    with pytest.raises(DataError, match="batch size is 1; allowed: at least 2"):
+        BatchPlan(7, 1, 0)
+    with pytest.raises(LaunchError, match="batch size of 6 does not divide by 4 processes"):
+        BatchPlan(7, 6, 0).local(0, 0, 4)
+
+
+def test_rows_cannot_be_changed_by_mistake():
+    with pytest.raises(ValueError, match="read-only"):
+        BatchPlan(7, 6, 0).rows(0)[0] = 3
+
+
+def test_batch_is_cut_to_its_longest_caption(tokenizer):
+    tokens = Tokenized.from_captions(captions("a b", "abcdef", "c"), tokenizer, max_tokens=32)
+    assert len(tokens) == 3 and tokens.lengths.tolist() == [4, 8, 3]
+    assert tokens.input_ids.shape == (3, 8) and tokens.input_ids.dtype == np.int32
+    ids, mask = tokens.batch(np.array([2, 0]))
+    assert ids.dtype == mask.dtype == torch.int64
+    assert ids.tolist() == [[START, 30, END, 0], [START, 28, 29, END]]
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert tokens.batch([1])[0].tolist() == [tokenizer("abcdef")["input_ids"]]
+
+
+def test_long_caption_is_cut_and_keeps_the_end_of_text_token(tokenizer):
+    tokens = Tokenized.from_captions(captions("a b c d e f", "a b"), tokenizer, max_tokens=5)
+    ids, mask = tokens.batch([0, 1])
+    assert ids.tolist() == [[START, 28, 29, 30, END], [START, 28, 29, END, 0]]
+    assert mask.tolist() == [[1] * 5, [1, 1, 1, 1, 0]]
+
+
+def test_captions_go_through_without_warnings(tokenizer, caplog, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokenized.from_captions(captions("word " * 200, "short"), tokenizer, max_tokens=8)
+    assert caplog.text == "" and capfd.readouterr().err == ""
+
+
+def test_captions_with_unknown_tokens_are_counted(tokenizer):
+    tokens = Tokenized.from_captions(captions("a dog", "日本", "a 3", "b"), tokenizer, max_tokens=16)
+    assert tokens.unknown_count == 2
+
+
+def test_empty_caption_is_named(tokenizer):
+    with pytest.raises(DataError, match="caption 'v:1' of video 'v' is empty"):
+        Tokenized.from_captions(captions("a", " \n"), tokenizer, max_tokens=8)
+
+
+def test_tokens_outside_the_model_vocabulary_are_named(tokenizer):
+    made = captions("aa", "a z")
+    assert len(Tokenized.from_captions(made, tokenizer, max_tokens=8, vocab_size=54)) == 2
+    with pytest.raises(DataError, match=r"caption 'v:1' \('a z'\) has token id 53, but the model knows 0 to 52; is"):
+        Tokenized.from_captions(made, tokenizer, max_tokens=8, vocab_size=53)
+
+
+def test_tokens_travel_to_other_processes(tokenizer):
+    tokens = pickle.loads(pickle.dumps(Tokenized.from_captions(captions("a b", "c"), tokenizer, max_tokens=8)))
+    assert tokens.batch([1])[0].tolist() == [[START, 30, END]]
+
+
+def test_no_captions_give_no_tokens(tokenizer):
+    tokens = Tokenized.from_captions([], tokenizer, max_tokens=8)
+    assert len(tokens) == 0 and tokens.batch(np.array([], dtype=np.int64))[0].shape == (0, 0)
