@@ -1,0 +1,132 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import tokenize
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from teachclip.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; there two processes must not write the same file
+    fcntl = None  # type: ignore[assignment]
+
+
+class _HashingFile:
+    """A file that takes the sha256 of what is written to it, so that nothing has to be read back."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the sha256 of a file's content, read in pieces. Raises StoreError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """Map a `.npy` file from the disk, read-only. Raises ValueError, saying why, if it is not whole."""
+    try:
+        # a plain view: it keeps the map alive and is much faster to index than numpy.memmap
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def write_npy(path: Path, array: np.ndarray) -> tuple[Path, str]:
+    """Write an array as `.npy` to a temporary file, as `write_temporary` does."""
+    array = np.ascontiguousarray(array)
+    return write_temporary(path, lambda file: np.lib.format.write_array(file, array, allow_pickle=False))
+
+
+def write_json(path: Path, value: Any) -> tuple[Path, str]:
+    """Write a value as JSON to a temporary file, as `write_temporary` does."""
+    return write_temporary(path, lambda file: file.write(json.dumps(value).encode()))
+
+
+def write_temporary(path: Path, write: Callable[[Any], object]) -> tuple[Path, str]:
+    """Let `write(file)` fill a temporary file beside `path` and flush it to the disk.
+
+    Returns the temporary file, for `rename_all`, and the sha256 of its content. If anything fails, the file is gone.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # two writers never share a temporary file
+    try:
+        with open(temporary, "xb") as file:
+            hashing = _HashingFile(file)
+            write(hashing)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary, hashing.digest.hexdigest()
+
+
+def rename_all(places: Mapping[Path, Path]) -> None:
+    """Rename flushed temporary files to their places in one folder, the last one after all others are safe."""
+    *others, mark = places
+    for temporary in others:
+        os.replace(temporary, places[temporary])
+    _flush_folder(mark.parent)
+    os.replace(mark, places[mark])
+    _flush_folder(mark.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or none. Raises OSError."""
+    temporary, _ = write_temporary(path, lambda file: file.write(data))
+    try:
+        rename_all({temporary: path})
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that use this lock out of `folder`. A process that dies gives the lock back."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems have no locks; renames are still atomic
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def explain_failed_write(error: OSError, path: Path, what: str, size: int) -> StoreError:
+    """Return the one-line error of a write under `path` that failed; a full disk is named with what was needed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        need = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size} bytes"
+        return StoreError(f"{path}: the disk is full, {what} needs {need}; make room and run again, the rest is kept")
+    return StoreError(f"{path}: cannot write {what}: {error.strerror or error}")
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system can flush a folder; the rename is atomic all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
