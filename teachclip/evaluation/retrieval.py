@@ -1,0 +1,212 @@
+"""Ranks of text-to-video and video-to-text retrieval, computed block by block.
+
+The protocol is that of CLIP4Clip (section 4.2) and TeachCLIP (section 4.1), with one or several captions per video:
+
+- text to video: each caption is a query, all videos are candidates, its own video is the right one;
+- video to text: each video that has captions is a query; the captions of one video are one candidate, with the
+  highest of their scores.
+
+The rank of the right candidate is 1 + the number of OTHER candidates that score at least as high: a tie never adds a
+hit. The official code gives each tied caption all of its tied ranks at once, and so counts it several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.errors import DataError
+from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
+from teachclip.scorer import Scorer, Tokens, select_tokens
+
+
+class Ranks(NamedTuple):
+    """Ranks from 1. `t2v`: (captions,); `v2t`: (videos that have captions,), in the order of the videos."""
+
+    t2v: np.ndarray
+    v2t: np.ndarray
+
+
+class Span(NamedTuple):
+    """Items `first` to `stop` - 1; they are scored together with the items from `start` on, which came before."""
+
+    start: int
+    first: int
+    stop: int
+
+
+ScoreBlock = Callable[[Span, Span], Tensor]
+
+
+def retrieval_ranks(
+    scorer: Scorer,
+    texts: Tokens,
+    videos: Tokens,
+    caption_videos: np.ndarray,
+    *,
+    text_block: int = 128,
+    video_block: int = 128,
+    progress: bool = False,
+) -> Ranks:
+    """Return the ranks of all captions and videos under `scorer`, which should be in evaluation mode.
+
+    `caption_videos`: (captions,), the row of each caption's video, in any order. No more than `text_block` texts are
+    scored against `video_block` videos at once, and besides one such block only a few numbers per item are kept.
+    Raises DataError if the tokens and `caption_videos` do not fit together or scores are NaN.
+    """
+    owners, order = _sorted_owners(caption_videos, _items(texts), _items(videos))
+    ordered = texts if bool((order[1:] > order[:-1]).all()) else select_tokens(texts, order)
+
+    def score_block(text: Span, video: Span) -> Tensor:
+        block = select_tokens(videos, slice(video.start, video.stop))
+        scores = scorer.score(select_tokens(ordered, slice(text.start, text.stop)), block)
+        expected = (text.stop - text.start, video.stop - video.start)
+        if tuple(scores.shape) != expected:
+            got = tuple(scores.shape)
+            raise DataError(f"{type(scorer).__name__}.score must give (texts, videos) = {expected}, got {got}")
+        return scores[text.first - text.start :, video.first - video.start :]
+
+    spans = list(_spans(_items(texts), text_block)), list(_spans(_items(videos), video_block))
+    return _ranks(score_block, owners, order, *spans, progress=progress)
+
+
+def ranks_from_matrix(scores: np.ndarray | Tensor, caption_videos: np.ndarray) -> Ranks:
+    """Return the ranks of a whole matrix of scores (captions, videos). Raises DataError as `retrieval_ranks`."""
+    matrix = torch.as_tensor(scores)
+    if matrix.ndim != 2:
+        raise DataError(f"scores must be (captions, videos), got {tuple(matrix.shape)}")
+    owners, order = _sorted_owners(caption_videos, *matrix.shape)
+
+    def score_block(text: Span, video: Span) -> Tensor:
+        rows = order[text.first : text.stop].to(matrix.device)
+        return matrix[rows, video.first : video.stop]
+
+    spans = [list(_spans(size, 1024)) for size in matrix.shape]
+    return _ranks(score_block, owners, order, *spans, progress=False)
+
+
+def evaluate_retrieval(
+    scorer: Scorer,
+    texts: Tokens,
+    videos: Tokens,
+    caption_videos: np.ndarray,
+    *,
+    text_block: int = 128,
+    video_block: int = 128,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Return {"t2v": metrics, "v2t": metrics, "sum_of_recalls": percent}; see `retrieval_ranks`, `rank_metrics`."""
+    ranks = retrieval_ranks(
+        scorer, texts, videos, caption_videos, text_block=text_block, video_block=video_block, progress=progress
+    )
+    t2v, v2t = rank_metrics(ranks.t2v), rank_metrics(ranks.v2t)
+    return {"t2v": t2v, "v2t": v2t, "sum_of_recalls": sum_of_recalls(t2v, v2t)}
+
+
+def _items(tokens: Tokens) -> int:
+    sizes = {name: len(tensor) for name, tensor in tokens.items()}
+    if len(set(sizes.values())) != 1:
+        raise DataError(f"all tokens must have the same number of items, got {sizes}")
+    return next(iter(sizes.values()))
+
+
+def _sorted_owners(caption_videos: np.ndarray, captions: int, videos: int) -> tuple[Tensor, Tensor]:
+    """Return the video row of each caption, in ascending order, and the captions in that order: (captions,) both."""
+    rows = np.asarray(caption_videos)
+    if rows.shape != (captions,) or not captions or rows.dtype.kind not in "iu":
+        raise DataError(
+            f"caption_videos must hold one row for each of {captions} captions, got {rows.dtype} {rows.shape}"
+        )
+    if rows.min() < 0 or rows.max() >= videos:
+        raise DataError(f"caption_videos names rows {rows.min()} to {rows.max()}, but there are {videos} videos")
+    order = np.argsort(rows, kind="stable")
+    return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(order)
+
+
+def _spans(items: int, size: int) -> Iterator[Span]:
+    """Cut items into blocks that are all scored in the same shape.
+
+    The last block is filled up with items before it: a matrix product of another shape may sum in another order, and
+    two equal videos would then differ in the last bit, so that their tie is broken by chance.
+    """
+    if size < 1:
+        raise DataError(f"a block must have at least 1 item, got {size}")
+    for first in range(0, items, size):
+        stop = min(first + size, items)
+        yield Span(max(0, stop - size), first, stop)
+
+
+@torch.no_grad()
+def _ranks(
+    score_block: ScoreBlock, owners: Tensor, order: Tensor, texts: list[Span], videos: list[Span], *, progress: bool
+) -> Ranks:
+    """Compare every candidate with the right one. The captions are sorted by video: `owners` ascends."""
+    own = _own_scores(score_block, owners, texts, videos)
+    queries, group = torch.unique_consecutive(owners, return_inverse=True)
+    own_best = own.new_full((videos[-1].stop,), -torch.inf).scatter_reduce(0, owners.to(own.device), own, "amax")
+    captions_above = torch.zeros_like(owners, device=own.device)
+    videos_above = captions_above.new_zeros(videos[-1].stop)
+    wrong = captions_above.new_zeros(())
+    carry: Tensor | None = None
+    blocks = product(videos, texts)
+    for video, text in tqdm(blocks, "ranks", len(videos) * len(texts), unit="block", disable=not progress):
+        scores = _as_float(score_block(text, video))
+        wrong += scores.isnan().sum()
+        rows, columns = slice(text.first, text.stop), slice(video.first, video.stop)
+        captions_above[rows] += _others_above(scores, own[rows, None], owners[rows], video).sum(dim=1)
+
+        best = _best_of_groups(scores, group[rows] - group[text.first])
+        if carry is not None:  # the captions of the first video began in the block before
+            best = torch.cat([torch.maximum(best[:1], carry), best[1:]])
+        goes_on = text.stop < len(owners) and bool(group[text.stop] == group[text.stop - 1])
+        carry, best = (best[-1:], best[:-1]) if goes_on else (None, best)
+        candidates = queries[group[text.first] :][: len(best)]
+        videos_above[columns] += _others_above(best, own_best[columns], candidates, video).sum(dim=0)
+    if wrong:
+        total = len(owners) * videos[-1].stop
+        raise DataError(f"{int(wrong)} of {total} scores are NaN; check the checkpoint and the precision")
+    t2v = np.empty(len(owners), dtype=np.int64)
+    t2v[order.numpy()] = 1 + captions_above.cpu().numpy()
+    return Ranks(t2v, 1 + videos_above.cpu()[queries].numpy())
+
+
+def _own_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], videos: list[Span]) -> Tensor:
+    """Return the score of each caption with its own video (captions,), from the very blocks that are ranked.
+
+    Any other way to compute it could differ in the last bit from the score that it is compared with.
+    """
+    parts = []
+    for text in texts:
+        mine = owners[text.first : text.stop]
+        for video in videos:
+            inside = (mine >= video.first) & (mine < video.stop)
+            if inside.any():
+                scores = _as_float(score_block(text, video))
+                row, column = inside.nonzero()[:, 0], mine[inside] - video.first
+                parts.append(scores[row.to(scores.device), column.to(scores.device)])
+    return torch.cat(parts)
+
+
+def _others_above(scores: Tensor, own: Tensor, rows_video: Tensor, columns: Span) -> Tensor:
+    """Mark the scores that are at least `own` and not of a row and column of the same video, (rows, columns)."""
+    same = rows_video[:, None] == torch.arange(columns.first, columns.stop)
+    return (scores >= own) & ~same.to(scores.device)
+
+
+def _best_of_groups(scores: Tensor, group: Tensor) -> Tensor:
+    """Return the highest score over the texts of each group, (groups, videos); `group` ascends from 0 by 0 or 1."""
+    groups = int(group[-1]) + 1
+    if groups == len(scores):
+        return scores
+    best = scores.new_full((groups, scores.shape[1]), -torch.inf)
+    return best.scatter_reduce(0, group[:, None].to(scores.device).expand_as(scores), scores, "amax")
+
+
+def _as_float(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
