@@ -1,0 +1,72 @@
+"""Attentional frame aggregation (AFA): how much each frame says about a video (TeachCLIP, CVPR 2024, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teachclip.errors import DataError
+
+
+class Aggregation(NamedTuple):
+    """What frame aggregation returns."""
+
+    pooled: Tensor
+    """The video's feature (videos, dim), not normalised."""
+    scores: Tensor
+    """Raw score of every frame (videos, frames), padded ones too."""
+    weights: Tensor
+    """Softmax of the scores at temperature 1 (videos, frames): what is compared with a teacher's frame relevance."""
+
+
+def complete_mask(frame_mask: Tensor | None, like: Tensor) -> Tensor:
+    """Return a frame mask as bool, or for None one that is all valid for `like` (videos, frames, ...).
+
+    Raises DataError if its shape is another.
+    """
+    if frame_mask is None:
+        return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+    if frame_mask.shape != like.shape[:2]:
+        raise DataError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {tuple(like.shape[:2])}")
+    return frame_mask.bool()
+
+
+def usable_mask(mask: Tensor) -> Tensor:
+    """Return `mask` with rows that hold nothing valid set to all valid, so that no softmax becomes NaN."""
+    mask = mask.bool()
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+    """Softmax over the last dimension in float32, giving exactly zero where `mask` is False.
+
+    `mask`: bool, broadcast against `scores`, or None for no mask. A row without a valid place is taken as all valid.
+    """
+    scores = scores.float() / temperature
+    if mask is not None:
+        scores = scores.masked_fill(~usable_mask(mask), float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+class FrameAggregation(nn.Module):
+    """Score every frame by a small network and pool the normalised frames with the scores' softmax.
+
+    s_i = w2 . ReLU(W1 h_i + b1) + b2;  v = sum_i softmax(s / temperature)_i h_i / |h_i|.
+    `temperature`: 0.1 as published. The score network starts from N(0, 0.02) with zero biases.
+    """
+
+    def __init__(self, width: int, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+        self.temperature = temperature
+
+    def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Aggregation:
+        """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames take no weight."""
+        scores = self.score(F.relu(self.hidden(frames))).squeeze(-1).float()
+        shares = masked_softmax(scores, frame_mask, temperature=self.temperature)
+        pooled = (shares.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
+        return Aggregation(pooled, scores, masked_softmax(scores, frame_mask))

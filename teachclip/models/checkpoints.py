@@ -1,0 +1,161 @@
+"""Open checkpoint files safely, say what they hold, and check them against what a model needs.
+
+Nothing here runs code from a file: `.safetensors` files, and torch files with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from teachclip.errors import CheckpointError
+
+STALE_KEYS = ("position_ids", "input_resolution", "context_length", "vocab_size")
+"""Last parts of names that hold no weights: buffers of old transformers and sizes in OpenAI's own archives."""
+
+_SHOWN = 3
+
+
+def load_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Return what a checkpoint file holds: a state dict, or a mapping with one under `state_dict`.
+
+    Reads `.safetensors` and torch files (`.bin`, `.pt`, `.pth`) onto the CPU. Raises CheckpointError if the file is
+    missing, damaged, not a mapping, or a pickle that would run code.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such checkpoint file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{file}: {_reason(file, error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, expected a mapping of names to tensors")
+    return content
+
+
+def _reason(file: Path, error: Exception) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return "is a TorchScript archive; save its state_dict() with torch.save, or give the model's hub id"
+    if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+        return "refused, as it holds Python objects and opening it could run code; save plain tensors instead"
+    if file.stat().st_size == 0:
+        return "the file is empty"
+    return (
+        f"is truncated or not a checkpoint ({text.strip().splitlines()[0][:120] if text.strip() else 'end of file'})"
+    )
+
+
+def unwrap_state(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of the one under `state_dict`, without names that hold no weights.
+
+    Raises CheckpointError, named after `source`, if there is something else than tensors among them.
+    """
+    inner = content.get("state_dict", content)
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"{source}: state_dict is a {type(inner).__name__}, expected a mapping")
+    state = {str(key): value for key, value in inner.items() if str(key).rsplit(".", 1)[-1] not in STALE_KEYS}
+    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if other:
+        kind = type(state[other[0]]).__name__
+        raise CheckpointError(f"{source}: {_some(other)} should be tensors ({other[0]} is a {kind})")
+    if not state:
+        raise CheckpointError(f"{source}: holds no tensors")
+    return state
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict in a checkpoint file; see `load_content` and `unwrap_state` for what is raised."""
+    return unwrap_state(load_content(path), source=str(path))
+
+
+def to_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy floating tensors to float32: the official files mix float16 and float32."""
+    return {
+        key: tensor.detach().to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
+        for key, tensor in state.items()
+    }
+
+
+_MARKS: Sequence[tuple[str, str]] = (
+    ("aggregation.score.", "a teachclip student (load its folder instead)"),
+    ("pool_frames.", "an X-Pool checkpoint"),
+    (".attn.net.", "a TS2-Net checkpoint (original layout, with token shift)"),
+    ("visual_token_selector.", "a TS2-Net checkpoint (TeachCLIP layout, without token shift)"),
+    ("global_mat_weight", "an X-CLIP checkpoint"),
+    ("weight_center", "a CLIP2Video checkpoint"),
+    ("frameLinear.", "a TeachCLIP student checkpoint"),
+    ("similarity_dense.", "a CLIP4Clip tightTransf checkpoint"),
+    ("lstm_visual.", "a CLIP4Clip seqLSTM checkpoint"),
+    ("transformerClip.", "a CLIP4Clip seqTransf checkpoint without frame weighting"),
+    ("clip.visual.", "a CLIP4Clip meanP checkpoint"),
+    ("clip.vision_model.", "a transformers CLIP under the prefix clip."),
+    ("vision_model.", "a transformers CLIP"),
+    ("visual.", "an OpenAI CLIP"),
+)
+
+
+def describe_checkpoint(state: Mapping[str, Any]) -> str:
+    """Say in a few words whose checkpoint a state dict is, by the names that only this kind of model has."""
+    for mark, description in _MARKS:
+        if any(mark in key for key in state):
+            return description
+    return f"an unknown checkpoint with {len(state)} entries ({_names(sorted(map(str, state)))})"
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise CheckpointError unless `state` has exactly the names and shapes of `expected`.
+
+    The message names a few of the missing, unexpected and differently shaped entries, and how many there are.
+    """
+    problems = []
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    other = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    if missing:
+        problems.append(f"{_some(missing)} missing")
+    if unexpected:
+        problems.append(f"{_some(unexpected)} unexpected")
+    if other:
+        got, wanted = (tuple(tensors[other[0]].shape) for tensors in (state, expected))
+        problems.append(f"{_some(other)} of another shape ({other[0]}: {got}, expected {wanted})")
+    if problems:
+        raise CheckpointError(f"{source}: {'; '.join(problems)}")
+
+
+def tensor_of(state: Mapping[str, Tensor], key: str, *, source: str, dimensions: int | None = None) -> Tensor:
+    """Return one tensor of a state dict. Raises CheckpointError if it is missing or has other dimensions."""
+    if key not in state:
+        raise CheckpointError(f"{source}: {key} is missing; this looks like {describe_checkpoint(state)}")
+    if dimensions is not None and state[key].ndim != dimensions:
+        raise CheckpointError(
+            f"{source}: {key} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
+        )
+    return state[key]
+
+
+def count_layers(state: Iterable[str], prefix: str) -> int:
+    """Return how many layers are named `{prefix}{index}.` in a state dict."""
+    numbers = [key[len(prefix) :].split(".", 1)[0] for key in state if key.startswith(prefix)]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
+def _names(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{len(keys)} {'entry' if len(keys) == 1 else 'entries'} ({_names(keys)})"

@@ -1,0 +1,155 @@
+"""CLIP towers: load them from any source and encode texts and frames.
+
+Inside the toolkit a CLIP is always a `transformers.CLIPModel`, whatever layout its weights came in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging as transformers_logging
+
+from teachclip.errors import CheckpointError, DataError
+from teachclip.models.checkpoints import check_state, load_tensors, to_float32, unwrap_state
+from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
+
+__all__ = [
+    "check_loading_info",
+    "check_token_ids",
+    "clip_from_state",
+    "first_line",
+    "frame_features",
+    "load_clip",
+    "load_tensors",
+    "openai_to_transformers",
+    "quiet_loading",
+    "text_features",
+    "transformers_to_openai",
+]
+
+
+def clip_from_state(
+    state: Mapping[str, Tensor], *, source: str, prefix: str = "", config: CLIPConfig | None = None
+) -> CLIPModel:
+    """Build a CLIP from a state dict under OpenAI's or transformers' names, in float32 and evaluation mode.
+
+    `config`: the architecture, where shapes are not enough to tell it. `prefix`: put before the names in messages.
+    Raises CheckpointError if names or shapes do not fit.
+    """
+    is_openai = not any(key.startswith(("vision_model.", "text_model.")) for key in state)
+    converted = openai_to_transformers(state) if is_openai else dict(state)
+    config = config or read_clip_config(converted, source=source)
+    with torch.device("meta"):
+        reference = CLIPModel(config).state_dict()
+    expected = transformers_to_openai(reference) if is_openai else reference
+    check_state(
+        {prefix + key: tensor for key, tensor in state.items()},
+        {prefix + key: tensor for key, tensor in expected.items()},
+        source=source,
+    )
+    with quiet_loading():
+        return CLIPModel.from_pretrained(None, config=config, state_dict=to_float32(converted), dtype=torch.float32)
+
+
+def load_clip(source: str | os.PathLike[str] | Mapping[str, Any]) -> CLIPModel:
+    """Load a CLIP in float32 and evaluation mode.
+
+    `source`: a folder or hub id of a transformers CLIP, or an OpenAI (or transformers) state dict as a file or a
+    mapping. Sizes of a state dict are read off its shapes. Raises CheckpointError if it cannot be loaded whole.
+    """
+    if isinstance(source, Mapping):
+        return clip_from_state(unwrap_state(source, source="CLIP state dict"), source="CLIP state dict")
+    path = Path(source)
+    if path.is_file():
+        return clip_from_state(load_tensors(path), source=str(path))
+    try:
+        with quiet_loading():
+            model, info = CLIPModel.from_pretrained(
+                str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: cannot be loaded as a CLIP: {first_line(error)}") from error
+    check_loading_info(info, source=str(source), allow_unexpected=True)
+    return model.eval()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for one-line messages of our own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_loading_info(info: Mapping[str, Any], *, source: str, allow_unexpected: bool = False) -> None:
+    """Raise CheckpointError if transformers left weights of a model unset: it would initialise them anew silently."""
+    parts = [("missing", sorted(info["missing_keys"]))]
+    parts.append(("of another shape", sorted(entry[0] for entry in info["mismatched_keys"])))
+    if not allow_unexpected:
+        parts.append(("unexpected", sorted(info["unexpected_keys"])))
+    found = [
+        f"{len(keys)} weight{'s' * (len(keys) > 1)} {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for word, keys in parts
+        if keys
+    ]
+    if found:
+        raise CheckpointError(f"{source}: {'; '.join(found)}")
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide transformers' bar and report for loading weights: we check what was loaded ourselves."""
+    had_bar, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def text_features(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return projected text features at the end-of-text token (texts, dim), not normalised.
+
+    `input_ids`, `attention_mask`: (texts, tokens). The mask is not needed: attention is causal and padding comes
+    after the end-of-text token, which alone is read. Without it the fast attention kernels apply. Raises DataError
+    for ids outside the vocabulary (on the CPU only, where looking costs no synchronisation) and too many tokens.
+    """
+    config = clip.config.text_config
+    if input_ids.ndim != 2 or input_ids.shape[1] > config.max_position_embeddings:
+        shape = tuple(input_ids.shape)
+        raise DataError(f"input_ids has shape {shape}, expected (texts, at most {config.max_position_embeddings})")
+    if input_ids.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        check_token_ids(input_ids, vocabulary=config.vocab_size)
+    return clip.get_text_features(input_ids=input_ids).pooler_output
+
+
+def check_token_ids(input_ids: Tensor, *, vocabulary: int) -> None:
+    """Raise DataError if there are ids outside 0..vocabulary-1."""
+    if input_ids.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(input_ids))
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise DataError(f"token id {wrong} is outside the model's vocabulary of {vocabulary} (0 to {vocabulary - 1})")
+
+
+def frame_features(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
+    """Return projected features of every frame (videos, frames, dim), not normalised.
+
+    `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError if its shape is another.
+    """
+    config = clip.config.vision_config
+    wanted = (config.num_channels, config.image_size, config.image_size)
+    if pixel_values.ndim != 5 or tuple(pixel_values.shape[2:]) != wanted:
+        expected = f"(videos, frames, {', '.join(map(str, wanted))})"
+        raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, this model takes {expected}")
+    features = clip.get_image_features(pixel_values=pixel_values.flatten(0, 1)).pooler_output
+    return features.unflatten(0, pixel_values.shape[:2])

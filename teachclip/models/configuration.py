@@ -1,0 +1,79 @@
+"""The student's configuration, saved as `config.json` beside its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CLIPConfig, PreTrainedConfig
+
+from teachclip.errors import CheckpointError
+from teachclip.registry import closest
+
+_OWN = ("clip_config", "temporal_layers", "temporal_heads", "max_frames", "pooling_temperature", "mask_padding")
+_FROM_TRANSFORMERS = {
+    *PreTrainedConfig().to_dict(),
+    *("model_type", "dtype", "torch_dtype", "name_or_path", "attn_implementation", "auto_map", "num_labels"),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "quantization_config"),
+}
+
+
+class StudentConfig(PreTrainedConfig):
+    """Architecture of a student.
+
+    clip_config: the CLIP that encodes single frames and texts.
+    temporal_layers: blocks of the temporal transformer; 0 for none (then frames stay as CLIP encodes them).
+    temporal_heads: attention heads of the blocks; None means joint width // 64.
+    max_frames: rows of the frame position table, the most frames a video may have; None means CLIP's text positions.
+    pooling_temperature: divisor of the frame scores before their softmax.
+    mask_padding: whether padded frames are kept from taking weight; False reproduces the official code.
+
+    Raises CheckpointError for unknown names, which transformers would accept silently, and for impossible values.
+    """
+
+    model_type = "teachclip"
+    sub_configs = {"clip_config": CLIPConfig}  # noqa: RUF012 (transformers reads it from the class)
+
+    def __init__(
+        self,
+        clip_config: CLIPConfig | dict[str, Any] | None = None,
+        temporal_layers: int = 4,
+        temporal_heads: int | None = None,
+        max_frames: int | None = None,
+        pooling_temperature: float = 0.1,
+        mask_padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
+        if unknown:
+            raise CheckpointError(
+                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_OWN)}{closest(unknown[0], _OWN)}"
+            )
+        clip: Any = CLIPConfig(**(clip_config or {})) if isinstance(clip_config, dict | None) else clip_config
+        self.clip_config = clip
+        self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)
+        heads = max(1, self.width // 64) if temporal_heads is None else temporal_heads
+        self.temporal_heads = _integer("temporal_heads", heads, least=1)
+        if self.width % self.temporal_heads:
+            raise CheckpointError(f"StudentConfig: temporal_heads {heads} does not divide the width {self.width}")
+        positions = clip.text_config.max_position_embeddings
+        self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
+        if isinstance(pooling_temperature, bool) or not pooling_temperature > 0:
+            raise CheckpointError(
+                f"StudentConfig: pooling_temperature is {pooling_temperature}, expected more than 0"
+            )
+        self.pooling_temperature = float(pooling_temperature)
+        if not isinstance(mask_padding, bool):
+            raise CheckpointError(f"StudentConfig: mask_padding is {mask_padding!r}, expected true or false")
+        self.mask_padding = mask_padding
+        super().__init__(**kwargs)
+
+    @property
+    def width(self) -> int:
+        """Width of the joint space of texts and frames."""
+        return int(self.clip_config.projection_dim)
+
+
+def _integer(name: str, value: int, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected an integer of at least {least}")
+    return value

@@ -1,0 +1,60 @@
+"""The official layout of a TeachCLIP student: one flat state dict, CLIP under `clip.` with OpenAI's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from teachclip.errors import CheckpointError
+from teachclip.models.checkpoints import count_layers, describe_checkpoint, tensor_of
+from teachclip.models.configuration import StudentConfig
+from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
+from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
+
+CLIP = "clip."
+BLOCKS = "transformerClip.resblocks."
+POSITIONS = "frame_position_embeddings.weight"
+_HEAD = {
+    "frameLinear.weight": "aggregation.hidden.weight",
+    "frameLinear.bias": "aggregation.hidden.bias",
+    "frameLinear2.weight": "aggregation.score.weight",
+    "frameLinear2.bias": "aggregation.score.bias",
+}
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries under `prefix`, without it."""
+    return {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_padding: bool) -> StudentConfig:
+    """Read all sizes of a student off an official state dict.
+
+    Raises CheckpointError if it is another model's, which is named, or if a tensor that tells a size is missing.
+    """
+    if "frameLinear.weight" not in state:
+        raise CheckpointError(f"{source}: expected a TeachCLIP student, this looks like {describe_checkpoint(state)}")
+    clip_config = read_clip_config(openai_to_transformers(under(state, CLIP)), source=source)
+    layers = count_layers(state, BLOCKS)
+    max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
+    return StudentConfig(clip_config, layers, max_frames=max_frames, mask_padding=mask_padding)
+
+
+def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename an official student state dict to the names of `StudentModel`."""
+    result = {CLIP + key: tensor for key, tensor in openai_to_transformers(under(state, CLIP)).items()}
+    result |= {f"temporal.{key}": tensor for key, tensor in rename_blocks(state, prefix=BLOCKS).items()}
+    result |= {new: state[old] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if old in state}
+    return result
+
+
+def to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the state dict of a `StudentModel` to the official names; the inverse of `from_official_names`."""
+    result = {CLIP + key: tensor for key, tensor in transformers_to_openai(under(state, CLIP)).items()}
+    blocks = {new: old for old, new in OFFICIAL_NAMES.items()}
+    for key, tensor in under(state, "temporal.layers.").items():
+        number, _, rest = key.partition(".")
+        result[f"{BLOCKS}{number}.{blocks[rest]}"] = tensor
+    result |= {old: state[new] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if new in state}
+    return result

@@ -1,0 +1,75 @@
+"""The student's public names: load one from any layout, write the official layout, register it in transformers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from teachclip.errors import CheckpointError
+from teachclip.models import official
+from teachclip.models.checkpoints import check_state, load_tensors, to_float32, unwrap_state
+from teachclip.models.clip import quiet_loading
+from teachclip.models.configuration import StudentConfig
+from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes
+from teachclip.models.modeling import StudentModel, StudentOutput
+from teachclip.models.processing import StudentProcessor
+
+__all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
+
+AutoConfig.register("teachclip", StudentConfig, exist_ok=True)
+AutoModel.register(StudentConfig, StudentModel, exist_ok=True)
+AutoProcessor.register(StudentConfig, StudentProcessor, exist_ok=True)
+
+
+def load_student(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, mask_padding: bool | None = None
+) -> StudentModel:
+    """Load a student in float32 and evaluation mode.
+
+    `source`: an exported folder or hub id, or an official TeachCLIP student state dict as a file or a mapping; its
+    sizes are read off the shapes. `mask_padding`: False lets padded frames take weight, as the official code does;
+    None means True, or what an exported folder says. Raises CheckpointError if it cannot be loaded whole, naming what
+    is missing or whose checkpoint it is.
+    """
+    if isinstance(source, Mapping):
+        return _from_official(unwrap_state(source, source="student state dict"), "student state dict", mask_padding)
+    path = Path(source)
+    if path.is_file():
+        return _from_official(load_tensors(path), str(path), mask_padding)
+    if not path.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        raise CheckpointError(f"{path}: no such folder or checkpoint file")
+    model = StudentModel.from_pretrained(str(source), dtype=torch.float32)
+    if mask_padding is not None:
+        model.config.mask_padding = mask_padding
+    return model
+
+
+def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool | None) -> StudentModel:
+    config = official.read_student_config(state, source=source, mask_padding=mask_padding is not False)
+    with torch.device("meta"):
+        reference = StudentModel(config).state_dict()
+    check_state(state, official.to_official_names(reference), source=source)
+    with quiet_loading():
+        weights = to_float32(official.from_official_names(state))
+        return StudentModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+
+
+def student_to_official(model: StudentModel) -> dict[str, Tensor]:
+    """Return a student's weights as an official TeachCLIP state dict, in float32; `load_student` reads it back.
+
+    Raises CheckpointError if the model has something that the official layout cannot tell, such as other heads.
+    """
+    check_told_by_shapes(model.config.clip_config, source="student")
+    heads = max(1, model.config.width // HEAD_WIDTH)
+    if model.config.temporal_layers and model.config.temporal_heads != heads:
+        raise CheckpointError(
+            f"student: has {model.config.temporal_heads} temporal heads, the official layout {heads}"
+        )
+    return official.to_official_names(to_float32(model.state_dict()))

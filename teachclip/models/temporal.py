@@ -1,0 +1,106 @@
+"""The temporal transformer over a video's frames (CLIP4Clip, section 3.3; TeachCLIP, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teachclip.models.aggregation import usable_mask
+
+LAYER_NORM_EPS = 1e-12
+"""The official code's own LayerNorm here; CLIP's towers use 1e-5."""
+
+OFFICIAL_NAMES = {
+    "attn.in_proj_weight": "attention.qkv_proj.weight",
+    "attn.in_proj_bias": "attention.qkv_proj.bias",
+    "attn.out_proj.weight": "attention.out_proj.weight",
+    "attn.out_proj.bias": "attention.out_proj.bias",
+    "ln_1.weight": "layer_norm1.weight",
+    "ln_1.bias": "layer_norm1.bias",
+    "ln_2.weight": "layer_norm2.weight",
+    "ln_2.bias": "layer_norm2.bias",
+    "mlp.c_fc.weight": "mlp.fc1.weight",
+    "mlp.c_fc.bias": "mlp.fc1.bias",
+    "mlp.c_proj.weight": "mlp.fc2.weight",
+    "mlp.c_proj.bias": "mlp.fc2.bias",
+}
+"""Names inside one block: OpenAI's, which the official checkpoints use, to ours."""
+
+
+def rename_blocks(state: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
+    """Take the blocks `{prefix}{i}.` out of an official state dict, under the names of `TemporalTransformer`."""
+    result = {}
+    for key, tensor in state.items():
+        if key.startswith(prefix):
+            number, _, rest = key[len(prefix) :].partition(".")
+            if rest in OFFICIAL_NAMES:
+                result[f"layers.{number}.{OFFICIAL_NAMES[rest]}"] = tensor
+    return result
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection and torch's fused kernel."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Attend within `hidden` (videos, tokens, width). `key_mask` (videos, 1, 1, tokens): False is never read."""
+        parts = self.qkv_proj(hidden).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with QuickGELU, x * sigmoid(1.702 x), between them."""
+
+    def __init__(self, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner_width)
+        self.fc2 = nn.Linear(inner_width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `hidden` (..., width) to the same shape."""
+        inner = self.fc1(hidden)
+        return self.fc2(inner * torch.sigmoid(1.702 * inner))
+
+
+class TemporalBlock(nn.Module):
+    """One pre-norm transformer block, as in CLIP's text tower but without a causal mask."""
+
+    def __init__(self, width: int, heads: int, inner_width: int, *, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = Attention(width, heads)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, inner_width)
+
+    def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Transform `hidden` (videos, tokens, width); see `Attention` for `key_mask`."""
+        hidden = hidden + self.attention(self.layer_norm1(hidden), key_mask)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class TemporalTransformer(nn.Module):
+    """A stack of pre-norm blocks over the tokens of a video; no norm after the last one, no residual around it."""
+
+    def __init__(
+        self, width: int, *, layers: int, heads: int, inner_width: int | None = None, eps: float = LAYER_NORM_EPS
+    ) -> None:
+        super().__init__()
+        inner = inner_width or 4 * width
+        self.layers = nn.ModuleList(TemporalBlock(width, heads, inner, eps=eps) for _ in range(layers))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform `hidden` (videos, tokens, width). Tokens where `mask` (videos, tokens) is False are not read."""
+        key_mask = None if mask is None else usable_mask(mask)[:, None, None, :]
+        for layer in self.layers:
+            hidden = layer(hidden, key_mask)
+        return hidden
