@@ -1,0 +1,60 @@
+"""The teachers: one file each, loaded by name from their official checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from teachclip.errors import CheckpointError, RecipeError
+from teachclip.models.checkpoints import load_content, unwrap_state
+from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
+from teachclip.scorer import Teacher
+
+__all__ = ["TEACHERS", "load_teacher", "teacher_class"]
+
+
+def teacher_class(name: str) -> Any:
+    """Return the class of a teacher: one of `TEACHERS`, of an installed package, or `module:Name`.
+
+    Raises RecipeError if the name is unknown, or if what it names has no `from_state_dict`.
+    """
+    found = resolve("teacher", name, TEACHERS, group=TEACHER_GROUP)
+    if not callable(getattr(found, "from_state_dict", None)):
+        raise RecipeError(f"teacher {name!r}: {found!r} has no from_state_dict(state, **options)")
+    return found
+
+
+def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Teacher:
+    """Load a teacher in evaluation mode and float32, its weights closed to gradients.
+
+    `checkpoint`: a file or a mapping; a state dict, or one under `state_dict`. Layout and sizes are read off names
+    and shapes. Options stored in the file under `options` hold unless given here. Raises RecipeError for an unknown
+    teacher or option, CheckpointError for a checkpoint that does not fit.
+    """
+    found = teacher_class(name)
+    if isinstance(checkpoint, Mapping):
+        content, source = checkpoint, f"{name} checkpoint"
+    else:
+        content, source = load_content(checkpoint), str(checkpoint)
+    state = unwrap_state(content, source=source)
+    stored = content.get("options", {}) if "state_dict" in content else {}
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{source}: options is a {type(stored).__name__}, expected a mapping")
+    allowed = [
+        parameter.name
+        for parameter in inspect.signature(found.from_state_dict).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "source"
+    ]
+    for where, given in (("", options), (f"{source}: ", stored)):
+        for key in given:
+            if key not in allowed:
+                known = ", ".join(allowed)
+                raise RecipeError(
+                    f"{where}teacher {name!r} has no option {key!r}; known: {known}{closest(key, allowed)}"
+                )
+    teacher: nn.Module = found.from_state_dict(state, source=source, **{**stored, **options})
+    return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
