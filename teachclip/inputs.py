@@ -26,8 +26,13 @@ Batch = dict[str, Tensor]
 class Inputs(Protocol):
     """The texts and videos of one split, by row."""
 
-    text_count: int
-    video_count: int
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
 
     def texts(self, rows: np.ndarray) -> Batch:
         """Return the model inputs of some captions."""

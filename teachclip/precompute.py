@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from teachclip.errors import StoreError
 from teachclip.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Teacher, Tokens, select_tokens
@@ -222,12 +221,10 @@ def complete_store(path: Path, circumstances: Mapping[str, Any]) -> ArrayStore |
 
     Raises StoreError if it was made under other circumstances.
     """
-    try:
-        return ArrayStore.open(path, circumstances=circumstances)
-    except StoreError:
-        if not (path / "manifest.json").exists():
-            return None
-        raise
+    if not (path / "manifest.json").exists():
+        return None
+    store = ArrayStore.open(path, circumstances=circumstances, complete=False)
+    return store if store.complete else None
 
 
 def _bar(shards: list[int], label: str, processes: Processes) -> Any:

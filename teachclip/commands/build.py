@@ -26,7 +26,9 @@ from teachclip.training.task import DistillationTerms, Term
 def build_catalog(recipe: Recipe) -> Catalog:
     """Read the annotations and find the video files."""
     data = recipe.data
-    held_out = data.validation and ValidationOptions(videos=data.validation.videos, seed=data.validation.seed)
+    held_out = None
+    if data.validation is not None:
+        held_out = ValidationOptions(videos=data.validation.videos, seed=data.validation.seed)
     return load_catalog(
         format=data.format,
         videos=data.videos,
@@ -72,12 +74,12 @@ def build_teacher(section: TeacherSection, device: torch.device) -> Teacher:
     return load_teacher(section.name, section.checkpoint, **section.options).to(device)  # type: ignore[no-any-return]
 
 
-def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int) -> nn.Module:
+def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int) -> Any:
     """Build a fresh teacher on its CLIP, initialised as published."""
     torch.manual_seed(seed)
     options = {**section.options, **(section.training.options if section.training else {})}
     factory = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
-    return factory.from_clip(clip, **options)  # type: ignore[no-any-return]
+    return factory.from_clip(clip, **options)
 
 
 def freeze(model: nn.Module, *, towers: str) -> None:

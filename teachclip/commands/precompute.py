@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     if recipe.train.towers == "frozen":
         clip = load_clip(recipe.student.clip)
-        for split in work.splits:
+        for split in work.catalog.splits:
             work.feature_inputs(split, clip)
     problems: list[str] = []
     for section in recipe.teachers:

@@ -87,17 +87,17 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     task = TeacherTask(teacher.cpu())
     task.load_state_dict(load_part(best, "model"))
     if processes.is_main:
-        _write_checkpoint(teacher.official_state_dict(), section.checkpoint)
+        _write_checkpoint(teacher.checkpoint(), section.checkpoint)
         say(f"teacher: {section.checkpoint} (step {int(best.name.rpartition('-')[2])}, chosen on {selection.name})")
     processes.wait()
     return section.checkpoint
 
 
-def _write_checkpoint(state: object, path: Path) -> None:
-    """Write `{"state_dict": ...}` under a temporary name, then rename."""
+def _write_checkpoint(content: object, path: Path) -> None:
+    """Write `{"state_dict": ...}`, the official container, under a temporary name, then rename."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save({"state_dict": state}, temporary)
+    torch.save(content, temporary)
     os.replace(temporary, path)

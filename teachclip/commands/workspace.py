@@ -39,17 +39,12 @@ class Workspace:
     processes: Processes
     device: torch.device
 
-    @property
-    def splits(self) -> list[Split]:
-        """All splits that there are."""
-        return [split for split in (self.catalog.train, self.catalog.validation, self.catalog.test) if split]
-
     def split(self, name: str) -> Split:
         """Return a split by name. Raises DataError if the data has none of that name."""
-        for split in self.splits:
+        for split in self.catalog.splits:
             if split.name == name:
                 return split
-        names = ", ".join(split.name for split in self.splits)
+        names = ", ".join(split.name for split in self.catalog.splits)
         raise DataError(f"{self.recipe.name}: the data has no {name} split; it has: {names}")
 
     def selection_split(self) -> Split:
@@ -189,7 +184,7 @@ def build_workspace(recipe: Recipe, processes: Processes, device: torch.device) 
         say(f"left out {video_id}: {reason}")
     work = Workspace(recipe, catalog, frames, processor, processes, device)
     counts = ", ".join(
-        f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in work.splits
+        f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
     say(f"data: {counts}")
     return work

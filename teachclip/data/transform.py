@@ -37,7 +37,9 @@ def resize_and_crop(frames: Tensor, size: int) -> Tensor:
     return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
-def normalize(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+def normalize(
+    frames: Tensor, mean: Sequence[float] | Tensor = CLIP_MEAN, std: Sequence[float] | Tensor = CLIP_STD
+) -> Tensor:
     """Scale uint8 frames to [0, 1], subtract `mean` and divide by `std`, per channel.
 
     `frames`: uint8 (..., 3, height, width) on any device. Returns float32 of the same shape. Padded frames must be
@@ -45,6 +47,6 @@ def normalize(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[f
     """
     shape = (3, 1, 1)
     pixels = frames.to(torch.float32).div_(255)
-    center = torch.tensor(mean, dtype=torch.float32, device=frames.device).view(shape)
-    scale = torch.tensor(std, dtype=torch.float32, device=frames.device).view(shape)
+    center = torch.as_tensor(mean, dtype=torch.float32, device=frames.device).view(shape)
+    scale = torch.as_tensor(std, dtype=torch.float32, device=frames.device).view(shape)
     return pixels.sub_(center).div_(scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import CLIPModel
 
 from teachclip.models.clip import frame_features, text_features
 from teachclip.scorer import Tokens
@@ -12,7 +13,7 @@ from teachclip.scorer import Tokens
 class ClipFeatures(nn.Module):
     """CLIP's raw features as tokens: what is stored once when towers are frozen."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
@@ -36,7 +37,7 @@ class ClipFeatures(nn.Module):
 class MeanPooling(nn.Module):
     """A video is the mean of its L2-normalised frame embeddings (CLIP4Clip, section 3.3, mean pooling)."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
@@ -59,5 +60,4 @@ class MeanPooling(nn.Module):
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return logits (texts, videos): cosine times the exponential of CLIP's logit scale."""
-        scale = self.clip.logit_scale.exp()  # type: ignore[operator,union-attr]
-        return scale * texts["embeds"] @ videos["embeds"].T
+        return self.clip.logit_scale.exp() * texts["embeds"] @ videos["embeds"].T

@@ -17,6 +17,7 @@ from teachclip.inputs import to_device
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.optim import clamp_logit_scale
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
+from teachclip.training.task import Task
 
 Validate = Callable[[], Mapping[str, Any]]
 
@@ -36,7 +37,7 @@ class Schedule:
 
 
 def fit(
-    task: nn.Module,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     batches: TrainingBatches,
     accelerator: Accelerator,

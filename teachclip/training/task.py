@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,15 @@ from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens
 from teachclip.training.distributed import gather_with_gradient
+
+
+class Task(nn.Module):
+    """What is trained: `forward(batch)` returns `loss` and its terms, 0-d tensors equal on all processes."""
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logit scale in log space, to be clamped after each step."""
+        raise AttributeError(f"{type(self).__name__} has no logit scale")
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class OnlineTeacher:
     weight: float = 1.0
 
 
-class DistillationTask(nn.Module):
+class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
     A batch holds this process's pairs (see `teachclip.inputs`) and, for the global batch, `video_rows` (pairs,) and
@@ -75,7 +85,7 @@ class DistillationTask(nn.Module):
         self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
 
     @property
-    def logit_scale(self) -> nn.Parameter:
+    def logit_scale(self) -> Tensor:
         """The parameter to be clamped after each step."""
         return self.student.clip.logit_scale
 
@@ -154,26 +164,27 @@ def _gather_tokens(tokens: Tokens) -> Tokens:
     return {name: gather_with_gradient(tensor) for name, tensor in tokens.items()}
 
 
-class TeacherTask(nn.Module):
+class TeacherTask(Task):
     """A teacher, trained with the symmetric cross-entropy of its logits over the global batch (X-Pool, CVPR 2022)."""
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: Any) -> None:
+        """`teacher`: a module that is a `Teacher` and has its CLIP under `clip`."""
         super().__init__()
         self.teacher = teacher
 
     @property
-    def logit_scale(self) -> nn.Parameter:
+    def logit_scale(self) -> Tensor:
         """The parameter to be clamped after each step."""
-        return self.teacher.clip.logit_scale  # type: ignore[union-attr,return-value]
+        return self.teacher.clip.logit_scale  # type: ignore[no-any-return]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""
-        texts = _gather_tokens(encode_text_batch(self.teacher, batch))  # type: ignore[arg-type]
-        videos = _gather_tokens(encode_video_batch(self.teacher, batch))  # type: ignore[arg-type]
+        texts = _gather_tokens(encode_text_batch(self.teacher, batch))
+        videos = _gather_tokens(encode_video_batch(self.teacher, batch))
         with torch.autocast(batch["frame_mask"].device.type, enabled=False):
             texts = {name: _as_float(tensor) for name, tensor in texts.items()}
             videos = {name: _as_float(tensor) for name, tensor in videos.items()}
-            logits = self.teacher.score(texts, videos)  # type: ignore[operator]
+            logits = self.teacher.score(texts, videos)
             same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
             loss = contrastive_loss(logits, same_video)
         return {"loss": loss, "contrastive": loss.detach()}
