@@ -172,11 +172,11 @@ class Losses(Section):
 
 
 class Evaluation(Section):
-    """How models are evaluated. Batch sizes change speed and memory, never a rank."""
+    """How models are evaluated: sizes change speed and memory only."""
 
     batch_size: Count = Field(32, description="videos per forward pass")
-    text_block: Count = Field(256, description="captions scored at once")
-    video_block: Count = Field(1024, description="videos scored at once")
+    text_block: Count = Field(128, description="captions scored at once")
+    video_block: Count = Field(512, description="videos scored at once")
 
 
 class Recipe(Section):

@@ -17,14 +17,14 @@ from teachclip.scorer import Scorer, tokens_to
 
 @dataclass(frozen=True)
 class Blocks:
-    """How much is computed at once; changes speed and memory, never a rank.
+    """How much is computed at once: changes speed and memory, and ranks no more than rounding in the last bit does.
 
     `batch_size` videos per forward pass; scores of `text_block` x `video_block` pairs.
     """
 
     batch_size: int = 32
-    text_block: int = 256
-    video_block: int = 1024
+    text_block: int = 128
+    video_block: int = 512
 
 
 def evaluate(

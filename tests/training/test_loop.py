@@ -1,0 +1,221 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_batches, tiny_optimizer, tiny_schedule, tiny_student
+
+from teachclip.errors import CheckpointError, TrainingError
+from teachclip.training.checkpoint import newest_checkpoint
+from teachclip.training.distributed import build_accelerator
+from teachclip.training.loop import fit
+from teachclip.training.run import Run
+from teachclip.training.task import DistillationTask, DistillationTerms
+
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+
+
+def train(folder, steps, *, validate=None, stored=True, settings=None, **changes):
+    student = tiny_student()
+    task = DistillationTask(student, DistillationTerms(), stored_weights=(1.0,) if stored else ())
+    run = Run(folder, settings or {"settings": "tiny"})
+    run.open()
+    progress = fit(
+        task,
+        tiny_optimizer(student),
+        tiny_batches(stored=stored),
+        build_accelerator(),
+        run,
+        tiny_schedule(steps, **changes),
+        validate or (lambda: {"t2v": {"recall_at_1": 0.0}}),
+    )
+    return student, progress
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def run_script(folder, *arguments, processes=1):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        launcher += ["--standalone"]
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), str(folder), *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_the_loss_falls_and_every_step_is_logged(tmp_path):
+    train(tmp_path, 30)
+    found = losses(tmp_path)
+    assert list(found) == list(range(1, 31))
+    assert sum(found[n]["loss"] for n in range(25, 31)) < sum(found[n]["loss"] for n in range(1, 7)) - 0.5
+    assert {"contrastive", "video_text", "frame_text", "grad_norm"} <= set(found[1])
+
+
+def test_total_is_the_weighted_sum_of_the_terms(tmp_path):
+    train(tmp_path, 2)
+    for line in losses(tmp_path).values():
+        total = 0.2 * line["contrastive"] + line["video_text"] + 2 * line["frame_text"]
+        assert math.isclose(line["loss"], total, rel_tol=1e-5)
+
+
+def test_without_teachers_only_the_contrastive_term_is_used(tmp_path):
+    train(tmp_path, 2, stored=False)
+    line = losses(tmp_path)[1]
+    assert line["loss"] == line["contrastive"] and "video_text" not in line
+
+
+def test_a_run_that_is_resumed_equals_one_that_was_not_interrupted(tmp_path):
+    whole, _ = train(tmp_path / "whole", 9)
+    calls = []
+
+    def interrupt():
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"t2v": {"recall_at_1": 0.0}}
+
+    with pytest.raises(KeyboardInterrupt, match="stopped and saved after step 7 of 9"):
+        train(tmp_path / "resumed", 9, validate=interrupt)
+    resumed, _ = train(tmp_path / "resumed", 9)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_log_of_a_resumed_run_holds_no_step_twice(tmp_path):
+    train(tmp_path, 6, checkpoint_every=4)
+    (newest_checkpoint(tmp_path / "checkpoints", "step") / "state.json").unlink()
+    train(tmp_path, 6, checkpoint_every=4)
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):
+    finish(run_script(tmp_path / "whole", 8, "", 0.05))
+    for attempt in range(3):
+        process = run_script(tmp_path / "killed", 8, "", 0.3)
+        deadline = time.time() + 60
+        wanted = 1 + 2 * attempt + random.Random(attempt).random()
+        while process.poll() is None and time.time() < deadline:
+            newest = newest_checkpoint(tmp_path / "killed" / "checkpoints", "step")
+            if newest is not None and int(newest.name[-8:]) >= wanted:
+                break
+            time.sleep(0.01)
+        time.sleep(random.Random(attempt).random() * 0.2)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(run_script(tmp_path / "killed", 8, "", 0))
+    ends = [
+        load_file(newest_checkpoint(tmp_path / name / "checkpoints", "step") / "model.safetensors")
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("online", ["", "online"])
+def test_two_processes_give_the_losses_of_one(tmp_path, online):
+    runs = [run_script(tmp_path / "one", 5, online), run_script(tmp_path / "two", 5, online, processes=2)]
+    for run in runs:
+        finish(run)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(one) == list(two) == [1, 2, 3, 4, 5]
+    for step in one:
+        for name in ("loss", "contrastive", "video_text", "frame_text"):
+            assert abs(one[step][name] - two[step][name]) < 1e-5, (step, name)
+        assert math.isclose(one[step]["grad_norm"], two[step]["grad_norm"], rel_tol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
+    class Broken(DistillationTask):
+        def forward(self, batch):
+            losses = super().forward(batch)
+            return {**losses, "loss": losses["loss"] * (float("nan") if broken[0] else 1.0)}
+
+    broken = [False]
+
+    def validate():
+        broken[0] = True
+        return {"t2v": {"recall_at_1": 0.0}}
+
+    student = tiny_student()
+    run = Run(tmp_path, {})
+    run.open()
+    with pytest.raises(TrainingError, match=r"step 4: loss is nan.*nonfinite-step-4.json") as error:
+        fit(
+            Broken(student, DistillationTerms(), stored_weights=(1.0,)),
+            tiny_optimizer(student),
+            tiny_batches(),
+            build_accelerator(),
+            run,
+            tiny_schedule(6),
+            validate,
+        )
+    assert "\n" not in str(error.value)
+    record = json.loads((tmp_path / "nonfinite-step-4.json").read_text())
+    assert len(record["pairs"]) == 8 and record["pairs"][0]["video"].startswith("video")
+    newest = newest_checkpoint(tmp_path / "checkpoints", "step")
+    weights = load_file(newest / "model.safetensors")
+    assert newest.name == "step-00000003" and all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_the_best_weights_by_validation_are_kept(tmp_path):
+    values = iter([10.0, 30.0, 20.0])
+    _, progress = train(tmp_path, 9, validate=lambda: {"t2v": {"recall_at_1": next(values)}})
+    assert (progress.best, progress.best_step) == (30.0, 6)
+    assert newest_checkpoint(tmp_path / "checkpoints", "best").name == "best-00000006"
+
+
+def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
+    train(tmp_path, 2, settings={"optimizer": {"lr": 1e-3}})
+    with pytest.raises(CheckpointError, match=r"other settings: .*optimizer\.lr.*0\.001.*0\.01"):
+        train(tmp_path, 2, settings={"optimizer": {"lr": 1e-2}})
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(tmp_path, 4)
+    path = newest_checkpoint(tmp_path / "checkpoints", "step") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot read the checkpoint"):
+        train(tmp_path, 6)
+
+
+def test_the_logit_scale_never_exceeds_ln_100(tmp_path):
+    student = tiny_student()
+    with torch.no_grad():
+        student.clip.logit_scale.fill_(math.log(100))
+    run = Run(tmp_path, {})
+    run.open()
+    fit(
+        DistillationTask(student, DistillationTerms(), stored_weights=(1.0,)),
+        tiny_optimizer(student),
+        tiny_batches(),
+        build_accelerator(),
+        run,
+        tiny_schedule(4),
+        None,
+    )
+    assert student.clip.logit_scale.item() <= math.log(100) + 1e-6

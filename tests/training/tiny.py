@@ -1,0 +1,112 @@
+"""A tiny training set-up in memory, for tests and for the processes that tests start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from teachclip.data.batches import BatchPlan
+from teachclip.data.catalog import Caption, Split, Video
+from teachclip.models.student import StudentModel
+from teachclip.processes import Processes
+from teachclip.training.batches import StoredRelevance, TrainingBatches
+from teachclip.training.loop import Schedule
+from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parameter_groups, published_schedule
+
+VIDEOS, CAPTIONS, FRAMES, SIZE, TOKENS = 12, 2, 3, 16, 7
+
+
+def tiny_clip(seed: int = 0) -> CLIPModel:
+    torch.manual_seed(seed)
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text = {**tower, "vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 57, "eos_token_id": 58}
+    vision = {**tower, "image_size": SIZE, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
+
+
+def tiny_split() -> Split:
+    videos = tuple(Video(f"video{n}", Path(f"video{n}.mp4")) for n in range(VIDEOS))
+    captions = tuple(
+        Caption(f"video{n}:{k}", f"video{n}", f"caption {k} of video {n}")
+        for n in range(VIDEOS)
+        for k in range(CAPTIONS)
+    )
+    return Split("train", videos, captions)
+
+
+@dataclass
+class TinyPixels:
+    """Random frames and token ids; one video has a padded frame."""
+
+    frames: Tensor
+    mask: Tensor
+    ids: Tensor
+
+    @classmethod
+    def make(cls) -> TinyPixels:
+        state = np.random.RandomState(3)
+        frames = torch.from_numpy(state.randint(0, 256, (VIDEOS, FRAMES, 3, SIZE, SIZE)).astype(np.uint8))
+        mask = torch.ones(VIDEOS, FRAMES, dtype=torch.bool)
+        mask[1, 2:] = False
+        ids = torch.from_numpy(state.randint(1, 57, (VIDEOS * CAPTIONS, TOKENS)))
+        ids[:, 0], ids[:, -1] = 57, 58
+        return cls(frames, mask, ids)
+
+    @property
+    def text_count(self) -> int:
+        return len(self.ids)
+
+    @property
+    def video_count(self) -> int:
+        return len(self.frames)
+
+    def texts(self, rows: np.ndarray) -> dict[str, Tensor]:
+        ids = self.ids[np.array(rows)]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def videos(self, rows: np.ndarray) -> dict[str, Tensor]:
+        rows = np.array(rows)  # a copy: the plan's own rows are read-only
+        half = torch.full((3,), 0.5)
+        return {"frames": self.frames[rows], "frame_mask": self.mask[rows], "mean": half, "std": half}
+
+
+class TinyRelevance(StoredRelevance):
+    """Random relevance in place of a store."""
+
+    def __init__(self) -> None:
+        state = np.random.RandomState(4)
+        self.logits = torch.from_numpy(state.standard_normal((VIDEOS * CAPTIONS, VIDEOS)).astype(np.float32) * 3)
+        weights = state.dirichlet(np.ones(FRAMES), VIDEOS * CAPTIONS).astype(np.float32)
+        self.frames = torch.from_numpy(weights)
+
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self.logits[rows][:, rows // CAPTIONS], self.frames[rows]
+
+
+def tiny_student() -> StudentModel:
+    torch.manual_seed(5)
+    return StudentModel.from_clip(tiny_clip(), temporal_layers=2, frames=FRAMES)
+
+
+def tiny_batches(processes: Processes | None = None, *, batch_size: int = 8, stored: bool = True) -> TrainingBatches:
+    split = tiny_split()
+    plan = BatchPlan(len(split.captions), batch_size, 0)
+    return TrainingBatches(
+        TinyPixels.make(), split, plan, processes or Processes(), [TinyRelevance()] if stored else []
+    )
+
+
+def tiny_optimizer(student: StudentModel) -> torch.optim.Optimizer:
+    freeze_clip_inputs(student)
+    groups = parameter_groups(student, lr=1e-3, clip_lr=1e-4, aggregation_lr=1e-2, weight_decay=0.2)
+    return build_optimizer("bert_adam", groups)
+
+
+def tiny_schedule(steps: int, **changes: int) -> Schedule:
+    values = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1, **changes}
+    return Schedule(steps=steps, rate=lambda progress: published_schedule(progress, 0.1), max_grad_norm=1.0, **values)
