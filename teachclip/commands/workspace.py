@@ -68,14 +68,13 @@ class Workspace:
 
     def pixel_inputs(self, split: Split) -> PixelInputs:
         """Return token ids and decoded frames of a split."""
-        rows = {video.id: row for row, video in enumerate(self.frames.videos)}
         tokenized = Tokenized.from_captions(
             split.captions, self.processor.tokenizer, max_tokens=self.recipe.text.max_tokens
         )
         return PixelInputs(
             tokenized=tokenized,
             frames=self.frames,
-            frame_rows=np.array([rows[video.id] for video in split.videos]),
+            frame_rows=self.frames.rows_of(video.id for video in split.videos),
             mean=torch.tensor(self.processor.mean),
             std=torch.tensor(self.processor.std),
         )

@@ -80,7 +80,7 @@ class TrainingBatches(Dataset[Batch]):
             if inputs is not None:
                 batch.update(inputs.texts(local))
                 batch.update(inputs.videos(self.caption_videos[local]))
-        batch["rows"] = torch.from_numpy(np.ascontiguousarray(rows))
+        batch["rows"] = torch.from_numpy(rows.copy())
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
         for number, relevance in enumerate(self.relevances):
             batch[f"video_text.{number}"], batch[f"frame_text.{number}"] = relevance.batch(rows)

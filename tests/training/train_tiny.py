@@ -1,4 +1,4 @@
-"""Train the tiny set-up: `python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS_PER_STEP]`, in one or several processes."""
+"""Train the tiny set-up, in one process or several: `python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS]`."""
 
 from __future__ import annotations
 
