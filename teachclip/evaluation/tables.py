@@ -28,18 +28,19 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
                     metrics = result[split][direction]
                     values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
                     lines.append(f"| {result['model']} | {split} | {label} | {values} |")
-    return "\n".join([*lines, *_remarks(results)])
+    notes = remarks(results)
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def _remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what a reader must know before comparing: selection on test, and videos left out."""
-    remarks = []
+    notes = []
     if any(result.get("selected_on") == "test" for result in results):
-        remarks.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+        notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
     left_out = max((len(result.get("left_out", {})) for result in results), default=0)
     if left_out:
-        remarks.append(f"Partial: {left_out} videos could not be read and were left out.")
-    return ["", *remarks] if remarks else []
+        notes.append(f"Partial: {left_out} videos could not be read and were left out.")
+    return notes
 
 
 def human_count(value: float) -> str:
