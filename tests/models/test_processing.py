@@ -1,0 +1,174 @@
+"""Strings and video files to tensors, and to embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_student, tiny_tokenizer
+from torch.testing import assert_close
+
+from teachclip.data.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
+from teachclip.data.video import FramePlan, decode_frames
+from teachclip.errors import CheckpointError, DataError, VideoError
+from teachclip.models.processing import StudentProcessor
+
+
+def write_video(path: Path, *, frames: int = 16, seed: int = 0) -> Path:
+    """A small mp4 file of smooth pictures."""
+    state = np.random.RandomState(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(frames):
+            picture = np.kron(state.randint(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def tiny_processor(**options: object) -> StudentProcessor:
+    settings = {"frame_plan": FramePlan("per_second", FRAMES), "size": SIZE, "max_tokens": 10, **options}
+    return StudentProcessor(tiny_tokenizer(), **settings)  # type: ignore[arg-type]
+
+
+def test_files_are_read_by_the_plan_and_padded_with_zeros(tmp_path: Path) -> None:
+    short, long = write_video(tmp_path / "short.mp4"), write_video(tmp_path / "long.mp4", frames=64, seed=1)
+    inputs = tiny_processor()(videos=[short, str(long)])
+    assert inputs["pixel_values"].shape == (2, FRAMES, 3, SIZE, SIZE)
+    assert inputs["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]
+    assert not inputs["pixel_values"][0, 2:].any()
+    plan = FramePlan("per_second", FRAMES)
+    wanted = normalize(resize_and_crop(decode_frames(short, plan), SIZE), CLIP_MEAN, CLIP_STD)
+    assert_close(inputs["pixel_values"][0, :2], wanted)
+
+
+def test_arrays_of_either_axis_order_are_taken_and_thinned_as_published() -> None:
+    frames = torch.randint(0, 255, (9, 3, 40, 50), dtype=torch.uint8)
+    processor = tiny_processor()
+    first = processor(videos=[frames])["pixel_values"]
+    last = processor(videos=frames.permute(0, 2, 3, 1).numpy())["pixel_values"]
+    assert torch.equal(first, last)
+    picked = frames[[0, 2, 5, 8]]  # int(linspace(0, 8, 4))
+    assert torch.equal(first[0], normalize(resize_and_crop(picked, SIZE), CLIP_MEAN, CLIP_STD))
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (np.zeros((4, 3, 8, 8), dtype=np.float32), r"torch.float32 \(4, 3, 8, 8\)"),
+        (np.zeros((0, 3, 8, 8), dtype=np.uint8), r"torch.uint8 \(0, 3, 8, 8\)"),
+        (np.zeros((4, 8, 8, 4), dtype=np.uint8), "neither axis 1 nor the last one has 3 channels"),
+        (7, "a video is a int"),
+        ("/no/such/file.mp4", "/no/such/file.mp4: does not exist"),
+    ],
+)
+def test_what_is_no_video_is_named(video: object, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        tiny_processor()(videos=[video])
+
+
+def test_long_texts_are_cut_and_keep_their_end() -> None:
+    processor = tiny_processor(max_tokens=6)
+    inputs = processor(text=["a red circle over a blue square", "sea"])
+    end = processor.tokenizer.eos_token_id
+    assert inputs["input_ids"].shape == (2, 6)
+    assert inputs["input_ids"][0, -1] == end and (inputs["input_ids"][0, :-1] != end).all()
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [6, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a drum over a piano", "'a drum over a piano': not in the vocabulary: drum, piano"),
+        ("red <|endoftext|> sea", "not in the vocabulary: <|endoftext|>"),
+        ("  ", "text 1 is '  ', expected words"),
+        ("", "text 1 is '', expected words"),
+    ],
+)
+def test_texts_that_would_end_early_are_named(text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        tiny_processor()(text=["red", text])
+    assert message in str(error.value)
+
+
+def test_settings_survive_saving(tmp_path: Path) -> None:
+    plan = FramePlan("per_second", 5, rate=2, keep="head")
+    processor = tiny_processor(frame_plan=plan, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    processor.save_pretrained(tmp_path)
+    again = StudentProcessor.from_pretrained(tmp_path)
+    assert again.plan == plan
+    assert (again.size, again.max_tokens) == (SIZE, 10)
+    assert (again.mean, again.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    text = ["a red circle"]
+    assert torch.equal(again(text=text)["input_ids"], processor(text=text)["input_ids"])
+
+
+def test_a_wrong_frame_plan_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"frame_plan .* is not one"):
+        tiny_processor(frame_plan={"kind": "intervals", "number": 4})
+
+
+def test_a_processor_takes_its_tokenizer_and_pixels_from_a_clip(tmp_path: Path) -> None:
+    tiny_clip().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    plan = FramePlan("intervals", FRAMES)
+    plain = StudentProcessor.from_clip(tmp_path, plan=plan)
+    assert (plain.size, plain.mean, plain.max_tokens) == (224, list(CLIP_MEAN), 32)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": 48, "width": 48}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    own = StudentProcessor.from_clip(str(tmp_path), plan=plan, max_tokens=8)
+    assert (own.size, own.mean, own.std, own.max_tokens) == (48, [0.5] * 3, [0.25] * 3, 8)
+    assert StudentProcessor.from_clip(tmp_path, plan=plan, size=SIZE).size == SIZE
+
+
+def test_a_clip_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        StudentProcessor.from_clip(tmp_path, plan=FramePlan("intervals", FRAMES))
+
+
+def test_texts_are_encoded_in_order_whatever_the_batch_size(capsys: pytest.CaptureFixture[str]) -> None:
+    student = tiny_student()
+    texts = ["a red circle over sea", "sea", "a blue square", "red", "a circle over a square over a sea"]
+    every = student.encode_text(texts, progress=False)
+    assert "texts" not in capsys.readouterr().err
+    assert every.shape == (5, WIDTH)
+    assert_close(every.norm(dim=-1), torch.ones(5))
+    assert_close(student.encode_text(texts, batch_size=2), every, atol=1e-6, rtol=0)
+    assert "texts: 100%" in capsys.readouterr().err
+    assert_close(student.encode_text("a blue square", progress=False), every[2:3], atol=1e-6, rtol=0)
+    assert student.encode_text([], progress=False).shape == (0, WIDTH)
+
+
+def test_videos_are_encoded_from_files_in_order_whatever_the_batch_size(tmp_path: Path) -> None:
+    student = tiny_student().train()
+    paths = [write_video(tmp_path / f"{seed}.mp4", frames=10 + seed, seed=seed) for seed in range(3)]
+    every = student.encode_video(paths, progress=False)
+    assert student.training
+    assert every.shape == (3, WIDTH) and not every.requires_grad
+    assert_close(student.encode_video(paths, batch_size=2, progress=False), every, atol=1e-6, rtol=0)
+    assert_close(student.encode_video(paths[1], progress=False), every[1:2], atol=1e-6, rtol=0)
+    inputs = student.processor(text=["sea"], videos=paths)
+    assert_close(student(**inputs).video_embeds, every, atol=1e-6, rtol=0)
+
+
+def test_an_unreadable_video_is_named(tmp_path: Path) -> None:
+    good, bad = write_video(tmp_path / "good.mp4"), tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video at all")
+    with pytest.raises(VideoError, match=r"bad\.mp4"):
+        tiny_student().encode_video([good, bad], progress=False)
+
+
+def test_a_student_without_processor_says_so() -> None:
+    student = tiny_student()
+    student.processor = None
+    with pytest.raises(DataError, match="this student has no processor"):
+        student.encode_text(["sea"])
+    with pytest.raises(DataError, match="batch_size is 0"):
+        tiny_student().encode_text(["sea"], batch_size=0)
