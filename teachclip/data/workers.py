@@ -1,0 +1,112 @@
+"""Run a function on many items in worker processes, so that a hang or a crash costs one item and not the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import TimeoutError as TaskTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from teachclip.errors import DataError, TeachclipError
+
+TASKS_PER_WORKER = 500
+"""A worker is replaced after so many items: C libraries may leak."""
+
+AHEAD = 3
+"""Items given out per worker before the first result is taken; bounds the memory that results wait in."""
+
+PRELOADED = "teachclip.data.frames"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no result."""
+
+    reason: str
+
+
+def guarded_map(
+    function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int, time_limit: float
+) -> Generator[Any, None, None]:
+    """Yield `function(*item)` or a `Failure` for every item, in order.
+
+    `function` must be importable by name. It runs in `workers` processes (0: one per core), at most `time_limit`
+    seconds on an item. Close the iterator if you leave it early. Raises DataError if no worker can start.
+    """
+    pool = ProcessPool(
+        max_workers=workers or core_count(),
+        max_tasks=TASKS_PER_WORKER,
+        context=_context(),
+        initializer=_prepare_worker,
+    )
+    waiting: deque[ProcessFuture[Any]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.schedule(function, args=item, timeout=time_limit))
+            if len(waiting) >= AHEAD * (workers or core_count()):
+                yield _outcome(waiting.popleft(), time_limit)
+        while waiting:
+            yield _outcome(waiting.popleft(), time_limit)
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def core_count() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _context() -> BaseContext:
+    """Return how workers start: never by a fork of this process, whose threads and device would break in the child.
+
+    A fork server imports the decoders once and then makes workers in milliseconds. Windows has only `spawn`.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
+
+
+def _prepare_worker() -> None:
+    """Use one thread per worker, and keep what C libraries print about bad files off the progress bar."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    os.close(silence)
+
+
+def _outcome(future: ProcessFuture[Any], time_limit: float) -> Any:
+    """Return a result or why there is none. Whatever goes wrong inside a worker belongs to its item."""
+    try:
+        return future.result()
+    except TaskTimeoutError:
+        return Failure(f"took longer than {time_limit:g} seconds")
+    except ProcessExpired as error:
+        return Failure(f"its process died ({_exit_name(error.exitcode)})")
+    except BrokenProcessPool as error:
+        hint = "a script must call this below `if __name__ == '__main__':`"
+        raise DataError(f"worker processes cannot start ({error}); see what they printed above; {hint}") from error
+    except TeachclipError as error:
+        return Failure(str(error))
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {error}")
+
+
+def _exit_name(code: int) -> str:
+    """Return the signal or the status that a process ended with."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"exit status {code}"
