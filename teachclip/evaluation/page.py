@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from teachclip.evaluation.report import Table, about_tables, no_pictures, report_tables, subtitle, verdicts
+from teachclip.evaluation.report import SPREAD, Table, about_tables, no_pictures, report_tables, subtitle, verdicts
 
 
 def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]]) -> str:
@@ -32,16 +32,24 @@ def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]])
 
 
 def _table(table: Table, *, text: bool = False) -> str:
+    spreads = [any(SPREAD in cell for cell in column) for column in zip(*table.rows, strict=True)][1:]
     kind = ' class="text"' if text else ""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in table.rows
-    )
+    rows = ""
+    for first, *rest in table.rows:
+        cells = "".join(_cell(cell, wide) for cell, wide in zip(rest, spreads, strict=True))
+        rows += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
     return (
         f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _cell(text: str, has_spreads: bool) -> str:
+    """Return a cell; where a column has spreads, means without one leave room for it."""
+    value, sign, deviation = text.partition(SPREAD)
+    tail = f'<span class="sd">{sign}{escape(deviation)}</span>' if has_spreads else ""
+    return f"<td>{escape(value)}{tail}</td>"
 
 
 def _picture(path: Path, caption: str) -> str:
@@ -68,11 +76,14 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
 th { font-weight: 600; }
 thead th { color: var(--soft); font-size: .85rem; }
 th:first-child { text-align: left; padding-left: 0; }
+tbody th { white-space: normal; min-width: 9rem; }
+.sd { display: inline-block; min-width: 2.9em; text-align: left; white-space: pre; color: var(--soft); }
 tbody th { font-weight: 500; }
 tbody tr:nth-child(even) { background: var(--band); }
 table.text td { text-align: left; font-family: ui-monospace, monospace; font-size: .82rem; }
 table.text th { text-align: left; }
 figure { margin: 1.75rem 0; }
 img { display: block; width: 100%; min-width: 40rem; background: #fff; border-radius: 6px; }
+@media (max-width: 34rem) { th, td { padding: .3rem .4rem; font-size: .82rem; } tbody th { min-width: 7rem; } }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; }
 """

@@ -56,7 +56,7 @@ def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v"
                 f"{height:.1f}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK
             )
     axes.set_xticks(range(len(RECALLS)), list(RECALLS.values()))
-    axes.set_ylim(0, 108)
+    axes.set_ylim(0, 104)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("queries found, %", color=SOFT)
     axes.set_title(
@@ -65,7 +65,7 @@ def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v"
     axes.grid(axis="y", color="#e4e6ea", zorder=0)
     _plain(axes)
     axes.tick_params(axis="x", labelsize=10)
-    axes.legend(frameon=False, fontsize=9, ncols=1, loc="upper left", labelcolor=INK)
+    figure.legend(frameon=False, fontsize=9, ncols=3, loc="outside upper left", labelcolor=INK)
     _save(figure, path)
 
 

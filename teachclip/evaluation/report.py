@@ -15,6 +15,7 @@ from teachclip.evaluation.intervals import Interval, paired_difference, spread
 from teachclip.evaluation.tables import COLUMNS, DIRECTIONS, human_count, remarks
 
 METRIC = "recall_at_1"
+SPREAD = " ± "
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     rows = [[arm["label"], *_cost_cells(arm["cost"])] for arm in arms if arm["cost"]]
     header = ["model", "bytes per video", "FLOPs per query", f"ms per query, {candidates:,} videos"]
     tables.append(Table("Cost of a search", header, rows))
-    rows = [
-        [_difference_label(d), f"{d['mean']:+.1f}", _interval_cell(d), _per_seed(d)] for d in report["differences"]
-    ]
+    rows = [[d["label"], f"{d['mean']:+.1f}", _interval_cell(d), _per_seed(d)] for d in report["differences"]]
     header = ["difference in R@1, text to video", "mean", "95% interval", f"seeds {', '.join(map(str, seeds))}"]
     tables.append(Table("What teaching gains", header, rows))
     return tables
@@ -86,16 +85,14 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     lines = []
     count = len(report["seeds"])
     for difference in report["differences"]:
-        what = f"{_difference_label(difference)}: {difference['mean']:+.1f} R@1"
+        what = f"{difference['label']}: {difference['mean']:+.1f} R@1"
         if difference["low"] is None:
             lines.append(f"{what} with a single seed, which can mislead: no interval, nothing is shown.")
-            continue
-        interval = f"95% interval {_interval_cell(difference)} over {count} seeds"
-        if difference["touches_zero"]:
-            lines.append(f"{what} ({interval}). The interval touches zero: these runs do not show a difference.")
+        elif difference["touches_zero"]:
+            lines.append(f"{what}, but the interval touches zero: these {count} seeds do not show a difference.")
         else:
             better = "better" if difference["mean"] > 0 else "WORSE"
-            lines.append(f"{what} ({interval}). The interval is clear of zero: {better}.")
+            lines.append(f"{what}, and the interval is clear of zero: {better} over these {count} seeds.")
     error = _sampling_error(report)
     lines.append(
         "The spread and the intervals are over student seeds (new parameters and batch order) alone: one set of "
@@ -138,7 +135,7 @@ def about_tables(report: Mapping[str, Any]) -> list[Table]:
 
 def markdown_table(table: Table) -> str:
     """Return an aligned Markdown table: first column to the left, the others to the right where they hold numbers."""
-    columns = list(zip(table.header, *table.rows, strict=True))
+    columns = [_align(column) for column in zip(table.header, *table.rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     right = [
         index > 0 and all(cell[:1] in "+-0123456789[" for cell in column[1:]) for index, column in enumerate(columns)
@@ -149,7 +146,14 @@ def markdown_table(table: Table) -> str:
         return "| " + " | ".join(padded) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
-    return "\n".join([line(table.header), rule, *map(line, table.rows)])
+    header, *rows = zip(*columns, strict=True)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _align(column: Sequence[str]) -> list[str]:
+    """Pad means without a spread so that they stand under those with one."""
+    room = max((len(cell) - cell.find(SPREAD) for cell in column if SPREAD in cell), default=0)
+    return [cell if SPREAD in cell or index == 0 else cell + " " * room for index, cell in enumerate(column)]
 
 
 def no_pictures() -> str:
@@ -184,7 +188,7 @@ def _compare(arm: Arm, baseline: Arm, split: str) -> dict[str, Any]:
     return {
         "arm": arm.name,
         "baseline": baseline.name,
-        "label": f"{arm.label} - {baseline.label}",
+        "label": " - ".join(side.label.removeprefix("student, ") for side in (arm, baseline)),
         "metric": f"t2v.{METRIC}",
         "values": [value - other for value, other in zip(values, others, strict=True)],
         **interval._asdict(),
@@ -199,15 +203,11 @@ def _sampling_error(report: Mapping[str, Any]) -> float:
 
 
 def _cell(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.1f}" + ("" if value["sd"] is None else f" ± {value['sd']:.1f}")
+    return f"{value['mean']:.1f}" + ("" if value["sd"] is None else f"{SPREAD}{value['sd']:.1f}")
 
 
 def _cost_cells(cost: Mapping[str, float]) -> list[str]:
     return [f"{cost['bytes_per_video']:,.0f}", human_count(cost["flops_per_query"]), f"{cost['ms_per_query']:.3g}"]
-
-
-def _difference_label(difference: Mapping[str, Any]) -> str:
-    return str(difference["label"])
 
 
 def _interval_cell(difference: Mapping[str, Any]) -> str:
