@@ -5,8 +5,10 @@ Nothing here runs code from a file: `.safetensors` files, and torch files with `
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,15 @@ def load_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript archives, which are refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{file}: {_reason(file, error)}") from error
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
+        # torch seeks before the start of a short file: EINVAL means cut off, not a failing disk.
+        reason = _reason(file, error) if error.errno == errno.EINVAL else f"cannot be read: {error.strerror or error}"
+        raise CheckpointError(f"{file}: {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, expected a mapping of names to tensors")
     return content

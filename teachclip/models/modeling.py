@@ -5,7 +5,6 @@ Texts and videos become one vector each, so that a search is one dot product per
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from teachclip.models.aggregation import Aggregation, FrameAggregation, complete
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
 from teachclip.models.processing import StudentProcessor, load_processor
-from teachclip.models.temporal import TemporalTransformer
+from teachclip.models.temporal import ResidualLinear, TemporalTransformer
 from teachclip.models.warm_start import start_from_clip
 from teachclip.scorer import Tokens
 
@@ -73,13 +72,10 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02) with zero biases; the layers that write to the residual stream scaled by 1/sqrt(2 layers)."""
+        """N(0, 0.02) with zero biases, or with the deviation that a `ResidualLinear` names."""
         super()._init_weights(module)
-        if isinstance(module, TemporalTransformer):
-            std = 0.02 / math.sqrt(2 * len(module.layers))
-            for name, weight in module.named_parameters():
-                if name.endswith(("out_proj.weight", "fc2.weight")):
-                    torch.nn.init.normal_(weight, std=std)
+        if isinstance(module, ResidualLinear):
+            torch.nn.init.normal_(module.weight, std=module.start_std)
 
     @property
     def mask_padding(self) -> bool:

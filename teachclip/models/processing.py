@@ -162,9 +162,7 @@ def _as_frames(video: Any) -> Tensor:
         return frames
     if frames.shape[3] == 3:
         return frames.permute(0, 3, 1, 2)
-    raise VideoError(
-        f"a video has shape {tuple(frames.shape)}: neither axis 1 nor the last one has 3 channels"
-    )
+    raise VideoError(f"a video has shape {tuple(frames.shape)}: neither axis 1 nor the last one has 3 channels")
 
 
 def load_processor(source: Any) -> StudentProcessor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -41,14 +42,22 @@ def rename_blocks(state: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tens
     return result
 
 
+class ResidualLinear(nn.Linear):
+    """A linear layer that writes to the residual stream: it starts smaller, the more layers there are."""
+
+    def __init__(self, inputs: int, outputs: int, *, start_std: float) -> None:
+        super().__init__(inputs, outputs)
+        self.start_std = start_std
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one packed projection and torch's fused kernel."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, start_std: float) -> None:
         super().__init__()
         self.heads = heads
         self.qkv_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = ResidualLinear(width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
         """Attend within `hidden` (videos, tokens, width). `key_mask` (videos, 1, 1, tokens): False is never read."""
@@ -61,10 +70,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear maps with QuickGELU, x * sigmoid(1.702 x), between them."""
 
-    def __init__(self, width: int, inner_width: int) -> None:
+    def __init__(self, width: int, inner_width: int, *, start_std: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, inner_width)
-        self.fc2 = nn.Linear(inner_width, width)
+        self.fc2 = ResidualLinear(inner_width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map `hidden` (..., width) to the same shape."""
@@ -75,12 +84,14 @@ class MLP(nn.Module):
 class TemporalBlock(nn.Module):
     """One pre-norm transformer block, as in CLIP's text tower but without a causal mask."""
 
-    def __init__(self, width: int, heads: int, inner_width: int, *, eps: float = LAYER_NORM_EPS) -> None:
+    def __init__(
+        self, width: int, heads: int, inner_width: int, *, eps: float = LAYER_NORM_EPS, start_std: float = 0.02
+    ) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, start_std=start_std)
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, inner_width)
+        self.mlp = MLP(width, inner_width, start_std=start_std)
 
     def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
         """Transform `hidden` (videos, tokens, width); see `Attention` for `key_mask`."""
@@ -96,7 +107,9 @@ class TemporalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = inner_width or 4 * width
-        self.layers = nn.ModuleList(TemporalBlock(width, heads, inner, eps=eps) for _ in range(layers))
+        std = 0.02 / math.sqrt(2 * max(1, layers))
+        blocks = (TemporalBlock(width, heads, inner, eps=eps, start_std=std) for _ in range(layers))
+        self.layers = nn.ModuleList(blocks)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform `hidden` (videos, tokens, width). Tokens where `mask` (videos, tokens) is False are not read."""
