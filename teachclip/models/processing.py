@@ -24,6 +24,7 @@ from teachclip.errors import CheckpointError, DataError, VideoError
 
 PROCESSOR_FILE = "processor_config.json"
 IMAGE_FILE = "preprocessor_config.json"
+SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
 
 
 class StudentProcessor(ProcessorMixin):
@@ -66,14 +67,20 @@ class StudentProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         videos: Any | Sequence[Any] | None = None,
         return_tensors: str = "pt",
+        **settings: Any,
     ) -> BatchFeature:
         """Prepare texts, videos or both.
 
         `videos`: paths, or uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), or one of them.
         Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values` (videos, frames, 3, size, size)
-        with `frame_mask` (videos, frames); a video with fewer frames than the plan's count ends in zeros. Raises
-        DataError for an empty text or unknown words, and VideoError for a video that cannot be read.
+        with `frame_mask` (videos, frames); a video with fewer frames than the plan's count ends in zeros. The groups
+        of settings that other libraries send (`text_kwargs`, `common_kwargs`, ...) are taken but change nothing: a
+        student's inputs are prepared in one way only. Raises DataError for an empty text, unknown words or another
+        setting, and VideoError for a video that cannot be read.
         """
+        other = [name for name in settings if name not in SETTING_GROUPS]
+        if other:
+            raise DataError(f"{other[0]} cannot be set here; the processor's own settings hold")
         if text is None and videos is None:
             raise DataError("nothing to prepare: give text, videos or both")
         data: dict[str, Tensor] = {}

@@ -98,6 +98,15 @@ def test_texts_that_would_end_early_are_named(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_settings_of_other_libraries_change_nothing_and_unknown_ones_are_named() -> None:
+    processor = tiny_processor()
+    plain = processor(text=["a red circle"])
+    sent = processor(text=["a red circle"], text_kwargs={"max_length": 3}, common_kwargs={"return_tensors": "pt"})
+    assert torch.equal(sent["input_ids"], plain["input_ids"])
+    with pytest.raises(DataError, match="max_length cannot be set here"):
+        processor(text=["a red circle"], max_length=3)
+
+
 def test_settings_survive_saving(tmp_path: Path) -> None:
     plan = FramePlan("per_second", 5, rate=2, keep="head")
     processor = tiny_processor(frame_plan=plan, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
