@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,9 +148,15 @@ def _reason(error: Exception) -> str:
 
 
 def _decode_decord(path: str, plan: FramePlan) -> np.ndarray:
-    """Return uint8 (frames, height, width, 3). Processes, not threads, share the cores: one thread per reader."""
+    """Return uint8 (frames, height, width, 3). Raises VideoError where decord's seeking cannot be trusted.
+
+    Processes, not threads, share the cores: one thread per reader.
+    """
     reader = _decord().VideoReader(path, num_threads=1)  # type: ignore[union-attr]
-    indices = plan_indices(plan, len(reader), reader.get_avg_fps())
+    facts = _read_packets(path)
+    if not facts.exact_seeks or len(reader) != facts.frame_count:
+        raise VideoError(f"seeking is not exact in it ({len(reader)} frames, {facts.frame_count} packets)")
+    indices = plan_indices(plan, facts.frame_count, facts.fps)
     distinct, places = np.unique(indices, return_inverse=True)
     return reader.get_batch(distinct.tolist()).asnumpy()[places]
 
@@ -159,12 +165,8 @@ def _decode_pyav(path: str, plan: FramePlan) -> np.ndarray:
     """Return uint8 (frames, height, width, 3), decoded from the start up to the last frame of the plan."""
     import av
 
-    with av.open(path) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise VideoError("it has no video stream")
-        frame_count = _count_frames(container, stream)
-        indices = plan_indices(plan, frame_count, float(stream.average_rate or stream.guessed_rate or 0))
+    facts = _read_packets(path)
+    indices = plan_indices(plan, facts.frame_count, facts.fps)
     frames: dict[int, np.ndarray] = {}
     wanted = set(indices)
     with av.open(path) as container:
@@ -178,31 +180,64 @@ def _decode_pyav(path: str, plan: FramePlan) -> np.ndarray:
                 if number >= indices[-1]:
                     break
         except av.FFmpegError as error:
-            raise VideoError(f"decoding stops after frame {number} of {frame_count}: {error.strerror}") from error
+            where = f"after frame {number} of {facts.frame_count}"
+            raise VideoError(f"decoding stops {where}: {error.strerror}") from error
     if len(frames) < len(wanted):
         missing = min(wanted - frames.keys())
-        raise VideoError(f"frame {missing} of {frame_count} is missing; is the file cut off?")
+        raise VideoError(f"frame {missing} of {facts.frame_count} is missing; is the file cut off?")
     return np.stack([frames[index] for index in indices])
 
 
-def _count_frames(container: Any, stream: Any) -> int:
-    """Count the frames by their packets, as decord does.
+class _Packets(NamedTuple):
+    """What the packets of a video stream say without decoding."""
 
-    The header's own count is 0 in some formats and may be wrong. Where it says more than the file holds, the file is
-    cut off; its count is kept then, so that a sampled frame which is not there is noticed.
+    frame_count: int
+    fps: float
+    exact_seeks: bool
+
+
+def _read_packets(path: str) -> _Packets:
+    """Count the frames that are shown, and see whether decord's seeking can be trusted.
+
+    decord seeks to the keyframe before a frame and counts on from there. Where frames that are shown before a
+    keyframe are stored after it (open groups of pictures, usual in HEVC), where packets have no time of their own
+    (AVI, MPEG-TS) or are not shown (edit lists), it returns other frames than asked for, without an error.
     """
     import av
 
-    counted = hidden = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                counted += 1
-                hidden += packet.is_discard
-    except av.FFmpegError:
-        if not stream.frames:
-            raise
-    return max(counted, stream.frames) - hidden
+    with av.open(path) as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise VideoError("it has no video stream")
+        counted = hidden = 0
+        exact = container.format.name.startswith(("mov", "matroska"))
+        latest, keyframe = -math.inf, math.inf
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    counted += 1
+                    hidden += packet.is_discard
+                    time = -math.inf if packet.pts is None else packet.pts
+                    if packet.is_keyframe:
+                        keyframe = time if time > latest else math.inf
+                    exact = exact and time >= keyframe
+                    latest = max(latest, time)
+        except av.FFmpegError:
+            if not stream.frames:
+                raise
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        return _Packets(max(counted - hidden, _promised(stream, hidden, fps)), fps, exact and not hidden)
+
+
+def _promised(stream: Any, hidden: int, fps: float) -> int:
+    """Return the number of frames that the header promises, 0 if it says nothing.
+
+    Where it is more than the file holds, the file is cut off; with this number the plan asks for a frame that is not
+    there, and the loss is noticed. If some frames are hidden only the duration counts, with a second of tolerance.
+    """
+    if not hidden:
+        return int(stream.frames)
+    return int((float((stream.duration or 0) * (stream.time_base or 0)) - 1) * fps)
 
 
 def _upright(frame: Any) -> np.ndarray:

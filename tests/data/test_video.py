@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from golden import load_golden
-from video_files import cut_file, turn_file, write_sound, write_video
+from video_files import cut_file, read_number, turn_file, write_sound, write_video
 
 from teachclip.data import video
 from teachclip.data.video import FramePlan, decode_frames, plan_indices
@@ -66,20 +66,44 @@ def test_both_decoders_give_the_same_frames(tmp_path, fps, plan):
     assert np.abs(first.astype(int) - second).max() <= 1
 
 
+@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS, FramePlan("intervals", 5)], ids=["second", "many", "few"])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.avi", "mpeg4"),
+        # In these decord's seeking returns other frames than asked for, without an error.
+        ("a.avi", "libx264"),
+        ("a.mp4", "libx265"),
+        ("a.ts", "libx264"),
+    ],
+)
+def test_decoded_frames_are_exactly_those_of_the_plan(tmp_path, name, codec, plan):
+    path = write_video(tmp_path / name, codec=codec, frames=200, fps=20)
+    frames = decode_frames(path, plan).permute(0, 2, 3, 1).numpy()
+    assert [read_number(frame) for frame in frames] == plan_indices(plan, 200, 20)
+
+
+@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS], ids=["per_second", "intervals"])
+def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, plan):
+    path = write_video(tmp_path / "a.mp4", frames=120, fps=20, start=-13)
+    frames = decode_frames(path, plan).permute(0, 2, 3, 1).numpy()
+    assert [read_number(frame) for frame in frames] == [13 + index for index in plan_indices(plan, 107, 20)]
+
+
 @pytest.mark.parametrize("decode", [video._decode_decord, video._decode_pyav], ids=["decord", "PyAV"])
-def test_decoded_frames_are_those_of_the_plan(tmp_path, decode):
+def test_each_decoder_alone_finds_the_frames_of_the_plan(tmp_path, decode):
     path = str(write_video(tmp_path / "a.mp4", frames=40))
-    every = decode(path, FramePlan("intervals", 40))
-    assert np.array_equal(decode(path, FramePlan("intervals", 4)), every[[4, 14, 24, 34]])
-    assert np.array_equal(decode(path, FramePlan("per_second", 12)), every[[0, 10, 20, 30]])
-    steps = np.abs(np.diff(every.astype(int), axis=0)).mean(axis=(1, 2, 3))
-    assert (steps > 1).all()  # otherwise a neighbour could stand in for the right frame unnoticed
+    assert [read_number(frame) for frame in decode(path, FramePlan("intervals", 4))] == [4, 14, 24, 34]
+    assert [read_number(frame) for frame in decode(path, PER_SECOND)] == [0, 10, 20, 30]
 
 
 def test_a_rate_of_29_97_counts_as_29(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=60, fps=Fraction(30000, 1001))
-    every = decode_frames(path, FramePlan("intervals", 60))
-    assert torch.equal(decode_frames(path, PER_SECOND), every[[0, 29, 58]])
+    frames = decode_frames(path, PER_SECOND).permute(0, 2, 3, 1).numpy()
+    assert [read_number(frame) for frame in frames] == [0, 29, 58]
 
 
 @pytest.mark.parametrize("name", ["with spaces.mp4", "видео №1 – фильм.mp4", "a:b'c\"d.mp4", "-dash.mp4"])

@@ -23,20 +23,34 @@ def write_video(
     codec: str = "libx264",
     seed: int = 0,
     faststart: bool = False,
+    start: int = 0,
 ) -> Path:
-    """Write a moving pattern of 8-pixel squares; every frame differs from its neighbours."""
+    """Write a moving pattern of 8-pixel squares; those of the first row show the number of the frame in binary.
+
+    Frames before time 0 (`start` below 0) are stored, but an edit list hides them.
+    """
     squares = np.random.RandomState(seed).randint(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
     picture = np.kron(squares, np.ones((8, 8, 1), np.uint8))
     with av.open(str(path), "w", options=FASTSTART if faststart else {}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps))
+        options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 10
         for number in range(frames):
-            shifted = np.ascontiguousarray(np.roll(picture, 2 * number, axis=1))
-            for packet in stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")):
+            shifted = np.roll(picture, 2 * number, axis=1)
+            for bit in range(8):
+                shifted[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
+            frame = av.VideoFrame.from_ndarray(shifted, format="rgb24")
+            frame.pts, frame.time_base = number + start, 1 / Fraction(fps)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+def read_number(picture: np.ndarray) -> int:
+    """Return the number that a frame of `write_video` shows. `picture`: uint8 (height, width, 3)."""
+    return sum(int(picture[2:6, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in range(8))
 
 
 def write_sound(path: Path) -> Path:
