@@ -43,13 +43,13 @@ def test_results_come_in_order_and_every_item_once():
 
 def test_a_hang_or_a_crash_costs_one_item():
     kinds = ["a", "hang", "b", "exit", "c", "crash", "d", "video", "bug", "e"]
-    found = list(guarded_map(misbehave, ((kind,) for kind in kinds), workers=2, time_limit=2))
+    found = list(guarded_map(misbehave, ((kind,) for kind in kinds), workers=2, time_limit=3))
     reasons = {
         kind: outcome.reason for kind, outcome in zip(kinds, found, strict=True) if isinstance(outcome, Failure)
     }
     assert [outcome for outcome in found if not isinstance(outcome, Failure)] == list("abcde")
     assert reasons == {
-        "hang": "took longer than 2 seconds",
+        "hang": "took longer than 3 seconds",
         "exit": "its process died (exit status 7)",
         "crash": "its process died (SIGSEGV)",
         "video": "a.mp4: cannot be decoded",
