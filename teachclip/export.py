@@ -12,6 +12,7 @@ import torch
 
 from teachclip.errors import CheckpointError
 from teachclip.evaluation.tables import results_table
+from teachclip.models.clip import quiet_loading
 from teachclip.models.student import StudentModel
 from teachclip.recipe import Recipe
 
@@ -36,8 +37,9 @@ def export_student(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         processor = student.processor
-        student.to(getattr(torch, dtype)).save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        with quiet_loading():
+            student.to(getattr(torch, dtype)).save_pretrained(temporary)
+            processor.save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card(results, recipe), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

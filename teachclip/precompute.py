@@ -47,7 +47,7 @@ def store_tokens(
 
     Raises StoreError if the store at `path` was made under other circumstances.
     """
-    done = complete_store(path, circumstances)
+    done = complete_store(path, circumstances, processes)
     if done is not None:
         return done
     sample = encode(np.arange(1))
@@ -158,7 +158,7 @@ def store_relevance(
     `precision`.
     """
     circumstances = {**circumstances, "precision": precision}
-    done = complete_store(path, circumstances)
+    done = complete_store(path, circumstances, processes)
     if done is not None:
         return done
     sample = relevance_rows(
@@ -216,15 +216,17 @@ def verify_relevance(
     return problems
 
 
-def complete_store(path: Path, circumstances: Mapping[str, Any]) -> ArrayStore | None:
+def complete_store(path: Path, circumstances: Mapping[str, Any], processes: Processes) -> ArrayStore | None:
     """Return the store at `path` if it is complete and was made under `circumstances`; None if it is still to make.
 
-    Raises StoreError if it was made under other circumstances.
+    All processes get the same answer: each looks before any of them goes on to write. Raises StoreError if the store
+    was made under other circumstances.
     """
-    if not (path / "manifest.json").exists():
-        return None
-    store = ArrayStore.open(path, circumstances=circumstances, complete=False)
-    return store if store.complete else None
+    found = None
+    if (path / "manifest.json").exists():
+        store = ArrayStore.open(path, circumstances=circumstances, complete=False)
+        found = store if store.complete else None
+    return found if all(processes.gather(found is not None)) else None
 
 
 def _bar(shards: list[int], label: str, processes: Processes) -> Any:

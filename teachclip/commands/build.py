@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPModel
 
 from teachclip.data.catalog import Catalog, ValidationOptions, load_catalog
 from teachclip.data.video import FramePlan
-from teachclip.errors import CheckpointError
+from teachclip.errors import CheckpointError, RecipeError
 from teachclip.evaluation.run import Blocks
 from teachclip.models.clip import load_clip
 from teachclip.models.processing import StudentProcessor
@@ -52,9 +53,17 @@ def build_processor(recipe: Recipe) -> StudentProcessor:
     )
 
 
-def build_student(section: Student, *, seed: int, frames: int) -> StudentModel:
+def build_clip(recipe: Recipe) -> CLIPModel:
+    """Load the CLIP that the student starts from. Raises RecipeError if frames of another size are asked for."""
+    clip = load_clip(recipe.student.clip)
+    size = clip.config.vision_config.image_size
+    if size != recipe.frames.size:
+        raise RecipeError(f"frames.size is {recipe.frames.size}, but {recipe.student.clip} takes images of {size}")
+    return clip
+
+
+def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) -> StudentModel:
     """Build a fresh student on its CLIP. The new parameters depend on `seed` alone."""
-    clip = load_clip(section.clip)
     torch.manual_seed(seed)
     return StudentModel.from_clip(
         clip,
@@ -134,7 +143,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:
         entry.pop("training")
-    values["data"] = {key: value for key, value in values["data"].items() if key != "videos"}
+    values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         return {**shared, "clip": recipe.student.clip, "teacher": teacher.model_dump(mode="json")}

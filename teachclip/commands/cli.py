@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from teachclip.errors import TeachclipError
+
+_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""A full disk and missing permissions: not mistakes of the program, so no traceback."""
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -26,6 +30,12 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
         except TeachclipError as error:
             for line in str(error).splitlines():
                 print(f"{_who()}error: {line}", file=sys.stderr, flush=True)
+            return 2
+        except OSError as error:
+            if error.errno not in _ENVIRONMENT:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"{_who()}error: {where}{error.strerror}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt as stop:
             print(f"{_who()}{stop or 'stopped'}; the same command goes on from there", file=sys.stderr, flush=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.files import write_atomic
 from teachclip.recipe import Recipe
 from teachclip.recipe_file import dump_recipe, load_recipe
 
@@ -53,12 +52,13 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     )
     processes, device = processes_of(accelerator), accelerator.device
     run = Run(recipe.output, build.run_settings(recipe), processes)
+    run.check()
+    work = build_workspace(recipe, processes, device)
     run.open()
     if processes.is_main:
-        _write(recipe.output / "recipe.yaml", dump_recipe(recipe))
-    work = build_workspace(recipe, processes, device)
+        write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
     split, selection = work.catalog.train, work.selection_split()
-    student = build.build_student(recipe.student, seed=recipe.seed, frames=recipe.frames.count)
+    student = build.build_student(recipe.student, work.clip, seed=recipe.seed, frames=recipe.frames.count)
     clip = student.clip
     inputs = work.inputs(split, clip, towers=train.towers)
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
@@ -83,7 +83,6 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
         lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
     )
-    accelerator.end_training()
     best = newest_checkpoint(run.checkpoints, "best")
     assert best is not None
     task = DistillationTask(student, build.build_terms(recipe))
@@ -96,7 +95,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
                 student, target_inputs, target, build.build_blocks(recipe), device, processes, cost=name == "test"
             )
     if processes.is_main:
-        _write(recipe.output / "results.json", json.dumps(results, indent=1))
+        write_atomic(recipe.output / "results.json", json.dumps(results, indent=1).encode())
         from teachclip.export import export_student
 
         student.processor = work.processor
@@ -106,10 +105,5 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         print(results_table([results]), flush=True)
         say(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
     processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -43,6 +43,7 @@ def dry_run(recipe: Recipe) -> None:
     device = accelerator.device
     catalog = build.build_catalog(recipe)
     BatchPlan(len(catalog.train.captions), recipe.train.batch_size, recipe.seed)
+    clip = build.build_clip(recipe)
     processor = build.build_processor(recipe)
     split = _first_pairs(catalog.train, 2)
     frames = _decode(split.videos, build.build_plan(recipe), recipe.frames.size)
@@ -53,7 +54,7 @@ def dry_run(recipe: Recipe) -> None:
         mean=torch.tensor(processor.mean),
         std=torch.tensor(processor.std),
     )
-    student = build.build_student(recipe.student, seed=recipe.seed, frames=recipe.frames.count)
+    student = build.build_student(recipe.student, clip, seed=recipe.seed, frames=recipe.frames.count)
     build.freeze(student, towers=recipe.train.towers)
     online = []
     for section in recipe.teachers:

@@ -44,7 +44,6 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     from teachclip.commands import build
     from teachclip.commands.workspace import build_workspace
     from teachclip.evaluation.run import evaluate
-    from teachclip.models.clip import load_clip
     from teachclip.models.mean_pooling import MeanPooling
     from teachclip.models.student import load_student
     from teachclip.training.distributed import build_accelerator, processes_of
@@ -61,7 +60,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     if model in teachers:
         scorer = build.build_teacher(teachers[model], device)
     elif model == "zero_shot":
-        scorer = MeanPooling(load_clip(recipe.student.clip))
+        scorer = MeanPooling(work.clip)
     else:
         path = recipe.output / "student" if model == "student" else Path(model)
         scorer = load_student(path, mask_padding=recipe.student.mask_padding)

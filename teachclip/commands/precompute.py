@@ -22,15 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
 
     from teachclip.commands.workspace import build_workspace
-    from teachclip.models.clip import load_clip
     from teachclip.training.distributed import build_accelerator, processes_of
 
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     if recipe.train.towers == "frozen":
-        clip = load_clip(recipe.student.clip)
         for split in work.catalog.splits:
-            work.feature_inputs(split, clip)
+            work.feature_inputs(split, work.clip)
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)

@@ -57,7 +57,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     )
     processes = processes_of(accelerator)
     work = build_workspace(recipe, processes, accelerator.device)
-    clip = load_clip(training.clip or recipe.student.clip)
+    clip = load_clip(training.clip) if training.clip else work.clip
     teacher = build.new_teacher(section, clip, seed=training.seed)
     build.freeze(teacher, towers=training.train.towers)
     inputs = work.inputs(work.catalog.train, clip, towers=training.train.towers)
@@ -81,7 +81,6 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
             teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
         ),
     )
-    accelerator.end_training()
     best = newest_checkpoint(run.checkpoints, "best")
     assert best is not None
     task = TeacherTask(teacher.cpu())
@@ -90,6 +89,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
         _write_checkpoint(teacher.checkpoint(), section.checkpoint)
         say(f"teacher: {section.checkpoint} (step {int(best.name.rpartition('-')[2])}, chosen on {selection.name})")
     processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return section.checkpoint
 
 

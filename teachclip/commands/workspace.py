@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import CLIPModel
 
-from teachclip.commands.build import build_catalog, build_plan, build_processor, build_teacher
+from teachclip.commands.build import build_catalog, build_clip, build_plan, build_processor, build_teacher
 from teachclip.commands.cli import say
 from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Catalog, Split, require_readable
@@ -36,8 +37,10 @@ class Workspace:
     catalog: Catalog
     frames: FrameStore
     processor: StudentProcessor
+    clip: CLIPModel
     processes: Processes
     device: torch.device
+    _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
 
     def split(self, name: str) -> Split:
         """Return a split by name. Raises DataError if the data has none of that name."""
@@ -68,16 +71,26 @@ class Workspace:
 
     def pixel_inputs(self, split: Split) -> PixelInputs:
         """Return token ids and decoded frames of a split."""
-        tokenized = Tokenized.from_captions(
-            split.captions, self.processor.tokenizer, max_tokens=self.recipe.text.max_tokens
-        )
         return PixelInputs(
-            tokenized=tokenized,
+            tokenized=self._tokenize(split),
             frames=self.frames,
             frame_rows=self.frames.rows_of(video.id for video in split.videos),
             mean=torch.tensor(self.processor.mean),
             std=torch.tensor(self.processor.std),
         )
+
+    def _tokenize(self, split: Split) -> Tokenized:
+        if split.name not in self._tokenized:
+            found = Tokenized.from_captions(
+                split.captions,
+                self.processor.tokenizer,
+                max_tokens=self.recipe.text.max_tokens,
+                vocab_size=self.clip.config.text_config.vocab_size,
+            )
+            if found.unknown_count:
+                say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
+            self._tokenized[split.name] = found
+        return self._tokenized[split.name]
 
     def circumstances(self, split: Split, model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
@@ -164,11 +177,12 @@ def build_workspace(recipe: Recipe, processes: Processes, device: torch.device) 
     The main process decodes; the others wait for it.
     """
     catalog = build_catalog(recipe)
+    clip = build_clip(recipe)
     processor = build_processor(recipe)
 
     def decode() -> FrameStore:
         return build_frame_store(
-            catalog.videos,
+            sorted(catalog.videos, key=lambda video: video.id),  # the same rows whichever videos are held out
             plan=build_plan(recipe),
             size=recipe.frames.size,
             path=recipe.stores / "frames",
@@ -181,7 +195,7 @@ def build_workspace(recipe: Recipe, processes: Processes, device: torch.device) 
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
-    work = Workspace(recipe, catalog, frames, processor, processes, device)
+    work = Workspace(recipe, catalog, frames, processor, clip, processes, device)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )

@@ -73,14 +73,14 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
-        rows = self.plan.rows(step)
-        local = self.plan.local(step, self.processes.index, self.processes.count)
+        rows = self.plan.rows(step).copy()  # the plan's own are read-only, which torch does not know
+        local = self.plan.local(step, self.processes.index, self.processes.count).copy()
         batch: Batch = {}
         for inputs in (self.extra, self.inputs):
             if inputs is not None:
                 batch.update(inputs.texts(local))
                 batch.update(inputs.videos(self.caption_videos[local]))
-        batch["rows"] = torch.from_numpy(rows.copy())
+        batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
         for number, relevance in enumerate(self.relevances):
             batch[f"video_text.{number}"], batch[f"frame_text.{number}"] = relevance.batch(rows)

@@ -33,13 +33,16 @@ def build_accelerator(
             )
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise LaunchError("train.mixed_precision=fp16 needs a GPU; use bf16 or no on this machine")
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=mixed_precision,
-        log_with=trackers or None,
-        project_dir=output,
-    )
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=mixed_precision,
+            log_with=trackers or None,
+            project_dir=output,
+        )
+    except ValueError as error:  # what Accelerate and torch raise when the launcher's variables are incomplete
+        raise LaunchError(f"{started} processes cannot be started together: {error}") from error
     if started != accelerator.num_processes:
         raise LaunchError(
             f"{started} processes were started, but each trains on its own (Accelerate sees "

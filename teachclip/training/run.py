@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from teachclip.errors import CheckpointError
+from teachclip.files import write_atomic
 from teachclip.processes import Processes
 from teachclip.store import describe_difference
 from teachclip.training.checkpoint import (
@@ -54,8 +54,8 @@ class Run:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
 
-    def open(self) -> None:
-        """Make the folder, or check that it belongs to the same settings. Raises CheckpointError if it does not."""
+    def check(self) -> None:
+        """Raise CheckpointError, naming the difference, if the folder holds a run with other settings."""
         path = self.folder / "settings.json"
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -64,11 +64,17 @@ class Run:
                 raise CheckpointError(
                     f"{self.folder} holds a run with other settings: {difference}; give another output= or delete it"
                 )
-        elif self.processes.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.settings, indent=1), encoding="utf-8")
-            os.replace(temporary, path)
+
+    def open(self) -> None:
+        """Make the folder, or check that it is this run's. Raises CheckpointError if it is not or cannot be made."""
+        self.check()
+        path = self.folder / "settings.json"
+        try:
+            if self.processes.is_main and not path.exists():
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(self.settings, indent=1).encode())
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot make the run folder: {error}") from error
         self.processes.wait()
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Progress:
@@ -138,9 +144,7 @@ class Run:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # a line cut short by the end of the process
                 continue
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, "".join(kept).encode())
 
 
 def trained_names(model: nn.Module) -> dict[nn.Parameter, str]:
