@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,33 @@ from teachclip.evaluation.tables import results_table
 from teachclip.models.clip import quiet_loading
 from teachclip.models.student import StudentModel
 from teachclip.recipe import Recipe
+
+
+_METHOD = {"method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.base.modules.transformer.Transformer",
+        },
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "modality_config": {
+            "text": {"method": "get_text_features", **_METHOD},
+            "video": {"method": "get_video_features", **_METHOD},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+}
+"""Files with which `SentenceTransformer(folder)` loads the student, after `import teachclip.models`."""
 
 
 def export_student(
@@ -40,6 +68,8 @@ def export_student(
         with quiet_loading():
             student.to(getattr(torch, dtype)).save_pretrained(temporary)
             processor.save_pretrained(temporary)
+        for name, content in SENTENCE_TRANSFORMERS.items():
+            (temporary / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         (temporary / "README.md").write_text(model_card(results, recipe), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

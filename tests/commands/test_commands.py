@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 from teachclip import load_student
 from teachclip.commands import distill, evaluate, export, precompute, train_teacher
@@ -266,3 +267,15 @@ store.ArrayStore.write_shard = slow
 from teachclip.commands.precompute import main
 raise SystemExit(main(sys.argv[1:]))
 """
+
+
+def test_sentence_transformers_loads_an_exported_student(project):
+    run(distill.main, project())
+    folder = project.folder / "run" / "student"
+    model = SentenceTransformer(str(folder), device="cpu")
+    student = load_student(folder)
+    video = str(project.root / "videos" / "clip3.mp4")
+    np.testing.assert_allclose(
+        model.encode("a red circle"), student.encode_text(["a red circle"], progress=False)[0], atol=1e-5
+    )
+    np.testing.assert_allclose(model.encode(video), student.encode_video([video], progress=False)[0], atol=1e-5)

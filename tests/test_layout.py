@@ -1,0 +1,123 @@
+"""The shape of the project: imports go one way, importing is light, nothing unsafe is opened, modules stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted([*ROOT.glob("teachclip/**/*.py"), *ROOT.glob("teachers/*.py")])
+
+# Each layer may import itself and those above it.
+LAYERS = [
+    {
+        "errors",
+        "registry",
+        "scorer",
+        "recipe",
+        "recipe_file",
+        "store",
+        "files",
+        "fingerprint",
+        "manifest",
+        "processes",
+        "__init__",
+    },
+    {"data", "models", "losses", "targets"},
+    {"inputs", "precompute"},
+    {"evaluation"},
+    {"export", "training"},
+    {"commands", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path, *, lazy=True):
+    """Yield the modules that a file imports; with `lazy=False` only those imported at its top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(module):
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 and pieces[1] in LEVEL else "__init__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    relative = path.relative_to(ROOT)
+    inside = relative.parts[0]
+    own = part(".".join(relative.with_suffix("").parts))
+    for module in imported(path):
+        if inside == "teachclip":
+            assert not module.startswith("teachers"), f"{relative} imports {module}; teachers are found by name"
+        if module.startswith("teachclip."):
+            allowed = {"errors", "scorer", "models", "registry"} if inside == "teachers" else set()
+            found = part(module)
+            if inside == "teachers":
+                assert found in allowed, f"{relative} imports {module}"
+            elif own not in ("__init__",):
+                assert LEVEL[found] <= LEVEL[own], f"{relative} imports {module}"
+
+
+def test_every_part_has_a_layer():
+    parts = {
+        path.relative_to(ROOT / "teachclip").parts[0].removesuffix(".py")
+        for path in MODULES
+        if "teachclip" in str(path.relative_to(ROOT).parts[0])
+    }
+    assert parts <= set(LEVEL), parts - set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("decord", ["teachclip/data/video.py"]),
+        ("accelerate", ["teachclip/training/", "teachclip/commands/"]),
+        ("matplotlib", ["teachclip/evaluation/pictures.py"]),
+    ],
+)
+def test_a_package_is_imported_in_its_home_only(package, homes):
+    for path in MODULES:
+        names = {module.split(".")[0] for module in imported(path)}
+        relative = str(path.relative_to(ROOT))
+        assert package not in names or any(relative.startswith(home) for home in homes), relative
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import teachclip", ["torch", "transformers", "numpy", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.commands.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.recipe_file", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("from teachclip import load_student", ["matplotlib", "pebble"]),
+    ],
+)
+def test_importing_stays_light(statement, heavy):
+    code = f"import sys\n{statement}\nprint([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_unpickled():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+                owner = getattr(node.func.value, "id", "")
+                keywords = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+                assert owner != "pickle", path
+                assert owner != "torch" or keywords.get("weights_only") is True, path
+                assert owner not in ("np", "numpy") or keywords.get("allow_pickle") is False, path
+
+
+def test_modules_stay_readable():
+    for path in MODULES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 260, path
