@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -279,3 +280,15 @@ def test_sentence_transformers_loads_an_exported_student(project):
         model.encode("a red circle"), student.encode_text(["a red circle"], progress=False)[0], atol=1e-5
     )
     np.testing.assert_allclose(model.encode(video), student.encode_video([video], progress=False)[0], atol=1e-5)
+
+
+def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(project):
+    for name, values in {"plain": {}, "bf16": {"mixed_precision": "bf16"}, "workers": {"workers": 2}}.items():
+        AcceleratorState._reset_state(True)  # a process has one precision; a user's runs are processes of their own
+        recipe = project(f"{name}.yaml", train={"towers": "tuned", **values}, output=str(project.folder / name))
+        assert run(distill.main, recipe) == 0
+    AcceleratorState._reset_state(True)
+    plain, half, workers = (np.array(logged_losses(project.folder / n)) for n in ("plain", "bf16", "workers"))
+    assert np.array_equal(plain, workers)
+    assert not np.array_equal(plain, half)
+    np.testing.assert_allclose(half, plain, atol=0.05)
