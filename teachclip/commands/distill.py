@@ -59,7 +59,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
     split, selection = work.catalog.train, work.selection_split()
     student = build.build_student(recipe.student, work.clip, seed=recipe.seed, frames=recipe.frames.count)
-    clip = student.clip
+    clip = work.clip  # not the student's: its logit scale trains, and stored features would no longer be found
     inputs = work.inputs(split, clip, towers=train.towers)
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
     build.freeze(student, towers=train.towers)
