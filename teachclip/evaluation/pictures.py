@@ -52,9 +52,7 @@ def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v"
                 dots = place + width * 0.25 * np.linspace(-1, 1, len(stat["values"]))
                 axes.plot(dots, stat["values"], "o", ms=3, mfc="white", mec=INK, mew=0.7, zorder=4)
         for place, height, top in zip(places, heights, tops, strict=True):
-            axes.annotate(
-                f"{height:.1f}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK
-            )
+            _label(axes, f"{height:.1f}", place, top)
     axes.set_xticks(range(len(RECALLS)), list(RECALLS.values()))
     axes.set_ylim(0, 104)
     axes.set_yticks(range(0, 101, 20))
@@ -78,8 +76,9 @@ def draw_frames(
     `colours`: colour per label, as `arm_colours` gives them.
     """
     count, aspect = len(frames), frames.shape[1] / frames.shape[2]
-    figure = _figure(10.5, 1.5 + 0.95 * len(weights))
-    grid = figure.add_gridspec(1 + len(weights), 1, height_ratios=[0.88 * aspect, *[0.9] * len(weights)], hspace=0.25)
+    figure = _figure(10.5, 0.5 + 0.75 * aspect + 0.68 * len(weights))
+    figure.get_layout_engine().set(h_pad=0.03, hspace=0)
+    grid = figure.add_gridspec(1 + len(weights), 1, height_ratios=[0.75 * aspect, *[0.68] * len(weights)])
     strip = figure.add_subplot(grid[0])
     for place, frame in enumerate(frames):
         strip.imshow(frame, extent=(place - 0.46, place + 0.46, 0, 1), aspect="auto", interpolation="nearest")
@@ -93,15 +92,7 @@ def draw_frames(
         axes.bar(range(count), values, 0.92, color=colours[label], zorder=2)
         for place, value in enumerate(values):
             if value >= 0.01:
-                axes.annotate(
-                    f"{100 * value:.0f}%",
-                    (place, value),
-                    (0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                    color=INK,
-                )
+                _label(axes, f"{100 * value:.0f}%", place, value)
         axes.set_xlim(-0.5, count - 0.5)
         axes.set_ylim(0, 1.3 * highest)
         axes.set_yticks([])
@@ -122,6 +113,10 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # no pyplot: no window system, no global state
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _label(axes: Any, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK)
 
 
 def _plain(axes: Any) -> None:
