@@ -1,0 +1,116 @@
+"""Which frames a gate looks at, told by the embedded world's own record of what is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachclip.commands import build
+from teachclip.commands.workspace import Workspace, build_workspace
+from teachclip.data.catalog import Split
+from teachclip.data.shapes import FRAME_RATE
+from teachclip.data.video import plan_indices
+from teachclip.errors import DataError
+from teachclip.evaluation.gain import FRAME_KINDS
+from teachclip.evaluation.run import evaluate
+from teachclip.models.aggregation import masked_softmax
+from teachclip.models.mean_pooling import MeanPooling
+from teachclip.models.student import load_student
+from teachclip.processes import Processes
+from teachclip.recipe import Recipe
+
+DEVICE = torch.device("cpu")
+
+
+def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -> dict[str, Any]:
+    """Measure the exported student of a run with its gate sharpened by every factor.
+
+    A factor f multiplies the trained frame scores before the pooling softmax, so it divides the pooling temperature;
+    1 is the student as trained. Returns, per factor as text, what `evaluate` returns and `frames`, the mean pooling
+    weight on the frames of each kind.
+    """
+    work = build_workspace(recipe, Processes(), DEVICE)
+    split = work.split(split_name)
+    inputs = work.feature_inputs(split, work.clip)
+    student = load_student(recipe.output / "student").eval()
+    kinds = frame_kinds(work, split)
+    with torch.no_grad():
+        videos = inputs.videos(np.arange(len(split.videos)))
+        scores = student.aggregate(videos["frame_features"], videos["frame_mask"])[1].scores
+    measured = {}
+    for factor in factors:
+        temperature = recipe.student.pooling_temperature / factor
+        student.aggregation.temperature = temperature
+        metrics = evaluate(student, inputs, split, build.build_blocks(recipe), DEVICE)
+        weights = masked_softmax(scores, videos["frame_mask"], temperature=temperature)
+        measured[f"{factor:g}"] = {**metrics, "frames": weight_by_kind(weights, kinds)}
+    return measured
+
+
+def teacher_frames(recipe: Recipe) -> dict[str, float]:
+    """Return the mean frame relevance that the teacher gives to test frames of each kind, for their own captions."""
+    work = build_workspace(recipe, Processes(), DEVICE)
+    split = work.split("test")
+    inputs = work.feature_inputs(split, work.clip)
+    teacher: Any = build.build_teacher(recipe.teachers[0], DEVICE).eval()  # type: ignore[attr-defined]
+    owners = split.caption_videos
+    with torch.no_grad():
+        videos = inputs.videos(owners)
+        texts = teacher.texts_from_features(inputs.texts(np.arange(len(owners)))["text_features"])
+        tokens = teacher.videos_from_features(videos["frame_features"], videos["frame_mask"])
+        relevance = teacher.frame_relevance(texts, tokens)
+    return weight_by_kind(relevance, frame_kinds(work, split)[owners])
+
+
+def event_frames_only(recipe: Recipe) -> dict[str, Any]:
+    """Evaluate mean pooling over the true event frames: what a perfect choice of frames alone would give."""
+    work = build_workspace(recipe, Processes(), DEVICE)
+    split = work.split("test")
+    inputs = _OnlyEvents(work.feature_inputs(split, work.clip), torch.from_numpy(frame_kinds(work, split) == "event"))
+    return evaluate(MeanPooling(work.clip), inputs, split, build.build_blocks(recipe), DEVICE)
+
+
+class _OnlyEvents:
+    """Inputs whose frame mask is True on event frames alone."""
+
+    def __init__(self, inputs: Any, events: Tensor) -> None:
+        self.inputs, self.events = inputs, events
+        self.text_count, self.video_count = inputs.text_count, inputs.video_count
+        self.texts = inputs.texts
+
+    def videos(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return the videos' features with the narrowed mask."""
+        batch: dict[str, Tensor] = self.inputs.videos(rows)
+        return {**batch, "frame_mask": batch["frame_mask"] & self.events[rows]}
+
+
+def frame_kinds(work: Workspace, split: Split) -> np.ndarray:
+    """Return what every sampled frame of a split's videos shows: (videos, frames), each one of `FRAME_KINDS`.
+
+    Raises DataError if the data is not the embedded world, which alone keeps such a record.
+    """
+    path = work.recipe.data.annotations.with_name("truth.json")
+    try:
+        truth = json.loads(path.read_text(encoding="utf-8"))
+        coded = [_sampled(truth["videos"][video.id]["frames"], work.recipe) for video in split.videos]
+        return np.array([[truth["codes"][code] for code in codes] for codes in coded])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not tell what the frames of {split.name} videos show: {error}") from error
+
+
+def _sampled(codes: str, recipe: Recipe) -> list[str]:
+    """Return the codes of the frames that the recipe's plan samples; `codes` has one letter per frame."""
+    return [codes[index] for index in plan_indices(build.build_plan(recipe), len(codes), FRAME_RATE)]
+
+
+def weight_by_kind(weights: Tensor, kinds: np.ndarray) -> dict[str, float]:
+    """Return the mean over videos of the weight on frames of each kind; the kinds add up to 1.
+
+    `weights` (videos, frames), each row adding up to 1; `kinds` (videos, frames), one of `FRAME_KINDS`.
+    """
+    return {kind: float((weights.numpy() * (kinds == kind)).sum(axis=1).mean()) for kind in FRAME_KINDS}

@@ -1,0 +1,254 @@
+"""The plan of `teachclip measure-gain`: arms, grids, seeds, and the trials that follow from them.
+
+Every arm has the same number of settings, is measured at the same factors of gate sharpness, and uses the same
+development seeds. The report says where a chosen value lies on the edge of its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from teachclip.commands.demo_plan import find_recipe
+from teachclip.commands.gain_trials import Job, Sizes
+from teachclip.evaluation.gain import Candidate, choose
+from teachclip.files import file_hash
+from teachclip.fingerprint import fingerprint_of
+from teachclip.recipe_file import load_recipe
+
+RECIPE = "shapes_xpool.yaml"
+FIRST_DEV_SEED = 200
+FIRST_SEED = 300
+SHARPNESS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+Settings = tuple[str, ...]
+ALL_CAPTIONS = "data.test=${SHAPES_ROOT}/test_full.csv"
+"""Five captions per test video instead of one: the same videos, less noise."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student. `fixed` makes it what it is; `grid` holds the settings to choose from."""
+
+    name: str
+    label: str
+    fixed: Settings
+    grid: tuple[Settings, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms of one architecture, compared with each other and tuned with equally many settings."""
+
+    name: str
+    label: str
+    arms: tuple[Arm, ...]
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm by name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
+    """Return all combinations of overrides, from the values of every recipe key."""
+    return tuple(
+        tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True))
+        for combination in product(*values.values())
+    )
+
+
+UNDISTILLED = ("teachers=[]", "losses.contrastive.weight=1")
+OPTIONS = ("losses.frame_text.targets=video",)
+# The published frame term is a mean over pairs AND frames; with 12 frames a weight of 24 makes it a mean over pairs.
+FRAMES_FIRST = (*OPTIONS, "losses.video_text.weight=0.2", "losses.frame_text.weight=24")
+COMPARISONS = (
+    ("distilled", "undistilled"),
+    ("distilled_options", "undistilled"),
+    ("distilled_options", "distilled"),
+    ("distilled_frames", "undistilled"),
+    ("distilled_frames", "distilled"),
+)
+
+
+def family(
+    name: str, label: str, fixed: Settings, *, rates: tuple[Settings, ...], matched: tuple[Settings, ...]
+) -> Family:
+    """Return the arms of one architecture.
+
+    `rates` is the grid of the arms whose match temperature is the published 1, `matched` of those that choose it.
+    Raises ValueError if an arm would get more trials than another.
+    """
+    if len(rates) != len(matched):
+        raise ValueError(f"{name}: {len(rates)} settings for some arms, {len(matched)} for others")
+    return Family(
+        name,
+        label,
+        (
+            Arm("undistilled", "undistilled", (*fixed, *UNDISTILLED), rates),
+            Arm("distilled", "distilled as published", fixed, rates),
+            Arm("distilled_options", "distilled, the two options", (*fixed, *OPTIONS), matched),
+            Arm("distilled_frames", "distilled, the two options, frames first", (*fixed, *FRAMES_FIRST), matched),
+        ),
+    )
+
+
+_LR, _HEAD, _STEPS = "optimizer.lr", "optimizer.aggregation_lr", "train.steps"
+_MATCH = "losses.frame_text.temperature"
+FAMILIES = (
+    family(
+        "published",
+        "The student as published: 4 temporal blocks",
+        (),
+        rates=(
+            *grid({_LR: ("3e-5", "3e-4"), _HEAD: ("3e-3", "1e-2"), _STEPS: ("300",)}),
+            *grid({_LR: ("3e-5", "1e-4"), _HEAD: ("3e-3",), _STEPS: ("600",)}),
+        ),
+        matched=(
+            *grid({_LR: ("3e-5",), _HEAD: ("3e-3",), _STEPS: ("300",), _MATCH: ("0.05", "0.1", "0.33")}),
+            *grid({_LR: ("1e-4",), _HEAD: ("3e-3",), _STEPS: ("300",), _MATCH: ("0.1",)}),
+            *grid({_LR: ("3e-5",), _HEAD: ("3e-3",), _STEPS: ("600",), _MATCH: ("0.05", "0.1")}),
+        ),
+    ),
+    family(
+        "no_blocks",
+        "Control: the student without temporal blocks",
+        ("student.temporal_layers=0",),
+        rates=grid({_HEAD: ("1e-3", "3e-3", "1e-2"), _STEPS: ("300", "900")}),
+        matched=grid({_HEAD: ("3e-3",), _STEPS: ("300", "900"), _MATCH: ("0.05", "0.1", "0.33")}),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be run, and where it is kept."""
+
+    folder: Path
+    recipe: Path
+    families: tuple[Family, ...]
+    dev_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sizes: Sizes
+    common: Path
+    """The world whose CLIP all seeds start from; it is made if it is not there."""
+    overrides: Settings = ()
+    """Overrides of the recipe in every job, before those of arm and setting."""
+
+    def worlds(self) -> list[Job]:
+        """Return the jobs that make the worlds of all seeds."""
+        return [self._job("world", seed) for seed in (*self.dev_seeds, *self.seeds)]
+
+    def tuning(self) -> list[Job]:
+        """Return the trials on validation of all arms."""
+        return [
+            self.tune_job(seed, family, arm, setting)
+            for seed in self.dev_seeds
+            for family in self.families
+            for arm in family.arms
+            for setting in arm.grid
+        ]
+
+    def testing(self, candidates: Mapping[tuple[str, str], Sequence[Candidate]]) -> list[Job]:
+        """Return the trials on test: per arm and fresh seed the chosen setting."""
+        return [
+            self.test_job(seed, family, arm, choose(candidates[family.name, arm.name]))
+            for seed in self.seeds
+            for family in self.families
+            for arm in family.arms
+        ]
+
+    def tune_job(self, seed: int, family: Family, arm: Arm, setting: Settings) -> Job:
+        """Return the trial of a setting on the validation split of a development seed."""
+        return self._job("tune", seed, family, arm, setting, SHARPNESS)
+
+    def test_job(self, seed: int, family: Family, arm: Arm, choice: Candidate) -> Job:
+        """Return the trial of a chosen setting on the test split of a fresh seed, as trained and as sharpened."""
+        return self._job("test", seed, family, arm, choice.settings, tuple(sorted({1.0, choice.sharpness})))
+
+    def _job(
+        self,
+        kind: str,
+        seed: int,
+        family: Family | None = None,
+        arm: Arm | None = None,
+        setting: Settings = (),
+        sharpness: tuple[float, ...] = (1.0,),
+    ) -> Job:
+        content = {"recipe": _recipe_hash(self.recipe, self.overrides), "clip": _clip_hash(self.common)}
+        return Job(
+            kind=kind,
+            folder=self.folder,
+            recipe=self.recipe,
+            seed=seed,
+            sizes=self.sizes,
+            common=self.common,
+            arm=f"{family.name}-{arm.name}" if family and arm else "",
+            settings=(*self.overrides, *(arm.fixed if arm else ()), *setting),
+            sharpness=sharpness,
+            content=content,
+        )
+
+
+def picks(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return what validation chooses: `tuned` over settings and sharpness; `plain` is the same one as trained."""
+    tuned = choose(candidates)
+    plain = next(item for item in candidates if item.settings == tuned.settings and item.sharpness == 1)
+    return {"tuned": tuned, "plain": plain}
+
+
+def whole(folder: Path, *, common: Path, dev_seeds: int, seeds: int) -> Plan:
+    """Return the measurement itself."""
+    return Plan(
+        folder,
+        find_recipe(RECIPE),
+        FAMILIES,
+        tuple(range(FIRST_DEV_SEED, FIRST_DEV_SEED + dev_seeds)),
+        tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
+        Sizes(train_videos=700, test_videos=300),
+        common,
+        (ALL_CAPTIONS,),
+    )
+
+
+def quick(folder: Path, *, common: Path, dev_seeds: int, seeds: int) -> Plan:
+    """Return a plan of the same shape that takes minutes and shows nothing but that it runs."""
+    small = tuple(
+        Family(
+            family.name,
+            family.label,
+            tuple(Arm(arm.name, arm.label, arm.fixed, arm.grid[:2]) for arm in family.arms),
+        )
+        for family in FAMILIES
+    )
+    return Plan(
+        folder,
+        find_recipe(RECIPE),
+        small,
+        tuple(range(FIRST_DEV_SEED, FIRST_DEV_SEED + min(dev_seeds, 1))),
+        tuple(range(FIRST_SEED, FIRST_SEED + min(seeds, 2))),
+        Sizes(train_videos=60, test_videos=30),
+        common,
+        (
+            ALL_CAPTIONS,
+            "data.validation.videos=20",
+            *("train.steps=20", "train.batch_size=16", "train.evaluate_every=10"),
+            *("teachers.0.training.train.steps=20", "teachers.0.training.train.batch_size=16"),
+        ),
+    )
+
+
+@cache
+def _clip_hash(common: Path) -> str:
+    return file_hash(common / "clip" / "model.safetensors")
+
+
+@cache
+def _recipe_hash(path: Path, overrides: Settings) -> str:
+    values = load_recipe(path, overrides).model_dump(mode="json")
+    # where things lie is not what they are
+    return fingerprint_of(
+        {key: value for key, value in values.items() if key not in ("output", "stores", "evaluation")}
+    )

@@ -1,0 +1,203 @@
+"""One trial of `teachclip measure-gain`: prepare the world of a seed, or train one student on it and measure it.
+
+Trials run in worker processes, and everything in them goes through the commands that a user would type. A finished
+trial is one small JSON file with what it depends on; the same trial is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teachclip import __version__
+from teachclip.errors import TeachclipError, TrainingError
+from teachclip.files import write_atomic
+from teachclip.fingerprint import fingerprint_of
+from teachclip.recipe import Recipe
+from teachclip.recipe_file import load_recipe
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the world of a seed is."""
+
+    train_videos: int
+    test_videos: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of a worker does.
+
+    `kind` is `world` (make it, train its teacher, precompute), `tune` (train a student, measure it on validation) or
+    `test` (train a student, measure it on test). `settings` are overrides of the recipe. `sharpness`: the factors on
+    the trained gate's scores at which the student is measured.
+    """
+
+    kind: str
+    folder: Path
+    recipe: Path
+    seed: int
+    sizes: Sizes
+    common: Path
+    """The world whose CLIP all seeds start from."""
+    arm: str = ""
+    settings: tuple[str, ...] = ()
+    sharpness: tuple[float, ...] = (1.0,)
+    content: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the result depends on."""
+
+    @property
+    def name(self) -> str:
+        """Name of the job's file and folder, which says what it is."""
+        return f"{self.kind}-{self.seed}" + (f"-{self.arm}-{self.fingerprint[:10]}" if self.arm else "")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the result depends on."""
+        return fingerprint_of(
+            {
+                "kind": self.kind,
+                "seed": self.seed,
+                "sizes": vars(self.sizes),
+                "settings": list(self.settings),
+                "sharpness": list(self.sharpness),
+                "content": dict(self.content),
+                "version": __version__,
+            }
+        )
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is kept."""
+        return self.folder / "trials" / f"{self.name}.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of an earlier run of exactly this job, or None."""
+        try:
+            kept = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return dict(kept["result"]) if kept.get("fingerprint") == self.fingerprint else None
+
+
+def places(job: Job) -> dict[str, str]:
+    """Return the environment in which the recipe finds the world and the stores of the job's seed."""
+    home = job.folder / f"seed-{job.seed}"
+    return {"SHAPES_ROOT": str(home / "world"), "TEACHCLIP_RUNS": str(home)}
+
+
+def start_worker(log_folder: str, threads: int) -> None:
+    """Set a worker process up: its own log instead of the terminal, its share of the cores, no network."""
+    import torch
+
+    path = Path(log_folder) / f"worker-{os.getpid()}.log"
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(threads)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Run a job, unless its result is there, keep the result and return it.
+
+    Raises TrainingError that names the job if anything goes wrong; the worker's log has all of it.
+    """
+    kept = job.result()
+    if kept is not None:
+        return kept
+    print(f"== {job.name}: {' '.join(job.settings)}", flush=True)
+    os.environ.update(places(job))
+    try:
+        result = _KINDS[job.kind](job)
+    except TeachclipError as error:
+        raise TrainingError(f"{job.name}: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise TrainingError(f"{job.name}: {type(error).__name__}: {error}; see the logs in {job.folder}") from error
+    record = {"name": job.name, "settings": list(job.settings), "fingerprint": job.fingerprint, "result": result}
+    job.result_file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.result_file, json.dumps(record, indent=1).encode())
+    return result
+
+
+def _recipe(job: Job, overrides: Sequence[str] = ()) -> Recipe:
+    return load_recipe(job.recipe, overrides)
+
+
+def _make_world(job: Job) -> dict[str, Any]:
+    """Make the world of a seed, train its teacher, precompute, and measure what needs no student."""
+    from teachclip.commands.evaluate import evaluate_model
+    from teachclip.commands.gain_frames import event_frames_only, teacher_frames
+    from teachclip.commands.make_shapes import make_shapes
+    from teachclip.commands.train_teacher import train_teacher
+
+    _discard_other(job)
+    make_shapes(
+        places(job)["SHAPES_ROOT"],
+        train_videos=job.sizes.train_videos,
+        test_videos=job.sizes.test_videos,
+        seed=job.seed,
+        workers=1,
+        clip_from=job.common,
+        progress=False,
+    )
+    recipe = _recipe(job, [*job.settings, f"teachers.0.training.seed={job.seed}"])
+    train_teacher(recipe, recipe.teachers[0])
+    _precompute(recipe)
+    return {
+        "zero_shot": evaluate_model(recipe, "zero_shot", "test")["test"],
+        "teacher": evaluate_model(recipe, recipe.teachers[0].name, "test")["test"],
+        "teacher_frames": teacher_frames(recipe),
+        "event_frames_only": event_frames_only(recipe),
+    }
+
+
+def _discard_other(job: Job) -> None:
+    """Delete the folder of the seed if it was made under other circumstances, and note those of now."""
+    home = Path(places(job)["TEACHCLIP_RUNS"])
+    mark = home / "fingerprint"
+    if home.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != job.fingerprint):
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    mark.write_text(job.fingerprint, encoding="utf-8")
+
+
+def _precompute(recipe: Recipe) -> None:
+    """Store features and relevance, so that the students of a seed find them whoever comes first."""
+    from teachclip.commands.workspace import build_workspace
+    from teachclip.training.distributed import build_accelerator, processes_of
+
+    accelerator = build_accelerator()
+    work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
+    for split in work.catalog.splits:
+        work.feature_inputs(split, work.clip)
+    for section in recipe.teachers:
+        work.relevance(section)
+
+
+def _train(job: Job) -> dict[str, Any]:
+    """Train a student with the main command and measure it at every sharpness; only the numbers are kept."""
+    from teachclip.commands.distill import distill
+    from teachclip.commands.gain_frames import measure_student
+
+    output = job.folder / "runs" / job.name
+    recipe = _recipe(job, [*job.settings, f"seed={job.seed}", f"output={output}"])
+    trained = distill(recipe)
+    split = "validation" if job.kind == "tune" else "test"
+    measured = measure_student(recipe, split, job.sharpness)
+    shutil.rmtree(output)
+    return {"step": trained["step"], "split": split, "sharpness": measured}
+
+
+_KINDS = {"world": _make_world, "tune": _train, "test": _train}

@@ -1,0 +1,129 @@
+"""Measure what teaching gains: every arm tuned alike on validation, then run once on fresh seeds."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from teachclip.commands.children import interruptible
+from teachclip.commands.cli import command, say
+from teachclip.commands.demo import usable_cores
+from teachclip.commands.gain_plan import Plan, quick, whole
+from teachclip.commands.gain_trials import Job, run_job, start_worker
+from teachclip.errors import TrainingError
+from teachclip.evaluation.gain import Candidate
+
+Candidates = Mapping[tuple[str, str], Sequence[Candidate]]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Tune every arm on development seeds, run the chosen settings on fresh seeds, and report."""
+    parser = argparse.ArgumentParser(
+        prog="teachclip measure-gain",
+        description="Measure on the embedded world what teaching gains. A seed is new videos, captions, a new "
+        "teacher and new students; the pre-trained CLIP is common. Every arm gets the same number of trials on the "
+        "validation splits of development seeds; what is chosen there is trained once on every fresh seed and "
+        "measured on its test split. After an interruption the same command goes on.",
+    )
+    runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
+    parser.add_argument(
+        "--out", type=Path, default=runs / "gain", help="folder of the measurement (default runs/gain)"
+    )
+    parser.add_argument("--seeds", type=_count, default=8, help="fresh seeds to measure on (default 8)")
+    parser.add_argument("--dev-seeds", type=_count, default=2, help="development seeds to tune on (default 2)")
+    parser.add_argument(
+        "--world",
+        type=Path,
+        default=runs / "shapes",
+        help="world whose CLIP all start from (default runs/shapes)",
+    )
+    parser.add_argument(
+        "--processes", type=_count, default=usable_cores(), help="trials at once (default: all cores)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small worlds and grids: shows that it runs, no result")
+    args = parser.parse_args(argv)
+    plan = (quick if args.quick else whole)(args.out, common=args.world, dev_seeds=args.dev_seeds, seeds=args.seeds)
+    with interruptible():
+        measure(plan, args.processes)
+
+
+def measure(plan: Plan, processes: int) -> dict[str, Any]:
+    """Run what is missing of a plan and write the report. Returns the report's data."""
+    from teachclip.commands.gain_report import build_gain_report, write_gain_report
+    from teachclip.commands.make_shapes import make_shapes
+
+    started = time.monotonic()
+    if not (plan.common / "clip" / "model.safetensors").exists():
+        say(f"making {plan.common}, whose CLIP all seeds share")
+        make_shapes(plan.common, workers=processes)
+    worlds = run_jobs(plan.worlds(), processes, "1/3 worlds and teachers")
+    tuned = run_jobs(plan.tuning(), processes, "2/3 tuning on validation")
+    candidates = gather_candidates(plan, tuned)
+    tests = run_jobs(plan.testing(candidates), processes, "3/3 fresh seeds, test")
+    report = build_gain_report(plan, worlds, candidates, tests)
+    report["run"] = {"processes": processes, "minutes of this run": round((time.monotonic() - started) / 60, 1)}
+    write_gain_report(report, plan.folder)
+    return report
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, label: str) -> dict[str, dict[str, Any]]:
+    """Run jobs in worker processes of one thread each; what was finished earlier is read. Returns results by name.
+
+    Raises TrainingError if one fails, after the jobs that run have ended; what they finished is kept.
+    """
+    results = {job.name: kept for job in jobs if (kept := job.result()) is not None}
+    missing = [job for job in jobs if job.name not in results]
+    if results:
+        say(f"[{label}] {len(results)} of {len(jobs)} skipped: already done")
+    if not missing:
+        return results
+    logs = missing[0].folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    pool = ProcessPoolExecutor(
+        min(processes, len(missing)), multiprocessing.get_context("spawn"), start_worker, (str(logs), 1)
+    )
+    try:
+        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(run_job, job): job for job in missing}
+        # smoothing=0: the time left from the mean rate, as trials differ in length
+        bar = tqdm(as_completed(futures), total=len(missing), desc=label, unit="trial", smoothing=0)
+        for future in bar:
+            results[futures[future].name] = future.result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            f"{label}: a worker process died, perhaps for want of memory; its log is in {logs}"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results
+
+
+def gather_candidates(plan: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> Candidates:
+    """Return, per family and arm, every setting at every sharpness with its validation recall at 1 per dev seed."""
+    found: dict[tuple[str, str], list[Candidate]] = {}
+    for family in plan.families:
+        for arm in family.arms:
+            entries = found.setdefault((family.name, arm.name), [])
+            for setting in arm.grid:
+                runs = [tuned[plan.tune_job(seed, family, arm, setting).name] for seed in plan.dev_seeds]
+                for factor in runs[0]["sharpness"]:
+                    scores = tuple(run["sharpness"][factor]["t2v"]["recall_at_1"] for run in runs)
+                    entries.append(Candidate(setting, float(factor), scores))
+    return found
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
