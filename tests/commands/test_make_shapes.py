@@ -1,0 +1,141 @@
+"""The command that makes the embedded world: skip, resume, refuse."""
+
+import json
+
+import pytest
+
+from teachclip.commands.make_shapes import main, make_shapes
+from teachclip.errors import DataError
+from teachclip.training.pretrain import PretrainingPlan
+
+TINY = PretrainingPlan(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
+SMALL = {"train_videos": 4, "test_videos": 2, "clip": TINY, "progress": False}
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "world"
+    assert make_shapes(folder, **SMALL)
+    return folder
+
+
+def test_a_world_holds_what_recipes_ask_for_and_a_manifest(world):
+    for name in ("videos/video5.mp4", "annotations.json", "train.csv", "test.csv", "truth.json", "clip/config.json"):
+        assert (world / name).exists(), name
+    manifest = json.loads((world / "manifest.json").read_text())
+    assert manifest["settings"]["world"] == {"train_videos": 4, "test_videos": 2, "seed": 0}
+    assert len(manifest["fingerprint"]) == 64
+    assert set(manifest["results"]["clip"]) == {"accuracy", "frame_recall_at_1"}
+    assert not list(world.rglob("*part*"))
+
+
+def test_a_second_call_makes_nothing(world):
+    before = content(world)
+    assert not make_shapes(world, **SMALL)
+    assert content(world) == before
+
+
+def test_a_second_command_says_that_it_is_made(world, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.training.pretrain.PretrainingPlan", lambda seed: TINY)
+    assert main(["--out", str(world), "--train-videos", "4", "--test-videos", "2"]) == 0
+    assert "already made" in capsys.readouterr().err
+
+
+def test_what_was_lost_is_made_again(world, tmp_path):
+    folder = tmp_path / "w"
+    make_shapes(folder, **SMALL)
+    (folder / "videos" / "video1.mp4").unlink()
+    (folder / "clip" / "model.safetensors").unlink()
+    assert make_shapes(folder, **SMALL)
+    assert content(folder) == content(world)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+    folder = tmp_path / "w"
+    with monkeypatch.context() as patch:
+        patch.setattr("teachclip.training.pretrain.train", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_shapes(folder, **SMALL)
+    assert not (folder / "manifest.json").exists() and not (folder / "clip").exists()
+    made = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
+    assert len(made) == 6
+    with pytest.raises(DataError, match=r"world\.seed = 0 there, 1 now"):
+        make_shapes(folder, **SMALL, seed=1)
+    assert make_shapes(folder, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()} == made
+    assert content(folder) == content(world)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 3}, "world.seed = 0 there, 3 now"),
+        ({"train_videos": 5}, "world.train_videos = 4 there, 5 now"),
+        ({"clip": PretrainingPlan(**{**TINY.__dict__, "seed": 2})}, "clip.seed = 0 there, 2 now"),
+    ],
+)
+def test_another_world_in_the_folder_is_refused_and_named(world, change, named):
+    before = content(world)
+    with pytest.raises(DataError, match=named):
+        make_shapes(world, **{**SMALL, **change})
+    assert content(world) == before
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds thesis\.txt, which is no world of ours"):
+        make_shapes(tmp_path, **SMALL)
+    assert content(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_damaged_manifest_is_named(world, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+        make_shapes(tmp_path, **SMALL)
+
+
+def test_worlds_of_other_seeds_can_share_one_clip(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("teachclip.training.pretrain.pretrain_clip", lambda *args, **options: 1 / 0)
+    options = {**SMALL, "seed": 1, "clip": None, "clip_from": world}
+    assert make_shapes(tmp_path / "w", **options)
+    assert content(tmp_path / "w" / "clip") == content(world / "clip")
+    assert not make_shapes(tmp_path / "w", **options)
+
+
+def test_a_clip_cannot_come_from_a_folder_without_one(tmp_path):
+    with pytest.raises(DataError, match="holds no tiny CLIP to copy"):
+        make_shapes(tmp_path / "w", **{**SMALL, "clip_from": tmp_path / "nowhere"})
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "error: workers is 0; allowed: 1 or more\n"),
+        (["--train-videos", "0"], "error: train_videos is 0; allowed: 1 or more\n"),
+        (["--seed", "-1"], "error: seed is -1; allowed: 0 or more\n"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    assert main(["--out", str(tmp_path / "w"), *arguments]) == 2
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "w").write_text("")
+    assert main(["--out", str(tmp_path / "w")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--out", "--train-videos", "--test-videos", "--seed", "--clip-seed", "--clip-from", "--workers"):
+        assert option in text
