@@ -25,7 +25,7 @@ FIRST_SEED = 300
 SHARPNESS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 Settings = tuple[str, ...]
-ALL_CAPTIONS = "data.test=${SHAPES_ROOT}/test_full.csv"
+ALL_CAPTIONS = "data.test=${SHAPES_ROOT:-runs/shapes}/test_full.csv"
 """Five captions per test video instead of one: the same videos, less noise."""
 
 

@@ -1,0 +1,173 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teachclip.commands import gain_trials
+from teachclip.commands.gain_frames import weight_by_kind
+from teachclip.commands.gain_plan import FAMILIES, SHARPNESS, family, grid, picks, whole
+from teachclip.commands.gain_report import build_gain_report, gain_markdown
+from teachclip.commands.gain_trials import Job, Sizes, run_job
+from teachclip.commands.measure_gain import gather_candidates, main
+from teachclip.errors import DataError, TrainingError
+from teachclip.evaluation.gain import Candidate
+from teachclip.recipe_file import load_recipe
+
+
+@pytest.fixture
+def plan(tmp_path):
+    clip = tmp_path / "world" / "clip"
+    clip.mkdir(parents=True)
+    (clip / "model.safetensors").write_bytes(b"weights")
+    return whole(tmp_path / "gain", common=tmp_path / "world", dev_seeds=2, seeds=3)
+
+
+def make_job(folder: Path) -> Job:
+    return Job(
+        "tune", folder, Path("recipe.yaml"), 200, Sizes(10, 5), folder / "world", "arm", ("optimizer.lr=1e-4",)
+    )
+
+
+def test_every_arm_of_a_family_gets_equally_many_trials():
+    for group in FAMILIES:
+        assert len({len(arm.grid) for arm in group.arms}) == 1
+        for arm in group.arms:
+            assert len(set(arm.grid)) == len(arm.grid)
+
+
+def test_unequal_grids_are_refused():
+    with pytest.raises(ValueError, match="2 settings"):
+        family(
+            "f", "F", (), rates=grid({"optimizer.lr": ("1e-4", "3e-4")}), matched=grid({"optimizer.lr": ("1e-4",)})
+        )
+
+
+def test_every_setting_is_one_that_the_recipe_accepts(plan):
+    for group in plan.families:
+        for arm in group.arms:
+            for setting in arm.grid:
+                recipe = load_recipe(plan.recipe, [*arm.fixed, *setting])
+                assert (recipe.teachers == []) == (arm.name == "undistilled")
+
+
+def test_published_arm_keeps_the_published_loss(plan):
+    arm = plan.families[0].arm("distilled")
+    losses = load_recipe(plan.recipe, [*arm.fixed, *arm.grid[0]]).losses
+    assert (losses.contrastive.weight, losses.video_text.weight, losses.frame_text.weight) == (0.2, 1.0, 2.0)
+    assert (losses.frame_text.targets, losses.frame_text.temperature) == ("pair", 1.0)
+
+
+def test_development_and_fresh_seeds_are_apart_and_test_is_measured_on_fresh_ones_only(plan):
+    assert not set(plan.dev_seeds) & set(plan.seeds)
+    assert {job.seed for job in plan.tuning()} == set(plan.dev_seeds)
+    candidates = {
+        (group.name, arm.name): [Candidate(arm.grid[0], factor, (1.0,)) for factor in SHARPNESS]
+        for group in plan.families
+        for arm in group.arms
+    }
+    assert {job.seed for job in plan.testing(candidates)} == set(plan.seeds)
+
+
+def test_job_names_tell_settings_apart_and_follow_the_clip(plan):
+    names = [job.name for job in plan.tuning()]
+    assert len(set(names)) == len(names)
+    job = plan.tuning()[0]
+    assert replace(job, content={**job.content, "clip": "other"}).fingerprint != job.fingerprint
+
+
+def test_finished_trial_is_not_run_again(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setitem(gain_trials._KINDS, "tune", lambda job: calls.append(job) or {"step": 7})
+    job = make_job(tmp_path)
+    assert run_job(job) == run_job(job) == {"step": 7}
+    assert len(calls) == 1
+
+
+def test_result_of_another_trial_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setitem(gain_trials._KINDS, "tune", lambda job: {"step": 7})
+    job = make_job(tmp_path)
+    run_job(job)
+    record = json.loads(job.result_file.read_text())
+    job.result_file.write_text(json.dumps({**record, "fingerprint": "other"}))
+    assert job.result() is None
+    job.result_file.write_text("{")
+    assert job.result() is None
+
+
+def test_failing_trial_is_named(tmp_path, monkeypatch):
+    def fail(job):
+        raise DataError("no videos")
+
+    monkeypatch.setitem(gain_trials._KINDS, "tune", fail)
+    with pytest.raises(TrainingError, match=r"tune-200-arm-\w+: no videos"):
+        run_job(make_job(tmp_path))
+
+
+def test_weights_by_kind_add_up_to_one():
+    weights = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.9, 0.0]])
+    kinds = np.array([["event", "distractor", "empty"], ["event", "event", "distractor"]])
+    found = weight_by_kind(weights, kinds)
+    assert found["event"] == pytest.approx((0.5 + 1.0) / 2)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def metrics(value: float) -> dict:
+    recalls = dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10"), value)
+    recalls |= {"median_rank": 1.0, "mean_rank": 1.0}
+    return {"t2v": recalls, "v2t": recalls, "sum_of_recalls": 6 * value, "videos": 5, "captions": 25}
+
+
+FRAMES = {"event": 0.6, "distractor": 0.3, "empty": 0.1}
+
+
+@pytest.fixture
+def results(plan):
+    """Made-up results in which setting number 1 at sharpness 4 is the best of every arm, and teaching gains 5."""
+    tuned, worlds, tests = {}, {}, {}
+    for job in plan.tuning():
+        arm = next(a for f in plan.families for a in f.arms if f"{f.name}-{a.name}" == job.arm)
+        best = job.settings[-len(arm.grid[1]) :] == arm.grid[1]
+        values = {f"{factor:g}": metrics(20 + 3 * best + 2 * (factor == 4)) for factor in SHARPNESS}
+        tuned[job.name] = {"step": 1, "split": "validation", "sharpness": values}
+    for job in plan.worlds():
+        same = {name: metrics(10.0 + job.seed % 7) for name in ("zero_shot", "teacher", "event_frames_only")}
+        worlds[job.name] = {**same, "teacher_frames": FRAMES}
+    candidates = gather_candidates(plan, tuned)
+    for job in plan.testing(candidates):
+        value = 20.0 + job.seed % 3 + (0 if "undistilled" in job.arm else 5)
+        measured = {f"{factor:g}": {**metrics(value + (factor == 4)), "frames": FRAMES} for factor in job.sharpness}
+        tests[job.name] = {"step": 1, "split": "test", "sharpness": measured}
+    return worlds, candidates, tests
+
+
+def test_choice_is_made_over_settings_and_sharpness(plan, results):
+    _, candidates, _ = results
+    for group in plan.families:
+        for arm in group.arms:
+            found = picks(candidates[group.name, arm.name])
+            assert (found["tuned"].settings, found["tuned"].sharpness) == (arm.grid[1], 4)
+            assert (found["plain"].settings, found["plain"].sharpness) == (arm.grid[1], 1)
+
+
+def test_report_pairs_seeds_and_keeps_every_trial(plan, results):
+    report = build_gain_report(plan, *results)
+    section = report["sections"][0]
+    first = section["differences"][0]
+    assert (first["arm"], first["baseline"], first["metric"]) == ("distilled", "undistilled", "R@1")
+    assert first["values"] == pytest.approx([5, 5, 5])
+    assert sum(len(items) for items in report["candidates"].values()) == len(SHARPNESS) * sum(
+        len(arm.grid) for group in plan.families for arm in group.arms
+    )
+    text = gain_markdown(json.loads(json.dumps(report)), [])
+    assert "| distilled as published - undistilled " in text
+    assert "Every trial on validation" in text
+    assert "gate as trained" in text
+
+
+def test_wrong_number_of_seeds_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--seeds", "0"])
+    assert "at least 1" in capsys.readouterr().err
