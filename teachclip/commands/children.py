@@ -169,13 +169,21 @@ def _bar_interval() -> float:
 def _copy(source: IO[bytes], log: Path) -> None:
     """Copy a child's output to the terminal and to its log until the child closes it."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    last = b"\n"
     with open(log, "wb") as file:
         while piece := os.read(source.fileno(), 65536):
             file.write(piece)
             file.flush()
-            with contextlib.suppress(OSError, ValueError):  # a closed terminal must not stop the child
-                sys.stderr.buffer.write(piece)
-                sys.stderr.flush()
+            _show(piece)
+            last = piece
+    if not last.endswith(b"\n"):  # a progress bar that was cut off
+        _show(b"\n")
+
+
+def _show(piece: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal must not stop the child
+        sys.stderr.buffer.write(piece)
+        sys.stderr.flush()
 
 
 def _check(job: Job, code: int, *, shown: bool = False, bar: tqdm | None = None) -> None:

@@ -162,7 +162,10 @@ def test_shown_child_writes_to_the_terminal_and_to_its_log(tmp_path, capfd):
     assert capfd.readouterr().err == "threads 2\n"
     assert (tmp_path / "logs" / "shown.log").read_text() == "threads 2\n"
     with pytest.raises(LaunchError, match="was killed by signal 9, perhaps for want of memory"):
-        run_shown(job("killed", "import os; os.kill(os.getpid(), 9)", tmp_path), {})
+        run_shown(
+            job("killed", "import os; print('bar 1/3', end='', flush=True); os.kill(os.getpid(), 9)", tmp_path), {}
+        )
+    assert capfd.readouterr().err == "bar 1/3\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
