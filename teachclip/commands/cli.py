@@ -38,7 +38,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
             print(f"{_who()}error: {where}{error.strerror}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt as stop:
-            print(f"{_who()}{str(stop) or 'stopped'}; the same command goes on from there", file=sys.stderr, flush=True)
+            what = str(stop) or "stopped"
+            print(f"{_who()}{what}; the same command goes on from there", file=sys.stderr, flush=True)
             return 130
         return 0
 
