@@ -46,7 +46,7 @@ class PretrainingPlan:
     caption_drop: float = 0.15
     width: int = 128
     vision_layers: int = 3
-    text_layers: int = 4
+    text_layers: int = 2
 
     def __post_init__(self) -> None:
         if not 2 <= self.batch_size <= self.frames:
