@@ -17,7 +17,7 @@ from tqdm import tqdm
 from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
-from teachclip.commands.gain_plan import Plan, quick, whole
+from teachclip.commands.gain_plan import FAMILIES, Plan, quick, whole
 from teachclip.commands.gain_trials import Job, run_job, start_worker
 from teachclip.errors import TrainingError
 from teachclip.evaluation.gain import Candidate
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=_count, default=8, help="fresh seeds to measure on (default 8)")
     parser.add_argument("--dev-seeds", type=_count, default=2, help="development seeds to tune on (default 2)")
     parser.add_argument(
+        "--train-videos", type=_count, default=400, help="videos to train on, beside 300 for validation (default 400)"
+    )
+    parser.add_argument("--control", action="store_true", help="also measure the student without temporal blocks")
+    parser.add_argument(
         "--world",
         type=Path,
         default=runs / "shapes",
@@ -52,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small worlds and grids: shows that it runs, no result")
     args = parser.parse_args(argv)
-    plan = (quick if args.quick else whole)(args.out, common=args.world, dev_seeds=args.dev_seeds, seeds=args.seeds)
+    families = FAMILIES if args.control else FAMILIES[:1]
+    shared = {"common": args.world, "dev_seeds": args.dev_seeds, "seeds": args.seeds, "families": families}
+    plan = quick(args.out, **shared) if args.quick else whole(args.out, train_videos=args.train_videos, **shared)
     with interruptible():
         measure(plan, args.processes)
 
