@@ -181,7 +181,8 @@ class Plan:
         setting: Settings = (),
         sharpness: tuple[float, ...] = (1.0,),
     ) -> Job:
-        content = {"recipe": _recipe_hash(self.recipe, self.overrides), "clip": _clip_hash(self.common)}
+        settings = (*self.overrides, *(arm.fixed if arm else ()), *setting)
+        content = {"recipe": _what_counts(self.recipe, settings, kind), "clip": _clip_hash(self.common)}
         return Job(
             kind=kind,
             folder=self.folder,
@@ -190,7 +191,7 @@ class Plan:
             sizes=self.sizes,
             common=self.common,
             arm=f"{family.name}-{arm.name}" if family and arm else "",
-            settings=(*self.overrides, *(arm.fixed if arm else ()), *setting),
+            settings=settings,
             sharpness=sharpness,
             content=content,
         )
@@ -260,9 +261,18 @@ def _clip_hash(common: Path) -> str:
 
 
 @cache
-def _recipe_hash(path: Path, overrides: Settings) -> str:
-    values = load_recipe(path, overrides).model_dump(mode="json")
-    # where things lie is not what they are
-    return fingerprint_of(
-        {key: value for key, value in values.items() if key not in ("output", "stores", "evaluation")}
-    )
+def _what_counts(path: Path, settings: Settings, kind: str) -> str:
+    """Return the hash of what a job's numbers depend on in its recipe: values, but not where things lie.
+
+    A world and its teacher do not depend on how students are trained.
+    """
+    recipe = load_recipe(path, settings)
+    values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation", "seed"})
+    data = recipe.data
+    values["data"] = [data.format, data.select_on, Path(data.test or "").name, values["data"]["validation"]]
+    values["student"].pop("clip")
+    for teacher in values["teachers"]:
+        teacher.pop("checkpoint")
+    if kind == "world":
+        values = {key: values[key] for key in ("data", "frames", "text", "teachers", "teaching")}
+    return fingerprint_of(values)

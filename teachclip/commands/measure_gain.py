@@ -110,6 +110,10 @@ def run_jobs(jobs: Sequence[Job], processes: int, label: str) -> dict[str, dict[
         raise TrainingError(
             f"{label}: a worker process died, perhaps for want of memory; its log is in {logs}"
         ) from error
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return results
