@@ -78,6 +78,29 @@ def test_job_names_tell_settings_apart_and_follow_the_clip(plan):
     assert replace(job, content={**job.content, "clip": "other"}).fingerprint != job.fingerprint
 
 
+def test_trials_follow_the_recipe_values_that_count_and_no_others(plan, tmp_path):
+    text = plan.recipe.read_text()
+    assert "lr: 1e-3" in text and "aggregation_lr: " in text
+
+    def fingerprints(name, changed):
+        path = tmp_path / name
+        path.write_text(changed)
+        return pair(replace(plan, recipe=path))
+
+    def pair(plan):
+        taught = next(job for job in plan.tuning() if job.arm == "published-distilled")
+        return plan.worlds()[0].fingerprint, taught.fingerprint
+
+    world, tune = pair(plan)
+    # every setting says the head's learning rate itself, so the recipe's own does not count
+    assert fingerprints("head.yaml", text.replace("aggregation_lr: ", "aggregation_lr: 1")) == (world, tune)
+    assert fingerprints("place.yaml", text.replace("/shapes_stores", "/elsewhere")) == (world, tune)
+    changed = fingerprints("teacher.yaml", text.replace("lr: 1e-3", "lr: 2e-3", 1))
+    assert changed[0] != world and changed[1] != tune
+    changed = fingerprints("batch.yaml", text.replace("batch_size: 64, evaluate_every: 50}\n", "batch_size: 32}\n"))
+    assert changed[1] != tune
+
+
 def test_finished_trial_is_not_run_again(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setitem(gain_trials._KINDS, "tune", lambda job: calls.append(job) or {"step": 7})
