@@ -196,7 +196,11 @@ def frame_recall_at_1(clip: CLIPModel, data: SingleFrames) -> float:
 
 @torch.no_grad()
 def silence_unseen_tokens(clip: CLIPModel, seen: Sequence[int]) -> None:
-    """Set the embedding of tokens that no caption held to zero: an unknown word then says almost nothing."""
+    """Set the embedding of tokens that no caption held to zero, as their random start means nothing.
+
+    An unknown word at the end of a text then changes little. Before other words it still moves them to positions at
+    which the model has not seen them, and the text's feature suffers.
+    """
     table = clip.text_model.embeddings.token_embedding.weight
     unseen = torch.ones(len(table), dtype=torch.bool)
     unseen[list(seen)] = False
