@@ -54,7 +54,7 @@ def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v"
         for place, height, top in zip(places, heights, tops, strict=True):
             _label(axes, f"{height:.1f}", place, top)
     axes.set_xticks(range(len(RECALLS)), list(RECALLS.values()))
-    axes.set_ylim(0, 104)
+    axes.set_ylim(0, 106)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("queries found, %", color=SOFT)
     axes.set_title(
@@ -116,7 +116,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _label(axes: Any, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), (0, 2), textcoords="offset points", ha="center", fontsize=8, color=INK)
+    axes.annotate(text, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK)
 
 
 def _plain(axes: Any) -> None:

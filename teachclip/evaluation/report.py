@@ -15,6 +15,8 @@ from teachclip.evaluation.intervals import Interval, paired_difference, spread
 from teachclip.evaluation.tables import COLUMNS, DIRECTIONS, human_count, remarks
 
 METRIC = "recall_at_1"
+COMPARED = (METRIC, "recall_at_10", "mean_rank")
+"""Text-to-video metrics whose paired differences are reported: a gain at the top can be a loss further down."""
 SPREAD = " ± "
 
 
@@ -57,7 +59,11 @@ def build_report(
         "captions": first["captions"],
         "seeds": list(seeds),
         "arms": [_summarise(arm, split) for arm in arms],
-        "differences": [_compare(known[name], known[baseline], split) for name, baseline in comparisons],
+        "differences": [
+            _compare(known[name], known[baseline], split, metric)
+            for name, baseline in comparisons
+            for metric in COMPARED
+        ],
         "remarks": remarks([run for arm in arms for run in arm.runs]),
         **about,
     }
@@ -74,25 +80,19 @@ def report_tables(report: Mapping[str, Any]) -> list[Table]:
     rows = [[arm["label"], *_cost_cells(arm["cost"])] for arm in arms if arm["cost"]]
     header = ["model", "bytes per video", "FLOPs per query", f"ms per query, {candidates:,} videos"]
     tables.append(Table("Cost of a search", header, rows))
-    rows = [[d["label"], f"{d['mean']:+.1f}", _interval_cell(d), _per_seed(d)] for d in report["differences"]]
-    header = ["difference in R@1, text to video", "mean", "95% interval", f"seeds {', '.join(map(str, seeds))}"]
+    rows = [
+        [d["label"], COLUMNS[d["metric"]], f"{d['mean']:+.1f}", _interval_cell(d), _per_seed(d)]
+        for d in report["differences"]
+    ]
+    header = ["difference, text to video", "metric", "mean", "95% interval", f"seeds {', '.join(map(str, seeds))}"]
     tables.append(Table("What teaching gains", header, rows))
     return tables
 
 
 def verdicts(report: Mapping[str, Any]) -> list[str]:
     """Say in plain words what the differences show and what they do not."""
-    lines = []
     count = len(report["seeds"])
-    for difference in report["differences"]:
-        what = f"{difference['label']}: {difference['mean']:+.1f} R@1"
-        if difference["low"] is None:
-            lines.append(f"{what} with a single seed, which can mislead: no interval, nothing is shown.")
-        elif difference["touches_zero"]:
-            lines.append(f"{what}, but the interval touches zero: these {count} seeds do not show a difference.")
-        else:
-            better = "better" if difference["mean"] > 0 else "WORSE"
-            lines.append(f"{what}, and the interval is clear of zero: {better} over these {count} seeds.")
+    lines = [line for difference in report["differences"] if (line := _verdict(difference, count))]
     error = _sampling_error(report)
     lines.append(
         "The spread and the intervals are over student seeds (new parameters and batch order) alone: one set of "
@@ -100,6 +100,20 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
         f"{error:.1f} points (one standard error), alike for all models."
     )
     return lines
+
+
+def _verdict(difference: Mapping[str, Any], seeds: int) -> str:
+    """Say what one difference shows; nothing of a metric other than R@1 whose interval touches zero."""
+    metric, mean = difference["metric"], difference["mean"]
+    what = f"{difference['label']}: {mean:+.1f} {COLUMNS[metric]}"
+    if not difference["touches_zero"]:
+        better = "better" if (mean > 0) == metric.startswith("recall") else "WORSE"
+        return f"{what}, and the interval is clear of zero: {better} over these {seeds} seeds."
+    if metric != METRIC:
+        return ""
+    if difference["low"] is None:
+        return f"{what} with a single seed, which can mislead: no interval, nothing is shown."
+    return f"{what}, but the interval touches zero: these {seeds} seeds do not show a difference."
 
 
 def terminal_text(report: Mapping[str, Any]) -> str:
@@ -182,14 +196,14 @@ def _summarise(arm: Arm, split: str) -> dict[str, Any]:
     return summary
 
 
-def _compare(arm: Arm, baseline: Arm, split: str) -> dict[str, Any]:
-    values, others = ([float(run[split]["t2v"][METRIC]) for run in side.runs] for side in (arm, baseline))
+def _compare(arm: Arm, baseline: Arm, split: str, metric: str) -> dict[str, Any]:
+    values, others = ([float(run[split]["t2v"][metric]) for run in side.runs] for side in (arm, baseline))
     interval: Interval = paired_difference(values, others)
     return {
         "arm": arm.name,
         "baseline": baseline.name,
         "label": " - ".join(side.label.removeprefix("student, ") for side in (arm, baseline)),
-        "metric": f"t2v.{METRIC}",
+        "metric": metric,
         "values": [value - other for value, other in zip(values, others, strict=True)],
         **interval._asdict(),
         "touches_zero": interval.touches_zero,

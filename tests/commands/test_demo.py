@@ -361,3 +361,12 @@ def test_demo_refuses_senseless_counts(value, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--seeds", value])
     assert "whole number" in capsys.readouterr().err
+
+
+def test_demo_without_matplotlib_reports_and_says_how_to_get_pictures(fake_demo, monkeypatch, capfd):
+    runs, _ = fake_demo
+    monkeypatch.setattr("teachclip.evaluation.pictures.can_draw", lambda: False)
+    assert demo.main(["--runs", str(runs), "--seeds", "2"]) == 0
+    assert "pip install 'teachclip[report]'" in capfd.readouterr().err
+    assert "teachclip[report]" in (runs / "demo" / "report.html").read_text()
+    assert not (runs / "demo" / "recall.png").exists()

@@ -46,7 +46,8 @@ def test_report_holds_mean_and_sample_deviation_of_the_seeds():
 
 
 def test_report_holds_the_paired_difference_of_the_named_arms():
-    (difference,) = a_report()["differences"]
+    difference, *others = a_report()["differences"]
+    assert [other["metric"] for other in others] == ["recall_at_10", "mean_rank"]
     assert difference["values"] == [6.0, 5.0, 7.0]
     half = 4.302653 / math.sqrt(3)
     assert (difference["mean"], difference["low"], difference["high"]) == pytest.approx((6.0, 6 - half, 6 + half))
@@ -54,10 +55,20 @@ def test_report_holds_the_paired_difference_of_the_named_arms():
 
 
 def test_verdict_says_in_words_whether_the_interval_touches_zero():
-    assert "clear of zero: better" in verdicts(a_report())[0]
-    assert "touches zero" in verdicts(a_report(distilled=(25.0, 21.0, 23.0)))[0]
-    assert "WORSE" in verdicts(a_report(distilled=(9.0, 11.0, 13.5)))[0]
-    assert "single seed" in verdicts(a_report(distilled=(25.0,), seeds=[1]))[0]
+    better, unclear = a_report(), a_report(distilled=(25.0, 21.0, 23.0))
+    worse, single = a_report(distilled=(9.0, 11.0, 13.5)), a_report(distilled=(25.0,), seeds=[1])
+    assert "R@1, and the interval is clear of zero: better" in verdicts(better)[0]
+    assert "touches zero" in verdicts(unclear)[0]
+    assert "R@1, and the interval is clear of zero: WORSE" in verdicts(worse)[0]
+    assert "single seed" in verdicts(single)[0]
+    assert [len(verdicts(report)) for report in (better, unclear, worse, single)] == [4, 2, 4, 2]
+
+
+def test_verdict_knows_that_a_lower_rank_is_better():
+    assert "-1.2 MeanR, and the interval is clear of zero: better" in verdicts(a_report())[2]
+    assert (
+        "+2.0 MeanR, and the interval is clear of zero: WORSE" in verdicts(a_report(distilled=(9.0, 11.0, 13.5)))[2]
+    )
 
 
 def test_remark_on_the_test_set_uses_the_binomial_error():
