@@ -183,7 +183,7 @@ def _draw(demo: Demo, report: dict[str, Any]) -> list[tuple[Path, str]]:
         (recall, f"Text-to-video recall at 1, 5 and 10{many}."),
         (
             strip,
-            f"The frames that the models see of test video {facts['video']}, and the weight of each: the teacher's "
+            f"The frames that the models see of {facts['video']}, and the weight of each: the teacher's "
             "attention for the caption; the students' pooling weights, made without the caption (seed "
             f"{facts['seed']}). Chosen by rule: {facts['rule']}.",
         ),

@@ -81,6 +81,7 @@ tbody th { white-space: normal; min-width: 9rem; }
 tbody th { font-weight: 500; }
 tbody tr:nth-child(even) { background: var(--band); }
 table.text td { text-align: left; font-family: ui-monospace, monospace; font-size: .82rem; }
+table.text td { white-space: normal; overflow-wrap: anywhere; }
 table.text th { text-align: left; }
 figure { margin: 1.75rem 0; }
 img { display: block; width: 100%; min-width: 40rem; background: #fff; border-radius: 6px; }
