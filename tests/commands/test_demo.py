@@ -370,3 +370,9 @@ def test_demo_without_matplotlib_reports_and_says_how_to_get_pictures(fake_demo,
     assert "pip install 'teachclip[report]'" in capfd.readouterr().err
     assert "teachclip[report]" in (runs / "demo" / "report.html").read_text()
     assert not (runs / "demo" / "recall.png").exists()
+
+
+def test_recipe_is_found_without_a_clone_because_the_package_carries_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    package = Path(demo.__file__).parents[1] / "recipes" / RECIPE
+    assert package.read_text() == find_recipe(RECIPE).read_text()
