@@ -156,21 +156,23 @@ class Plan:
         ]
 
     def testing(self, candidates: Mapping[tuple[str, str], Sequence[Candidate]]) -> list[Job]:
-        """Return the trials on test: per arm and fresh seed the chosen setting."""
-        return [
-            self.test_job(seed, family, arm, choose(candidates[family.name, arm.name]))
-            for seed in self.seeds
-            for family in self.families
-            for arm in family.arms
-        ]
+        """Return the trials on test: per arm and fresh seed the settings that were chosen."""
+        found: dict[str, Job] = {}
+        for seed in self.seeds:
+            for family in self.families:
+                for arm in family.arms:
+                    for choice in picks(candidates[family.name, arm.name]).values():
+                        job = self.test_job(seed, family, arm, choice)
+                        found[job.name] = job
+        return list(found.values())
 
     def tune_job(self, seed: int, family: Family, arm: Arm, setting: Settings) -> Job:
         """Return the trial of a setting on the validation split of a development seed."""
         return self._job("tune", seed, family, arm, setting, SHARPNESS)
 
     def test_job(self, seed: int, family: Family, arm: Arm, choice: Candidate) -> Job:
-        """Return the trial of a chosen setting on the test split of a fresh seed, as trained and as sharpened."""
-        return self._job("test", seed, family, arm, choice.settings, tuple(sorted({1.0, choice.sharpness})))
+        """Return the trial of a chosen setting on the test split of a fresh seed."""
+        return self._job("test", seed, family, arm, choice.settings, SHARPNESS)
 
     def _job(
         self,
@@ -198,10 +200,8 @@ class Plan:
 
 
 def picks(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Return what validation chooses: `tuned` over settings and sharpness; `plain` is the same one as trained."""
-    tuned = choose(candidates)
-    plain = next(item for item in candidates if item.settings == tuned.settings and item.sharpness == 1)
-    return {"tuned": tuned, "plain": plain}
+    """Return what validation chooses: `tuned` over settings and sharpness, `plain` over settings alone."""
+    return {"tuned": choose(candidates), "plain": choose([item for item in candidates if item.sharpness == 1])}
 
 
 def whole(

@@ -34,7 +34,7 @@ Results = Mapping[str, Mapping[str, Any]]
 COMPARED = ("R@1", "R@5", "R@10", "sum")
 WAYS = {
     "tuned": "gate sharpness chosen on validation",
-    "plain": "the same students, gate as trained",
+    "plain": "gate as trained, settings chosen for that",
 }
 
 
@@ -144,9 +144,8 @@ def _arms(
     made = [worlds[f"world-{seed}"] for seed in plan.seeds]
     arms = [ArmRuns("zero_shot", "zero-shot mean pooling", [world["zero_shot"] for world in made])]
     for arm in family.arms:
-        pick = picks(candidates[family.name, arm.name])
-        choice = pick[way]
-        results = [tests[plan.test_job(seed, family, arm, pick["tuned"]).name] for seed in plan.seeds]
+        choice = picks(candidates[family.name, arm.name])[way]
+        results = [tests[plan.test_job(seed, family, arm, choice).name] for seed in plan.seeds]
         runs = [result["sharpness"][f"{choice.sharpness:g}"] for result in results]
         arms.append(ArmRuns(arm.name, arm.label, runs, [run["frames"] for run in runs], choice))
     relevance = [world["teacher_frames"] for world in made]
