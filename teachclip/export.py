@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from teachclip.errors import CheckpointError
 from teachclip.evaluation.tables import results_table
 from teachclip.models.clip import quiet_loading
 from teachclip.models.student import StudentModel
 from teachclip.recipe import Recipe
-
 
 _METHOD = {"method_output_name": "pooler_output"}
 SENTENCE_TRANSFORMERS = {
@@ -45,6 +45,14 @@ SENTENCE_TRANSFORMERS = {
 """Files with which `SentenceTransformer(folder)` loads the student, after `import teachclip.models`."""
 
 
+OWN_FILES = {
+    *SENTENCE_TRANSFORMERS,
+    *("README.md", "config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+}
+"""What an export may hold; a folder with anything else is never replaced."""
+
+
 def export_student(
     student: StudentModel,
     folder: Path,
@@ -59,9 +67,9 @@ def export_student(
     """
     if student.processor is None:
         raise CheckpointError("the student has no processor (tokenizer and decoding settings) to export")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} is not empty and holds no student; choose another folder")
+    _check_folder(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
+    before = folder.with_name(f".{folder.name}.before")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         processor = student.processor
@@ -71,11 +79,32 @@ def export_student(
         for name, content in SENTENCE_TRANSFORMERS.items():
             (temporary / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         (temporary / "README.md").write_text(model_card(results, recipe), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in temporary.rglob("*"):  # some writers make files that only their owner may read
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if folder.exists():
+            os.replace(folder, before)
         os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
         raise CheckpointError(f"{folder}: cannot write the student: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise CheckpointError unless `folder` is new, empty, or an export of ours with nothing else in it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give a folder")
+    found = {path.name for path in folder.iterdir()}
+    if found and found - OWN_FILES:
+        other = ", ".join(sorted(found - OWN_FILES)[:3])
+        raise CheckpointError(f"{folder} holds {other}, which is no export of ours; choose another folder")
+    if found and SENTENCE_TRANSFORMERS.keys() - found:
+        raise CheckpointError(f"{folder} holds another model; choose another folder")
 
 
 def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:

@@ -75,13 +75,21 @@ class PixelInputs:
         return {"frames": frames, "frame_mask": mask, "mean": self.mean, "std": self.std}
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeatureInputs:
     """Stored raw features of frozen CLIP towers; kept in memory, they are small."""
 
     text_store: ArrayStore
     video_store: ArrayStore
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    text_features: Tensor = field(init=False, repr=False)
+    frame_features: Tensor = field(init=False, repr=False)
+    frame_mask: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # read here, so that processes that load batches share the memory
+        self.text_features = torch.from_numpy(self.text_store.read("features", slice(None)))
+        self.frame_features = torch.from_numpy(self.video_store.read("frame_features", slice(None)))
+        self.frame_mask = torch.from_numpy(self.video_store.read("frame_mask", slice(None)))
 
     @property
     def text_count(self) -> int:
@@ -93,27 +101,22 @@ class FeatureInputs:
         """Number of videos."""
         return self.video_store.rows
 
-    def _array(self, store: ArrayStore, name: str) -> Tensor:
-        if name not in self._cache:
-            self._cache[name] = torch.from_numpy(np.asarray(store.read(name, slice(None))))
-        return self._cache[name]
-
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `text_features` (texts, dim)."""
-        return {"text_features": self._array(self.text_store, "features")[rows]}
+        return {"text_features": self.text_features[rows]}
 
     def videos(self, rows: np.ndarray) -> Batch:
         """Return `frame_features` (videos, frames, dim) and `frame_mask` (videos, frames)."""
         return {
-            "frame_features": self._array(self.video_store, "frame_features")[rows],
-            "frame_mask": self._array(self.video_store, "frame_mask")[rows],
+            "frame_features": self.frame_features[rows],
+            "frame_mask": self.frame_mask[rows],
         }
 
 
 def pixel_values(batch: Batch) -> Tensor:
     """Normalise decoded frames; padded frames become zeros after it, as in the official code (CLIP4Clip)."""
     pixels = normalize(batch["frames"], batch["mean"], batch["std"])
-    return pixels * batch["frame_mask"][:, :, None, None, None]
+    return pixels.mul_(batch["frame_mask"][:, :, None, None, None])
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Teacher, Tokens, select_tokens
@@ -30,6 +31,23 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def architecture_hash(module: nn.Module) -> str:
+    """Return the sha256 of what the weights do not tell: the parts' types and their plain settings (heads, masks)."""
+    parts = []
+    for name, part in module.named_modules():
+        values = {
+            key: value
+            for key, value in sorted(vars(part).items())
+            if key != "training" and not key.startswith("_") and isinstance(value, (bool, int, float, str))
+        }
+        parts.append([name, type(part).__name__, values])
+    return fingerprint_of({"parts": parts})
+
+
+TEXTS_PER_SHARD, VIDEOS_PER_SHARD, RELEVANCE_PER_SHARD = 4096, 128, 512
+"""The most rows of a shard, and so the most that a crash loses."""
 
 
 def store_tokens(
@@ -93,7 +111,7 @@ def store_scorer_tokens(
         encode=encode_texts,
         circumstances={**circumstances, "of": "texts"},
         batch_size=8 * batch_size,
-        rows_per_shard=4096,
+        rows_per_shard=TEXTS_PER_SHARD,
         processes=processes,
         label=f"{label}: texts",
     )
@@ -103,7 +121,7 @@ def store_scorer_tokens(
         encode=encode_videos,
         circumstances={**circumstances, "of": "videos"},
         batch_size=batch_size,
-        rows_per_shard=128,
+        rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",
     )
@@ -166,7 +184,7 @@ def store_relevance(
     )
     arrays = {name: ArraySpec(precision, tuple(tensor.shape[1:])) for name, tensor in sample.items()}
     row_bytes = videos.rows * np.dtype(precision).itemsize
-    rows_per_shard = int(np.clip(2**26 // row_bytes, 1, 512))
+    rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
     store = ArrayStore.open_or_create(
         path, circumstances=circumstances, arrays=arrays, rows=texts.rows, rows_per_shard=rows_per_shard
     )

@@ -153,6 +153,11 @@ class ArrayStore:
                 temporary.unlink(missing_ok=True)
             self._forget(shard)
 
+    def discard(self, shard: int) -> None:
+        """Take the mark of a shard away, so that it counts as missing and can be written again."""
+        self._files(shard)[-1].unlink(missing_ok=True)
+        self._forget(shard)
+
     def read(self, name: str, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the given rows of one array, (len(rows), ...), in their order; rows may repeat.
 

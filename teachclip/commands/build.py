@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from transformers import CLIPModel
 
-from teachclip.data.catalog import Catalog, ValidationOptions, load_catalog
+from teachclip.data.batches import BatchPlan
+from teachclip.data.catalog import Catalog, Split, ValidationOptions, load_catalog
 from teachclip.data.video import FramePlan
-from teachclip.errors import CheckpointError, RecipeError
+from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.run import Blocks
 from teachclip.models.clip import load_clip
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
-from teachclip.recipe import Optimizer, Recipe, Student
+from teachclip.processes import Processes
+from teachclip.recipe import Optimizer, Recipe, Student, Train
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.registry import TEACHER_GROUP, TEACHERS, resolve
 from teachclip.scorer import Teacher
@@ -62,6 +64,34 @@ def build_clip(recipe: Recipe) -> CLIPModel:
     return clip
 
 
+def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
+    """Return the split that checkpoints are selected on. Raises DataError if there is none."""
+    split = catalog.validation if recipe.data.select_on == "validation" else catalog.test
+    if split is None and recipe.data.select_on == "validation":
+        raise DataError(
+            f"{recipe.name}: there is no validation split to select on; give data.validation.videos=N to hold out "
+            "training videos, or write data.select_on=test to select on test as papers did"
+        )
+    if split is None:
+        raise DataError(f"{recipe.name}: data.select_on is test, but the data has no test split")
+    return split
+
+
+def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Processes) -> None:
+    """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
+    build_selection(recipe, catalog)
+    plan = BatchPlan(len(catalog.train.captions), train.batch_size, recipe.seed)
+    plan.local(0, processes.index, processes.count)
+
+
+def check_teacher_files(recipe: Recipe) -> None:
+    """Raise CheckpointError, naming it, if the checkpoint of a teacher does not exist."""
+    for section in recipe.teachers:
+        if not section.checkpoint.exists():
+            hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
+            raise CheckpointError(f"teacher {section.name}: {section.checkpoint} does not exist; {hint}")
+
+
 def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) -> StudentModel:
     """Build a fresh student on its CLIP. The new parameters depend on `seed` alone."""
     torch.manual_seed(seed)
@@ -76,9 +106,6 @@ def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) 
 
 def build_teacher(section: TeacherSection, device: torch.device) -> Teacher:
     """Load a teacher from its checkpoint."""
-    if not section.checkpoint.exists():
-        hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
-        raise CheckpointError(f"teacher {section.name}: {section.checkpoint} does not exist; {hint}")
     load_teacher = resolve("teacher loader", "teachers:load_teacher", {})
     return load_teacher(section.name, section.checkpoint, **section.options).to(device)  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
         try:
             main(argv)
         except TeachclipError as error:
-            for line in str(error).splitlines():
+            for line in _plain(str(error)).splitlines():
                 print(f"{_who()}error: {line}", file=sys.stderr, flush=True)
             return 2
         except OSError as error:
@@ -73,6 +73,13 @@ def say(message: str) -> None:
     """Print a line of progress, once per machine."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(message, file=sys.stderr, flush=True)
+
+
+def _plain(message: str) -> str:
+    """Take off what torch puts around an error of a process that loads batches."""
+    if "Original Traceback" not in message:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def _who() -> str:

@@ -40,7 +40,6 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
     from teachclip.training.batches import StoredRelevance, TrainingBatches
-    from teachclip.training.checkpoint import load_part, newest_checkpoint
     from teachclip.training.distributed import build_accelerator, processes_of
     from teachclip.training.loop import fit
     from teachclip.training.run import Run
@@ -53,7 +52,11 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     processes, device = processes_of(accelerator), accelerator.device
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
-    work = build_workspace(recipe, processes, device)
+    build.check_teacher_files(recipe)
+    work = build_workspace(
+        recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
+    )
+    run = Run(recipe.output, {**run.settings, "content": work.content(recipe.teachers)}, processes)
     run.open()
     if processes.is_main:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
@@ -83,10 +86,8 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
         lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
     )
-    best = newest_checkpoint(run.checkpoints, "best")
-    assert best is not None
     task = DistillationTask(student, build.build_terms(recipe))
-    task.load_state_dict(load_part(best, "model"))
+    task.load_state_dict(run.best_weights())
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
     for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if target is not None:

@@ -18,7 +18,7 @@ from teachclip.inputs import PixelInputs, to_device
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
 from teachclip.training.batches import TrainingBatches
-from teachclip.training.distributed import build_accelerator
+from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.optim import clamp_logit_scale
 from teachclip.training.task import DistillationTask, OnlineTeacher
 
@@ -39,10 +39,12 @@ def dry_run(recipe: Recipe) -> None:
 
     A teacher whose checkpoint exists runs online. No file is written.
     """
-    accelerator = build_accelerator(mixed_precision=recipe.train.mixed_precision, trackers=recipe.train.trackers)
+    accelerator = build_accelerator(
+        mixed_precision=recipe.train.mixed_precision, trackers=recipe.train.trackers, dry_run=True
+    )
     device = accelerator.device
     catalog = build.build_catalog(recipe)
-    BatchPlan(len(catalog.train.captions), recipe.train.batch_size, recipe.seed)
+    build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
     clip = build.build_clip(recipe)
     processor = build.build_processor(recipe)
     split = _first_pairs(catalog.train, 2)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.models.student import load_student
 
     source = recipe.output / "student"
-    if not (source / "config.json").exists():
+    if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; train it first with tools/distill.py {args.recipe}")
     results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
     student = load_student(source)

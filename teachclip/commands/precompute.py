@@ -21,14 +21,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     recipe = load_recipe(args.recipe, args.overrides)
 
+    from teachclip.commands import build
     from teachclip.commands.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
 
     accelerator = build_accelerator()
+    build.check_teacher_files(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
+    features = []
     if recipe.train.towers == "frozen":
-        for split in work.catalog.splits:
-            work.feature_inputs(split, work.clip)
+        features = [work.feature_inputs(split, work.clip) for split in work.catalog.splits]
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.verify:
             problems += work.verify(section, store)
     if args.verify:
+        for inputs in features:
+            problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
         problems += work.frames.store.verify()
         if problems:
             raise StoreError("\n".join(problems))

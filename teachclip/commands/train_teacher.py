@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teachclip.commands.cli import command, recipe_arguments, say
-from teachclip.errors import RecipeError
+from teachclip.errors import CheckpointError, RecipeError
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.recipe_file import load_recipe
@@ -43,7 +43,6 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     from teachclip.evaluation.run import evaluate
     from teachclip.models.clip import load_clip
     from teachclip.training.batches import TrainingBatches
-    from teachclip.training.checkpoint import load_part, newest_checkpoint
     from teachclip.training.distributed import build_accelerator, processes_of
     from teachclip.training.loop import fit
     from teachclip.training.run import Run
@@ -56,19 +55,28 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
         mixed_precision=training.train.mixed_precision, trackers=training.train.trackers, output=str(folder)
     )
     processes = processes_of(accelerator)
-    work = build_workspace(recipe, processes, accelerator.device)
+    if section.checkpoint.exists() and not (folder / "settings.json").exists():
+        raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
+    run = Run(folder, build.run_settings(recipe, teacher=section), processes)
+    run.check()
+    work = build_workspace(
+        recipe,
+        processes,
+        accelerator.device,
+        check=lambda catalog: build.check_training(recipe, training.train, catalog, processes),
+    )
+    run = Run(folder, {**run.settings, "content": work.content([])}, processes)
+    run.open()
     clip = load_clip(training.clip) if training.clip else work.clip
     teacher = build.new_teacher(section, clip, seed=training.seed)
     build.freeze(teacher, towers=training.train.towers)
     inputs = work.inputs(work.catalog.train, clip, towers=training.train.towers)
     split = work.catalog.train
     plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed)
-    run = Run(folder, build.run_settings(recipe, teacher=section), processes)
-    run.open()
     accelerator.init_trackers(recipe.name)
     selection = work.selection_split()
     selection_inputs = work.inputs(selection, clip, towers=training.train.towers)
-    fit(
+    progress = fit(
         TeacherTask(teacher),
         build.build_optimizer_for(teacher, training.optimizer),
         TrainingBatches(inputs, split, plan, processes),
@@ -81,13 +89,10 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
             teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
         ),
     )
-    best = newest_checkpoint(run.checkpoints, "best")
-    assert best is not None
-    task = TeacherTask(teacher.cpu())
-    task.load_state_dict(load_part(best, "model"))
+    TeacherTask(teacher.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
         _write_checkpoint(teacher.checkpoint(), section.checkpoint)
-        say(f"teacher: {section.checkpoint} (step {int(best.name.rpartition('-')[2])}, chosen on {selection.name})")
+        say(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return section.checkpoint
@@ -97,7 +102,14 @@ def _write_checkpoint(content: object, path: Path) -> None:
     """Write `{"state_dict": ...}`, the official container, under a temporary name, then rename."""
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error

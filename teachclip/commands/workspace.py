@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,30 @@ import torch
 from torch import nn
 from transformers import CLIPModel
 
-from teachclip.commands.build import build_catalog, build_clip, build_plan, build_processor, build_teacher
+from teachclip.commands.build import (
+    build_catalog,
+    build_clip,
+    build_plan,
+    build_processor,
+    build_selection,
+    build_teacher,
+)
 from teachclip.commands.cli import say
 from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Catalog, Split, require_readable
 from teachclip.data.frames import FrameStore, build_frame_store
 from teachclip.errors import DataError
+from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import FeatureInputs, Inputs, PixelInputs
 from teachclip.models.mean_pooling import ClipFeatures
 from teachclip.models.processing import StudentProcessor
-from teachclip.precompute import store_relevance, store_scorer_tokens, verify_relevance, weights_hash
+from teachclip.precompute import (
+    architecture_hash,
+    store_relevance,
+    store_scorer_tokens,
+    verify_relevance,
+    weights_hash,
+)
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
@@ -52,12 +66,7 @@ class Workspace:
 
     def selection_split(self) -> Split:
         """Return the split that checkpoints are selected on: validation, or test where that is written out."""
-        if self.recipe.data.select_on == "validation" and self.catalog.validation is None:
-            raise DataError(
-                f"{self.recipe.name}: there is no validation split to select on; give data.validation.videos=N to "
-                "hold out training videos, or write data.select_on=test to select on test as papers did"
-            )
-        return self.split(self.recipe.data.select_on)
+        return build_selection(self.recipe, self.catalog)
 
     def stamp(self, **values: Any) -> dict[str, Any]:
         """Return the head of a results file: what was evaluated and how it was chosen."""
@@ -98,7 +107,12 @@ class Workspace:
         ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
         token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
         return {
-            "model": {"class": type(model).__name__, "options": options, "weights": weights_hash(model)},
+            "model": {
+                "class": type(model).__name__,
+                "options": options,
+                "settings": architecture_hash(model),
+                "weights": weights_hash(model),
+            },
             "split": split.circumstances(),
             "tokens": {"max_tokens": self.recipe.text.max_tokens, "sha256": token_hash},
             "frames": self.frames.circumstances_of([video.id for video in split.videos]),
@@ -141,6 +155,15 @@ class Workspace:
             label=f"{section.name} tokens",
         )
 
+    def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
+        """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
+        splits = {"train": self.catalog.train, "selection": self.selection_split()}
+        found = {name: fingerprint_of(self.circumstances(split, self.clip, {})) for name, split in splits.items()}
+        for section in teachers:
+            teacher = build_teacher(section, self.device)
+            found[f"teacher {section.name}"] = fingerprint_of(self._teacher_circumstances(section, teacher))
+        return found
+
     def relevance(self, section: TeacherSection) -> ArrayStore:
         """Return the relevance of a teacher for the training split; compute it if it is not stored yet."""
         teacher = build_teacher(section, self.device)
@@ -171,12 +194,20 @@ class Workspace:
         )
 
 
-def build_workspace(recipe: Recipe, processes: Processes, device: torch.device) -> Workspace:
+def build_workspace(
+    recipe: Recipe,
+    processes: Processes,
+    device: torch.device,
+    *,
+    check: Callable[[Catalog], None] | None = None,
+) -> Workspace:
     """Read the annotations, decode all videos that are not decoded yet, and leave out what cannot be read.
 
-    The main process decodes; the others wait for it.
+    `check` may refuse the catalogue before anything is decoded. The main process decodes; the others wait for it.
     """
     catalog = build_catalog(recipe)
+    if check is not None:
+        check(catalog)
     clip = build_clip(recipe)
     processor = build_processor(recipe)
 

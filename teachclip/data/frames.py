@@ -19,7 +19,7 @@ from teachclip.data.catalog import Video
 from teachclip.data.file_facts import file_facts
 from teachclip.data.transform import resize_and_crop
 from teachclip.data.video import FramePlan, decode_frames
-from teachclip.data.workers import Failure, guarded_map
+from teachclip.data.workers import TRANSIENT, Failure, guarded_map
 from teachclip.errors import DataError, StoreError
 from teachclip.store import ArraySpec, ArrayStore
 
@@ -95,7 +95,8 @@ def build_frame_store(
 
     `workers` processes decode (0: one per core), each file in at most `time_limit` seconds. A file that cannot be
     read, takes longer or kills its process is in `FrameStore.failures`; it never stops the run. What is finished is
-    kept shard by shard, so that a second run goes on where the first one stopped. Several runs at once are safe, but
+    kept shard by shard, so that a second run goes on where the first one stopped; files that took too long or killed
+    their process are tried again. Several runs at once are safe, but
     do the work twice.
 
     Raises StoreError, naming what differs, if `path` was made of other videos, changed files, another plan or size.
@@ -120,6 +121,9 @@ def build_frame_store(
         rows=len(videos),
         rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // row_bytes)),
     )
+    for row, reason in store.failures().items():
+        if reason.startswith(TRANSIENT):  # a busy machine or too little memory: try again
+            store.discard(row // store.rows_per_shard)
     if missing := store.missing_shards():
         rows = [row for shard in missing for row in store.shard_rows(shard)]
         items = ((str(videos[row].path), plan, size) for row in rows)

@@ -27,6 +27,10 @@ AHEAD = 3
 PRELOADED = "teachclip.data.frames"
 
 
+TRANSIENT = ("took longer than", "its process died")
+"""How the reasons begin that may be the machine's and not the item's."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why an item has no result."""
@@ -92,9 +96,9 @@ def _outcome(future: ProcessFuture[Any], time_limit: float) -> Any:
     try:
         return future.result()
     except TaskTimeoutError:
-        return Failure(f"took longer than {time_limit:g} seconds")
+        return Failure(f"{TRANSIENT[0]} {time_limit:g} seconds")
     except ProcessExpired as error:
-        return Failure(f"its process died ({_exit_name(error.exitcode)})")
+        return Failure(f"{TRANSIENT[1]} ({_exit_name(error.exitcode)})")
     except BrokenProcessPool as error:
         hint = "a script must call this below `if __name__ == '__main__':`"
         raise DataError(f"worker processes cannot start ({error}); see what they printed above; {hint}") from error

@@ -67,14 +67,15 @@ class TrainingBatches(Dataset[Batch]):
     ) -> None:
         """`extra` inputs join those of `inputs`: pixels for an online teacher beside a student on stored features."""
         self.inputs, self.extra = inputs, extra
-        self.split, self.plan, self.processes = split, plan, processes
+        self.split, self.plan = split, plan
+        self.share = processes.index, processes.count
         self.caption_videos = split.caption_videos
         self.relevances = relevances or []
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
         rows = self.plan.rows(step).copy()  # the plan's own are read-only, which torch does not know
-        local = self.plan.local(step, self.processes.index, self.processes.count).copy()
+        local = self.plan.local(step, *self.share).copy()
         batch: Batch = {}
         for inputs in (self.extra, self.inputs):
             if inputs is not None:

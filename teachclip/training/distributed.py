@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
 from teachclip.errors import LaunchError, RecipeError
 from teachclip.processes import Processes
 from teachclip.registry import closest
 
+WAIT = timedelta(days=2)
+"""How long processes wait for each other: one decodes a whole data set while the others wait."""
+
 
 def build_accelerator(
-    *, mixed_precision: str = "no", trackers: list[str] | None = None, output: str | None = None
+    *,
+    mixed_precision: str = "no",
+    trackers: list[str] | None = None,
+    output: str | None = None,
+    dry_run: bool = False,
 ) -> Accelerator:
     """Start Accelerate and check that the processes found each other.
 
     On a machine without a GPU, several processes train together over gloo. Raises LaunchError if processes were
-    started that do not know of each other, RecipeError for a tracker whose package is not installed.
+    started that do not know of each other, RecipeError for a tracker whose package is not installed. A `dry_run`
+    starts no tracker.
     """
     available = sorted(str(tracker.value) for tracker in get_available_trackers())
     for tracker in trackers or []:
@@ -38,8 +47,9 @@ def build_accelerator(
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=mixed_precision,
-            log_with=trackers or None,
+            log_with=None if dry_run else trackers or None,
             project_dir=output,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         )
     except ValueError as error:  # what Accelerate and torch raise when the launcher's variables are incomplete
         raise LaunchError(f"{started} processes cannot be started together: {error}") from error

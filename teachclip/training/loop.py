@@ -120,6 +120,9 @@ def _write(
     """Log the steps since the last call. Here the losses are read, so here it shows whether they are finite."""
     for step, rows, losses in pending:
         values = {name: value.item() for name, value in losses.items()}
+        if accelerator.scaler is not None:  # float16: too large a gradient is normal, the scaler skips that step
+            values["skipped"] = float(not _finite(values["grad_norm"]))
+            values["grad_norm"] = values["grad_norm"] if _finite(values["grad_norm"]) else -1.0
         if not all(map(_finite, values.values())):
             run.flush()
             raise TrainingError(_save_culprits(run, step, rows, values, batches))
@@ -154,7 +157,7 @@ def _select(validate: Validate, model: nn.Module, run: Run, progress: Progress, 
     """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published)."""
     model.eval()
     metrics = validate()
-    value = float(metrics["t2v"]["recall_at_1"])
+    value = float(run.processes.gather(metrics["t2v"]["recall_at_1"])[0])  # one decision, whatever rounding does
     run.log({"step": progress.step, "validation": metrics})
     accelerator.log({"validation_t2v_recall_at_1": value}, step=progress.step)
     if value >= progress.best:

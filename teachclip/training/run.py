@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError
 from teachclip.files import write_atomic
@@ -55,10 +55,14 @@ class Run:
         return self.folder / "checkpoints"
 
     def check(self) -> None:
-        """Raise CheckpointError, naming the difference, if the folder holds a run with other settings."""
+        """Raise CheckpointError, naming the difference, if the folder holds a run with other settings.
+
+        Only the settings that are known so far are compared: those of this object.
+        """
         path = self.folder / "settings.json"
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
+            before = {key: value for key, value in before.items() if key in self.settings}
             if before != json.loads(json.dumps(self.settings)):
                 difference = describe_difference(before, self.settings)
                 raise CheckpointError(
@@ -106,6 +110,7 @@ class Run:
             state = {"progress": vars(progress), "scaler": scaler.state_dict() if scaler is not None else None}
             save_checkpoint(self.checkpoints, checkpoint_name("step", progress.step), tensors, state)
             keep_newest(self.checkpoints, "step", count=2)
+            keep_newest(self.checkpoints, "best", count=1)  # only now: a resumed run may still need the one before
 
     def save_best(self, model: nn.Module, progress: Progress, metrics: Mapping[str, Any]) -> None:
         """Write the weights that validation prefers so far."""
@@ -117,8 +122,14 @@ class Run:
                 {"model": model.state_dict()},
                 {"step": progress.step, "metrics": dict(metrics)},
             )
-            keep_newest(self.checkpoints, "best", count=1)
         self.processes.wait()
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """Return the weights that validation chose. Raises CheckpointError if they are gone or damaged."""
+        best = newest_checkpoint(self.checkpoints, "best")
+        if best is None:
+            raise CheckpointError(f"{self.checkpoints} holds no best-* checkpoint; delete the run and train again")
+        return load_part(best, "model")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Add a line to `log.jsonl`; it reaches the disk at the next `flush`."""

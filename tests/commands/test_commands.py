@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from teachclip.commands import distill, evaluate, export, precompute, train_teac
 from teachclip.store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
+SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
 
 
 def run(main, *arguments):
@@ -208,7 +210,7 @@ def accelerate_launch(processes, tool, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    command = [*launcher, ROOT / "tools" / f"{tool}.py", *arguments]
+    command = [*launcher, SMALL_SHARDS, tool, *arguments]
     return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
 
 
@@ -221,6 +223,7 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
         for tool in ("precompute", "distill"):
             done = accelerate_launch(count, tool, recipe)
             assert done.returncode == 0, done.stderr
+    assert len(list((project.folder / "2" / "stores" / "relevance-xpool").glob("shard-*.json"))) == 4
     for name in ("video_text", "frame_text"):
         one, two = (ArrayStore.open(project.folder / n / "stores" / "relevance-xpool") for n in "12")
         assert np.array_equal(one.read(name, slice(None)), two.read(name, slice(None)))
@@ -230,12 +233,14 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
 
 
 def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, monkeypatch):
+    for name, rows in {"TEXTS": 5, "VIDEOS": 3, "RELEVANCE": 4}.items():
+        monkeypatch.setattr(f"teachclip.precompute.{name}_PER_SHARD", rows)
     whole = project("whole.yaml", stores=str(project.folder / "whole"))
     assert run(precompute.main, whole) == 0
     killed = project("killed.yaml", stores=str(project.folder / "killed"))
     rng = random.Random(0)
     command = [sys.executable, "-c", SLOW_PRECOMPUTE, str(killed)]
-    for goal in (0, 2, 4):  # files that are there when the kill comes
+    for goal in (1, 5, 13):  # files that are there when the kill comes
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT)
         deadline = time.time() + 60
         while process.poll() is None and time.time() < deadline:
@@ -259,6 +264,8 @@ SLOW_PRECOMPUTE = """
 import sys, time
 sys.path[:0] = ["."]
 import teachclip.store as store
+import teachclip.precompute as precompute
+precompute.TEXTS_PER_SHARD, precompute.VIDEOS_PER_SHARD, precompute.RELEVANCE_PER_SHARD = 5, 3, 4
 write = store.ArrayStore.write_shard
 def slow(self, *arguments, **options):
     time.sleep(0.2)
@@ -292,3 +299,70 @@ def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(pro
     assert np.array_equal(plain, workers)
     assert not np.array_equal(plain, half)
     np.testing.assert_allclose(half, plain, atol=0.05)
+
+
+def test_a_run_trained_on_other_content_is_not_reported_as_new(project, capsys):
+    teacher = project.folder / "teacher.pth"
+    shutil.copy(project.root / "teacher.pth", teacher)
+    recipe = project(teachers=[{"name": "xpool", "checkpoint": str(teacher)}])
+    assert run(distill.main, recipe) == 0
+    content = torch.load(teacher, weights_only=True)
+    content["options"]["mask_padding"] = False
+    torch.save(content, teacher)
+    shutil.rmtree(project.folder / "stores")
+    capsys.readouterr()
+    assert run(distill.main, recipe) == 2
+    assert "holds a run with other settings: content.teacher xpool" in capsys.readouterr().err
+
+
+def test_verify_looks_at_the_stored_features_too(project, capsys):
+    recipe = project()
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores").glob("features-*/train/videos/frame_features-*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+    assert run(precompute.main, recipe, "--verify") == 2
+    assert "its checksum differs" in capsys.readouterr().err
+
+
+def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
+    recipe = project()
+    run(distill.main, recipe)
+    out = project.folder / "export"
+    assert run(export.main, recipe, "--out", out) == 0
+    assert run(export.main, recipe, "--out", out) == 0
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
+    (out / "notes.txt").write_text("mine")
+    for folder in (out, project.root / "clip", project.root / "captions.csv"):
+        before = files_below(folder)
+        assert run(export.main, recipe, "--out", folder) == 2
+        assert files_below(folder) == before
+    assert "notes.txt" in capsys.readouterr().err
+
+
+def test_train_teacher_does_not_overwrite_a_checkpoint_it_did_not_make(project, capsys):
+    checkpoint = project.folder / "theirs.pth"
+    checkpoint.write_bytes(b"downloaded")
+    training = {"train": {"towers": "frozen", "steps": 2, "batch_size": 4}}
+    recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
+    assert run(train_teacher.main, recipe) == 2
+    assert "is not overwritten" in capsys.readouterr().err and checkpoint.read_bytes() == b"downloaded"
+
+
+def test_what_is_wrong_is_said_before_anything_is_decoded(project, capsys):
+    for override in ("train.batch_size=17", "data.validation=null", "teachers.0.checkpoint=none.pth"):
+        assert run(distill.main, project(), override) == 2
+        assert not (project.folder / "stores").exists() and not (project.folder / "run").exists()
+    assert run(distill.main, project(), "data.validation=null", "--dry-run") == 2
+
+
+def test_an_error_in_a_loader_process_is_one_line(project, capsys):
+    recipe = project(train={"workers": 1})
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    path.write_bytes(path.read_bytes()[:150])
+    capsys.readouterr()
+    assert run(distill.main, recipe) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1 and "is damaged" in lines[0] and lines[0].startswith("error: ")

@@ -124,8 +124,8 @@ def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):
                 break
             time.sleep(0.01)
         time.sleep(random.Random(attempt).random() * 0.2)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     finish(run_script(tmp_path / "killed", 8, "", 0))
     ends = [

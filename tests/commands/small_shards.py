@@ -1,0 +1,16 @@
+"""Run a tool with small shards, so that several processes share the work: `small_shards.py TOOL ARGUMENT ...`."""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import teachclip.precompute
+
+teachclip.precompute.TEXTS_PER_SHARD = 5
+teachclip.precompute.VIDEOS_PER_SHARD = 3
+teachclip.precompute.RELEVANCE_PER_SHARD = 4
+
+if __name__ == "__main__":
+    raise SystemExit(importlib.import_module(f"teachclip.commands.{sys.argv[1]}").main(sys.argv[2:]))
