@@ -18,7 +18,8 @@ from tqdm import tqdm
 from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
-from teachclip.commands.gain_plan import FAMILIES, Plan, quick, whole
+from teachclip.commands.gain_arms import FAMILIES
+from teachclip.commands.gain_plan import Plan, quick, whole
 from teachclip.commands.gain_trials import Job, run_job, start_worker
 from teachclip.errors import LaunchError, TrainingError
 from teachclip.evaluation.gain import Candidate

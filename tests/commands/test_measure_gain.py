@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from teachclip.commands import gain_trials, measure_gain
+from teachclip.commands.gain_arms import FAMILIES, family, grid
 from teachclip.commands.gain_frames import weight_by_kind
-from teachclip.commands.gain_plan import FAMILIES, SHARPNESS, family, grid, picks, whole
+from teachclip.commands.gain_plan import SHARPNESS, picks, whole
 from teachclip.commands.gain_report import build_gain_report, gain_markdown
 from teachclip.commands.gain_trials import Job, Sizes, run_job
 from teachclip.commands.measure_gain import gather_candidates, main
