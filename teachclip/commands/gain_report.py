@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from teachclip import __version__
 from teachclip.commands.cli import say
 from teachclip.commands.demo import usable_cores
-from teachclip.commands.gain_plan import COMPARISONS, SHARPNESS, Family, Plan, picks
+from teachclip.commands.gain_arms import COMPARISONS, Family
+from teachclip.commands.gain_plan import SHARPNESS, Plan, picks
 from teachclip.commands.gain_trials import places
 from teachclip.evaluation.gain import (
     ArmRuns,
@@ -29,6 +31,7 @@ from teachclip.evaluation.gain import (
 from teachclip.evaluation.pictures import can_draw, draw_recall
 from teachclip.evaluation.report import Arm, Table, build_report, markdown_table, no_pictures
 from teachclip.files import write_atomic
+from teachclip.recipe_file import load_recipe
 
 Results = Mapping[str, Mapping[str, Any]]
 COMPARED = ("R@1", "R@5", "R@10", "sum")
@@ -158,12 +161,14 @@ def _arms(
 def _about(plan: Plan) -> list[str]:
     trials = len(plan.families[0].arms[0].grid)
     sharpness = ", ".join(f"{factor:g}" for factor in SHARPNESS)
+    validation = load_recipe(plan.recipe, plan.overrides).data.validation
+    held_out = validation.videos if validation else 0
     return [
         f"Over {len(plan.seeds)} fresh seeds ({plan.seeds[0]} to {plan.seeds[-1]}): mean ± standard deviation, and "
         "paired differences with 95% t intervals and wins. A seed is new videos, captions, teacher, student "
-        "initialisation and batches; the pre-trained CLIP is the same file. Towers frozen; "
-        f"{plan.sizes.train_videos} training videos, of which the recipe holds some out for validation, and "
-        f"{plan.sizes.test_videos} test videos per seed.",
+        "initialisation and batches; the pre-trained CLIP is the same file. Towers frozen. Per seed "
+        f"{plan.sizes.train_videos - held_out} videos to train on with 8 noisy captions each, {held_out} for "
+        f"validation, and {plan.sizes.test_videos} for test with 5 clean captions each.",
         f"Every arm of a family was tuned alike: {trials} settings, each on the validation split of the same "
         f"{len(plan.dev_seeds)} development seeds ({plan.dev_seeds[0]} to {plan.dev_seeds[-1]}), and after training "
         f"the gate's scores times {sharpness}; the highest mean validation R@1 (text to video) is chosen. Arms that "
@@ -181,7 +186,7 @@ def _commands(plan: Plan, candidates: Mapping[tuple[str, str], Sequence[Candidat
         for arm in family.arms:
             job = plan.test_job(plan.seeds[0], family, arm, picks(candidates[family.name, arm.name])["tuned"])
             where = " ".join(f"{key}={value}" for key, value in places(job).items())
-            words = " ".join((*job.settings, f"seed={job.seed}"))
+            words = " ".join(map(shlex.quote, (*job.settings, f"seed={job.seed}")))
             found[f"{family.label}: {arm.label}"] = (
                 f"{where} accelerate launch tools/distill.py recipes/{job.recipe.name} {words}"
             )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,9 +18,10 @@ from tqdm import tqdm
 from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
-from teachclip.commands.gain_plan import FAMILIES, Plan, quick, whole
+from teachclip.commands.gain_arms import FAMILIES
+from teachclip.commands.gain_plan import Plan, quick, whole
 from teachclip.commands.gain_trials import Job, run_job, start_worker
-from teachclip.errors import TrainingError
+from teachclip.errors import LaunchError, TrainingError
 from teachclip.evaluation.gain import Candidate
 
 Candidates = Mapping[tuple[str, str], Sequence[Candidate]]
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     families = FAMILIES if args.control else FAMILIES[:1]
     shared = {"common": args.world, "dev_seeds": args.dev_seeds, "seeds": args.seeds, "families": families}
     plan = quick(args.out, **shared) if args.quick else whole(args.out, train_videos=args.train_videos, **shared)
-    with interruptible():
+    with interruptible(), _only_one(plan.folder):
         measure(plan, args.processes)
 
 
@@ -131,6 +133,24 @@ def gather_candidates(plan: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> Can
                     scores = tuple(run["sharpness"][factor]["t2v"]["recall_at_1"] for run in runs)
                     entries.append(Candidate(setting, float(factor), scores))
     return found
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Raise LaunchError if another process measures in the same folder. Where files cannot be locked, go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"{folder}: another measurement runs there; wait for it, or give another --out"
+            ) from error
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
+        yield
 
 
 def _count(text: str) -> int:

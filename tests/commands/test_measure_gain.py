@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from teachclip.commands import gain_trials
+from teachclip.commands import gain_trials, measure_gain
+from teachclip.commands.gain_arms import FAMILIES, family, grid
 from teachclip.commands.gain_frames import weight_by_kind
-from teachclip.commands.gain_plan import FAMILIES, SHARPNESS, family, grid, picks, whole
+from teachclip.commands.gain_plan import SHARPNESS, picks, whole
 from teachclip.commands.gain_report import build_gain_report, gain_markdown
 from teachclip.commands.gain_trials import Job, Sizes, run_job
 from teachclip.commands.measure_gain import gather_candidates, main
@@ -194,3 +195,11 @@ def test_wrong_number_of_seeds_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["--seeds", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_second_measurement_in_the_same_folder_is_refused(tmp_path, capsys, monkeypatch):
+    codes = []
+    monkeypatch.setattr(measure_gain, "measure", lambda plan, processes: codes.append(main(["--out", str(tmp_path)])))
+    assert main(["--out", str(tmp_path)]) == 0
+    assert codes == [2]
+    assert "another measurement runs there" in capsys.readouterr().err
