@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/teachclip demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 lint: setup
 	$(BIN)/ruff check .
