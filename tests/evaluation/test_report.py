@@ -61,7 +61,7 @@ def test_verdict_says_in_words_whether_the_interval_touches_zero():
     assert "touches zero" in verdicts(unclear)[0]
     assert "R@1, and the interval is clear of zero: WORSE" in verdicts(worse)[0]
     assert "single seed" in verdicts(single)[0]
-    assert [len(verdicts(report)) for report in (better, unclear, worse, single)] == [4, 2, 4, 2]
+    assert [len(verdicts(report)) for report in (better, unclear, worse, single)] == [5, 3, 5, 3]  # two remarks of every report come last
 
 
 def test_verdict_knows_that_a_lower_rank_is_better():
@@ -73,7 +73,7 @@ def test_verdict_knows_that_a_lower_rank_is_better():
 
 def test_remark_on_the_test_set_uses_the_binomial_error():
     share = 0.584
-    assert f"{100 * math.sqrt(share * (1 - share) / 320):.1f} points" in verdicts(a_report())[-1]
+    assert f"{100 * math.sqrt(share * (1 - share) / 320):.1f} points" in verdicts(a_report())[-2]
 
 
 def test_selection_on_test_and_left_out_videos_are_stamped_on_every_form():
