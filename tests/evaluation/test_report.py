@@ -61,7 +61,12 @@ def test_verdict_says_in_words_whether_the_interval_touches_zero():
     assert "touches zero" in verdicts(unclear)[0]
     assert "R@1, and the interval is clear of zero: WORSE" in verdicts(worse)[0]
     assert "single seed" in verdicts(single)[0]
-    assert [len(verdicts(report)) for report in (better, unclear, worse, single)] == [5, 3, 5, 3]  # two remarks of every report come last
+    assert [len(verdicts(report)) for report in (better, unclear, worse, single)] == [
+        5,
+        3,
+        5,
+        3,
+    ]
 
 
 def test_verdict_knows_that_a_lower_rank_is_better():
