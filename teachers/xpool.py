@@ -6,7 +6,6 @@ over the frames of a matched pair is the frame relevance that students learn fro
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,11 +18,9 @@ from teachclip.errors import CheckpointError
 from teachclip.models.aggregation import masked_softmax
 from teachclip.models.checkpoints import check_state, describe_checkpoint, to_float32
 from teachclip.models.clip import clip_from_state, frame_features, text_features
-from teachclip.models.layouts import check_told_by_shapes
+from teachclip.models.layouts import check_told_by_shapes, clip_options
 from teachclip.models.official import under
 from teachclip.scorer import Tokens
-
-log = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 1 << 24
 """Pooled features (texts x videos x dim) held at once when scoring without gradients: 64 MiB in float32."""
@@ -157,13 +154,11 @@ class XPool(nn.Module):
 
         `load_teacher` reads all of it; the official code reads `state_dict`.
         """
-        options: dict[str, Any] = {"heads": self.pool_frames.cross_attn.heads, "dropout": self.pool_frames.dropout.p}
-        try:
-            check_told_by_shapes(self.clip.config, source="X-Pool")
-        except CheckpointError as error:
-            log.info("%s; its configuration is saved beside the weights", error)
-            options["clip_config"] = _plain(self.clip.config.to_dict())
-        return {"state_dict": to_float32(self.state_dict()), "options": options}
+        options = {"heads": self.pool_frames.cross_attn.heads, "dropout": self.pool_frames.dropout.p}
+        return {
+            "state_dict": to_float32(self.state_dict()),
+            "options": options | clip_options(self.clip.config, source="X-Pool"),
+        }
 
     # The scorer interface
 
@@ -214,12 +209,3 @@ class XPool(nn.Module):
         queries = self.pool_frames.queries(texts["sentence"]).unsqueeze(1)
         keys, _ = self.pool_frames.keys_and_values(videos["frames"])
         return self.pool_frames.cross_attn.weights(queries, keys, self._mask(videos)).mean(dim=1).squeeze(1)
-
-
-def _plain(value: Any) -> Any:
-    """Turn a configuration into numbers, strings, lists and dicts, which a checkpoint may hold without code."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

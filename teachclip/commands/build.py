@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 from teachclip.recipe import Optimizer, Recipe, Student, Train
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.registry import TEACHER_GROUP, TEACHERS, resolve
+from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
 from teachclip.scorer import Teacher
 from teachclip.training.loop import Schedule
 from teachclip.training.optim import SCHEDULES, build_optimizer, freeze_clip_inputs, parameter_groups
@@ -110,11 +111,22 @@ def build_teacher(section: TeacherSection, device: torch.device) -> Teacher:
     return load_teacher(section.name, section.checkpoint, **section.options).to(device)  # type: ignore[no-any-return]
 
 
-def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int) -> Any:
-    """Build a fresh teacher on its CLIP, initialised as published."""
-    torch.manual_seed(seed)
-    options = {**section.options, **(section.training.options if section.training else {})}
+def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: int, tokens: int) -> Any:
+    """Build a fresh teacher on its CLIP, initialised as published.
+
+    A teacher whose `from_clip` asks for them learns how many `frames` and `tokens` the data has. Raises RecipeError
+    for a teacher that cannot be trained.
+    """
     factory = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+    if not callable(getattr(factory, "from_clip", None)):
+        raise RecipeError(f"teacher {section.name!r} cannot be trained here: it has no from_clip(clip, **options)")
+    asked = inspect.signature(factory.from_clip).parameters
+    sizes = {name: value for name, value in {"frames": frames, "tokens": tokens}.items() if name in asked}
+    options = {**sizes, **section.options, **(section.training.options if section.training else {})}
+    for key in options:
+        if key not in asked:
+            raise RecipeError(f"teacher {section.name!r} has no option {key!r} in training{closest(key, asked)}")
+    torch.manual_seed(seed)
     return factory.from_clip(clip, **options)
 
 

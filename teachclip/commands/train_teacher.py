@@ -68,7 +68,8 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     run = Run(folder, {**run.settings, "content": work.content([])}, processes)
     run.open()
     clip = load_clip(training.clip) if training.clip else work.clip
-    teacher = build.new_teacher(section, clip, seed=training.seed)
+    sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
+    teacher = build.new_teacher(section, clip, seed=training.seed, **sizes)
     build.freeze(teacher, towers=training.train.towers)
     inputs = work.inputs(work.catalog.train, clip, towers=training.train.towers)
     split = work.catalog.train

@@ -31,6 +31,7 @@ __all__ = [
     "load_tensors",
     "openai_to_transformers",
     "quiet_loading",
+    "sentence_and_words",
     "text_features",
     "transformers_to_openai",
 ]
@@ -122,13 +123,28 @@ def text_features(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | N
     after the end-of-text token, which alone is read. Without it the fast attention kernels apply. Raises DataError
     for ids outside the vocabulary (on the CPU only, where looking costs no synchronisation) and too many tokens.
     """
+    _check_input_ids(clip, input_ids)
+    return clip.get_text_features(input_ids=input_ids).pooler_output
+
+
+def sentence_and_words(clip: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return projected features of the text (texts, dim) and of every token (texts, tokens, dim), not normalised.
+
+    The first is `text_features`; the second has padding too, as official models read it (X-CLIP, CLIP2Video). Raises
+    what `text_features` does.
+    """
+    _check_input_ids(clip, input_ids)
+    output = clip.text_model(input_ids=input_ids)
+    return clip.text_projection(output.pooler_output), clip.text_projection(output.last_hidden_state)
+
+
+def _check_input_ids(clip: CLIPModel, input_ids: Tensor) -> None:
     config = clip.config.text_config
     if input_ids.ndim != 2 or input_ids.shape[1] > config.max_position_embeddings:
         shape = tuple(input_ids.shape)
         raise DataError(f"input_ids has shape {shape}, expected (texts, at most {config.max_position_embeddings})")
     if input_ids.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         check_token_ids(input_ids, vocabulary=config.vocab_size)
-    return clip.get_text_features(input_ids=input_ids).pooler_output
 
 
 def check_token_ids(input_ids: Tensor, *, vocabulary: int) -> None:

@@ -5,8 +5,10 @@ OpenAI packs the three attention projections into one tensor and stores the join
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from transformers import CLIPConfig
 
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import count_layers, tensor_of
+
+log = logging.getLogger(__name__)
 
 HEAD_WIDTH = 64
 """Width of an attention head in every CLIP of OpenAI; the number of heads is not in a state dict."""
@@ -162,3 +166,25 @@ def check_told_by_shapes(config: CLIPConfig, *, source: str) -> None:
         problems.append(f"end-of-text token {config.text_config.eos_token_id} is not the highest id")
     if problems:
         raise CheckpointError(f"{source}: the official layout cannot hold this CLIP: {'; '.join(problems)}")
+
+
+def clip_options(config: CLIPConfig, *, source: str) -> dict[str, Any]:
+    """Return the options that a teacher's checkpoint must hold beside its weights for the CLIP in it.
+
+    Empty for a CLIP as OpenAI's, which the weights tell; otherwise `clip_config` as plain numbers, strings and lists.
+    """
+    try:
+        check_told_by_shapes(config, source=source)
+    except CheckpointError as error:
+        log.info("%s; its configuration is saved beside the weights", error)
+        return {"clip_config": _plain(config.to_dict())}
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    """Turn a configuration into numbers, strings, lists and dicts, which a checkpoint may hold without code."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
