@@ -1,4 +1,4 @@
-"""The compact student as a folder: weights, tokenizer, decoding settings and a model card. Nothing else."""
+"""The compact student as a folder (weights, tokenizer, decoding settings, model card) or as one official file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 
 from teachclip.errors import CheckpointError
 from teachclip.evaluation.tables import results_table
+from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import quiet_loading
-from teachclip.models.student import StudentModel
+from teachclip.models.official import to_official_types
+from teachclip.models.student import StudentModel, student_to_official
 from teachclip.recipe import Recipe
 
 _METHOD = {"method_output_name": "pooler_output"}
@@ -91,6 +93,20 @@ def export_student(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def export_official(student: StudentModel, path: Path, *, dtype: str = "float16") -> None:
+    """Write the student as one file that the official code and `load_student` read: a flat state dict.
+
+    `dtype`: `float16` stores CLIP's linear layers so, as the official runs do; everything else is float32. Raises
+    CheckpointError if the official layout cannot tell this student, or if `path` is a folder or cannot be written.
+    """
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder; the official layout is one file, such as {path / 'best_model.bin'}"
+        )
+    state = student_to_official(student)
+    save_checkpoint(to_official_types(state) if dtype == "float16" else state, path)
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +40,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
+    from teachclip.models.checkpoints import save_checkpoint
     from teachclip.models.clip import load_clip
     from teachclip.training.batches import TrainingBatches
     from teachclip.training.distributed import build_accelerator, processes_of
@@ -92,25 +92,8 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     )
     TeacherTask(teacher.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
-        _write_checkpoint(teacher.checkpoint(), section.checkpoint)
+        save_checkpoint(teacher.checkpoint(), section.checkpoint)
         say(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return section.checkpoint
-
-
-def _write_checkpoint(content: object, path: Path) -> None:
-    """Write `{"state_dict": ...}`, the official container, under a temporary name, then rename."""
-    import torch
-
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error

@@ -70,3 +70,17 @@ class FrameAggregation(nn.Module):
         shares = masked_softmax(scores, frame_mask, temperature=self.temperature)
         pooled = (shares.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
         return Aggregation(pooled, scores, masked_softmax(scores, frame_mask))
+
+
+class MeanAggregation(nn.Module):
+    """Every valid frame counts alike: v = mean over valid frames of h_i / |h_i| (CLIP4Clip, section 3.3, meanP).
+
+    It has no parameters; scores are 0 and weights uniform.
+    """
+
+    def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Aggregation:
+        """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames do not count."""
+        scores = frames.new_zeros(frames.shape[:2], dtype=torch.float32)
+        weights = masked_softmax(scores, frame_mask)
+        pooled = (weights.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
+        return Aggregation(pooled, scores, weights)

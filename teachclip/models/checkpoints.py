@@ -5,6 +5,7 @@ Nothing here runs code from a file: `.safetensors` files, and torch files with `
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -96,6 +97,29 @@ def to_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def save_checkpoint(content: object, path: Path) -> None:
+    """Write tensors in plain containers as a torch file, whole or not at all.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+TEACHCLIP_STUDENT = "a TeachCLIP student checkpoint"
+CLIP4CLIP_SEQUENTIAL = "a CLIP4Clip seqTransf checkpoint"
+CLIP4CLIP_MEAN = "a CLIP4Clip meanP checkpoint"
+
 _MARKS: Sequence[tuple[str, str]] = (
     ("aggregation.score.", "a teachclip student (load its folder instead)"),
     ("pool_frames.", "an X-Pool checkpoint"),
@@ -103,11 +127,12 @@ _MARKS: Sequence[tuple[str, str]] = (
     ("visual_token_selector.", "a TS2-Net checkpoint (TeachCLIP layout, without token shift)"),
     ("global_mat_weight", "an X-CLIP checkpoint"),
     ("weight_center", "a CLIP2Video checkpoint"),
-    ("frameLinear.", "a TeachCLIP student checkpoint"),
+    ("frameLinear.", TEACHCLIP_STUDENT),
     ("similarity_dense.", "a CLIP4Clip tightTransf checkpoint"),
     ("lstm_visual.", "a CLIP4Clip seqLSTM checkpoint"),
-    ("transformerClip.", "a CLIP4Clip seqTransf checkpoint without frame weighting"),
-    ("clip.visual.", "a CLIP4Clip meanP checkpoint"),
+    ("cross.", "a CLIP4Clip tightTransf checkpoint"),
+    ("transformerClip.", CLIP4CLIP_SEQUENTIAL),
+    ("clip.visual.", CLIP4CLIP_MEAN),
     ("clip.vision_model.", "a transformers CLIP under the prefix clip."),
     ("vision_model.", "a transformers CLIP"),
     ("visual.", "an OpenAI CLIP"),
@@ -117,7 +142,7 @@ _MARKS: Sequence[tuple[str, str]] = (
 def describe_checkpoint(state: Mapping[str, Any]) -> str:
     """Say in a few words whose checkpoint a state dict is, by the names that only this kind of model has."""
     for mark, description in _MARKS:
-        if any(mark in key for key in state):
+        if any(key.startswith(mark) or f".{mark.lstrip('.')}" in key for key in state):
             return description
     return f"an unknown checkpoint with {len(state)} entries ({_names(sorted(map(str, state)))})"
 

@@ -9,7 +9,11 @@ from transformers import CLIPConfig, PreTrainedConfig
 from teachclip.errors import CheckpointError
 from teachclip.registry import closest
 
-_OWN = ("clip_config", "temporal_layers", "temporal_heads", "max_frames", "pooling_temperature", "mask_padding")
+POOLINGS = ("attention", "mean")
+_OWN = (
+    *("clip_config", "temporal_layers", "temporal_heads", "max_frames"),
+    *("pooling", "pooling_temperature", "mask_padding"),
+)
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
     *("model_type", "dtype", "torch_dtype", "name_or_path", "attn_implementation", "auto_map", "num_labels"),
@@ -24,8 +28,10 @@ class StudentConfig(PreTrainedConfig):
     temporal_layers: blocks of the temporal transformer; 0 for none (then frames stay as CLIP encodes them).
     temporal_heads: attention heads of the blocks; None means joint width // 64.
     max_frames: rows of the frame position table, the most frames a video may have; None means CLIP's text positions.
+    pooling: `attention` weighs frames by learned scores (TeachCLIP), `mean` counts them alike (CLIP4Clip).
     pooling_temperature: divisor of the frame scores before their softmax.
-    mask_padding: whether padded frames are kept from taking weight; False reproduces the official code.
+    mask_padding: whether padded frames are kept from taking weight; False reproduces the official code (its mean
+        pooling never counts them).
 
     Raises CheckpointError for unknown names, which transformers would accept silently, and for impossible values.
     """
@@ -39,6 +45,7 @@ class StudentConfig(PreTrainedConfig):
         temporal_layers: int = 4,
         temporal_heads: int | None = None,
         max_frames: int | None = None,
+        pooling: str = "attention",
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
         **kwargs: Any,
@@ -57,6 +64,9 @@ class StudentConfig(PreTrainedConfig):
             raise CheckpointError(f"StudentConfig: temporal_heads {heads} does not divide the width {self.width}")
         positions = clip.text_config.max_position_embeddings
         self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
+        if pooling not in POOLINGS:
+            raise CheckpointError(f"StudentConfig: pooling is {pooling!r}, allowed: {', '.join(POOLINGS)}")
+        self.pooling = pooling
         if isinstance(pooling_temperature, bool) or not pooling_temperature > 0:
             raise CheckpointError(
                 f"StudentConfig: pooling_temperature is {pooling_temperature}, expected more than 0"

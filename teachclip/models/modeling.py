@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models import clip as towers
-from teachclip.models.aggregation import Aggregation, FrameAggregation, complete_mask
+from teachclip.models.aggregation import Aggregation, FrameAggregation, MeanAggregation, complete_mask
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
 from teachclip.models.processing import StudentProcessor, load_processor
@@ -67,7 +67,11 @@ class StudentModel(EncodingMixin, PreTrainedModel):
             self.temporal = TemporalTransformer(
                 config.width, layers=config.temporal_layers, heads=config.temporal_heads
             )
-        self.aggregation = FrameAggregation(config.width, temperature=config.pooling_temperature)
+        self.aggregation: FrameAggregation | MeanAggregation = (
+            FrameAggregation(config.width, temperature=config.pooling_temperature)
+            if config.pooling == "attention"
+            else MeanAggregation()
+        )
         self.processor: Any = None
         self.post_init()
 
@@ -121,7 +125,8 @@ class StudentModel(EncodingMixin, PreTrainedModel):
                 raise DataError(f"videos have {frames} frames, this student takes at most {self.config.max_frames}")
             positions = self.frame_position_embeddings.weight[:frames]
             hidden = self.temporal(frame_features + positions, mask) + frame_features
-        return hidden, self.aggregation(hidden, mask if self.mask_padding else None)
+        is_masked = self.mask_padding or self.config.pooling == "mean"  # the official mean is masked, its AFA is not
+        return hidden, self.aggregation(hidden, mask if is_masked else None)
 
     # The transformers interface
 
@@ -191,6 +196,7 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         *,
         temporal_layers: int = 4,
         frames: int | None = None,
+        pooling: str = "attention",
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
     ) -> StudentModel:
@@ -206,6 +212,7 @@ class StudentModel(EncodingMixin, PreTrainedModel):
             temporal_layers,
             temporal_heads=text.num_attention_heads if is_joint else None,
             max_frames=max(text.max_position_embeddings, frames or 0),
+            pooling=pooling,
             pooling_temperature=pooling_temperature,
             mask_padding=mask_padding,
         )

@@ -1,4 +1,4 @@
-"""The official layout of a TeachCLIP student: one flat state dict, CLIP under `clip.` with OpenAI's names."""
+"""The official layouts of TeachCLIP and CLIP4Clip students: flat, CLIP under `clip.` with OpenAI's names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from teachclip.errors import CheckpointError
-from teachclip.models.checkpoints import count_layers, describe_checkpoint, tensor_of
+from teachclip.models.checkpoints import (
+    CLIP4CLIP_MEAN,
+    CLIP4CLIP_SEQUENTIAL,
+    TEACHCLIP_STUDENT,
+    count_layers,
+    describe_checkpoint,
+    tensor_of,
+)
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
 from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
@@ -23,6 +30,13 @@ _HEAD = {
 }
 
 
+POOLINGS = {TEACHCLIP_STUDENT: "attention", CLIP4CLIP_SEQUENTIAL: "mean", CLIP4CLIP_MEAN: "mean"}
+"""The official checkpoints that are students, by how they pool their frames."""
+
+_HALF = (".attn.", ".mlp.", "clip.visual.conv1.", "clip.text_projection", "clip.visual.proj")
+"""Marks of the names under `clip.` that the official files store in float16."""
+
+
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries under `prefix`, without it."""
     return {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
@@ -33,12 +47,17 @@ def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_paddin
 
     Raises CheckpointError if it is another model's, which is named, or if a tensor that tells a size is missing.
     """
-    if "frameLinear.weight" not in state:
-        raise CheckpointError(f"{source}: expected a TeachCLIP student, this looks like {describe_checkpoint(state)}")
+    found = describe_checkpoint(state)
+    if found not in POOLINGS:
+        raise CheckpointError(
+            f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {found}"
+        )
     clip_config = read_clip_config(openai_to_transformers(under(state, CLIP)), source=source)
     layers = count_layers(state, BLOCKS)
     max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
-    return StudentConfig(clip_config, layers, max_frames=max_frames, mask_padding=mask_padding)
+    return StudentConfig(
+        clip_config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding
+    )
 
 
 def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,3 +77,11 @@ def to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[f"{BLOCKS}{number}.{blocks[rest]}"] = tensor
     result |= {old: state[new] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if new in state}
     return result
+
+
+def to_official_types(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an official state dict with CLIP's linear weights in float16, as the official runs save them."""
+    return {
+        key: tensor.half() if key.startswith(CLIP) and any(mark in key for mark in _HALF) else tensor
+        for key, tensor in state.items()
+    }

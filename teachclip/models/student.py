@@ -33,10 +33,10 @@ def load_student(
 ) -> StudentModel:
     """Load a student in float32 and evaluation mode.
 
-    `source`: an exported folder or hub id, or an official TeachCLIP student state dict as a file or a mapping; its
-    sizes are read off the shapes. `mask_padding`: False lets padded frames take weight, as the official code does;
-    None means True, or what an exported folder says. Raises CheckpointError if it cannot be loaded whole, naming what
-    is missing or whose checkpoint it is.
+    `source`: an exported folder or hub id, or an official TeachCLIP or CLIP4Clip (meanP, seqTransf) state dict as a
+    file or a mapping; its sizes are read off the shapes. `mask_padding`: False lets padded frames take weight, as the
+    official code does; None means True, or what an exported folder says. Raises CheckpointError if it cannot be
+    loaded whole, naming what is missing or whose checkpoint it is.
     """
     if isinstance(source, Mapping):
         return _from_official(unwrap_state(source, source="student state dict"), "student state dict", mask_padding)
@@ -62,9 +62,10 @@ def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool 
 
 
 def student_to_official(model: StudentModel) -> dict[str, Tensor]:
-    """Return a student's weights as an official TeachCLIP state dict, in float32; `load_student` reads it back.
+    """Return a student's weights as an official state dict, in float32; `load_student` reads it back.
 
-    Raises CheckpointError if the model has something that the official layout cannot tell, such as other heads.
+    The layout is TeachCLIP's, or CLIP4Clip's for mean pooling. Raises CheckpointError if the model has something that
+    the official layout cannot tell, such as other heads.
     """
     check_told_by_shapes(model.config.clip_config, source="student")
     heads = max(1, model.config.width // HEAD_WIDTH)
@@ -72,4 +73,10 @@ def student_to_official(model: StudentModel) -> dict[str, Tensor]:
         raise CheckpointError(
             f"student: has {model.config.temporal_heads} temporal heads, the official layout {heads}"
         )
+    if model.config.pooling == "attention":
+        if not model.config.temporal_layers:
+            raise CheckpointError("student: TeachCLIP's layout has a temporal transformer, this student has none")
+        if model.config.pooling_temperature != 0.1:
+            found = model.config.pooling_temperature
+            raise CheckpointError(f"student: TeachCLIP pools at temperature 0.1, this student at {found}")
     return official.to_official_names(to_float32(model.state_dict()))

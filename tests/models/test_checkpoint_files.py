@@ -129,7 +129,7 @@ SEQUENTIAL = [*CLIP, "frame_position_embeddings.weight", "transformerClip.resblo
         ([*SEQUENTIAL, "frameLinear.weight", "frameLinear2.bias"], "a TeachCLIP student"),
         ([*CLIP, "cross.pooler.dense.bias", "similarity_dense.weight"], "CLIP4Clip tightTransf"),
         ([*CLIP, "frame_position_embeddings.weight", "lstm_visual.bias_ih_l0"], "CLIP4Clip seqLSTM"),
-        (SEQUENTIAL, "CLIP4Clip seqTransf checkpoint without frame weighting"),
+        (SEQUENTIAL, "CLIP4Clip seqTransf checkpoint"),
         (CLIP, "CLIP4Clip meanP"),
         (["visual.proj", "logit_scale"], "an OpenAI CLIP"),
         (["vision_model.post_layernorm.bias", "logit_scale"], "a transformers CLIP"),

@@ -141,3 +141,14 @@ def test_sizes_are_read_off_the_state_dict(official: StudentModel) -> None:
     assert (config.temporal_layers, config.max_frames) == (4, 77)
     assert all(parameter.dtype == torch.float32 for parameter in official.parameters())
     assert np.isclose(official.clip.logit_scale.item(), 2.6593)
+
+
+@pytest.mark.parametrize("kind", ["full", "pad"])
+def test_without_frame_weighting_it_is_the_official_mean_pooling(state: dict[str, torch.Tensor], kind: str) -> None:
+    sequential = load_student({key: value for key, value in state.items() if not key.startswith("frameLinear")})
+    assert sequential.config.pooling == "mean"
+    with torch.no_grad():
+        out = sequential(**golden_batch(INFO, kind))
+    assert_close(out.logits_per_text, recorded(f"{kind}_logits_meanpool"), atol=2e-4, rtol=0)
+    mask = golden_batch(INFO, kind)["frame_mask"]
+    assert_close(out.frame_weights, mask / mask.sum(dim=1, keepdim=True), atol=1e-6, rtol=0)

@@ -9,10 +9,9 @@ import torch
 from golden import load_golden
 from golden_models import openai_clip_shapes, rule_state
 from tiny_models import WIDTH, tiny_clip
-from torch.testing import assert_close
 
 from teachclip.models.clip import load_clip
-from teachclip.models.student import StudentModel, load_student, student_to_official
+from teachclip.models.student import StudentModel, student_to_official
 
 
 def test_a_student_starts_as_the_official_one_does() -> None:
@@ -90,8 +89,3 @@ def test_without_temporal_layers_frames_stay_as_clip_encodes_them() -> None:
     hidden, _ = student.aggregate(frames)
     assert torch.equal(hidden, frames)
     assert not any(name.startswith(("temporal", "frame_position")) for name, _ in student.named_parameters())
-    official = student_to_official(student)
-    assert sum(not key.startswith("clip.") for key in official) == 4
-    again = load_student(official)
-    assert again.config.temporal_layers == 0
-    assert_close(again.aggregate(frames)[1].pooled, student.aggregate(frames)[1].pooled)
