@@ -42,6 +42,16 @@ def rename_blocks(state: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tens
     return result
 
 
+def official_blocks(stack: TemporalTransformer, *, prefix: str) -> dict[str, Tensor]:
+    """Return the weights of a stack as blocks `{prefix}{i}.` of an official state dict; undoes `rename_blocks`."""
+    names = {new: old for old, new in OFFICIAL_NAMES.items()}
+    result = {}
+    for key, tensor in stack.layers.state_dict().items():
+        number, _, rest = key.partition(".")
+        result[f"{prefix}{number}.{names[rest]}"] = tensor
+    return result
+
+
 class ResidualLinear(nn.Linear):
     """A linear layer that writes to the residual stream: it starts smaller, the more layers there are."""
 
