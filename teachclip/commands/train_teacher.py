@@ -42,6 +42,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     from teachclip.evaluation.run import evaluate
     from teachclip.models.checkpoints import save_checkpoint
     from teachclip.models.clip import load_clip
+    from teachclip.scorer import FeatureScorer
     from teachclip.training.batches import TrainingBatches
     from teachclip.training.distributed import build_accelerator, processes_of
     from teachclip.training.loop import fit
@@ -71,12 +72,16 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
     teacher = build.new_teacher(section, clip, seed=training.seed, **sizes)
     build.freeze(teacher, towers=training.train.towers)
-    inputs = work.inputs(work.catalog.train, clip, towers=training.train.towers)
+    towers = training.train.towers
+    if towers == "frozen" and not isinstance(teacher, FeatureScorer):
+        say(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
+        towers = "tuned"  # of the inputs only: their weights stay frozen
+    inputs = work.inputs(work.catalog.train, clip, towers=towers)
     split = work.catalog.train
     plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed)
     accelerator.init_trackers(recipe.name)
     selection = work.selection_split()
-    selection_inputs = work.inputs(selection, clip, towers=training.train.towers)
+    selection_inputs = work.inputs(selection, clip, towers=towers)
     progress = fit(
         TeacherTask(teacher),
         build.build_optimizer_for(teacher, training.optimizer),

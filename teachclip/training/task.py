@@ -165,7 +165,11 @@ def _gather_tokens(tokens: Tokens) -> Tokens:
 
 
 class TeacherTask(Task):
-    """A teacher, trained with the symmetric cross-entropy of its logits over the global batch (X-Pool, CVPR 2022)."""
+    """A teacher, trained as published: symmetric cross-entropy of its logits over the global batch.
+
+    So train X-CLIP, TS2-Net and X-Pool. A teacher whose loss is a sum over several logits, as CLIP2Video's, has
+    `training_logits(texts, videos)`, which returns them with their weights.
+    """
 
     def __init__(self, teacher: Any) -> None:
         """`teacher`: a module that is a `Teacher` and has its CLIP under `clip`."""
@@ -184,10 +188,18 @@ class TeacherTask(Task):
         with torch.autocast(batch["frame_mask"].device.type, enabled=False):
             texts = {name: _as_float(tensor) for name, tensor in texts.items()}
             videos = {name: _as_float(tensor) for name, tensor in videos.items()}
-            logits = self.teacher.score(texts, videos)
             same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-            loss = contrastive_loss(logits, same_video)
+            losses = [
+                weight * contrastive_loss(logits, same_video)
+                for weight, logits in self._training_logits(texts, videos)
+            ]
+            loss = torch.stack(losses).sum()
         return {"loss": loss, "contrastive": loss.detach()}
+
+    def _training_logits(self, texts: Tokens, videos: Tokens) -> Sequence[tuple[float, Tensor]]:
+        if hasattr(self.teacher, "training_logits"):
+            return self.teacher.training_logits(texts, videos)  # type: ignore[no-any-return]
+        return [(1.0, self.teacher.score(texts, videos))]
 
 
 def _as_float(tensor: Tensor) -> Tensor:
