@@ -1,0 +1,94 @@
+"""The dual encoders of transformers that a student or a teacher can stand on, and what differs between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+from teachclip.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the toolkit must know of a dual encoder beside its configuration.
+
+    name: what it is called.
+    text: how its text tower treats padding. `causal`: it reads one token and never what follows it, so that padding
+        and mask mean nothing. `masked`: attention goes both ways and needs the mask. `full`: trained on captions
+        padded to its full length, without a mask.
+    offset: rows of the text position table that no token uses.
+    """
+
+    name: str
+    text: Literal["causal", "masked", "full"]
+    offset: int = 0
+
+
+FAMILIES = {
+    "clip": Family("CLIP", "causal"),
+    "metaclip_2": Family("MetaCLIP 2", "causal"),
+    "siglip": Family("SigLIP", "full"),
+    "siglip2": Family("SigLIP 2", "full"),
+    "align": Family("ALIGN", "masked"),
+    "altclip": Family("AltCLIP", "masked", offset=2),  # RoBERTa counts positions from the padding token's id on
+    "chinese_clip": Family("Chinese-CLIP", "masked"),
+}
+"""Families by the `model_type` of their configuration."""
+
+
+def family_of(config: PreTrainedConfig, *, source: str = "configuration") -> Family:
+    """Return the family of a dual encoder's configuration. Raises CheckpointError, with a list, for any other."""
+    found = FAMILIES.get(config.model_type)
+    if found is None:
+        known = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
+        raise CheckpointError(f"{source}: a model of type {config.model_type!r} is no supported one; known: {known}")
+    return found
+
+
+def joint_width(config: PreTrainedConfig) -> int:
+    """Return the width of the joint space of texts and images."""
+    if family_of(config).text != "full":
+        return int(_of(config, "projection_dim"))
+    text, vision = (
+        int(_of(config.text_config, "projection_size") or 0),  # SigLIP has no projection of images
+        int(_of(config.vision_config, "hidden_size")),
+    )
+    if text not in (0, vision):
+        raise CheckpointError(f"configuration: texts are {text} wide, images {vision}: they share no space")
+    return vision
+
+
+def image_size(config: PreTrainedConfig) -> int:
+    """Return the height and width of the images in pixels that the weights were made for."""
+    vision = config.vision_config
+    if config.model_type == "siglip2":  # NaFlex: any rectangle of at most so many patches; we take the square
+        return math.isqrt(int(_of(vision, "num_patches"))) * int(_of(vision, "patch_size"))
+    return int(_of(vision, "image_size"))
+
+
+def takes_any_size(config: PreTrainedConfig) -> bool:
+    """Return whether images of another size than `image_size` fit: ALIGN's tower is a convolutional network."""
+    return config.model_type == "align"
+
+
+def text_positions(config: PreTrainedConfig) -> int:
+    """Return how many tokens a text may have."""
+    return int(_of(config.text_config, "max_position_embeddings")) - family_of(config).offset
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int:
+    """Return the rows of the token table."""
+    return int(_of(config.text_config, "vocab_size"))
+
+
+def full_length(config: PreTrainedConfig) -> int | None:
+    """Return the length that every text is padded to, or None where only a batch's longest counts."""
+    return text_positions(config) if family_of(config).text == "full" else None
+
+
+def _of(config: Any, name: str) -> Any:
+    """Return a value of a configuration, whose attributes a type checker does not know."""
+    return getattr(config, name)
