@@ -149,7 +149,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         model_name=recipe.name,
         eval_results=measured or None,
     )
-    teachers = ", ".join(teacher.name for teacher in recipe.teachers) or "none (undistilled)"
+    teachers = ", ".join(teacher.label for teacher in recipe.teachers) or "none (undistilled)"
     body = _BODY.format(
         name=recipe.name,
         teachers=teachers,

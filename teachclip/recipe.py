@@ -7,6 +7,7 @@ checking are in `teachclip.recipe_file`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,11 +124,27 @@ class TeacherTraining(Section):
 class Teacher(Section):
     """One teacher and its checkpoint."""
 
-    name: str = Field(description="xpool, an entry point of teachclip.teachers, or module:name")
-    checkpoint: PathValue = Field(description="file in the layout its authors published")
+    name: str = Field(description="xpool, scores, ..., an entry point of teachclip.teachers, or module:name")
+    label: str = Field("", description="what stores, --teacher and --model call it; default: the name")
+    checkpoint: str = Field(description="file in the layout its authors published; for some a folder or hub id")
     weight: Positive = Field(1.0, description="share of this teacher in the mean over teachers")
+    frame_temperature: Positive = Field(
+        1.0, description="frame relevance q becomes q^(1/T) / sum: above 1 flatter, below sharper; 1: as published"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="options of load_teacher, such as mask_padding")
     training: TeacherTraining | None = Field(None, description="how to train it, where you have no checkpoint")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _label_is_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("label") and isinstance(values.get("name"), str):
+            return {**values, "label": values["name"]}
+        return values
+
+    @property
+    def folder(self) -> str:
+        """The label as a part of a file name."""
+        return re.sub(r"[^\w-]", "-", self.label)
 
 
 class Teaching(Section):
@@ -199,11 +216,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.losses.frame_text.targets == "video" and self.teaching.source == "online" and self.teachers:
+        run = self.teaching.source == "online" and any(teacher.name != "scores" for teacher in self.teachers)
+        if self.losses.frame_text.targets == "video" and run:
             raise ValueError("losses.frame_text.targets=video needs teaching.source=stored")
-        names = [teacher.name for teacher in self.teachers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"teachers: each name may stand once, got {', '.join(names)}")
+        labels = [teacher.label for teacher in self.teachers]
+        if len({teacher.folder.lower() for teacher in self.teachers}) != len(labels):
+            raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")
+        if taken := {"student", "zero_shot"} & set(labels):
+            raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
         if not self.teachers and self.losses.contrastive.weight == 0:
             raise ValueError("losses.contrastive.weight is 0 and there are no teachers: nothing to train on")
         if self.data.select_on == "test" and self.data.test is None and self.data.format == "msrvtt":

@@ -118,3 +118,25 @@ def test_help_lists_every_key_with_default_and_meaning():
     lines = list(describe_keys())
     assert any(line.startswith("  optimizer.lr  (default 0.0001)  rate of new parameters") for line in lines)
     assert any(line.startswith("  teachers.0.training.train.batch_size") for line in lines)
+
+
+def test_a_teacher_may_stand_twice_under_another_label(write):
+    twice = "[{name: xpool, checkpoint: a.pth}, {name: xpool, checkpoint: b.pth%s}]"
+    recipe = load_recipe(write(), [f"teachers={twice % ', label: second, frame_temperature: 0.1'}"])
+    assert [teacher.label for teacher in recipe.teachers] == ["xpool", "second"]
+    assert [teacher.frame_temperature for teacher in recipe.teachers] == [1.0, 0.1]
+    assert "each label may stand once, got xpool, xpool; give one a 'label'" in failure(
+        write(), [f"teachers={twice % ''}"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "part"),
+    [
+        ("{name: 'xpool', label: student, checkpoint: b}", "'student' is the name of another model"),
+        ("{name: 'a:b', checkpoint: b}, {name: 'a-b', checkpoint: b}", "each label may stand once, got a:b, a-b"),
+        ("{name: xpool, frame_temperature: 0, checkpoint: b}", "teachers.0.frame_temperature"),
+    ],
+)
+def test_labels_and_temperatures_that_cannot_work_are_refused(write, second, part):
+    assert part in failure(write(), [f"teachers=[{second}]"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ from teachclip.scorer import Teacher
 from teachclip.training.loop import Schedule
 from teachclip.training.optim import SCHEDULES, build_optimizer, freeze_clip_inputs, parameter_groups
 from teachclip.training.task import DistillationTerms, Term
+
+FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
+"""A checkpoint whose name ends so is a file, never the id of a repository."""
 
 
 def build_catalog(recipe: Recipe) -> Catalog:
@@ -88,9 +93,23 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
 def check_teacher_files(recipe: Recipe) -> None:
     """Raise CheckpointError, naming it, if the checkpoint of a teacher does not exist."""
     for section in recipe.teachers:
-        if not section.checkpoint.exists():
+        if not is_there(section):
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
-            raise CheckpointError(f"teacher {section.name}: {section.checkpoint} does not exist; {hint}")
+            raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
+
+
+def is_there(section: TeacherSection) -> bool:
+    """Whether a teacher's checkpoint exists, as a file or folder, or may exist under this id on the hub.
+
+    Only a teacher that reads sources other than files (`from_source`) may be on the hub. Raises RecipeError for an
+    unknown teacher.
+    """
+    if Path(section.checkpoint).exists():
+        return True
+    found = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+    may_be_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", section.checkpoint)
+    is_file = Path(section.checkpoint).suffix in FILE_ENDINGS
+    return callable(getattr(found, "from_source", None)) and may_be_id is not None and not is_file
 
 
 def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) -> StudentModel:
@@ -181,11 +200,12 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     speed = ("workers", "trackers", "log_every", "checkpoint_every")
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:
-        entry.pop("training")
+        del entry["training"], entry["label"]
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
-        return {**shared, "clip": recipe.student.clip, "teacher": teacher.model_dump(mode="json")}
+        own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        return {**shared, "clip": recipe.student.clip, "teacher": own}
     return values
 
 

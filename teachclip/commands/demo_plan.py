@@ -66,8 +66,8 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
         Stage(
             "teacher",
             ("train-teacher", file),
-            (teacher.checkpoint,),
-            owns=(teacher.checkpoint.parent,),
+            (Path(teacher.checkpoint),),
+            owns=(Path(teacher.checkpoint).parent,),
             needs=("world",),
             content=content,
         ),
@@ -89,7 +89,7 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
     student = f"distilled-{seeds[0]}"
     for name, model, needs in (
         ("zero_shot", "zero_shot", ("world",)),
-        ("teacher_result", teacher.name, ("teacher",)),
+        ("teacher_result", teacher.label, ("teacher",)),
         ("student_result", str(demo / student / "student"), (student,)),
     ):
         out = demo / f"{name}.json"

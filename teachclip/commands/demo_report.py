@@ -110,7 +110,7 @@ def gather(demo: Demo) -> dict[str, Any]:
         # all students are one architecture: their cost is measured once, on a machine that does nothing else
         runs = [read(f"{arm}-{seed}") for seed in demo.seeds]
         arms.append(Arm(arm, label, runs, student["test"]["cost"]))
-    name = demo.recipe.teachers[0].name
+    name = demo.recipe.teachers[0].label
     arms.append(Arm("teacher", f"teacher ({name})", [teacher], teacher["test"]["cost"]))
     labels = {"world": "world", "teacher": "teacher", "precompute": "precompute"}
     labels |= {f"{arm}-{seed}": f"{ARMS[arm][0]}, seed {seed}" for seed in demo.seeds for arm in ARMS}
@@ -141,7 +141,7 @@ def _files(demo: Demo) -> dict[str, str]:
         "compact student": f"{first / 'student'} (distilled as published, seed {demo.seeds[0]})",
         "all students": str(demo.folder / "*" / "student"),
         "results, logs": f"{demo.folder / '*' / 'results.json'}, {demo.folder / 'logs'}",
-        "teacher": str(demo.recipe.teachers[0].checkpoint),
+        "teacher": demo.recipe.teachers[0].checkpoint,
         "videos": str(demo.recipe.data.videos),
         "stores": str(demo.recipe.stores),
     }

@@ -60,10 +60,10 @@ def dry_run(recipe: Recipe) -> None:
     build.freeze(student, towers=recipe.train.towers)
     online = []
     for section in recipe.teachers:
-        if section.checkpoint.exists():
+        if build.is_there(section):
             online.append(OnlineTeacher(build.build_teacher(section, device), section.weight))
         else:
-            say(f"teacher {section.name}: {section.checkpoint} is not there yet, so this step goes without it")
+            say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
     task = DistillationTask(student, build.build_terms(recipe), online=online)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     task, optimizer = accelerator.prepare(task.to(device), optimizer)

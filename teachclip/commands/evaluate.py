@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model",
         default="student",
-        help="student (the exported one of the recipe's run), zero_shot (mean pooling), the name of a teacher of the "
-        "recipe, or the folder or file of a student",
+        help="student (the exported one of the recipe's run), zero_shot (mean pooling), the label of a teacher of "
+        "the recipe, or the folder or file of a student",
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--out", type=Path, help="also write the results as JSON to this file")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any]:
-    """Evaluate `student`, `zero_shot`, a teacher's name, or a student's folder or file. Returns the results."""
+    """Evaluate `student`, `zero_shot`, a teacher's label, or a student's folder or file. Returns the results."""
     from teachclip.commands import build
     from teachclip.commands.workspace import build_workspace
     from teachclip.evaluation.run import evaluate
@@ -48,7 +48,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     from teachclip.models.student import load_student
     from teachclip.training.distributed import build_accelerator, processes_of
 
-    teachers = {section.name: section for section in recipe.teachers}
+    teachers = {section.label: section for section in recipe.teachers}
     if model not in (*teachers, "student", "zero_shot") and not Path(model).exists():
         known = ["student", "zero_shot", *teachers]
         raise RecipeError(f"--model {model!r}: allowed: {', '.join(known)}, or a path{closest(model, known)}")

@@ -157,7 +157,7 @@ def _make_world(job: Job) -> dict[str, Any]:
     _precompute(recipe)
     return {
         "zero_shot": evaluate_model(recipe, "zero_shot", "test")["test"],
-        "teacher": evaluate_model(recipe, recipe.teachers[0].name, "test")["test"],
+        "teacher": evaluate_model(recipe, recipe.teachers[0].label, "test")["test"],
         "teacher_frames": teacher_frames(recipe),
         "event_frames_only": event_frames_only(recipe),
     }

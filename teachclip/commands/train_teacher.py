@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
     trainable = [teacher for teacher in recipe.teachers if teacher.training is not None]
-    chosen = [teacher for teacher in trainable if name in (None, teacher.name)]
+    chosen = [teacher for teacher in trainable if name in (None, teacher.label)]
     if len(chosen) != 1:
-        names = ", ".join(teacher.name for teacher in trainable) or "none"
-        raise RecipeError(f"choose one teacher with --teacher NAME; with a section `training` there are: {names}")
+        names = ", ".join(teacher.label for teacher in trainable) or "none"
+        raise RecipeError(f"choose one teacher with --teacher LABEL; with a section `training` there are: {names}")
     return chosen[0]
 
 
@@ -51,12 +51,13 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
 
     training = section.training
     assert training is not None
-    folder = section.checkpoint.parent / f"{section.checkpoint.stem}-run"
+    checkpoint = Path(section.checkpoint)
+    folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
         mixed_precision=training.train.mixed_precision, trackers=training.train.trackers, output=str(folder)
     )
     processes = processes_of(accelerator)
-    if section.checkpoint.exists() and not (folder / "settings.json").exists():
+    if checkpoint.exists() and not (folder / "settings.json").exists():
         raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
     run = Run(folder, build.run_settings(recipe, teacher=section), processes)
     run.check()
@@ -97,8 +98,8 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     )
     TeacherTask(teacher.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
-        save_checkpoint(teacher.checkpoint(), section.checkpoint)
+        save_checkpoint(teacher.checkpoint(), checkpoint)
         say(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
-    return section.checkpoint
+    return checkpoint
