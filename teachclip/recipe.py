@@ -98,6 +98,7 @@ class Train(Section):
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
     steps: Count | None = Field(None, description="optimizer steps; or give epochs")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
+    clip_weights: Literal["float32", "float16"] = Field("float32", description="float16: as published, moves CLIP")
     evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
     log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
@@ -111,6 +112,16 @@ class Train(Section):
         return self
 
 
+def _check_float16(train: Train, optimizer: Optimizer) -> None:
+    for key, got, needed, why in (
+        ("train.towers", train.towers, "tuned", "frozen towers do not move"),
+        ("train.mixed_precision", train.mixed_precision, "no", "the towers compute in float16 by themselves"),
+        ("optimizer.name", optimizer.name, "bert_adam", "second moment and eps of adamw underflow in float16"),
+    ):
+        if train.clip_weights == "float16" and got != needed:
+            raise ValueError(f"train.clip_weights=float16 needs {key}={needed}, got {got} ({why})")
+
+
 class TeacherTraining(Section):
     """How `tools/train_teacher.py` makes the teacher's checkpoint."""
 
@@ -119,6 +130,11 @@ class TeacherTraining(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
     optimizer: Optimizer = Optimizer()
     train: Train
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherTraining:
+        _check_float16(self.train, self.optimizer)
+        return self
 
 
 class Teacher(Section):
@@ -228,4 +244,5 @@ class Recipe(Section):
             raise ValueError("losses.contrastive.weight is 0 and there are no teachers: nothing to train on")
         if self.data.select_on == "test" and self.data.test is None and self.data.format == "msrvtt":
             raise ValueError("data.select_on is test, but data.test is not given")
+        _check_float16(self.train, self.optimizer)
         return self

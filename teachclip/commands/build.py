@@ -17,6 +17,7 @@ from teachclip.data.video import FramePlan
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.run import Blocks
 from teachclip.models.clip import load_clip
+from teachclip.models.half_clip import use_float16_weights
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
@@ -157,6 +158,18 @@ def freeze(model: nn.Module, *, towers: str) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith("clip.") and name != "clip.logit_scale":
             parameter.requires_grad_(False)
+
+
+def set_clip_weights(model: Any, clip_weights: str) -> None:
+    """Give the CLIP of a student or teacher the weights of `train.clip_weights`: `float32` or `float16`.
+
+    Raises RecipeError if float16 is asked for and the towers are not a CLIP's.
+    """
+    if clip_weights == "float32":
+        return
+    if not isinstance(model.clip, CLIPModel):
+        raise RecipeError(f"train.clip_weights=float16 is for CLIP towers, these are {type(model.clip).__name__}")
+    use_float16_weights(model.clip)
 
 
 def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Optimizer:

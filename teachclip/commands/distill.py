@@ -66,6 +66,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     inputs = work.inputs(split, clip, towers=train.towers)
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
     build.freeze(student, towers=train.towers)
+    build.set_clip_weights(student, train.clip_weights)
     stored, online = [], []
     for section in recipe.teachers:
         if recipe.teaching.source == "online":
@@ -88,6 +89,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     )
     task = DistillationTask(student, build.build_terms(recipe))
     task.load_state_dict(run.best_weights())
+    student.float()  # what is measured below is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
     for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if target is not None:

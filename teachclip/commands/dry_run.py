@@ -58,6 +58,7 @@ def dry_run(recipe: Recipe) -> None:
     )
     student = build.build_student(recipe.student, clip, seed=recipe.seed, frames=recipe.frames.count)
     build.freeze(student, towers=recipe.train.towers)
+    build.set_clip_weights(student, recipe.train.clip_weights)
     online = []
     for section in recipe.teachers:
         if build.is_there(section):

@@ -73,6 +73,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
     teacher = build.new_teacher(section, clip, seed=training.seed, **sizes)
     build.freeze(teacher, towers=training.train.towers)
+    build.set_clip_weights(teacher, training.train.clip_weights)
     towers = training.train.towers
     if towers == "frozen" and not isinstance(teacher, FeatureScorer):
         say(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
@@ -98,7 +99,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     )
     TeacherTask(teacher.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
-        save_checkpoint(teacher.checkpoint(), checkpoint)
+        save_checkpoint(teacher.float().checkpoint(), checkpoint)
         say(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
