@@ -68,7 +68,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems += [_explain(values, item) for item in error.errors()]
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
-    return recipe
+    return _choose_teachers(recipe, where=path.name)
+
+
+def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
+    """Leave the teachers that `teaching.only` names, so that one recipe may list more than one student needs."""
+    wanted = recipe.teaching.only
+    if wanted is None:
+        return recipe
+    listed = {teacher.label: teacher for teacher in recipe.teachers}
+    for label in wanted:
+        if label not in listed:
+            known = ", ".join(listed) or "none"
+            raise RecipeError(f"{where}: teaching.only: no teacher {label!r}; listed: {known}{closest(label, listed)}")
+    return recipe.model_copy(update={"teachers": [listed[label] for label in dict.fromkeys(wanted)]})
 
 
 def dump_recipe(recipe: Recipe) -> str:

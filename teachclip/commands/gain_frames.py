@@ -18,11 +18,14 @@ from teachclip.data.video import plan_indices
 from teachclip.errors import DataError
 from teachclip.evaluation.gain import FRAME_KINDS
 from teachclip.evaluation.run import evaluate
+from teachclip.inputs import encode_split
 from teachclip.models.aggregation import masked_softmax
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
+from teachclip.recipe import Teacher as TeacherSection
+from teachclip.scorer import select_tokens
 
 DEVICE = torch.device("cpu")
 
@@ -52,19 +55,15 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
     return measured
 
 
-def teacher_frames(recipe: Recipe) -> dict[str, float]:
-    """Return the mean frame relevance that the teacher gives to test frames of each kind, for their own captions."""
+def teacher_frames(recipe: Recipe, section: TeacherSection) -> dict[str, float]:
+    """Return the mean frame relevance that a teacher gives to test frames of each kind, for their own captions."""
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split("test")
-    inputs = work.feature_inputs(split, work.clip)
-    teacher: Any = build.build_teacher(recipe.teachers[0], DEVICE).eval()  # type: ignore[attr-defined]
-    owners = split.caption_videos
+    teacher: Any = build.build_teacher(section, DEVICE).eval()  # type: ignore[attr-defined]
+    texts, videos = encode_split(teacher, work.pixel_inputs(split), batch_size=32, device=DEVICE)
     with torch.no_grad():
-        videos = inputs.videos(owners)
-        texts = teacher.texts_from_features(inputs.texts(np.arange(len(owners)))["text_features"])
-        tokens = teacher.videos_from_features(videos["frame_features"], videos["frame_mask"])
-        relevance = teacher.frame_relevance(texts, tokens)
-    return weight_by_kind(relevance, frame_kinds(work, split)[owners])
+        relevance = teacher.frame_relevance(texts, select_tokens(videos, split.caption_videos))
+    return weight_by_kind(relevance, frame_kinds(work, split)[split.caption_videos])
 
 
 def event_frames_only(recipe: Recipe) -> dict[str, Any]:

@@ -116,11 +116,12 @@ def whole(
     seeds: int,
     train_videos: int = 400,
     families: tuple[Family, ...] = (PUBLISHED,),
+    recipe: str = RECIPE,
 ) -> Plan:
     """Return the measurement itself. `train_videos` are trained on; as many as the recipe says are validated on."""
     return Plan(
         folder,
-        find_recipe(RECIPE),
+        find_recipe(recipe),
         families,
         tuple(range(FIRST_DEV_SEED, FIRST_DEV_SEED + dev_seeds)),
         tuple(range(FIRST_SEED, FIRST_SEED + seeds)),
@@ -131,7 +132,13 @@ def whole(
 
 
 def quick(
-    folder: Path, *, common: Path, dev_seeds: int, seeds: int, families: tuple[Family, ...] = (PUBLISHED,)
+    folder: Path,
+    *,
+    common: Path,
+    dev_seeds: int,
+    seeds: int,
+    families: tuple[Family, ...] = (PUBLISHED,),
+    recipe: str = RECIPE,
 ) -> Plan:
     """Return a plan of the same shape that takes a minute or two and shows nothing but that it runs."""
     small = tuple(
@@ -142,9 +149,11 @@ def quick(
         )
         for family in families
     )
+    path = find_recipe(recipe)
+    teachers = range(len(load_recipe(path).teachers))
     return Plan(
         folder,
-        find_recipe(RECIPE),
+        path,
         small,
         tuple(range(FIRST_DEV_SEED, FIRST_DEV_SEED + min(dev_seeds, 1))),
         tuple(range(FIRST_SEED, FIRST_SEED + min(seeds, 2))),
@@ -154,7 +163,8 @@ def quick(
             ALL_CAPTIONS,
             "data.validation.videos=20",
             *("train.steps=20", "train.batch_size=16", "train.evaluate_every=10"),
-            *("teachers.0.training.train.steps=20", "teachers.0.training.train.batch_size=16"),
+            *(f"teachers.{index}.training.train.steps=20" for index in teachers),
+            *(f"teachers.{index}.training.train.batch_size=16" for index in teachers),
         ),
     )
 

@@ -151,8 +151,9 @@ def _arms(
         results = [tests[plan.test_job(seed, family, arm, choice).name] for seed in plan.seeds]
         runs = [result["sharpness"][f"{choice.sharpness:g}"] for result in results]
         arms.append(ArmRuns(arm.name, arm.label, runs, [run["frames"] for run in runs], choice))
-    relevance = [world["teacher_frames"] for world in made]
-    arms.append(ArmRuns("teacher", "teacher (X-Pool)", [world["teacher"] for world in made], relevance))
+    for label in made[0]["teachers"]:
+        runs = [world["teachers"][label] for world in made]
+        arms.append(ArmRuns(f"teacher_{label}", f"teacher ({label})", runs, [run["frames"] for run in runs]))
     events = [world["event_frames_only"] for world in made]
     arms.append(ArmRuns("event_frames", "mean of the true event frames", events))
     return arms

@@ -136,7 +136,7 @@ def _recipe(job: Job, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _make_world(job: Job) -> dict[str, Any]:
-    """Make the world of a seed, train its teacher, precompute, and measure what needs no student."""
+    """Make the world of a seed, train its teachers, precompute, and measure what needs no student."""
     from teachclip.commands.evaluate import evaluate_model
     from teachclip.commands.gain_frames import event_frames_only, teacher_frames
     from teachclip.commands.make_shapes import make_shapes

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write a student for use elsewhere",
     "demo": "all of it on the embedded world, with a report",
     "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",
+    "measure-teachers": "what each teacher teaches, over several seeds",
 }
 
 

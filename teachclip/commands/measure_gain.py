@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -41,10 +41,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=runs / "gain", help="folder of the measurement (default runs/gain)"
     )
-    parser.add_argument("--seeds", type=_count, default=8, help="fresh seeds to measure on (default 8)")
-    parser.add_argument("--dev-seeds", type=_count, default=2, help="development seeds to tune on (default 2)")
+    parser.add_argument("--seeds", type=positive_count, default=8, help="fresh seeds to measure on (default 8)")
     parser.add_argument(
-        "--train-videos", type=_count, default=400, help="videos to train on, beside 300 for validation (default 400)"
+        "--dev-seeds", type=positive_count, default=2, help="development seeds to tune on (default 2)"
+    )
+    parser.add_argument(
+        "--train-videos",
+        type=positive_count,
+        default=400,
+        help="videos to train on, beside 300 for validation (default 400)",
     )
     parser.add_argument("--control", action="store_true", help="also measure the student without temporal blocks")
     parser.add_argument(
@@ -54,20 +59,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="world whose CLIP all start from (default runs/shapes)",
     )
     parser.add_argument(
-        "--processes", type=_count, default=usable_cores(), help="trials at once (default: all cores)"
+        "--processes", type=positive_count, default=usable_cores(), help="trials at once (default: all cores)"
     )
     parser.add_argument("--quick", action="store_true", help="small worlds and grids: shows that it runs, no result")
     args = parser.parse_args(argv)
     families = FAMILIES if args.control else FAMILIES[:1]
     shared = {"common": args.world, "dev_seeds": args.dev_seeds, "seeds": args.seeds, "families": families}
     plan = quick(args.out, **shared) if args.quick else whole(args.out, train_videos=args.train_videos, **shared)
-    with interruptible(), _only_one(plan.folder):
-        measure(plan, args.processes)
+    with interruptible(), only_one(plan.folder):
+        from teachclip.commands.gain_report import build_gain_report, write_gain_report
+
+        measure(plan, args.processes, build_gain_report, write_gain_report)
 
 
-def measure(plan: Plan, processes: int) -> dict[str, Any]:
-    """Run what is missing of a plan and write the report. Returns the report's data."""
-    from teachclip.commands.gain_report import build_gain_report, write_gain_report
+def measure(plan: Plan, processes: int, build: Callable[..., dict[str, Any]], write: Callable[..., None]) -> None:
+    """Run what is missing of a plan and write its report.
+
+    `build(plan, worlds, candidates, tests)` makes the report's data, `write(data, folder)` its files.
+    """
     from teachclip.commands.make_shapes import make_shapes
 
     started = time.monotonic()
@@ -78,10 +87,9 @@ def measure(plan: Plan, processes: int) -> dict[str, Any]:
     tuned = run_jobs(plan.tuning(), processes, "2/3 tuning on validation")
     candidates = gather_candidates(plan, tuned)
     tests = run_jobs(plan.testing(candidates), processes, "3/3 fresh seeds, test")
-    report = build_gain_report(plan, worlds, candidates, tests)
+    report = build(plan, worlds, candidates, tests)
     report["run"] = {"processes": processes, "minutes of this run": round((time.monotonic() - started) / 60, 1)}
-    write_gain_report(report, plan.folder)
-    return report
+    write(report, plan.folder)
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, label: str) -> dict[str, dict[str, Any]]:
@@ -136,7 +144,7 @@ def gather_candidates(plan: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> Can
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Raise LaunchError if another process measures in the same folder. Where files cannot be locked, go on."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
@@ -153,7 +161,8 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _count(text: str) -> int:
+def positive_count(text: str) -> int:
+    """Read a whole number of at least 1 from the command line."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

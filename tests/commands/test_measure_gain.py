@@ -157,8 +157,9 @@ def results(plan):
         values = {f"{factor:g}": metrics(20 + 3 * best + 2 * (factor == 4)) for factor in SHARPNESS}
         tuned[job.name] = {"step": 1, "split": "validation", "sharpness": values}
     for job in plan.worlds():
-        same = {name: metrics(10.0 + job.seed % 7) for name in ("zero_shot", "teacher", "event_frames_only")}
-        worlds[job.name] = {**same, "teacher_frames": FRAMES}
+        same = metrics(10.0 + job.seed % 7)
+        teachers = {"xpool": {**same, "frames": FRAMES}}
+        worlds[job.name] = {"zero_shot": same, "teachers": teachers, "event_frames_only": same}
     candidates = gather_candidates(plan, tuned)
     for job in plan.testing(candidates):
         value = 20.0 + job.seed % 3 + (0 if "undistilled" in job.arm else 5)
@@ -199,7 +200,7 @@ def test_wrong_number_of_seeds_is_one_line(capsys):
 
 def test_second_measurement_in_the_same_folder_is_refused(tmp_path, capsys, monkeypatch):
     codes = []
-    monkeypatch.setattr(measure_gain, "measure", lambda plan, processes: codes.append(main(["--out", str(tmp_path)])))
+    monkeypatch.setattr(measure_gain, "measure", lambda *rest: codes.append(main(["--out", str(tmp_path)])))
     assert main(["--out", str(tmp_path)]) == 0
     assert codes == [2]
     assert "another measurement runs there" in capsys.readouterr().err
