@@ -14,7 +14,11 @@ from typing import Any
 
 from teachclip.errors import RecipeError
 
-TEACHERS: Mapping[str, str] = {"xpool": "teachers.xpool:XPool"}
+TEACHERS: Mapping[str, str] = {
+    "clip2video": "teachers.clip2video:CLIP2Video",
+    "xclip": "teachers.xclip:XCLIP",
+    "xpool": "teachers.xpool:XPool",
+}
 """The teachers that come with the toolkit; other packages declare theirs in the entry-point group below."""
 
 TEACHER_GROUP = "teachclip.teachers"
