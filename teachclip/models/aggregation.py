@@ -51,6 +51,20 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None, *, temperature: f
     return scores.softmax(dim=-1)
 
 
+def residual_pooling(tokens: Tensor, mask: Tensor, assignment_centers: Tensor, residual_centers: Tensor) -> Tensor:
+    """Describe each set of tokens by its residuals to K centres, L2-normalised (items, dim), in float32.
+
+    The alignment block of CLIP2Video (section 3.3) with w = assignment_centers, e = residual_centers, each (K, dim):
+    a = softmax_k(x . w_k); V_k = sum over tokens x of a_k (x - e_k); c = N(mean_k N(V_k)), N(x) = x / |x|.
+    `tokens`: (items, tokens, dim); those where `mask` (items, tokens) is False do not count.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens = tokens.float()
+        shares = (tokens @ assignment_centers.float().T).softmax(dim=-1) * mask.unsqueeze(-1)
+        residuals = shares.transpose(1, 2) @ tokens - shares.sum(dim=1).unsqueeze(-1) * residual_centers.float()
+        return F.normalize(F.normalize(residuals, dim=-1).mean(dim=1), dim=-1)
+
+
 class FrameAggregation(nn.Module):
     """Score every frame by a small network and pool the normalised frames with the scores' softmax.
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from teachclip.models.layouts import transformers_to_openai
-from teachclip.models.temporal import TemporalTransformer, rename_blocks
+from teachclip.models.temporal import ResidualLinear, TemporalTransformer, rename_blocks
 
 if TYPE_CHECKING:
     from teachclip.models.modeling import StudentModel
@@ -28,6 +28,21 @@ def start_from_clip(model: StudentModel, clip: CLIPModel) -> None:
     model.clip.load_state_dict({key: tensor.float() for key, tensor in clip.state_dict().items()})
     if model.config.temporal_layers:
         start_temporal(clip, model.frame_position_embeddings, model.temporal)
+
+
+@torch.no_grad()
+def start_at_random(*parts: nn.Module) -> None:
+    """Start parts that CLIP may have no counterpart for, as CLIP4Clip's code does, from torch's global generator.
+
+    Linear weights and tables from N(0, 0.02), less where a `ResidualLinear` says so; biases 0; norms the identity.
+    """
+    for module in (module for part in parts for module in part.modules()):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=module.start_std if isinstance(module, ResidualLinear) else 0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
 
 
 @torch.no_grad()
