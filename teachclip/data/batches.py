@@ -71,13 +71,16 @@ def _shuffled(pairs: int, seed: int, epoch: int) -> np.ndarray:
 class Tokenized:
     """Captions as token ids.
 
-    `input_ids` (captions, longest) int32, zero after a caption's end; `lengths` (captions,) counts its tokens with
-    begin and end. `unknown_count` captions hold a token that the vocabulary does not know.
+    `input_ids` (captions, longest) int32, `pad_id` after a caption's end; `lengths` (captions,) counts its tokens,
+    begin and end among them. `unknown_count` captions hold a token that the vocabulary does not know. Batches have
+    `pad_to` tokens, or as many as their longest caption.
     """
 
     input_ids: np.ndarray
     lengths: np.ndarray
     unknown_count: int = 0
+    pad_id: int = 0
+    pad_to: int | None = None
 
     @classmethod
     def from_captions(
@@ -87,12 +90,14 @@ class Tokenized:
         *,
         max_tokens: int,
         vocab_size: int | None = None,
+        pad_id: int = 0,
+        pad_to: int | None = None,
     ) -> Tokenized:
         """Tokenise all captions with a transformers tokenizer.
 
         Longer ones are cut to `max_tokens`; the end-of-text token, where CLIP reads the sentence, stays. Padding is
-        zero, as published. Raises DataError, naming the caption, if one is empty, or if a token id is not below
-        `vocab_size`, the rows of the model's token table.
+        `pad_id`, zero as published, up to `pad_to` tokens or the longest caption of a batch. Raises DataError, naming
+        the caption, if one is empty, or if a token id is not below `vocab_size`, the rows of the model's token table.
         """
         for caption in captions:
             if not caption.text.strip():
@@ -102,20 +107,20 @@ class Tokenized:
             tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"] if texts else []
         )
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        input_ids = np.zeros((len(encoded), int(lengths.max(initial=0))), dtype=np.int32)
+        input_ids = np.full((len(encoded), int(lengths.max(initial=pad_to or 0))), pad_id, dtype=np.int32)
         for row, ids in enumerate(encoded):
             input_ids[row, : len(ids)] = ids
         if vocab_size is not None:
             _check_ids(captions, input_ids, vocab_size)
-        return cls(input_ids, lengths, _count_unknown(tokenizer, encoded))
+        return cls(input_ids, lengths, _count_unknown(tokenizer, encoded), pad_id, pad_to)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return `input_ids` and `attention_mask`, (texts, tokens) int64, cut to the longest of these captions."""
+        """Return `input_ids` and `attention_mask`, (texts, tokens) int64: `pad_to` tokens, or as the longest has."""
         lengths = self.lengths[rows]
-        width = int(lengths.max(initial=0))
+        width = int(lengths.max(initial=0)) if self.pad_to is None else self.pad_to
         input_ids = torch.from_numpy(self.input_ids[rows, :width].astype(np.int64))
         mask = np.arange(width)[None, :] < lengths[:, None]
         return input_ids, torch.from_numpy(mask.astype(np.int64))

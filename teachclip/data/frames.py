@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from teachclip.data.catalog import Video
 from teachclip.data.file_facts import file_facts
-from teachclip.data.transform import resize_and_crop
+from teachclip.data.transform import FrameTransform
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.data.workers import TRANSIENT, Failure, guarded_map
 from teachclip.errors import DataError, StoreError
@@ -25,8 +26,6 @@ from teachclip.store import ArraySpec, ArrayStore
 
 SHARD_BYTES, SHARD_ROWS = 1 << 28, 256
 """The most that one shard holds, and so the most that a crash loses."""
-
-TRANSFORM = "short side by PIL bicubic, centre crop"
 
 
 class FrameStore:
@@ -85,13 +84,17 @@ def build_frame_store(
     videos: Sequence[Video],
     *,
     plan: FramePlan,
-    size: int,
+    size: int | FrameTransform,
     path: str | Path,
+    hashes: str | Path | None = None,
     workers: int = 0,
     time_limit: float = 60.0,
     progress: bool = True,
 ) -> FrameStore:
     """Decode what is not decoded yet and return the store.
+
+    `size`: pixels, for CLIP's transform, or another transform. `hashes`: file that remembers the hashes of the
+    videos, to be shared by stores of the same ones; by default it is in `path`.
 
     `workers` processes decode (0: one per core), each file in at most `time_limit` seconds. A file that cannot be
     read, takes longer or kills its process is in `FrameStore.failures`; it never stops the run. What is finished is
@@ -104,22 +107,23 @@ def build_frame_store(
     videos = tuple(videos)
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
-    row_bytes = plan.count * 3 * size * size
+    transform = FrameTransform(size) if isinstance(size, int) else size
+    shape = (plan.count, 3, transform.size, transform.size)
     store = ArrayStore.open_or_create(
         path,
         circumstances={
             "content": "frames",
             "plan": asdict(plan),
-            "size": size,
-            "transform": TRANSFORM,
-            "videos": file_facts(videos, Path(path) / "file-hashes.json", progress=progress),
+            "size": transform.size,
+            "transform": transform.describe(),
+            "videos": file_facts(videos, Path(hashes or Path(path) / "file-hashes.json"), progress=progress),
         },
         arrays={
-            "frames": ArraySpec("uint8", (plan.count, 3, size, size)),
+            "frames": ArraySpec("uint8", shape),
             "frame_count": ArraySpec("int16", ()),
         },
         rows=len(videos),
-        rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // row_bytes)),
+        rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // math.prod(shape))),
     )
     for row, reason in store.failures().items():
         if reason.startswith(TRANSIENT):  # a busy machine or too little memory: try again
@@ -137,9 +141,10 @@ def build_frame_store(
     return FrameStore(store, videos)
 
 
-def decode_file(path: str, plan: FramePlan, size: int) -> np.ndarray:
-    """Decode, resize and crop one file: uint8 (frames, 3, size, size). Raises VideoError."""
-    return resize_and_crop(decode_frames(path, plan), size).numpy()
+def decode_file(path: str, plan: FramePlan, size: int | FrameTransform) -> np.ndarray:
+    """Decode one file and make its frames square: uint8 (frames, 3, size, size). Raises VideoError."""
+    transform = FrameTransform(size) if isinstance(size, int) else size
+    return transform(decode_frames(path, plan)).numpy()
 
 
 def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:

@@ -82,6 +82,13 @@ def test_batch_is_cut_to_its_longest_caption(tokenizer):
     assert tokens.batch([1])[0].tolist() == [tokenizer("abcdef")["input_ids"]]
 
 
+def test_batches_of_a_fixed_length_are_filled_with_the_padding_token(tokenizer):
+    tokens = Tokenized.from_captions(captions("a b", "c"), tokenizer, max_tokens=6, pad_id=9, pad_to=6)
+    ids, mask = tokens.batch([1])
+    assert ids.tolist() == [[START, 30, END, 9, 9, 9]] and mask.tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert tokens.batch([0, 1])[0].shape == (2, 6)
+
+
 def test_long_caption_is_cut_and_keeps_the_end_of_text_token(tokenizer):
     tokens = Tokenized.from_captions(captions("a b c d e f", "a b"), tokenizer, max_tokens=5)
     ids, mask = tokens.batch([0, 1])

@@ -15,7 +15,8 @@ from video_files import cut_file, write_video
 from teachclip.data import file_facts, frames
 from teachclip.data.catalog import Video
 from teachclip.data.frames import FrameStore, build_frame_store, decode_file
-from teachclip.data.video import FramePlan
+from teachclip.data.transform import FrameTransform
+from teachclip.data.video import FramePlan, decode_frames
 from teachclip.errors import DataError, StoreError
 from teachclip.store import ArrayStore
 
@@ -57,7 +58,7 @@ def videos(tmp_path):
 
 def build(videos, tmp_path, **options):
     settings = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, "progress": False, **options}
-    return build_frame_store(videos, path=tmp_path / "store", **settings)
+    return build_frame_store(videos, **{"path": tmp_path / "store", **settings})
 
 
 def decoded(tmp_path):
@@ -74,6 +75,19 @@ def test_store_holds_the_frames_of_every_video(videos, tmp_path):
     assert torch.equal(pictures[1, :2], torch.from_numpy(decode_file(str(videos[0].path), PLAN, 32)))
     assert not pictures[1, 2:].any()
     assert store.failures == {} and store.store.verify() == []
+
+
+def test_another_transform_makes_another_store_and_shares_the_hashes(videos, tmp_path, monkeypatch):
+    hashes = tmp_path / "hashes.json"
+    build(videos, tmp_path, path=tmp_path / "cropped", hashes=hashes)
+    monkeypatch.setattr(file_facts, "file_hash", None)  # a second store of the same files reads none to hash it
+    transform = FrameTransform(16, "stretch", "bilinear")
+    store = build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=transform)
+    expected = transform(decode_frames(videos[5].path, PLAN))
+    assert torch.equal(store.read([5])[0][0], expected)
+    assert store.store.circumstances["transform"] == "stretched by PIL bilinear"
+    with pytest.raises(StoreError, match="transform"):
+        build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=16)
 
 
 def test_videos_are_found_by_id(videos, tmp_path):
