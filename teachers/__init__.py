@@ -20,11 +20,14 @@ __all__ = ["TEACHERS", "load_teacher", "teacher_class"]
 def teacher_class(name: str) -> Any:
     """Return the class of a teacher: one of `TEACHERS`, of an installed package, or `module:Name`.
 
-    Raises RecipeError if the name is unknown, or if what it names has no `from_state_dict`.
+    Raises RecipeError if the name is unknown, or if what it names has neither `from_state_dict` nor `from_source`.
     """
     found = resolve("teacher", name, TEACHERS, group=TEACHER_GROUP)
-    if not callable(getattr(found, "from_state_dict", None)):
-        raise RecipeError(f"teacher {name!r}: {found!r} has no from_state_dict(state, **options)")
+    if not any(callable(getattr(found, way, None)) for way in ("from_state_dict", "from_source")):
+        raise RecipeError(
+            f"teacher {name!r}: {found!r} has neither from_state_dict(state, **options) nor "
+            "from_source(checkpoint, **options)"
+        )
     return found
 
 
@@ -32,10 +35,18 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     """Load a teacher in evaluation mode and float32, its weights closed to gradients.
 
     `checkpoint`: a file or a mapping; a state dict, or one under `state_dict`. Layout and sizes are read off names
-    and shapes. Options stored in the file under `options` hold unless given here. Raises RecipeError for an unknown
-    teacher or option, CheckpointError for a checkpoint that does not fit.
+    and shapes. Options stored in the file under `options` hold unless given here. For a teacher with `from_source` it
+    is a hub id or a folder. Raises RecipeError for an unknown teacher or option, CheckpointError for a checkpoint
+    that does not fit.
     """
     found = teacher_class(name)
+    teacher: nn.Module
+    if callable(getattr(found, "from_source", None)):
+        _check_options(name, found.from_source, options)
+        if isinstance(checkpoint, Mapping):
+            raise CheckpointError(f"teacher {name!r}: got a mapping, expected a hub id or a folder")
+        teacher = found.from_source(checkpoint, **options)
+        return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
     if isinstance(checkpoint, Mapping):
         content, source = checkpoint, f"{name} checkpoint"
     else:
@@ -44,17 +55,20 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     stored = content.get("options", {}) if "state_dict" in content else {}
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{source}: options is a {type(stored).__name__}, expected a mapping")
+    _check_options(name, found.from_state_dict, options)
+    _check_options(name, found.from_state_dict, stored, where=f"{source}: ")
+    teacher = found.from_state_dict(state, source=source, **{**stored, **options})
+    return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
+
+
+def _check_options(name: str, factory: Any, given: Mapping[str, Any], *, where: str = "") -> None:
+    """Raise RecipeError, with `where` in front, for an option that the factory has no keyword for."""
     allowed = [
         parameter.name
-        for parameter in inspect.signature(found.from_state_dict).parameters.values()
+        for parameter in inspect.signature(factory).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "source"
     ]
-    for where, given in (("", options), (f"{source}: ", stored)):
-        for key in given:
-            if key not in allowed:
-                known = ", ".join(allowed)
-                raise RecipeError(
-                    f"{where}teacher {name!r} has no option {key!r}; known: {known}{closest(key, allowed)}"
-                )
-    teacher: nn.Module = found.from_state_dict(state, source=source, **{**stored, **options})
-    return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
+    for key in given:
+        if key not in allowed:
+            known = ", ".join(allowed)
+            raise RecipeError(f"{where}teacher {name!r} has no option {key!r}; known: {known}{closest(key, allowed)}")

@@ -73,7 +73,10 @@ def load_preprocessing(
     limit = min(text_positions(config), int(tokenizer.model_max_length))
     if max_tokens is not None and max_tokens > limit:
         log.info("%s: texts are cut to %d tokens, not %d: more do not fit into the model", source, limit, max_tokens)
-    image = image_settings(read_image_settings(folder), image_size(config), source=str(source))
+    settings = read_image_settings(folder)
+    if not settings and config.model_type != "clip":
+        log.warning("%s has no image settings beside it: pictures are prepared as for OpenAI's CLIP", source)
+    image = image_settings(settings, image_size(config), source=str(source))
     if size is not None and size != image["size"]:
         image |= {"size": size, "scale_to": None}
     if image["size"] != image_size(config) and not takes_any_size(config):
@@ -94,8 +97,14 @@ def load_tokenizer(source: Any) -> Any:
     """Load the tokenizer of a folder or hub id. Raises CheckpointError if there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+        found = [name for name in names if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(f"{source}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not found:  # transformers then makes one that knows no words
+        raise CheckpointError(
+            f"{source}: its tokenizer cannot be loaded: there is none of {', '.join(sorted(names))}"
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 

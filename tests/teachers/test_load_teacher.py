@@ -100,4 +100,4 @@ def test_a_teacher_of_another_module_is_found_by_its_path(monkeypatch: pytest.Mo
     teacher = load_teacher("other_teachers:Other", {"w": torch.ones(1)}, scale=2.0)
     assert teacher.weight.tolist() == [2.0, 2.0] and teacher.weight.dtype == torch.float32  # type: ignore[attr-defined]
     assert not teacher.weight.requires_grad  # type: ignore[attr-defined]
-    assert "has no from_state_dict" in str(error_of("other_teachers:nothing", {"w": torch.ones(1)}))
+    assert "has neither from_state_dict" in str(error_of("other_teachers:nothing", {"w": torch.ones(1)}))

@@ -1,0 +1,79 @@
+"""Any dual encoder of transformers as a teacher: what it says of single frames, averaged over a video.
+
+Mean pooling as in CLIP4Clip (Luo et al. 2021, section 3.3); a larger or newer model than the student's often teaches
+well without any training on videos. No paper defines its frame relevance: it is read off the same cosines.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teachclip.models.aggregation import masked_softmax
+from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
+from teachclip.models.preprocessing import Preprocessing, load_preprocessing
+from teachclip.scorer import Tokens
+
+
+class DualEncoder(nn.Module):
+    """A dual encoder over frames.
+
+    backbone: a model of one of `teachclip.models.families.FAMILIES`.
+    preprocessing: how its texts and pictures are prepared, which may differ from the student's; None: unknown.
+    mask_padding: padded frames take no part; False takes them for pictures.
+    """
+
+    def __init__(
+        self, backbone: Any, *, preprocessing: Preprocessing | None = None, mask_padding: bool = True
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.preprocessing = preprocessing
+        self.mask_padding = mask_padding
+
+    @classmethod
+    def from_source(cls, checkpoint: str | os.PathLike[str], *, mask_padding: bool = True) -> DualEncoder:
+        """Load a model with its tokenizer and image settings from a hub id or a folder.
+
+        Raises CheckpointError if it is of no supported family, incomplete, or has no tokenizer.
+        """
+        backbone = load_backbone(checkpoint)
+        return cls(backbone, preprocessing=load_preprocessing(checkpoint, backbone.config), mask_padding=mask_padding)
+
+    # The scorer interface
+
+    def texts_from_features(self, text_features: Tensor) -> Tokens:
+        """Return {"sentence": (texts, dim)}, L2-normalised."""
+        return {"sentence": F.normalize(text_features.float(), dim=-1)}
+
+    def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
+        """Return {"frames": (videos, frames, dim), "mask": (videos, frames) bool}; frames L2-normalised."""
+        return {"frames": F.normalize(frame_features.float(), dim=-1), "mask": frame_mask.bool()}
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """Encode texts (texts, tokens); see `texts_from_features`."""
+        return self.texts_from_features(text_features(self.backbone, input_ids, attention_mask))
+
+    def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor) -> Tokens:
+        """Encode videos (videos, frames, 3, height, width); see `videos_from_features`."""
+        return self.videos_from_features(frame_features(self.backbone, pixel_values), frame_mask)
+
+    def score(self, texts: Tokens, videos: Tokens) -> Tensor:
+        """Return the model's own logits of each text and each video's mean frame (texts, videos), float32.
+
+        exp(scale) cos(t, mean_f N(f)), plus SigLIP's bias.
+        """
+        with torch.autocast(texts["sentence"].device.type, enabled=False):
+            weights = (videos["mask"] if self.mask_padding else torch.ones_like(videos["mask"])).float()
+            pooled = F.normalize((videos["frames"] * weights.unsqueeze(-1)).sum(dim=1), dim=-1)
+            return logits_of(self.backbone, texts["sentence"] @ pooled.T)
+
+    def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
+        """Return the softmax over the frames of video i of their cosines with text i (pairs, frames), float32."""
+        with torch.autocast(texts["sentence"].device.type, enabled=False):
+            cosines = (videos["frames"] @ texts["sentence"].unsqueeze(-1)).squeeze(-1)
+            return masked_softmax(cosines, videos["mask"] if self.mask_padding else None)
