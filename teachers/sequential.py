@@ -13,8 +13,8 @@ from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import check_state, count_layers, tensor_of, to_float32
 from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes, clip_options, transformers_to_openai
 from teachclip.models.official import BLOCKS, CLIP, POSITIONS, under
-from teachclip.models.temporal import ResidualLinear, TemporalTransformer, official_blocks, rename_blocks
-from teachclip.models.warm_start import start_temporal
+from teachclip.models.temporal import TemporalTransformer, official_blocks, rename_blocks
+from teachclip.models.warm_start import start_at_random, start_temporal
 
 
 class SequentialTeacher(nn.Module):
@@ -67,15 +67,7 @@ class SequentialTeacher(nn.Module):
         Linear weights and tables from N(0, 0.02), less where a `ResidualLinear` says so; biases 0, norms 1 and 0.
         The draws are from torch's global generator.
         """
-        for name, module in self.named_modules():
-            if name == "clip" or name.startswith("clip."):
-                continue
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=module.start_std if isinstance(module, ResidualLinear) else 0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        start_at_random(*(part for name, part in self.named_children() if name != "clip"))
         start_temporal(self.clip, self.frame_position_embeddings, self.temporal)
 
     def load_own(self, state: Mapping[str, Tensor], *, source: str) -> None:
