@@ -83,7 +83,9 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
         divisors = torch._foreach_sqrt(squares)
         torch._foreach_add_(divisors, group["eps"])
-        updates = torch._foreach_div(averages, divisors)
+        # (m + decay p d) / d is the update. Numbers as small as a rate may only be the `value` of addcmul and addcdiv:
+        # any other scalar is rounded to the parameters' type on the CPU, in float16 1e-7 to 1.2e-7 and 2e-8 to 0.
+        updates = averages
         if group["weight_decay"] > 0:
-            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            updates = list(torch._foreach_addcmul(averages, parameters, divisors, value=group["weight_decay"]))
+        torch._foreach_addcdiv_(parameters, updates, divisors, value=-group["lr"])
