@@ -23,6 +23,7 @@ from teachclip.models.layouts import openai_to_transformers, read_clip_config, t
 
 __all__ = [
     "check_loading_info",
+    "check_pixel_values",
     "check_token_ids",
     "clip_from_state",
     "first_line",
@@ -162,10 +163,15 @@ def frame_features(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
 
     `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError if its shape is another.
     """
+    check_pixel_values(clip, pixel_values)
+    features = clip.get_image_features(pixel_values=pixel_values.flatten(0, 1)).pooler_output
+    return features.unflatten(0, pixel_values.shape[:2])
+
+
+def check_pixel_values(clip: CLIPModel, pixel_values: Tensor) -> None:
+    """Raise DataError unless pixels have the shape (videos, frames, 3, height, width) of the vision tower."""
     config = clip.config.vision_config
     wanted = (config.num_channels, config.image_size, config.image_size)
     if pixel_values.ndim != 5 or tuple(pixel_values.shape[2:]) != wanted:
         expected = f"(videos, frames, {', '.join(map(str, wanted))})"
         raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, this model takes {expected}")
-    features = clip.get_image_features(pixel_values=pixel_values.flatten(0, 1)).pooler_output
-    return features.unflatten(0, pixel_values.shape[:2])
