@@ -83,8 +83,8 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
         divisors = torch._foreach_sqrt(squares)
         torch._foreach_add_(divisors, group["eps"])
-        # (m + decay p d) / d is the update. Numbers as small as a rate may only be the `value` of addcmul and addcdiv:
-        # any other scalar is rounded to the parameters' type on the CPU, in float16 1e-7 to 1.2e-7 and 2e-8 to 0.
+        # The update is (m + decay p d) / d. A number as small as a rate can only be the `value` of addcdiv:
+        # the CPU rounds any other scalar to the parameters' type, in float16 1e-7 to 1.2e-7 and 2e-8 to 0.
         updates = averages
         if group["weight_decay"] > 0:
             updates = list(torch._foreach_addcmul(averages, parameters, divisors, value=group["weight_decay"]))
