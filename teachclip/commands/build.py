@@ -167,9 +167,10 @@ def set_clip_weights(model: Any, clip_weights: str) -> None:
     """
     if clip_weights == "float32":
         return
-    if not isinstance(model.clip, CLIPModel):
-        raise RecipeError(f"train.clip_weights=float16 is for CLIP towers, these are {type(model.clip).__name__}")
-    use_float16_weights(model.clip)
+    towers = model.backbone if hasattr(model, "backbone") else model.clip
+    if not isinstance(towers, CLIPModel):
+        raise RecipeError(f"train.clip_weights=float16 is for CLIP's towers, these are of a {type(towers).__name__}")
+    use_float16_weights(towers)
 
 
 def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
