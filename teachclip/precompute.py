@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, Teacher, Tokens, select_tokens
+from teachclip.scorer import Scorer, Teacher, Tokens, gives_frame_relevance, select_tokens
 from teachclip.store import ArraySpec, ArrayStore
 
 Encode = Callable[[np.ndarray], Tokens]
@@ -141,94 +141,98 @@ def relevance_rows(
     caption_videos: np.ndarray,
     rows: np.ndarray,
     *,
-    video_block: int,
+    video_block: int = 1024,
     device: torch.device | str,
-) -> dict[str, Tensor]:
-    """Return `video_text` (rows, videos) and `frame_text` (rows, frames) of some captions, float32, on the CPU."""
+) -> dict[str, np.ndarray]:
+    """Return `video_text` (rows, videos) of some captions and, if it is given, `frame_text` (rows, frames), float32.
+
+    `texts` and `videos` are the teacher's token stores.
+    """
     text_tokens = read_tokens(texts, rows, device)
     blocks = []
     for start in range(0, videos.rows, video_block):
         block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
         blocks.append(teacher.score(text_tokens, block).float().cpu())
-    own = read_tokens(videos, caption_videos[rows], device)
-    frame_text = teacher.frame_relevance(text_tokens, own).float().cpu()
-    return {"video_text": torch.cat(blocks, dim=1), "frame_text": frame_text}
+    found = {"video_text": torch.cat(blocks, dim=1).numpy()}
+    if gives_frame_relevance(teacher):
+        own = read_tokens(videos, caption_videos[rows], device)
+        found["frame_text"] = teacher.frame_relevance(text_tokens, own).float().cpu().numpy()
+    return found
 
 
 def store_relevance(
     path: Path,
-    teacher: Teacher,
-    texts: ArrayStore,
-    videos: ArrayStore,
-    caption_videos: np.ndarray,
+    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     *,
+    captions: int,
+    videos: int,
     circumstances: Mapping[str, Any],
     precision: str,
-    device: torch.device | str,
     processes: Processes,
     label: str,
-    video_block: int = 1024,
 ) -> ArrayStore:
-    """Store a teacher's relevance: `video_text` (captions, videos) logits and `frame_text` (captions, frames).
+    """Store a teacher's relevance: `video_text` (captions, videos) logits; if given, `frame_text` (captions, frames).
 
-    `texts` and `videos` are the teacher's token stores. A row holds all videos, so a shard is made of as many
-    captions as fit into about 64 MB. Raises StoreError on other circumstances, or if a logit does not fit into
-    `precision`.
+    `compute` returns both of some captions by name, as `relevance_rows` does; not called if the store is complete. A
+    row holds all videos: a shard is as many captions as fit into about 64 MB. Raises StoreError on other
+    circumstances, or if a logit does not fit into `precision`.
     """
     circumstances = {**circumstances, "precision": precision}
     done = complete_store(path, circumstances, processes)
     if done is not None:
         return done
-    sample = relevance_rows(
-        teacher, texts, videos, caption_videos, np.arange(1), video_block=video_block, device=device
-    )
-    arrays = {name: ArraySpec(precision, tuple(tensor.shape[1:])) for name, tensor in sample.items()}
-    row_bytes = videos.rows * np.dtype(precision).itemsize
+    arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
+    row_bytes = videos * np.dtype(precision).itemsize
     rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
     store = ArrayStore.open_or_create(
-        path, circumstances=circumstances, arrays=arrays, rows=texts.rows, rows_per_shard=rows_per_shard
+        path, circumstances=circumstances, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
     )
     for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
-        rows = np.asarray(store.shard_rows(shard))
-        found = relevance_rows(teacher, texts, videos, caption_videos, rows, video_block=video_block, device=device)
-        store.write_shard(shard, {name: tensor.numpy().astype(precision) for name, tensor in found.items()})
+        found = compute(np.asarray(store.shard_rows(shard)))
+        store.write_shard(shard, {name: array.astype(precision) for name, array in found.items()})
     processes.wait()
     return ArrayStore.open(path, circumstances=circumstances)
 
 
+def sample_rows(count: int, sample: int = 8) -> np.ndarray:
+    """Return some rows of `count`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(sample, count)).astype(np.int64))
+
+
 @torch.no_grad()
-def verify_relevance(
-    store: ArrayStore,
+def recompute(
     teacher: Teacher,
     inputs: Inputs,
     caption_videos: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
     *,
     device: torch.device | str,
-    label: str,
-    sample: int = 8,
+) -> dict[str, np.ndarray]:
+    """Compute relevance from pixels and token ids: of captions `rows` with videos `columns` (ascending)."""
+    texts = encode_text_batch(teacher, to_device(inputs.texts(rows), device))
+    videos = encode_video_batch(teacher, to_device(inputs.videos(columns), device))
+    again = {"video_text": teacher.score(texts, videos).float().cpu().numpy()}
+    if gives_frame_relevance(teacher):
+        own = select_tokens(videos, torch.from_numpy(np.searchsorted(columns, caption_videos[rows])).to(device))
+        again["frame_text"] = teacher.frame_relevance(texts, own).float().cpu().numpy()
+    return again
+
+
+def verify_relevance(
+    store: ArrayStore, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
 ) -> list[str]:
-    """Compute a sample of stored relevance again, from pixels and token ids. Returns one line per difference.
+    """Compare stored relevance of captions `rows` and videos `columns` with `again`. Returns a line per difference.
 
     The tolerance is a float16 rounding (2^-10 relative) where the store is float16, and 1e-4 otherwise.
     """
-    rows = np.unique(np.linspace(0, store.rows - 1, min(sample, store.rows)).astype(np.int64))
-    columns = np.unique(caption_videos[rows])
-    texts = encode_text_batch(teacher, to_device(inputs.texts(rows), device))
-    videos = encode_video_batch(teacher, to_device(inputs.videos(columns), device))
-    own = select_tokens(videos, torch.from_numpy(np.searchsorted(columns, caption_videos[rows])).to(device))
-    again = {
-        "video_text": teacher.score(texts, videos).float().cpu().numpy(),
-        "frame_text": teacher.frame_relevance(texts, own).float().cpu().numpy(),
-    }
-    kept = {
-        "video_text": np.asarray(store.read("video_text", rows), dtype=np.float32)[:, columns],
-        "frame_text": np.asarray(store.read("frame_text", rows), dtype=np.float32),
-    }
     half = store.arrays["video_text"].dtype == "float16"
     problems = []
-    for name, values in kept.items():
-        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(again[name])
-        worst = float(np.max(np.abs(values - again[name]) - allowed))
+    for name, values in again.items():
+        kept = np.asarray(store.read(name, rows), dtype=np.float32)
+        kept = kept[:, columns] if name == "video_text" else kept
+        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(values)
+        worst = float(np.max(np.abs(kept - values) - allowed))
         if worst > 0:
             problems.append(f"{store.path}: {label} {name}: stored and recomputed differ by {worst:.2e} too much")
     return problems

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def _alone(item: Any) -> list[Any]:
@@ -33,6 +35,15 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.index == 0
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on the main process, then on the others, which find done what it wrote."""
+        if self.is_main:
+            result = work()
+            self.wait()
+            return result
+        self.wait()
+        return work()
 
     def share(self, items: int) -> np.ndarray:
         """Return this process's contiguous share of the row numbers 0 to items - 1."""

@@ -7,7 +7,7 @@ precomputing, evaluation and reranking are written once against it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,7 +32,10 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Teacher(Scorer, Protocol):
-    """A scorer that also says which frames of a video a matched text speaks of."""
+    """A scorer that also says which frames of a video a matched text speaks of.
+
+    A teacher that cannot say it has the attribute `has_frame_relevance = False` and may leave the method out.
+    """
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Relevance of the frames of aligned pairs. Returns (pairs, frames), rows sum to 1 over valid frames."""
@@ -47,6 +50,11 @@ class FeatureScorer(Scorer, Protocol):
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode videos from raw CLIP frame features (videos, frames, dim) and their mask (videos, frames)."""
+
+
+def gives_frame_relevance(teacher: Any) -> bool:
+    """Whether a teacher gives frame-text relevance too, not video-text relevance alone."""
+    return bool(getattr(teacher, "has_frame_relevance", True)) and callable(getattr(teacher, "frame_relevance", None))
 
 
 def select_tokens(tokens: Tokens, rows: Tensor | slice | Sequence[int]) -> Tokens:

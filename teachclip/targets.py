@@ -1,8 +1,11 @@
-"""Frame targets that a video's captions share, from a stored relevance (the recipe's `frame_targets: video`).
+"""What students learn of frames, from teachers' relevance: sharper or flatter, and shared by a video's captions.
 
-The published frame target of a pair is the teacher's relevance for that one caption (`frame_targets: pair`). The
+`tempered_relevance` makes a relevance sharper or flatter (the recipe's `frame_temperature` of a teacher). The rest is
+frame targets that a video's captions share, from a stored relevance (the recipe's `frame_text.targets: video`).
+
+The published frame target of a pair is the teacher's relevance for that one caption (`targets: pair`). The
 student weighs frames without knowing the caption, so it can only learn what the captions of a video have in common.
-These functions average the relevance over a video's captions, each weighted by how sure the teacher is of it. They
+They average the relevance over a video's captions, each weighted by how sure the teacher is of it. They
 read arrays in blocks, so a memory-mapped store does, and run once before training.
 """
 
@@ -11,9 +14,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Rows = np.ndarray | Callable[[slice], np.ndarray]
 """A matrix by rows: an array (memory-mapped or not), or a function that reads a slice of rows."""
+
+
+def tempered_relevance(relevance: Tensor, temperature: float) -> Tensor:
+    """Return `q_i^(1/T) / sum_j q_j^(1/T)`: the softmax over frames of `log q / T`.
+
+    Where q is a softmax of scores, this is the softmax of the scores over T: above 1 flatter, below 1 sharper, and 1
+    leaves it as it is. Relevance is stored at temperature 1 and tempered when it is read, so that a store serves any
+    temperature. A frame without relevance, as a padded one, keeps none, so the sum is over the valid frames; a row
+    without any relevance stays so.
+
+    `relevance`: (pairs, frames), float32, not negative. Returns the same shape. Raises ValueError unless T > 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if temperature == 1:
+        return relevance
+    tiny = torch.finfo(torch.float32).tiny
+    powers = (relevance / relevance.amax(-1, keepdim=True).clamp_min(tiny)) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdim=True).clamp_min(tiny)
 
 
 def teacher_confidence(

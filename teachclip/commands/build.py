@@ -99,6 +99,11 @@ def check_teacher_files(recipe: Recipe) -> None:
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
 
 
+def teacher_class(section: TeacherSection) -> Any:
+    """Return the class that a teacher's name stands for. Raises RecipeError for an unknown one."""
+    return resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+
+
 def is_there(section: TeacherSection) -> bool:
     """Whether a teacher's checkpoint exists, as a file or folder, or may exist under this id on the hub.
 
@@ -107,7 +112,7 @@ def is_there(section: TeacherSection) -> bool:
     """
     if Path(section.checkpoint).exists():
         return True
-    found = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+    found = teacher_class(section)
     may_be_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", section.checkpoint)
     is_file = Path(section.checkpoint).suffix in FILE_ENDINGS
     return callable(getattr(found, "from_source", None)) and may_be_id is not None and not is_file
@@ -137,7 +142,7 @@ def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: 
     A teacher whose `from_clip` asks for them learns how many `frames` and `tokens` the data has. Raises RecipeError
     for a teacher that cannot be trained.
     """
-    factory = resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+    factory = teacher_class(section)
     if not callable(getattr(factory, "from_clip", None)):
         raise RecipeError(f"teacher {section.name!r} cannot be trained here: it has no from_clip(clip, **options)")
     asked = inspect.signature(factory.from_clip).parameters

@@ -36,14 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def distill(recipe: Recipe) -> dict[str, Any]:
     """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
     from teachclip.commands import build
+    from teachclip.commands.teaching import build_teachers
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
-    from teachclip.training.batches import StoredRelevance, TrainingBatches
+    from teachclip.training.batches import TrainingBatches
     from teachclip.training.distributed import build_accelerator, processes_of
     from teachclip.training.loop import fit
     from teachclip.training.run import Run
-    from teachclip.training.task import DistillationTask, OnlineTeacher
+    from teachclip.training.task import DistillationTask
 
     train = recipe.train
     accelerator = build_accelerator(
@@ -67,21 +68,13 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
     build.freeze(student, towers=train.towers)
     build.set_clip_weights(student, train.clip_weights)
-    stored, online = [], []
-    for section in recipe.teachers:
-        if recipe.teaching.source == "online":
-            online.append(OnlineTeacher(build.build_teacher(section, device), section.weight))
-        else:
-            store = work.relevance(section)
-            stored.append(StoredRelevance.build(store, split, targets=recipe.losses.frame_text.targets))
-    weights = [section.weight for section in recipe.teachers] if stored else []
+    teachers = build_teachers(work, split)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed)
-    extra = work.pixel_inputs(split) if online and train.towers == "frozen" else None
     accelerator.init_trackers(recipe.name)
     progress = fit(
-        DistillationTask(student, build.build_terms(recipe), stored_weights=weights, online=online),
+        DistillationTask(student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online),
         build.build_optimizer_for(student, recipe.optimizer),
-        TrainingBatches(inputs, split, plan, processes, stored, extra),
+        TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras),
         accelerator,
         run,
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),

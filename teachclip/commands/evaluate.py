@@ -65,7 +65,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
         path = recipe.output / "student" if model == "student" else Path(model)
         scorer = load_student(path, mask_padding=recipe.student.mask_padding)
     scorer = scorer.to(device).eval()
-    inputs = work.pixel_inputs(split)
+    inputs = work.inputs_for(scorer, split)
     results = work.stamp(model=model)
     results[split_name] = evaluate(
         scorer, inputs, split, build.build_blocks(recipe), device, processes, cost=True, progress=True

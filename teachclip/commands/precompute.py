@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)
-        say(f"{section.name}: {store.path} ({store.rows} captions)")
+        say(f"{section.label}: {store.path} ({store.rows} captions)")
         if args.verify:
             problems += work.verify(section, store)
     if args.verify:

@@ -18,28 +18,23 @@ from teachclip.commands.build import (
     build_plan,
     build_processor,
     build_selection,
-    build_teacher,
 )
 from teachclip.commands.cli import say
+from teachclip.commands.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
 from teachclip.data.batches import Tokenized
-from teachclip.data.catalog import Catalog, Split, require_readable
+from teachclip.data.catalog import Catalog, Split, Video, require_readable
 from teachclip.data.frames import FrameStore, build_frame_store
+from teachclip.data.transform import FrameTransform
 from teachclip.errors import DataError
 from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import FeatureInputs, Inputs, PixelInputs
 from teachclip.models.mean_pooling import ClipFeatures
+from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
-from teachclip.precompute import (
-    architecture_hash,
-    store_relevance,
-    store_scorer_tokens,
-    verify_relevance,
-    weights_hash,
-)
+from teachclip.precompute import architecture_hash, store_scorer_tokens, weights_hash
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.scorer import Teacher
 from teachclip.store import ArrayStore
 
 
@@ -55,6 +50,7 @@ class Workspace:
     processes: Processes
     device: torch.device
     _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
+    _other_frames: dict[str, FrameStore] = field(default_factory=dict, repr=False)
 
     def split(self, name: str) -> Split:
         """Return a split by name. Raises DataError if the data has none of that name."""
@@ -78,32 +74,61 @@ class Workspace:
             **values,
         }
 
-    def pixel_inputs(self, split: Split) -> PixelInputs:
-        """Return token ids and decoded frames of a split."""
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the student reads, and every teacher that does not ask for something else."""
+        found = self.processor
+        return Preprocessing(
+            found.tokenizer,
+            self.recipe.text.max_tokens,
+            size=self.recipe.frames.size,
+            mean=tuple(found.mean),
+            std=tuple(found.std),
+        )
+
+    def inputs_for(self, model: Any, split: Split) -> PixelInputs:
+        """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`."""
+        return self.pixel_inputs(split, getattr(model, "preprocessing", None))
+
+    def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None) -> PixelInputs:
+        """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.
+
+        Frames of another size or transform are decoded into a store of their own when they are first asked for.
+        """
+        how = preprocessing or self.preprocessing
+        frames = self._frames_for(how.transform)
         return PixelInputs(
-            tokenized=self._tokenize(split),
-            frames=self.frames,
-            frame_rows=self.frames.rows_of(video.id for video in split.videos),
-            mean=torch.tensor(self.processor.mean),
-            std=torch.tensor(self.processor.std),
+            tokenized=self._tokenize(split) if preprocessing is None else _tokenize(split, preprocessing),
+            frames=frames,
+            frame_rows=frames.rows_of(video.id for video in split.videos),
+            mean=torch.tensor(how.mean),
+            std=torch.tensor(how.std),
         )
 
     def _tokenize(self, split: Split) -> Tokenized:
         if split.name not in self._tokenized:
-            found = Tokenized.from_captions(
-                split.captions,
-                self.processor.tokenizer,
-                max_tokens=self.recipe.text.max_tokens,
-                vocab_size=self.clip.config.text_config.vocab_size,
-            )
+            found = _tokenize(split, self.preprocessing, vocab_size=self.clip.config.text_config.vocab_size)
             if found.unknown_count:
                 say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
             self._tokenized[split.name] = found
         return self._tokenized[split.name]
 
+    def _frames_for(self, transform: FrameTransform) -> FrameStore:
+        folder = _frames_folder(transform)
+        if folder == _frames_folder(self.preprocessing.transform):
+            return self.frames
+        if folder not in self._other_frames:
+            store = _decode(self.recipe, self.processes, self.frames.videos, transform, folder)
+            for video in self.catalog.videos:
+                if video.id in store.failures:  # it could be read before
+                    raise DataError(f"{self.recipe.stores / folder}: {video.id}: {store.failures[video.id]}")
+            self._other_frames[folder] = store
+        return self._other_frames[folder]
+
     def circumstances(self, split: Split, model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
-        inputs = self.pixel_inputs(split)
+        how = getattr(model, "preprocessing", None) or self.preprocessing
+        inputs = self.inputs_for(model, split)
         ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
         token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
         return {
@@ -114,9 +139,9 @@ class Workspace:
                 "weights": weights_hash(model),
             },
             "split": split.circumstances(),
-            "tokens": {"max_tokens": self.recipe.text.max_tokens, "sha256": token_hash},
-            "frames": self.frames.circumstances_of([video.id for video in split.videos]),
-            "normalisation": {"mean": list(self.processor.mean), "std": list(self.processor.std)},
+            "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
+            "frames": inputs.frames.circumstances_of([video.id for video in split.videos]),
+            "normalisation": {"mean": list(how.mean), "std": list(how.std)},
         }
 
     def feature_inputs(self, split: Split, clip: nn.Module) -> FeatureInputs:
@@ -139,59 +164,19 @@ class Workspace:
         """Return what a student or teacher with frozen or tuned towers trains on."""
         return self.feature_inputs(split, clip) if towers == "frozen" else self.pixel_inputs(split)
 
-    def _teacher_circumstances(self, section: TeacherSection, teacher: Teacher) -> dict[str, Any]:
-        options = {"name": section.name, **section.options}
-        return self.circumstances(self.catalog.train, teacher, options)  # type: ignore[arg-type]
-
-    def _teacher_tokens(self, section: TeacherSection, teacher: Teacher) -> tuple[ArrayStore, ArrayStore]:
-        return store_scorer_tokens(
-            self.recipe.stores / f"tokens-{_slug(section.name)}",
-            teacher,
-            self.pixel_inputs(self.catalog.train),
-            circumstances=self._teacher_circumstances(section, teacher),
-            batch_size=self.recipe.teaching.batch_size,
-            device=self.device,
-            processes=self.processes,
-            label=f"{section.name} tokens",
-        )
-
     def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
         """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
         splits = {"train": self.catalog.train, "selection": self.selection_split()}
         found = {name: fingerprint_of(self.circumstances(split, self.clip, {})) for name, split in splits.items()}
-        for section in teachers:
-            teacher = build_teacher(section, self.device)
-            found[f"teacher {section.name}"] = fingerprint_of(self._teacher_circumstances(section, teacher))
-        return found
+        return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
 
     def relevance(self, section: TeacherSection) -> ArrayStore:
         """Return the relevance of a teacher for the training split; compute it if it is not stored yet."""
-        teacher = build_teacher(section, self.device)
-        texts, videos = self._teacher_tokens(section, teacher)
-        return store_relevance(
-            self.recipe.stores / f"relevance-{_slug(section.name)}",
-            teacher,
-            texts,
-            videos,
-            self.catalog.train.caption_videos,
-            circumstances=self._teacher_circumstances(section, teacher),
-            precision=self.recipe.teaching.precision,
-            device=self.device,
-            processes=self.processes,
-            label=f"{section.name} relevance",
-        )
+        return teacher_relevance(self, section)
 
     def verify(self, section: TeacherSection, store: ArrayStore) -> list[str]:
-        """Check a teacher's stores: every checksum, and a sample of rows computed again from the decoded frames."""
-        teacher = build_teacher(section, self.device)
-        inputs = self.pixel_inputs(self.catalog.train)
-        problems = [problem for tokens in self._teacher_tokens(section, teacher) for problem in tokens.verify()]
-        problems += store.verify()
-        if problems:
-            return problems
-        return verify_relevance(
-            store, teacher, inputs, self.catalog.train.caption_videos, device=self.device, label=section.name
-        )
+        """Check a teacher's stores. Returns one line per problem."""
+        return verify_teacher(self, section, store)
 
 
 def build_workspace(
@@ -211,18 +196,8 @@ def build_workspace(
     clip = build_clip(recipe)
     processor = build_processor(recipe)
 
-    def decode() -> FrameStore:
-        return build_frame_store(
-            sorted(catalog.videos, key=lambda video: video.id),  # the same rows whichever videos are held out
-            plan=build_plan(recipe),
-            size=recipe.frames.size,
-            path=recipe.stores / "frames",
-            workers=recipe.frames.workers,
-            time_limit=recipe.frames.time_limit,
-            progress=processes.is_main,
-        )
-
-    frames = _main_first(processes, decode)
+    videos = sorted(catalog.videos, key=lambda video: video.id)  # the same rows whichever videos are held out
+    frames = _decode(recipe, processes, videos, recipe.frames.size, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
@@ -234,15 +209,38 @@ def build_workspace(
     return work
 
 
-def _main_first(processes: Processes, work: Callable[[], FrameStore]) -> FrameStore:
-    """Run `work` on the main process, then on the others, which find it done."""
-    if processes.is_main:
-        result = work()
-        processes.wait()
-        return result
-    processes.wait()
-    return work()
+def _decode(
+    recipe: Recipe, processes: Processes, videos: Sequence[Video], size: int | FrameTransform, name: str
+) -> FrameStore:
+    """Decode what is not decoded yet. The main process does it; the others wait for it."""
+    return processes.main_first(
+        lambda: build_frame_store(
+            videos,
+            plan=build_plan(recipe),
+            size=size,
+            path=recipe.stores / name,
+            hashes=recipe.stores / "frames" / "file-hashes.json",
+            workers=recipe.frames.workers,
+            time_limit=recipe.frames.time_limit,
+            progress=processes.is_main,
+        )
+    )
 
 
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+def _frames_folder(transform: FrameTransform) -> str:
+    """Return the name of a frame store, such as frames-384-stretch; the student's is called frames."""
+    parts = ["frames", str(transform.size), transform.resize]
+    parts += [transform.resample] if transform.resample != "bicubic" else []
+    parts += [f"of-{transform.scale_to}"] if transform.scale_to not in (None, transform.size) else []
+    return "-".join(parts)
+
+
+def _tokenize(split: Split, how: Preprocessing, *, vocab_size: int | None = None) -> Tokenized:
+    return Tokenized.from_captions(
+        split.captions,
+        how.tokenizer,
+        max_tokens=how.max_tokens,
+        vocab_size=vocab_size,
+        pad_id=how.pad_id,
+        pad_to=how.pad_to,
+    )

@@ -5,7 +5,7 @@ The task as a whole is what DDP wraps, so that both towers and the logit scale a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from teachclip.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
+from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
-from teachclip.scorer import Teacher, Tokens
+from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
+from teachclip.targets import tempered_relevance
 from teachclip.training.distributed import gather_with_gradient
 
 
 class Task(nn.Module):
     """What is trained: `forward(batch)` returns `loss` and its terms, 0-d tensors equal on all processes."""
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """The logit scale in log space, to be clamped after each step."""
-        raise AttributeError(f"{type(self).__name__} has no logit scale")
+    def clamp_scale(self) -> None:
+        """Keep the factor between cosines and logits within its bounds; called after each step."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how its logit scale is bounded")
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,30 @@ class DistillationTerms:
 
 @dataclass(frozen=True)
 class Relevance:
-    """One teacher's relevance for the global batch: (pairs, pairs) logits and (pairs, frames)."""
+    """One teacher's relevance for the global batch: (pairs, pairs) logits and, if it gives it, (pairs, frames)."""
 
     video_text: Tensor
-    frame_text: Tensor
+    frame_text: Tensor | None
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A teacher that runs in every step."""
+    """A teacher that runs in every step. Its inputs are those of the batch whose names begin with `prefix`."""
 
     teacher: Teacher
     weight: float = 1.0
+    frame_temperature: float = 1.0
+    prefix: str = ""
 
 
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
     A batch holds this process's pairs (see `teachclip.inputs`) and, for the global batch, `video_rows` (pairs,) and
-    for stored teacher number k `video_text.k` (pairs, pairs) and `frame_text.k` (pairs, frames).
+    for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
+    (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
+    left out. Stored and online teachers may stand together.
     """
 
     def __init__(
@@ -84,10 +89,9 @@ class DistillationTask(Task):
         self.stored_weights = tuple(stored_weights)
         self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """The parameter to be clamped after each step."""
-        return self.student.clip.logit_scale
+    def clamp_scale(self) -> None:
+        """Clamp the scale of the student's backbone."""
+        clamp_scale(self.student.backbone)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
@@ -97,7 +101,7 @@ class DistillationTask(Task):
         frame_scores = gather_with_gradient(out.frame_scores.float())
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
         with torch.autocast(texts.device.type, enabled=False):
-            logits = self.student.clip.logit_scale.float().exp() * texts @ videos.T
+            logits = self.student.score({"embeds": texts}, {"embeds": videos})
             return self._losses(batch, logits, frame_scores, frame_mask)
 
     def _losses(
@@ -108,56 +112,53 @@ class DistillationTask(Task):
         relevances = self._relevances(batch)
         if not relevances:
             return {"loss": losses["contrastive"], **losses}
-        shares = [relevance.weight / sum(item.weight for item in relevances) for relevance in relevances]
         video, frame = self.terms.video_text, self.terms.frame_text
-        losses["video_text"] = torch.stack(
-            [
-                share * video_text_loss(logits, item.video_text, kind=video.kind, temperature=video.temperature)
-                for share, item in zip(shares, relevances, strict=True)
-            ]
-        ).sum()
-        losses["frame_text"] = torch.stack(
-            [
-                share
-                * frame_text_loss(
-                    frame_scores,
-                    item.frame_text,
-                    kind=frame.kind,
-                    temperature=frame.temperature,
-                    frame_mask=frame_mask,
-                )
-                for share, item in zip(shares, relevances, strict=True)
-            ]
-        ).sum()
-        total = (
-            self.terms.contrastive.weight * losses["contrastive"]
-            + video.weight * losses["video_text"]
-            + frame.weight * losses["frame_text"]
+        losses["video_text"] = _weighted_mean(
+            (item.weight, video_text_loss(logits, item.video_text, kind=video.kind, temperature=video.temperature))
+            for item in relevances
         )
+        total = self.terms.contrastive.weight * losses["contrastive"] + video.weight * losses["video_text"]
+        options: dict[str, Any] = {"kind": frame.kind, "temperature": frame.temperature, "frame_mask": frame_mask}
+        frames = [
+            (item.weight, frame_text_loss(frame_scores, item.frame_text, **options))
+            for item in relevances
+            if item.frame_text is not None
+        ]
+        if frames:
+            losses["frame_text"] = _weighted_mean(frames)
+            total = total + frame.weight * losses["frame_text"]
         return {"loss": total, **losses}
 
     def _relevances(self, batch: Batch) -> list[Relevance]:
-        found = [
-            Relevance(batch[f"video_text.{k}"].float(), batch[f"frame_text.{k}"].float(), weight)
+        stored = [
+            Relevance(batch[f"video_text.{k}"].float(), batch.get(f"frame_text.{k}"), weight)
             for k, weight in enumerate(self.stored_weights)
         ]
-        for item in self._online[0]:
-            found.append(_teach(item, batch))
-        return found
+        return stored + [_teach(item, batch) for item in self._online[0]]
+
+
+def _weighted_mean(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """Return the mean of some 0-d losses, each with its weight."""
+    weights, losses = zip(*terms, strict=True)
+    return torch.stack([weight / sum(weights) * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
 
 @torch.no_grad()
 def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
     """Run a teacher on the local pairs and score the global batch. Teachers run in float32, as when stored."""
     with torch.autocast(batch["frame_mask"].device.type, enabled=False):
-        inputs = {key: value for key, value in batch.items() if not key.endswith("_features")}
+        inputs = {
+            key.removeprefix(item.prefix): value
+            for key, value in batch.items()
+            if key.startswith(item.prefix) and not key.endswith("_features")
+        }
         texts = _gather_tokens(encode_text_batch(item.teacher, inputs))
         videos = _gather_tokens(encode_video_batch(item.teacher, inputs))
-        return Relevance(
-            item.teacher.score(texts, videos).float(),
-            item.teacher.frame_relevance(texts, videos).float(),
-            item.weight,
-        )
+        frame_text = None
+        if gives_frame_relevance(item.teacher):
+            found = item.teacher.frame_relevance(texts, videos).float()
+            frame_text = tempered_relevance(found, item.frame_temperature)
+        return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
 
 
 def _gather_tokens(tokens: Tokens) -> Tokens:
@@ -176,10 +177,9 @@ class TeacherTask(Task):
         super().__init__()
         self.teacher = teacher
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """The parameter to be clamped after each step."""
-        return self.teacher.clip.logit_scale  # type: ignore[no-any-return]
+    def clamp_scale(self) -> None:
+        """Clamp the logit scale of the teacher's CLIP."""
+        clamp_scale(self.teacher.clip)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""

@@ -1,0 +1,134 @@
+"""The relevance of a recipe's teachers for its training pairs: computed once, kept in stores, checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from teachclip.commands.build import build_teacher
+from teachclip.commands.cli import say
+from teachclip.data.catalog import Video
+from teachclip.data.file_facts import file_facts
+from teachclip.fingerprint import fingerprint_of
+from teachclip.precompute import (
+    recompute,
+    relevance_rows,
+    sample_rows,
+    store_relevance,
+    store_scorer_tokens,
+    verify_relevance,
+)
+from teachclip.processes import Processes
+from teachclip.recipe import Teacher as TeacherSection
+from teachclip.scorer import Teacher
+from teachclip.store import ArrayStore
+
+if TYPE_CHECKING:
+    from teachclip.commands.workspace import Workspace
+
+Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def reads_relevance(teacher: Any) -> bool:
+    """Whether a teacher, or its class, cannot encode but reads relevance that was computed elsewhere."""
+    return callable(getattr(teacher, "relevance_of", None))
+
+
+def teacher_fingerprint(work: Workspace, section: TeacherSection) -> str:
+    """Return the hash of everything that a teacher's relevance for the training split depends on."""
+    return fingerprint_of(_circumstances(work, section, build_teacher(section, work.device)))
+
+
+def teacher_relevance(work: Workspace, section: TeacherSection) -> ArrayStore:
+    """Return the relevance of a teacher for the training split; compute or read it if it is not stored yet."""
+    teacher = build_teacher(section, work.device)
+    split = work.catalog.train
+    options: dict[str, Any] = {
+        "captions": len(split.captions),
+        "videos": len(split.videos),
+        "circumstances": _circumstances(work, section, teacher),
+        "precision": work.recipe.teaching.precision,
+        "label": f"{section.label} relevance",
+    }
+    path = work.recipe.stores / f"relevance-{section.folder}"
+    if reads_relevance(teacher):  # its file is read by one process: it may be large
+        compute = _given(work, section, teacher)
+        return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
+    texts, videos = _tokens(work, section, teacher)
+    rows = partial(relevance_rows, teacher, texts, videos, split.caption_videos, device=work.device)
+    return store_relevance(path, rows, processes=work.processes, **options)
+
+
+def verify_teacher(work: Workspace, section: TeacherSection, store: ArrayStore) -> list[str]:
+    """Check a teacher's stores: every checksum, and a sample of rows computed or read again from the start."""
+    teacher = build_teacher(section, work.device)
+    given = reads_relevance(teacher)
+    problems = []
+    if not given:
+        problems = [problem for tokens in _tokens(work, section, teacher) for problem in tokens.verify()]
+    problems += store.verify()
+    if problems:
+        return problems
+    split = work.catalog.train
+    rows = sample_rows(store.rows)
+    if given:
+        columns = np.arange(len(split.videos))
+        again = _given(work, section, teacher)(rows)
+    else:
+        columns = np.unique(split.caption_videos[rows])
+        inputs = work.inputs_for(teacher, split)
+        again = recompute(teacher, inputs, split.caption_videos, rows, columns, device=work.device)
+    return verify_relevance(store, again, rows, columns, label=section.label)
+
+
+def _circumstances(work: Workspace, section: TeacherSection, teacher: Any) -> dict[str, Any]:
+    options = {"name": section.name, **section.options}
+    if not reads_relevance(teacher):
+        return work.circumstances(work.catalog.train, teacher, options)
+    # The content of its files counts, not where they lie.
+    files = teacher.files()
+    facts = file_facts(
+        [Video(name, path) for name, path in files.items()],
+        work.recipe.stores / "score-file-hashes.json",
+        progress=work.processes.is_main,
+    )
+    return {
+        "model": {
+            "class": type(teacher).__name__,
+            "options": {key: value for key, value in options.items() if key not in files},
+            "files": {name: {"bytes": fact["bytes"], "sha256": fact["sha256"]} for name, fact in facts.items()},
+        },
+        "split": work.catalog.train.circumstances(),
+        "frames": work.recipe.frames.count,
+    }
+
+
+def _given(work: Workspace, section: TeacherSection, teacher: Any) -> Compute:
+    """Return a function that reads relevance from the teacher's files, which are opened at its first call."""
+
+    @functools.cache
+    def opened() -> Any:
+        known = [split for split in work.catalog.splits if split is not work.catalog.train]
+        found = teacher.relevance_of(work.catalog.train, frames=work.recipe.frames.count, others=known)
+        for line in found.remarks:
+            say(f"{section.label}: {line}")
+        return found
+
+    return lambda rows: opened().rows(rows)  # type: ignore[no-any-return]
+
+
+def _tokens(work: Workspace, section: TeacherSection, teacher: Teacher) -> tuple[ArrayStore, ArrayStore]:
+    return store_scorer_tokens(
+        work.recipe.stores / f"tokens-{section.folder}",
+        teacher,
+        work.inputs_for(teacher, work.catalog.train),
+        circumstances=_circumstances(work, section, teacher),
+        batch_size=work.recipe.teaching.batch_size,
+        device=work.device,
+        processes=work.processes,
+        label=f"{section.label} tokens",
+    )
