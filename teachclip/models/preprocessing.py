@@ -18,7 +18,7 @@ from teachclip.models.families import full_length, image_size, takes_any_size, t
 
 log = logging.getLogger(__name__)
 
-IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _RESAMPLE: dict[Any, Literal["bicubic", "bilinear"]] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
@@ -116,15 +116,18 @@ def padding_token(tokenizer: Any, *, source: str) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def read_image_settings(source: Any) -> dict[str, Any]:
-    """Return the settings of an image processor saved in a folder or hub repository; empty if there are none."""
+def read_image_settings(source: Any, *, part: str = "image_processor") -> dict[str, Any]:
+    """Return the settings of an image processor saved in a folder or hub repository; empty if there are none.
+
+    `part`: which one, where a file holds several (`image_processor`, `video_processor`).
+    """
     for name in IMAGE_FILES:
         try:
             found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source}: {name} cannot be read: {str(error).splitlines()[0]}") from error
-        settings = content.get("image_processor", content) if isinstance(content, Mapping) else {}
+        settings = content.get(part, content) if isinstance(content, Mapping) else {}
         if "image_mean" in settings or "size" in settings:
             return dict(settings)
     return {}
