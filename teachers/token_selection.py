@@ -1,0 +1,154 @@
+"""TS2-Net's token selection: which patch tokens of a frame stand for it (Liu et al., ECCV 2022, section 3.3).
+
+The selection in training and, as published, afterwards too is a perturbed top-k (Cordonnier et al., CVPR 2021,
+section 3.2; Berthet et al., NeurIPS 2020): the mean of the top-k choices under Gaussian noise on the scores. It has a
+gradient, and it selects soft mixtures of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teachclip.errors import RecipeError
+from teachclip.registry import closest
+
+SELECTIONS = ("perturbed", "hard")
+
+_SEED_GRID = 32
+_SEED_SCALE = 20
+"""Pixels are rounded to 1/20 before they seed noise. No 8-bit value normalised by CLIP's, SigLIP's or ImageNet's mean
+and deviation is then nearer than 1e-3 to where rounding turns, so that other last bits give the same seed."""
+
+
+def content_seeds(pixel_values: Tensor, seed: int) -> list[int]:
+    """Return a seed for every video (videos, frames, 3, height, width), from `seed` and what the video shows.
+
+    It is a hash of about 32 x 32 pixels of every frame, rounded to 1/20: the same on every device and in every batch,
+    also under autocast. Pixels given in float16 or bfloat16 are other numbers, and have other seeds.
+    """
+    step = max(1, pixel_values.shape[-1] // _SEED_GRID)
+    rounded = pixel_values[..., ::step, ::step].float().mul(_SEED_SCALE).round().to(torch.int16)
+    key = str(seed).encode()
+    hashes = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key) for row in rounded.numpy(force=True))
+    return [int.from_bytes(found.digest(), "little") for found in hashes]
+
+
+def hard_top_k(scores: Tensor, k: int) -> Tensor:
+    """Return where the k highest scores (..., patches) are, in ascending order (..., k)."""
+    return scores.topk(k, dim=-1).indices.sort(dim=-1).values
+
+
+class PerturbedTopK(torch.autograd.Function):
+    """Mean over noise of which patches are the top k: y[j, p] = mean_s [p is the j-th of the top k of x + sigma n_s].
+
+    Its gradient is mean_s y_s n_s / sigma (Berthet et al., 2020, section 3.1). The noise is drawn again for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, draw: Callable[[], Tensor], k: int, sigma: float) -> Tensor:
+        """Select from `scores` (frames, patches); `draw` returns noise (frames, samples, patches), always the same.
+
+        Returns (frames, k, patches), rows sum to 1, slots ordered by place.
+        """
+        chosen = hard_top_k(scores.unsqueeze(1) + sigma * draw(), k).transpose(1, 2)
+        ctx.save_for_backward(chosen)
+        ctx.draw, ctx.sigma = draw, sigma
+        counts = scores.new_zeros(len(scores), k, scores.shape[-1])
+        counts.scatter_add_(2, chosen, torch.ones_like(chosen, dtype=counts.dtype))
+        return counts / chosen.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of the scores."""
+        (chosen,) = ctx.saved_tensors
+        shares = gradients[0].gather(2, chosen).sum(dim=1)
+        found = torch.einsum("fs,fsp->fp", shares, ctx.draw()) / (chosen.shape[-1] * ctx.sigma)
+        return found, None, None, None
+
+
+class ScorePredictor(nn.Module):
+    """How much every token says: from the token itself and the frame's first token, which stands for the frame."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.in_conv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, half, bias=False), nn.GELU())
+        self.out_conv = nn.Sequential(
+            nn.Linear(2 * half, half, bias=False), nn.GELU(), nn.Linear(half, 1, bias=False), nn.Tanh()
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Score tokens (..., tokens, width), the first of which is the class token: (..., tokens), -1 to 1."""
+        local = self.in_conv(tokens)
+        whole = local[..., :1, :].expand_as(local)
+        return self.out_conv(torch.cat([local, whole], dim=-1)).squeeze(-1)
+
+
+class TokenSelector(nn.Module):
+    """Select `top_k` patch tokens of every frame; options as of `TS2Net`."""
+
+    def __init__(
+        self, width: int, *, selection: str, top_k: int, samples: int, sigma: float, seed: int, source: str
+    ) -> None:
+        super().__init__()
+        if selection not in SELECTIONS:
+            known = ", ".join(SELECTIONS)
+            raise RecipeError(
+                f"{source}: selection is {selection!r}; allowed: {known}{closest(selection, SELECTIONS)}"
+            )
+        for name, value in (("topk", top_k), ("samples", samples)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RecipeError(f"{source}: {name} is {value!r}, expected an integer of at least 1")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise RecipeError(f"{source}: seed is {seed!r}, expected an integer")
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < float("inf"):
+            raise RecipeError(
+                f"{source}: sigma is {sigma!r}, expected a number above 0; without noise: selection hard"
+            )
+        self.score_predictor = ScorePredictor(width)
+        self.selection, self.top_k, self.samples, self.sigma, self.seed = selection, top_k, samples, sigma, seed
+
+    def forward(self, tokens: Tensor, pixel_values: Tensor) -> Tensor:
+        """Return the class token and the selected patch tokens (videos, frames, 1 + top_k, width), float32.
+
+        `tokens`: (videos, frames, 1 + patches, width); `pixel_values` of the videos, which seed the noise.
+        """
+        patches = tokens[:, :, 1:].float()
+        scores = self.score_predictor(tokens)[:, :, 1:].float()
+        if self.selection == "hard":
+            places = hard_top_k(scores, self.top_k).unsqueeze(-1)
+            selected = patches.gather(2, places.expand(-1, -1, -1, patches.shape[-1]))
+        else:
+            with torch.autocast(tokens.device.type, enabled=False):
+                selected = self.perturbed(scores, pixel_values) @ patches
+        return torch.cat([tokens[:, :, :1].float(), selected], dim=2)
+
+    def perturbed(self, scores: Tensor, pixel_values: Tensor) -> Tensor:
+        """Return the perturbed top-k of scores (videos, frames, patches): (videos, frames, top_k, patches).
+
+        In training the noise is fresh, from seeds of torch's global generator. In evaluation it belongs to the video:
+        see `content_seeds`; it is drawn on the CPU, so that it is the same on every device. The videos are taken one
+        by one: their noise has samples x frames x patches numbers each.
+        """
+        frames, patches = scores.shape[1:]
+        if self.training:
+            seeds = torch.randint(2**62, (len(scores),)).tolist()
+        else:
+            seeds = content_seeds(pixel_values, self.seed)
+        device = scores.device if self.training else torch.device("cpu")
+
+        def noise(seed: int) -> Tensor:
+            generator = torch.Generator(device=device).manual_seed(seed)
+            shape = (frames, self.samples, patches)
+            return torch.randn(shape, generator=generator, device=device).to(scores.device)
+
+        rows = [
+            PerturbedTopK.apply(row, lambda seed=seed: noise(seed), self.top_k, self.sigma)
+            for row, seed in zip(scores, seeds, strict=True)
+        ]
+        return torch.stack(rows) if rows else scores.new_zeros(0, frames, self.top_k, patches)
