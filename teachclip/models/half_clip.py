@@ -36,8 +36,8 @@ def use_float16_weights(clip: CLIPModel) -> None:
 
     `clip.float()` undoes it: everything here follows the type that the weights have.
     """
-    for tower in (clip.text_model, clip.vision_model):
-        tower.encoder.layers[0].register_forward_pre_hook(_enter_tower)
+    clip.vision_model.embeddings.register_forward_hook(_leave_embeddings)
+    clip.text_model.encoder.layers[0].register_forward_pre_hook(_enter_layers)
     for projection in (clip.text_projection, clip.visual_projection):
         projection.register_forward_pre_hook(_take_weights_type)
         projection.register_forward_hook(_leave_in_float32)
@@ -57,17 +57,21 @@ def _float32_norm(norm: nn.LayerNorm) -> Float32LayerNorm:
     return result.train(norm.training)
 
 
-# Hooks are plain functions that read types off their module, so that a copy of the model has its own.
+# Hooks are plain functions that read types off their module, so that a copy of the model has its own. Embeddings are
+# float32 by their positions; what follows them takes the type of the linear weights.
 
 
-def _enter_tower(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cast what the embeddings give, float32 by their own weights, for the first layer."""
-    return (inputs[0].to(layer.mlp.fc1.weight.dtype), *inputs[1:])  # type: ignore[union-attr]
+def _leave_embeddings(embeddings: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(embeddings.patch_embedding.weight.dtype)
 
 
-def _take_weights_type(linear: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _enter_layers(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].to(layer.mlp.fc1.weight.dtype), *inputs[1:])
+
+
+def _take_weights_type(linear: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].to(linear.weight.dtype),)
 
 
-def _leave_in_float32(linear: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def _leave_in_float32(linear: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return output.float()

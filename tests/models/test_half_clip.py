@@ -18,6 +18,7 @@ from teachclip.models.clip import frame_features, sentence_and_words, text_featu
 from teachclip.models.half_clip import Float32LayerNorm, use_float16_weights
 from teachclip.models.layouts import transformers_to_openai
 from teachclip.models.student import StudentModel, load_student, student_to_official
+from teachers import load_teacher
 
 INFO, ARRAYS = load_golden("12_fp16_info")
 
@@ -25,15 +26,15 @@ INFO, ARRAYS = load_golden("12_fp16_info")
 @pytest.fixture(scope="module")
 def student() -> StudentModel:
     model = load_student(golden_state(load_golden("01_student")[0]), mask_padding=False)
-    use_float16_weights(model.clip)
+    use_float16_weights(model.backbone)
     return model
 
 
 def test_exactly_the_official_tensors_become_float16(student: StudentModel) -> None:
-    found = transformers_to_openai(student.clip.state_dict())
+    found = transformers_to_openai(student.backbone.state_dict())
     half = {f"clip.{key}" for key, tensor in found.items() if tensor.dtype == torch.float16}
     assert half == set(INFO["student_fp16_keys"])
-    rest = [tensor for name, tensor in student.state_dict().items() if not name.startswith("clip.")]
+    rest = [tensor for name, tensor in student.state_dict().items() if not name.startswith("backbone.")]
     assert all(tensor.dtype == torch.float32 for tensor in rest)
 
 
@@ -42,6 +43,21 @@ def test_float16_towers_give_the_recorded_numbers(student: StudentModel) -> None
         out = student(**golden_batch(load_golden("01_student")[0], "full"))
     assert_close(out.logits_per_text, torch.from_numpy(ARRAYS["student_logits"]), atol=2e-2, rtol=0)
     assert_close(out.frame_weights, torch.from_numpy(ARRAYS["student_frame_weight"]), atol=2e-3, rtol=0)
+
+
+def test_a_teacher_in_float16_gives_the_recorded_numbers() -> None:
+    info, _ = load_golden("02_xclip")
+    teacher = load_teacher("xclip", golden_state(info), mask_padding=False)
+    use_float16_weights(teacher.clip)
+    found = transformers_to_openai(teacher.clip.state_dict())
+    assert {f"clip.{key}" for key in found if found[key].dtype == torch.float16} == set(INFO["student_fp16_keys"])
+    batch = golden_batch(load_golden("01_student")[0], "full")  # both were recorded on this batch
+    with torch.no_grad():
+        texts = teacher.encode_texts(batch["input_ids"], batch["attention_mask"])
+        videos = teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])
+        logits, relevance = teacher.score(texts, videos), teacher.frame_relevance(texts, videos)
+    assert_close(logits, torch.from_numpy(ARRAYS["xclip_logits"]), atol=2e-2, rtol=0)
+    assert_close(relevance, torch.from_numpy(ARRAYS["xclip_relevance"]), atol=2e-4, rtol=0)
 
 
 def test_the_official_layout_is_written_in_float32_and_read_back(student: StudentModel) -> None:
@@ -53,7 +69,7 @@ def test_the_official_layout_is_written_in_float32_and_read_back(student: Studen
 
 def seen_types(clip: CLIPModel, call: Callable[[], object]) -> dict[str, tuple[torch.dtype, torch.dtype]]:
     """Types that enter and leave every norm, linear map and convolution."""
-    seen = {}
+    seen: dict[str, tuple[torch.dtype, torch.dtype]] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -79,10 +95,9 @@ def test_activations_are_float16_between_the_embeddings_and_the_features() -> No
     found = {}
     found |= seen_types(clip, lambda: sentence_and_words(clip, batch["input_ids"]))
     found |= seen_types(clip, lambda: frame_features(clip, batch["pixel_values"]))
-    assert found.pop("vision_model.pre_layrnorm") == (torch.float32, torch.float32)  # of float32 embeddings
     for projection in ("text_projection", "visual_projection"):
         assert found.pop(projection) == (torch.float16, torch.float32)
-    assert len(found) == 2 * 2 * 8 + 3  # layers of both towers, a norm after each, the patches
+    assert len(found) == 2 * 2 * 8 + 4  # layers of both towers, a norm after each, the patches and their norm
     assert set(found.values()) == {(torch.float16, torch.float16)}
 
 
@@ -98,9 +113,9 @@ def test_norms_compute_in_float32() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_gradients_reach_every_weight_in_its_own_type(attention: str) -> None:
     student = tiny_student()
-    student.clip.set_attn_implementation(attention)
+    student.backbone.set_attn_implementation(attention)
     reference = copy.deepcopy(student)
-    use_float16_weights(student.clip)
+    use_float16_weights(student.backbone)
     for model in (student, reference):
         out = model(**tiny_batch())
         nn.functional.cross_entropy(out.logits_per_text, torch.arange(3)).backward()
