@@ -1,4 +1,7 @@
-"""Train the tiny set-up, in one process or several: `python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS]`."""
+"""Train the tiny set-up, in one process or several.
+
+`python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS] [CLIP_WEIGHTS]`
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from tiny import tiny_batches, tiny_clip, tiny_optimizer, tiny_schedule, tiny_student
 
+from teachclip.commands.build import set_clip_weights
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
 
 
-def main(folder: str, steps: str, online: str = "", pause: str = "0") -> None:
+def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32") -> None:
     torch.set_num_threads(1)
     from teachers.xpool import XPool
 
@@ -27,6 +31,7 @@ def main(folder: str, steps: str, online: str = "", pause: str = "0") -> None:
     batches = tiny_batches(processes, stored=not online)
     teachers = [OnlineTeacher(XPool.from_clip(tiny_clip(1)).eval())] if online else []
     student = tiny_student()
+    set_clip_weights(student, clip_weights)
     task = DistillationTask(student, DistillationTerms(), stored_weights=() if online else (1.0,), online=teachers)
     run = Run(Path(folder), {"settings": "tiny", "online": online}, processes)
     run.open()
