@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from golden import load_golden
+from golden_models import rule_state
 from torch import Tensor
-from trajectory import TEACHERS, Trajectory, batch_arrays, norms, train
+from trajectory import BATCHES, TEACHERS, Trajectory, batch_arrays, norms, train
+
+from teachclip.training.task import OnlineTeacher
+from teachers import load_teacher
 
 INFO, ARRAYS = load_golden("06_trajectory")
 RUNS = {run["id"]: run for run in INFO["runs"]}
@@ -34,6 +40,43 @@ def recorded_relevance(name: str) -> Callable[[int], tuple[Tensor, Tensor]]:
         return logits, relevance
 
     return read
+
+
+GOLDENS = {"xclip": "02_xclip", "ts2net": "03_ts2net", "xpool": "04_xpool"}
+OPTIONS = {"ts2net": {"selection": "hard"}}
+
+
+@cache
+def online(name: str) -> Any:
+    """A teacher with the weights that taught the recorded runs."""
+    shapes = load_golden(GOLDENS[name])[0]["manifest"]
+    state = rule_state(shapes, INFO["weight_seeds"][name])
+    return load_teacher(name, state, mask_padding=False, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_our_teachers_give_the_recorded_relevance(name: str) -> None:
+    teacher = online(name)
+    for number in range(BATCHES):
+        batch = batch_arrays(INFO, number)
+        with torch.no_grad():
+            texts = teacher.encode_texts(batch["input_ids"], batch["attention_mask"])
+            videos = teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])
+            logits, relevance = teacher.score(texts, videos), teacher.frame_relevance(texts, videos)
+        np.testing.assert_allclose(logits, ARRAYS[f"teacher_logits_{name}"][number], atol=2e-4, rtol=0)
+        expected, tolerance = ARRAYS[f"teacher_relevance_{name}"][number], 1e-5 if name == "xpool" else 2e-6
+        np.testing.assert_allclose(relevance, expected, atol=tolerance, rtol=0)
+
+
+def test_online_teachers_give_the_same_run(tmp_path: Path) -> None:
+    run = RUNS["C"]
+    steps = 4  # of the twelve, at their rates
+    teachers = [OnlineTeacher(online(name)) for name in run["teachers"]]
+    made = train(INFO, run, tmp_path, online=teachers, steps=steps)
+    for ours, theirs in {"video_text": "distill", "frame_text": "fine", "grad_norm": "grad_norm"}.items():
+        values = [line[ours] for line in made.log]
+        np.testing.assert_allclose(values, recorded("C", theirs)[:steps], rtol=2e-3, err_msg=ours)
+    np.testing.assert_allclose(torch.stack(made.logits), recorded("C", "step_logits")[:steps], atol=2e-3, rtol=0)
 
 
 @pytest.fixture(scope="module")

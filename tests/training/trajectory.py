@@ -104,8 +104,13 @@ def train(
     online: Sequence[OnlineTeacher] = (),
     prepare: Callable[[StudentModel], None] = lambda student: None,
     seeds: Sequence[int] | None = None,
+    steps: int | None = None,
 ) -> Trajectory:
-    """Train the student of a recorded run, with the given relevance or with online teachers."""
+    """Train the student of a recorded run, with the given relevance or with online teachers.
+
+    `steps`: stop after so many, at the rates that they have in the whole run.
+    """
+    steps = steps or run["steps"]
     initial = rule_state(info["manifest"], info["weight_seeds"]["student"])
     student = load_student(initial, mask_padding=False)
     freeze_clip_inputs(student)
@@ -133,11 +138,11 @@ def train(
         build_accelerator(),
         log,
         Schedule(
-            steps=run["steps"],
-            rate=published_schedule,
+            steps=steps,
+            rate=lambda progress: published_schedule(progress * steps / run["steps"]),
             max_grad_norm=1.0,
-            evaluate_every=run["steps"],
-            checkpoint_every=run["steps"],
+            evaluate_every=steps,
+            checkpoint_every=steps,
             log_every=1,
         ),
         None,
