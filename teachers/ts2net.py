@@ -89,18 +89,19 @@ class TS2Net(SequentialTeacher):
         sigma: float = 0.05,
         seed: int = 0,
         topk: int = 3,
-        token_shift: bool = True,
+        token_shift: bool | None = None,
         temporal_layers: int = 4,
         mask_padding: bool = True,
     ) -> TS2Net:
         """Start a teacher from a CLIP as published: token shift in the last two vision layers, a random selector.
 
-        The temporal transformer starts from CLIP's text tower; what it cannot give starts at random, from torch's
-        global generator, as a log line says. With `hard` selection the selector gets no gradient and is frozen.
+        `token_shift`: False for none. The temporal transformer starts from CLIP's text tower; what it cannot give
+        starts at random, from torch's global generator, as a log line says. With `hard` selection the selector gets
+        no gradient and is frozen.
         """
         model = cls(
             clip,
-            shift_layers=last_layers(clip) if token_shift else (),
+            shift_layers=() if token_shift is False else last_layers(clip),
             temporal_layers=temporal_layers,
             selection=selection,
             samples=samples,

@@ -20,6 +20,7 @@ from teachclip.errors import CheckpointError, DataError, RecipeError, TeachclipE
 from teachclip.models.clip import clip_from_state, frame_features
 from teachclip.models.layouts import openai_to_transformers
 from teachclip.models.official import under
+from teachclip.precompute import architecture_hash
 from teachclip.scorer import Teacher, Tokens, select_tokens
 from teachers import load_teacher
 from teachers.token_selection import PerturbedTopK, content_seeds, hard_top_k
@@ -471,6 +472,20 @@ def test_impossible_options_are_named(options: dict[str, Any], message: str) -> 
     with pytest.raises((RecipeError, CheckpointError)) as error:
         load_teacher("ts2net", small_teacher().official_state_dict(), **options)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_that_change_the_numbers_change_what_stores_are_named_by() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"selection": "hard"},
+        {"samples": 9},
+        {"sigma": 0.1},
+        {"seed": 1},
+        {"topk": 2},
+    ]
+    changes += [{"token_shift": False}, {"mask_padding": False}]
+    hashes = {architecture_hash(small_teacher(**options)) for options in changes}
+    assert len(hashes) == len(changes)
 
 
 def test_a_frame_of_few_tokens_cannot_shift() -> None:
