@@ -17,6 +17,7 @@ from teachclip.errors import RecipeError
 TEACHERS: Mapping[str, str] = {
     "clip2video": "teachers.clip2video:CLIP2Video",
     "dual_encoder": "teachers.dual_encoder:DualEncoder",
+    "scores": "teachers.scores:Scores",
     "ts2net": "teachers.ts2net:TS2Net",
     "video_encoder": "teachers.video_encoder:VideoEncoder",
     "xclip": "teachers.xclip:XCLIP",

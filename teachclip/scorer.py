@@ -57,6 +57,11 @@ def gives_frame_relevance(teacher: Any) -> bool:
     return bool(getattr(teacher, "has_frame_relevance", True)) and callable(getattr(teacher, "frame_relevance", None))
 
 
+def reads_relevance(teacher: Any) -> bool:
+    """Whether a teacher, or its class, cannot encode but reads relevance that was computed elsewhere."""
+    return callable(getattr(teacher, "relevance_of", None))
+
+
 def select_tokens(tokens: Tokens, rows: Tensor | slice | Sequence[int]) -> Tokens:
     """Take the items `rows` of every tensor."""
     return {name: tensor[rows] for name, tensor in tokens.items()}

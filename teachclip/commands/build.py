@@ -24,7 +24,7 @@ from teachclip.processes import Processes
 from teachclip.recipe import Optimizer, Recipe, Student, Train
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
-from teachclip.scorer import Teacher
+from teachclip.scorer import Teacher, reads_relevance
 from teachclip.training.loop import Schedule
 from teachclip.training.optim import SCHEDULES, build_optimizer, freeze_clip_inputs, parameter_groups
 from teachclip.training.task import DistillationTerms, Term
@@ -92,11 +92,13 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
 
 
 def check_teacher_files(recipe: Recipe) -> None:
-    """Raise CheckpointError, naming it, if the checkpoint of a teacher does not exist."""
+    """Raise CheckpointError, naming it, if the checkpoint of a teacher does not exist, or DataError for its files."""
     for section in recipe.teachers:
         if not is_there(section):
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
+        if reads_relevance(teacher_class(section)):
+            build_teacher(section, torch.device("cpu"))  # checks its options and that all files are there
 
 
 def teacher_class(section: TeacherSection) -> Any:
@@ -113,6 +115,8 @@ def is_there(section: TeacherSection) -> bool:
     if Path(section.checkpoint).exists():
         return True
     found = teacher_class(section)
+    if reads_relevance(found):
+        return False
     may_be_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", section.checkpoint)
     is_file = Path(section.checkpoint).suffix in FILE_ENDINGS
     return callable(getattr(found, "from_source", None)) and may_be_id is not None and not is_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor
 
 from teachclip.commands import build
 from teachclip.commands.cli import say
-from teachclip.data.batches import BatchPlan, Tokenized
-from teachclip.data.catalog import Split, Video
-from teachclip.data.transform import resize_and_crop
+from teachclip.commands.reading import student_preprocessing, tokenize
+from teachclip.commands.teaching import Teachers, shared_prefix
+from teachclip.data.batches import BatchPlan
+from teachclip.data.catalog import Catalog, Split
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.inputs import PixelInputs, to_device
+from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
+from teachclip.recipe import Teacher as TeacherSection
+from teachclip.scorer import reads_relevance
+from teachclip.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.optim import clamp_logit_scale
@@ -34,6 +40,52 @@ class _DecodedFrames:
         return self.frames[rows], self.mask[rows]
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """A few videos with one caption each: as a split, and their decoded frames at full size."""
+
+    split: Split
+    decoded: list[Tensor]
+    count: int
+
+    @classmethod
+    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan) -> _Pairs:
+        split = _first_pairs(catalog.train, videos)
+        decoded = [decode_frames(video.path, plan) for video in split.videos]
+        for video, frames in zip(split.videos, decoded, strict=True):
+            say(f"decoded {len(frames)} frames of {video.path}")
+        return cls(split, decoded, plan.count)
+
+    def inputs(self, how: Preprocessing) -> PixelInputs:
+        """Return them as a model reads them."""
+        frames = torch.zeros(len(self.decoded), self.count, 3, how.size, how.size, dtype=torch.uint8)
+        mask = torch.zeros(len(self.decoded), self.count, dtype=torch.bool)
+        for row, decoded in enumerate(self.decoded):
+            frames[row, : len(decoded)], mask[row, : len(decoded)] = how.transform(decoded), True
+        return PixelInputs(
+            tokenized=tokenize(self.split, how),
+            frames=_DecodedFrames(frames, mask),  # type: ignore[arg-type]
+            frame_rows=np.arange(len(self.decoded)),
+            mean=torch.tensor(how.mean),
+            std=torch.tensor(how.std),
+        )
+
+
+@dataclass(frozen=True)
+class _ReadRelevance:
+    """The relevance of the pairs from a file of scores, where training reads a store."""
+
+    video_text: Tensor
+    frame_text: Tensor | None
+
+    @property
+    def has_frames(self) -> bool:
+        return self.frame_text is not None
+
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
+
+
 def dry_run(recipe: Recipe) -> None:
     """Check the recipe, decode its first two training videos and take one optimizer step on them.
 
@@ -47,28 +99,20 @@ def dry_run(recipe: Recipe) -> None:
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
     clip = build.build_clip(recipe)
     processor = build.build_processor(recipe)
-    split = _first_pairs(catalog.train, 2)
-    frames = _decode(split.videos, build.build_plan(recipe), recipe.frames.size)
-    inputs = PixelInputs(
-        tokenized=Tokenized.from_captions(split.captions, processor.tokenizer, max_tokens=recipe.text.max_tokens),
-        frames=frames,  # type: ignore[arg-type]
-        frame_rows=np.arange(len(split.videos)),
-        mean=torch.tensor(processor.mean),
-        std=torch.tensor(processor.std),
-    )
+    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe))
+    split, how = pairs.split, student_preprocessing(recipe, processor)
+    inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, clip, seed=recipe.seed, frames=recipe.frames.count)
     build.freeze(student, towers=recipe.train.towers)
     build.set_clip_weights(student, recipe.train.clip_weights)
-    online = []
-    for section in recipe.teachers:
-        if build.is_there(section):
-            online.append(OnlineTeacher(build.build_teacher(section, device), section.weight))
-        else:
-            say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
-    task = DistillationTask(student, build.build_terms(recipe), online=online)
+    teachers = _teachers(recipe, catalog, pairs, how, device)
+    task = DistillationTask(
+        student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online
+    )
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     task, optimizer = accelerator.prepare(task.to(device), optimizer)
-    batches = TrainingBatches(inputs, split, BatchPlan(len(split.captions), len(split.captions), 0), Processes())
+    plan = BatchPlan(len(split.captions), len(split.captions), 0)
+    batches = TrainingBatches(inputs, split, plan, Processes(), teachers.stored, teachers.extras)
     losses = task(to_device(batches[0], device))
     accelerator.backward(losses["loss"])
     optimizer.step()
@@ -80,17 +124,41 @@ def dry_run(recipe: Recipe) -> None:
     say("dry run passed; nothing was written")
 
 
+def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessing, device: torch.device) -> Teachers:
+    """Prepare the teachers whose checkpoints exist: scores are read, all others run online."""
+    found, known = Teachers(), {"": pairs.inputs(how)}
+    for section in recipe.teachers:
+        if not build.is_there(section):
+            say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
+            continue
+        teacher: Any = build.build_teacher(section, device)
+        if reads_relevance(teacher):
+            found.stored.append(_read(teacher, section, catalog, pairs))  # type: ignore[arg-type]
+            found.weights.append(section.weight)
+            continue
+        own = getattr(teacher, "preprocessing", None)
+        prefix = "" if own is None else shared_prefix(known, pairs.inputs(own))
+        found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
+        if prefix:
+            found.extras[prefix] = known[prefix]
+    found.say_frames(recipe)
+    return found
+
+
+def _read(teacher: Any, section: TeacherSection, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:
+    """Check a whole file of scores and take what it says of the pairs."""
+    others = [split for split in catalog.splits if split is not catalog.train]
+    relevance = teacher.relevance_of(catalog.train, frames=pairs.count, others=others)
+    wanted = {caption.id for caption in pairs.split.captions}
+    rows = np.array([row for row, caption in enumerate(catalog.train.captions) if caption.id in wanted])
+    values = {name: torch.from_numpy(array) for name, array in relevance.rows(rows).items()}
+    frame_text = values.get("frame_text")
+    if frame_text is not None:
+        frame_text = tempered_relevance(frame_text, section.frame_temperature)
+    return _ReadRelevance(values["video_text"][:, : len(rows)], frame_text)  # the pairs are of the first videos
+
+
 def _first_pairs(split: Split, count: int) -> Split:
     videos = split.videos[:count]
     first = {caption.video_id: caption for caption in reversed(split.captions)}
     return replace(split, videos=videos, captions=tuple(first[video.id] for video in videos))
-
-
-def _decode(videos: tuple[Video, ...], plan: FramePlan, size: int) -> _DecodedFrames:
-    frames = torch.zeros(len(videos), plan.count, 3, size, size, dtype=torch.uint8)
-    mask = torch.zeros(len(videos), plan.count, dtype=torch.bool)
-    for row, video in enumerate(videos):
-        decoded = resize_and_crop(decode_frames(video.path, plan), size)
-        frames[row, : len(decoded)], mask[row, : len(decoded)] = decoded, True
-        say(f"decoded {len(decoded)} frames of {video.path}")
-    return _DecodedFrames(frames, mask)

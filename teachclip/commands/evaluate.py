@@ -46,6 +46,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     from teachclip.evaluation.run import evaluate
     from teachclip.models.mean_pooling import MeanPooling
     from teachclip.models.student import load_student
+    from teachclip.scorer import reads_relevance
     from teachclip.training.distributed import build_accelerator, processes_of
 
     teachers = {section.label: section for section in recipe.teachers}
@@ -59,6 +60,8 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     scorer: Any
     if model in teachers:
         scorer = build.build_teacher(teachers[model], device)
+        if reads_relevance(scorer):
+            raise RecipeError(f"--model {model!r} reads scores of training pairs from a file: it cannot be evaluated")
     elif model == "zero_shot":
         scorer = MeanPooling(work.clip)
     else:

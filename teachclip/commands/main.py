@@ -13,6 +13,7 @@ COMMANDS = {
     "make-shapes": "make the embedded world: videos, captions, and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",
+    "import-relevance": "take scores of any embedder or reranker as a teacher's relevance",
     "distill": "distil the teachers into the student",
     "evaluate": "evaluate a student, a teacher or zero-shot CLIP",
     "export": "write a student for use elsewhere",

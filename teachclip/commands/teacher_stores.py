@@ -24,18 +24,13 @@ from teachclip.precompute import (
 )
 from teachclip.processes import Processes
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.scorer import Teacher
+from teachclip.scorer import Teacher, reads_relevance
 from teachclip.store import ArrayStore
 
 if TYPE_CHECKING:
     from teachclip.commands.workspace import Workspace
 
 Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-
-
-def reads_relevance(teacher: Any) -> bool:
-    """Whether a teacher, or its class, cannot encode but reads relevance that was computed elsewhere."""
-    return callable(getattr(teacher, "relevance_of", None))
 
 
 def teacher_fingerprint(work: Workspace, section: TeacherSection) -> str:
@@ -113,7 +108,9 @@ def _given(work: Workspace, section: TeacherSection, teacher: Any) -> Compute:
     @functools.cache
     def opened() -> Any:
         known = [split for split in work.catalog.splits if split is not work.catalog.train]
-        found = teacher.relevance_of(work.catalog.train, frames=work.recipe.frames.count, others=known)
+        found = teacher.relevance_of(
+            work.catalog.train, frames=work.recipe.frames.count, others=known, scratch=work.recipe.stores
+        )
         for line in found.remarks:
             say(f"{section.label}: {line}")
         return found

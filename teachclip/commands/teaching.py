@@ -8,13 +8,12 @@ import torch
 
 from teachclip.commands.build import build_teacher, teacher_class
 from teachclip.commands.cli import say
-from teachclip.commands.teacher_stores import reads_relevance
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
 from teachclip.inputs import Inputs, PixelInputs
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.scorer import gives_frame_relevance
+from teachclip.scorer import gives_frame_relevance, reads_relevance
 from teachclip.training.batches import StoredRelevance
 from teachclip.training.task import OnlineTeacher
 

@@ -20,6 +20,7 @@ from teachclip.commands.build import (
     build_selection,
 )
 from teachclip.commands.cli import say
+from teachclip.commands.reading import frames_folder, student_preprocessing, tokenize
 from teachclip.commands.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
 from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Catalog, Split, Video, require_readable
@@ -77,14 +78,7 @@ class Workspace:
     @property
     def preprocessing(self) -> Preprocessing:
         """What the student reads, and every teacher that does not ask for something else."""
-        found = self.processor
-        return Preprocessing(
-            found.tokenizer,
-            self.recipe.text.max_tokens,
-            size=self.recipe.frames.size,
-            mean=tuple(found.mean),
-            std=tuple(found.std),
-        )
+        return student_preprocessing(self.recipe, self.processor)
 
     def inputs_for(self, model: Any, split: Split) -> PixelInputs:
         """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`."""
@@ -98,7 +92,7 @@ class Workspace:
         how = preprocessing or self.preprocessing
         frames = self._frames_for(how.transform)
         return PixelInputs(
-            tokenized=self._tokenize(split) if preprocessing is None else _tokenize(split, preprocessing),
+            tokenized=self._tokenize(split) if preprocessing is None else tokenize(split, preprocessing),
             frames=frames,
             frame_rows=frames.rows_of(video.id for video in split.videos),
             mean=torch.tensor(how.mean),
@@ -107,15 +101,15 @@ class Workspace:
 
     def _tokenize(self, split: Split) -> Tokenized:
         if split.name not in self._tokenized:
-            found = _tokenize(split, self.preprocessing, vocab_size=self.clip.config.text_config.vocab_size)
+            found = tokenize(split, self.preprocessing, vocab_size=self.clip.config.text_config.vocab_size)
             if found.unknown_count:
                 say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
             self._tokenized[split.name] = found
         return self._tokenized[split.name]
 
     def _frames_for(self, transform: FrameTransform) -> FrameStore:
-        folder = _frames_folder(transform)
-        if folder == _frames_folder(self.preprocessing.transform):
+        folder = frames_folder(transform)
+        if folder == frames_folder(self.preprocessing.transform):
             return self.frames
         if folder not in self._other_frames:
             store = _decode(self.recipe, self.processes, self.frames.videos, transform, folder)
@@ -224,23 +218,4 @@ def _decode(
             time_limit=recipe.frames.time_limit,
             progress=processes.is_main,
         )
-    )
-
-
-def _frames_folder(transform: FrameTransform) -> str:
-    """Return the name of a frame store, such as frames-384-stretch; the student's is called frames."""
-    parts = ["frames", str(transform.size), transform.resize]
-    parts += [transform.resample] if transform.resample != "bicubic" else []
-    parts += [f"of-{transform.scale_to}"] if transform.scale_to not in (None, transform.size) else []
-    return "-".join(parts)
-
-
-def _tokenize(split: Split, how: Preprocessing, *, vocab_size: int | None = None) -> Tokenized:
-    return Tokenized.from_captions(
-        split.captions,
-        how.tokenizer,
-        max_tokens=how.max_tokens,
-        vocab_size=vocab_size,
-        pad_id=how.pad_id,
-        pad_to=how.pad_to,
     )
