@@ -131,15 +131,16 @@ class TokenSelector(nn.Module):
     def perturbed(self, scores: Tensor, pixel_values: Tensor) -> Tensor:
         """Return the perturbed top-k of scores (videos, frames, patches): (videos, frames, top_k, patches).
 
-        In training the noise is fresh, from seeds of torch's global generator. In evaluation it belongs to the video:
-        see `content_seeds`; it is drawn on the CPU, so that it is the same on every device. The videos are taken one
-        by one: their noise has samples x frames x patches numbers each.
+        The noise belongs to the video: see `content_seeds`. In evaluation it is drawn on the CPU, so that it is the
+        same on every device. In training it is fresh in every call, from one draw of torch's global generator and the
+        video, so that it does not depend on which process has the video. The videos are taken one by one: their noise
+        has samples x frames x patches numbers each.
         """
         frames, patches = scores.shape[1:]
+        step = self.seed
         if self.training:
-            seeds = torch.randint(2**62, (len(scores),)).tolist()
-        else:
-            seeds = content_seeds(pixel_values, self.seed)
+            step = int(torch.randint(2**62, ()))  # processes that train together draw the same one
+        seeds = content_seeds(pixel_values, step)
         device = scores.device if self.training else torch.device("cpu")
 
         def noise(seed: int) -> Tensor:
