@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from teachclip.targets import teacher_confidence, video_frame_targets
+from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -187,3 +188,22 @@ def test_wrong_input_is_told_in_one_line(stored, call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call(relevance, teacher_confidence(logits, owners), owners)
     assert "\n" not in str(caught.value)
+
+
+# Frame temperature.
+
+
+def test_tempered_relevance_is_the_softmax_of_the_scores_over_the_temperature() -> None:
+    scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) * 5
+    for temperature in (0.05, 0.5, 1.0, 2.0, 100.0):
+        found = tempered_relevance(scores.softmax(-1), temperature)
+        torch.testing.assert_close(found, (scores / temperature).softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_tempered_relevance_keeps_padded_frames_and_empty_rows_empty() -> None:
+    relevance = torch.tensor([[0.8, 0.2, 0.0], [0.0, 0.0, 0.0]])
+    found = tempered_relevance(relevance, 0.5)
+    torch.testing.assert_close(found, torch.tensor([[16 / 17, 1 / 17, 0.0], [0.0, 0.0, 0.0]]))
+    assert tempered_relevance(relevance, 1.0) is relevance
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        tempered_relevance(relevance, 0)
