@@ -7,6 +7,7 @@ the measurement with `python -m pytest -s tests/training/test_float16_study.py`.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
