@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from teachclip.errors import RecipeError
 from teachclip.recipe_file import describe_keys, dump_recipe, load_recipe
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 MINIMAL = """
 name: test
 output: runs/test
@@ -45,6 +48,23 @@ def test_resolved_recipe_reads_back_to_itself(write):
 
 def test_exponents_without_a_dot_are_numbers(write):
     assert load_recipe(write(MINIMAL + "optimizer: {lr: 1e-4, clip_lr: 1E-7}")).optimizer.clip_lr == 1e-7
+
+
+def test_published_recipes_read_and_say_which_weights_of_clip_are_trained(monkeypatch):
+    for name in ("MSRVTT_ROOT", "XPOOL_CHECKPOINT"):
+        monkeypatch.setenv(name, "somewhere")
+    path = RECIPES / "msrvtt_xpool.yaml"
+    published = load_recipe(path)
+    assert published.train.clip_weights == "float16" and published.optimizer.clip_lr == 1e-7
+    assert published.teachers[0].training.train.clip_weights == "float32"  # as X-Pool's own training
+    modern = [
+        "train.clip_weights=float32",
+        "optimizer.name=adamw",
+        "optimizer.clip_lr=1e-6",
+        "train.mixed_precision=bf16",
+    ]
+    assert load_recipe(path, modern).optimizer.name == "adamw"
+    assert load_recipe(RECIPES / "shapes_xpool.yaml").train.clip_weights == "float32"
 
 
 def test_every_problem_is_named_at_once(write):
