@@ -12,6 +12,8 @@ import pytest
 from other_teachers import Pixels
 
 from teachclip.commands import distill, evaluate, import_relevance, precompute
+from teachclip.commands.build import is_there
+from teachclip.recipe import Teacher
 from teachclip.store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
@@ -270,3 +272,21 @@ def test_a_missing_file_of_scores_is_found_before_anything_is_decoded(project, k
     assert run(distill.main, recipe, "teachers.0.checkpoint=elsewhere/scores") == 2
     assert "teacher file: elsewhere/scores does not exist" in capsys.readouterr().err
     assert not (project.folder / "fresh").exists()
+
+
+# Where checkpoints are
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "expected"),
+    [
+        ("dual_encoder", "google/siglip-base-patch16-224", True),
+        ("dual_encoder", "weights/model.safetensors", False),
+        ("dual_encoder", "/no/such/folder", False),
+        ("dual_encoder", "a/b/c", False),
+        ("xpool", "someone/xpool", False),
+        ("scores", "someone/scores", False),
+    ],
+)
+def test_only_what_may_be_on_the_hub_is_not_missed_on_the_disk(name, checkpoint, expected):
+    assert is_there(Teacher(name=name, checkpoint=checkpoint)) == expected
