@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_backbones import tiny_backbone
 
 from teachclip import load_student
 from teachclip.commands import distill, evaluate, export, train_teacher
+from teachclip.commands.towers import set_clip_weights
+from teachclip.errors import RecipeError
 from teachclip.training.checkpoint import newest_checkpoint
 from teachers import load_teacher
 
@@ -82,3 +86,10 @@ def test_a_teacher_s_training_is_checked_as_well(project, capsys):
     recipe = project(teachers=[{"name": "xpool", "checkpoint": "t.pth", "training": training}])
     assert run(train_teacher.main, recipe) == 2
     assert "teachers.0.training: train.clip_weights=float16 needs optimizer.name=bert_adam" in capsys.readouterr().err
+
+
+def test_towers_that_are_no_clip_are_refused_in_float16():
+    student = SimpleNamespace(backbone=tiny_backbone("siglip"))
+    with pytest.raises(RecipeError, match="float16 is for CLIP's towers, these are of a SiglipModel"):
+        set_clip_weights(student, "float16")
+    set_clip_weights(student, "float32")
