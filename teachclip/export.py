@@ -51,6 +51,7 @@ OWN_FILES = {
     *SENTENCE_TRANSFORMERS,
     *("README.md", "config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("vocab.txt", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 }
 """What an export may hold; a folder with anything else is never replaced."""
 
@@ -153,7 +154,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
     body = _BODY.format(
         name=recipe.name,
         teachers=teachers,
-        clip=recipe.student.clip,
+        backbone=recipe.student.backbone,
         layers=recipe.student.temporal_layers,
         frames=recipe.frames.count,
         plan=recipe.frames.plan,
@@ -171,7 +172,7 @@ A compact model for video search by text, trained with teachclip (the TeachCLIP 
 A video is one vector, a query is one vector, and their dot product is the score.
 
 - Teachers: {teachers}
-- CLIP: `{clip}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
+- backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
 - Frames: {frames} per video, plan `{plan}`
 - Checkpoint selected on: {selected}; one training run, seed {seed}
 

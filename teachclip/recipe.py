@@ -55,7 +55,7 @@ class Frames(Section):
         "per_second", description="per_second: one frame a second, then uniform (CLIP4Clip); intervals: X-Pool's"
     )
     count: Count = Field(12, description="frames per video")
-    size: Count = Field(224, description="pixels; must be the image size of the CLIP")
+    size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
     time_limit: Positive = Field(60.0, description="seconds; a file that takes longer counts as unreadable")
 
@@ -69,7 +69,11 @@ class Text(Section):
 class Student(Section):
     """The compact model."""
 
-    clip: str = Field(description="CLIP to start from: hub id, folder, or file of an official state dict")
+    backbone: str = Field(
+        description="dual encoder to start from (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, AltCLIP, Chinese-CLIP): "
+        "hub id, folder, or file of an official CLIP state dict; a folder or JSON file with a configuration alone "
+        "starts from random weights"
+    )
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
     mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
@@ -80,7 +84,7 @@ class Optimizer(Section):
 
     name: Literal["bert_adam", "adamw"] = Field("bert_adam", description="bert_adam: as published; adamw: torch's")
     lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
-    clip_lr: Weight = Field(1e-7, description="rate of CLIP's parameters, when towers are tuned; 0 freezes them")
+    clip_lr: Weight = Field(1e-7, description="rate of the backbone, when towers are tuned; 0 freezes it")
     aggregation_lr: Positive = Field(1e-3, description="rate of the frame-weighting head (published: 10 x lr)")
     weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
     schedule: Literal["published", "warmup_cosine"] = Field(
@@ -125,7 +129,7 @@ def _check_float16(train: Train, optimizer: Optimizer) -> None:
 class TeacherTraining(Section):
     """How `tools/train_teacher.py` makes the teacher's checkpoint."""
 
-    clip: str | None = Field(None, description="CLIP to start from; null: the student's")
+    clip: str | None = Field(None, description="CLIP to start from; null: the student's backbone")
     seed: int = Field(24, description="seed of batches and dropout")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
     optimizer: Optimizer = Optimizer()
@@ -143,6 +147,10 @@ class Teacher(Section):
     name: str = Field(description="xpool, scores, ..., an entry point of teachclip.teachers, or module:name")
     label: str = Field("", description="what stores, --teacher and --model call it; default: the name")
     checkpoint: str = Field(description="file in the layout its authors published; for some a folder or hub id")
+    reads: str | None = Field(
+        None,
+        description="hub id or folder whose tokenizer and image settings it reads; null: its own or the student's",
+    )
     weight: Positive = Field(1.0, description="share of this teacher in the mean over teachers")
     frame_temperature: Positive = Field(
         1.0, description="frame relevance q becomes q^(1/T) / sum: above 1 flatter, below sharper; 1: as published"

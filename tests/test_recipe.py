@@ -11,7 +11,7 @@ name: test
 output: runs/test
 stores: runs/stores
 data: {format: csv, videos: videos, annotations: captions.csv}
-student: {clip: clip}
+student: {backbone: clip}
 teachers:
   - {name: xpool, checkpoint: teacher.pth}
 train: {steps: 3}
@@ -109,13 +109,13 @@ def test_override_reaches_into_lists_and_defaults(write):
 
 def test_environment_variables_and_their_defaults(write, monkeypatch):
     text = MINIMAL.replace("videos: videos", "videos: '${DATA_ROOT}/videos'").replace(
-        "clip: clip", "clip: '${CLIP:-tiny}'"
+        "backbone: clip", "backbone: '${CLIP:-tiny}'"
     )
     monkeypatch.delenv("DATA_ROOT", raising=False)
     assert "data.videos: environment variable DATA_ROOT is not set" in failure(write(text))
     monkeypatch.setenv("DATA_ROOT", "/data")
     recipe = load_recipe(write(text))
-    assert str(recipe.data.videos) == "/data/videos" and recipe.student.clip == "tiny"
+    assert str(recipe.data.videos) == "/data/videos" and recipe.student.backbone == "tiny"
 
 
 def test_duplicate_key_broken_yaml_and_missing_file_are_one_line_each(write, tmp_path):

@@ -64,7 +64,7 @@ def tiny_clip(*, text_layers: int = 2, text_width: int = WIDTH, heads: int = 2, 
 
 def tiny_student(*, seed: int = 0, heads: int = 2, **options: object) -> StudentModel:
     """A student on the tiny CLIP, with its processor; its weights are spread out so that outputs differ."""
-    student = StudentModel.from_clip(tiny_clip(heads=heads, seed=seed), **options)  # type: ignore[arg-type]
+    student = StudentModel.from_backbone(tiny_clip(heads=heads, seed=seed), **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in student.named_parameters():

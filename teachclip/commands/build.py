@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split, ValidationOptions, load_catalog
 from teachclip.data.video import FramePlan
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.run import Blocks
-from teachclip.models.clip import load_clip
-from teachclip.models.half_clip import use_float16_weights
+from teachclip.models.backbone import load_backbone, load_config
+from teachclip.models.families import image_size, takes_any_size
+from teachclip.models.preprocessing import load_preprocessing
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
@@ -26,7 +27,7 @@ from teachclip.recipe import Teacher as TeacherSection
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
 from teachclip.scorer import Teacher, reads_relevance
 from teachclip.training.loop import Schedule
-from teachclip.training.optim import SCHEDULES, build_optimizer, freeze_clip_inputs, parameter_groups
+from teachclip.training.optim import SCHEDULES, build_optimizer, parameter_groups
 from teachclip.training.task import DistillationTerms, Term
 
 FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
@@ -55,20 +56,29 @@ def build_plan(recipe: Recipe) -> FramePlan:
     return FramePlan(recipe.frames.plan, recipe.frames.count)
 
 
-def build_processor(recipe: Recipe) -> StudentProcessor:
-    """Return the tokenizer and the decoding settings that are saved with the student."""
-    return StudentProcessor.from_clip(
-        recipe.student.clip, plan=build_plan(recipe), size=recipe.frames.size, max_tokens=recipe.text.max_tokens
+def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:
+    """Return the tokenizer and the decoding settings that are saved with a student on the backbone of `config`."""
+    return StudentProcessor.from_backbone(
+        recipe.student.backbone,
+        config,
+        plan=build_plan(recipe),
+        size=recipe.frames.size,
+        max_tokens=recipe.text.max_tokens,
     )
 
 
-def build_clip(recipe: Recipe) -> CLIPModel:
-    """Load the CLIP that the student starts from. Raises RecipeError if frames of another size are asked for."""
-    clip = load_clip(recipe.student.clip)
-    size = clip.config.vision_config.image_size
-    if size != recipe.frames.size:
-        raise RecipeError(f"frames.size is {recipe.frames.size}, but {recipe.student.clip} takes images of {size}")
-    return clip
+def build_backbone(recipe: Recipe) -> PreTrainedModel:
+    """Load what the student starts from. Raises RecipeError if frames of another size are asked for.
+
+    A backbone that is a configuration alone starts from random weights, which depend on the recipe's seed alone.
+    """
+    source, asked = recipe.student.backbone, recipe.frames.size
+    torch.manual_seed(recipe.seed)
+    backbone = load_backbone(source)
+    size = image_size(backbone.config)
+    if asked not in (None, size) and not takes_any_size(backbone.config):
+        raise RecipeError(f"frames.size is {asked}, but {source} takes images of {size}")
+    return backbone
 
 
 def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
@@ -122,11 +132,11 @@ def is_there(section: TeacherSection) -> bool:
     return callable(getattr(found, "from_source", None)) and may_be_id is not None and not is_file
 
 
-def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) -> StudentModel:
-    """Build a fresh student on its CLIP. The new parameters depend on `seed` alone."""
+def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:
+    """Build a fresh student on its backbone. The new parameters depend on `seed` alone."""
     torch.manual_seed(seed)
-    return StudentModel.from_clip(
-        clip,
+    return StudentModel.from_backbone(
+        backbone,
         temporal_layers=section.temporal_layers,
         pooling_temperature=section.pooling_temperature,
         mask_padding=section.mask_padding,
@@ -137,7 +147,10 @@ def build_student(section: Student, clip: CLIPModel, *, seed: int, frames: int) 
 def build_teacher(section: TeacherSection, device: torch.device) -> Teacher:
     """Load a teacher from its checkpoint."""
     load_teacher = resolve("teacher loader", "teachers:load_teacher", {})
-    return load_teacher(section.name, section.checkpoint, **section.options).to(device)  # type: ignore[no-any-return]
+    teacher = load_teacher(section.name, section.checkpoint, **section.options).to(device)
+    if section.reads is not None:
+        teacher.preprocessing = load_preprocessing(section.reads, load_config(section.reads))
+    return teacher  # type: ignore[no-any-return]
 
 
 def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: int, tokens: int) -> Any:
@@ -157,29 +170,6 @@ def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: 
             raise RecipeError(f"teacher {section.name!r} has no option {key!r} in training{closest(key, asked)}")
     torch.manual_seed(seed)
     return factory.from_clip(clip, **options)
-
-
-def freeze(model: nn.Module, *, towers: str) -> None:
-    """Freeze what does not train: both towers, or as published only their inputs. The logit scale always trains."""
-    if towers == "tuned":
-        freeze_clip_inputs(model)
-        return
-    for name, parameter in model.named_parameters():
-        if name.startswith("clip.") and name != "clip.logit_scale":
-            parameter.requires_grad_(False)
-
-
-def set_clip_weights(model: Any, clip_weights: str) -> None:
-    """Give the CLIP of a student or teacher the weights of `train.clip_weights`: `float32` or `float16`.
-
-    Raises RecipeError if float16 is asked for and the towers are not a CLIP's.
-    """
-    if clip_weights == "float32":
-        return
-    towers = model.backbone if hasattr(model, "backbone") else model.clip
-    if not isinstance(towers, CLIPModel):
-        raise RecipeError(f"train.clip_weights=float16 is for CLIP's towers, these are of a {type(towers).__name__}")
-    use_float16_weights(towers)
 
 
 def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
@@ -228,7 +218,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
-        return {**shared, "clip": recipe.student.clip, "teacher": own}
+        return {**shared, "clip": recipe.student.backbone, "teacher": own}
     return values
 
 

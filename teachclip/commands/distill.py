@@ -37,6 +37,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
     from teachclip.commands import build
     from teachclip.commands.teaching import build_teachers
+    from teachclip.commands.towers import freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
@@ -62,12 +63,12 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     if processes.is_main:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
     split, selection = work.catalog.train, work.selection_split()
-    student = build.build_student(recipe.student, work.clip, seed=recipe.seed, frames=recipe.frames.count)
-    clip = work.clip  # not the student's: its logit scale trains, and stored features would no longer be found
+    student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
+    clip = work.backbone  # not the student's: its logit scale trains, and stored features would no longer be found
     inputs = work.inputs(split, clip, towers=train.towers)
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
-    build.freeze(student, towers=train.towers)
-    build.set_clip_weights(student, train.clip_weights)
+    freeze(student, towers=train.towers)
+    set_clip_weights(student, train.clip_weights)
     teachers = build_teachers(work, split)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed)
     accelerator.init_trackers(recipe.name)

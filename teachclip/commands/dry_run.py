@@ -11,12 +11,14 @@ from torch import Tensor
 
 from teachclip.commands import build
 from teachclip.commands.cli import say
-from teachclip.commands.reading import student_preprocessing, tokenize
+from teachclip.commands.reading import tokenize
 from teachclip.commands.teaching import Teachers, shared_prefix
+from teachclip.commands.towers import freeze, set_clip_weights
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.inputs import PixelInputs, to_device
+from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
 from teachclip.recipe import Recipe
@@ -25,7 +27,6 @@ from teachclip.scorer import reads_relevance
 from teachclip.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
-from teachclip.training.optim import clamp_logit_scale
 from teachclip.training.task import DistillationTask, OnlineTeacher
 
 
@@ -97,14 +98,14 @@ def dry_run(recipe: Recipe) -> None:
     device = accelerator.device
     catalog = build.build_catalog(recipe)
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
-    clip = build.build_clip(recipe)
-    processor = build.build_processor(recipe)
+    backbone = build.build_backbone(recipe)
+    processor = build.build_processor(recipe, backbone.config)
     pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe))
-    split, how = pairs.split, student_preprocessing(recipe, processor)
+    split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)
-    student = build.build_student(recipe.student, clip, seed=recipe.seed, frames=recipe.frames.count)
-    build.freeze(student, towers=recipe.train.towers)
-    build.set_clip_weights(student, recipe.train.clip_weights)
+    student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
+    freeze(student, towers=recipe.train.towers)
+    set_clip_weights(student, recipe.train.clip_weights)
     teachers = _teachers(recipe, catalog, pairs, how, device)
     task = DistillationTask(
         student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online
@@ -116,7 +117,7 @@ def dry_run(recipe: Recipe) -> None:
     losses = task(to_device(batches[0], device))
     accelerator.backward(losses["loss"])
     optimizer.step()
-    clamp_logit_scale(student.clip.logit_scale)
+    clamp_scale(student.backbone)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
     say(f"recipe {recipe.name}: {len(catalog.train.captions)} training pairs, {trained:,} trained parameters")

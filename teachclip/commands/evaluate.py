@@ -63,7 +63,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
         if reads_relevance(scorer):
             raise RecipeError(f"--model {model!r} reads scores of training pairs from a file: it cannot be evaluated")
     elif model == "zero_shot":
-        scorer = MeanPooling(work.clip)
+        scorer = MeanPooling(work.backbone)
     else:
         path = recipe.output / "student" if model == "student" else Path(model)
         scorer = load_student(path, mask_padding=recipe.student.mask_padding)

@@ -39,7 +39,7 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
     """
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split(split_name)
-    inputs = work.feature_inputs(split, work.clip)
+    inputs = work.feature_inputs(split, work.backbone)
     student = load_student(recipe.output / "student").eval()
     kinds = frame_kinds(work, split)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def teacher_frames(recipe: Recipe, section: TeacherSection) -> dict[str, float]:
     teacher: Any = build.build_teacher(section, DEVICE).eval()  # type: ignore[attr-defined]
     texts, videos = encode_split(teacher, work.pixel_inputs(split), batch_size=32, device=DEVICE)
     with torch.no_grad():
-        relevance = teacher.frame_relevance(texts, select_tokens(videos, split.caption_videos))
+        relevance = teacher.frame_relevance(texts, select_tokens(videos, torch.from_numpy(split.caption_videos)))
     return weight_by_kind(relevance, frame_kinds(work, split)[split.caption_videos])
 
 
@@ -70,8 +70,10 @@ def event_frames_only(recipe: Recipe) -> dict[str, Any]:
     """Evaluate mean pooling over the true event frames: what a perfect choice of frames alone would give."""
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split("test")
-    inputs = _OnlyEvents(work.feature_inputs(split, work.clip), torch.from_numpy(frame_kinds(work, split) == "event"))
-    return evaluate(MeanPooling(work.clip), inputs, split, build.build_blocks(recipe), DEVICE)
+    inputs = _OnlyEvents(
+        work.feature_inputs(split, work.backbone), torch.from_numpy(frame_kinds(work, split) == "event")
+    )
+    return evaluate(MeanPooling(work.backbone), inputs, split, build.build_blocks(recipe), DEVICE)
 
 
 class _OnlyEvents:

@@ -184,7 +184,7 @@ def _what_counts(path: Path, settings: Settings, kind: str) -> str:
     values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation", "seed"})
     data = recipe.data
     values["data"] = [data.format, data.select_on, Path(data.test or "").name, values["data"]["validation"]]
-    values["student"].pop("clip")
+    values["student"].pop("backbone")
     for teacher in values["teachers"]:
         teacher.pop("checkpoint")
     if kind == "world":

@@ -152,13 +152,17 @@ def _make_world(job: Job) -> dict[str, Any]:
         clip_from=job.common,
         progress=False,
     )
-    recipe = _recipe(job, [*job.settings, f"teachers.0.training.seed={job.seed}"])
-    train_teacher(recipe, recipe.teachers[0])
+    count = len(_recipe(job, job.settings).teachers)
+    recipe = _recipe(job, [*job.settings, *(f"teachers.{index}.training.seed={job.seed}" for index in range(count))])
+    teachers = {}
+    for section in recipe.teachers:
+        train_teacher(recipe, section)
+        found = evaluate_model(recipe, section.label, "test")["test"]
+        teachers[section.label] = {**found, "frames": teacher_frames(recipe, section)}
     _precompute(recipe)
     return {
         "zero_shot": evaluate_model(recipe, "zero_shot", "test")["test"],
-        "teacher": evaluate_model(recipe, recipe.teachers[0].label, "test")["test"],
-        "teacher_frames": teacher_frames(recipe),
+        "teachers": teachers,
         "event_frames_only": event_frames_only(recipe),
     }
 
@@ -181,7 +185,7 @@ def _precompute(recipe: Recipe) -> None:
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     for split in work.catalog.splits:
-        work.feature_inputs(split, work.clip)
+        work.feature_inputs(split, work.backbone)
     for section in recipe.teachers:
         work.relevance(section)
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     features = []
     if recipe.train.towers == "frozen":
-        features = [work.feature_inputs(split, work.clip) for split in work.catalog.splits]
+        features = [work.feature_inputs(split, work.backbone) for split in work.catalog.splits]
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)

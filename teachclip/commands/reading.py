@@ -1,4 +1,4 @@
-"""How a model reads captions and frames: the student's way, and the names of what is stored for other ways."""
+"""How a model reads captions and frames, and the names of what is stored for ways other than the student's."""
 
 from __future__ import annotations
 
@@ -6,19 +6,6 @@ from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Split
 from teachclip.data.transform import FrameTransform
 from teachclip.models.preprocessing import Preprocessing
-from teachclip.models.processing import StudentProcessor
-from teachclip.recipe import Recipe
-
-
-def student_preprocessing(recipe: Recipe, processor: StudentProcessor) -> Preprocessing:
-    """Return what the student reads, and every teacher that has no attribute `preprocessing`."""
-    return Preprocessing(
-        processor.tokenizer,
-        recipe.text.max_tokens,
-        size=recipe.frames.size,
-        mean=tuple(processor.mean),
-        std=tuple(processor.std),
-    )
 
 
 def tokenize(split: Split, how: Preprocessing, *, vocab_size: int | None = None) -> Tokenized:

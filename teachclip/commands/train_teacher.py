@@ -37,6 +37,7 @@ def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
 def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     """Train one teacher, select it on validation, and write its checkpoint. Returns the checkpoint's path."""
     from teachclip.commands import build
+    from teachclip.commands.towers import check_clip, freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
@@ -69,11 +70,12 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     )
     run = Run(folder, {**run.settings, "content": work.content([])}, processes)
     run.open()
-    clip = load_clip(training.clip) if training.clip else work.clip
+    clip = load_clip(training.clip) if training.clip else work.backbone
+    check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
     teacher = build.new_teacher(section, clip, seed=training.seed, **sizes)
-    build.freeze(teacher, towers=training.train.towers)
-    build.set_clip_weights(teacher, training.train.clip_weights)
+    freeze(teacher, towers=training.train.towers)
+    set_clip_weights(teacher, training.train.clip_weights)
     towers = training.train.towers
     if towers == "frozen" and not isinstance(teacher, FeatureScorer):
         say(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")

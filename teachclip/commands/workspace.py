@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from teachclip.commands.build import (
+    build_backbone,
     build_catalog,
-    build_clip,
     build_plan,
     build_processor,
     build_selection,
 )
 from teachclip.commands.cli import say
-from teachclip.commands.reading import frames_folder, student_preprocessing, tokenize
+from teachclip.commands.reading import frames_folder, tokenize
 from teachclip.commands.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
 from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Catalog, Split, Video, require_readable
 from teachclip.data.frames import FrameStore, build_frame_store
 from teachclip.data.transform import FrameTransform
-from teachclip.errors import DataError
+from teachclip.errors import DataError, RecipeError
 from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import FeatureInputs, Inputs, PixelInputs
-from teachclip.models.mean_pooling import ClipFeatures
+from teachclip.models.families import family_of, vocabulary_size
+from teachclip.models.mean_pooling import TowerFeatures
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
 from teachclip.precompute import architecture_hash, store_scorer_tokens, weights_hash
@@ -47,7 +48,7 @@ class Workspace:
     catalog: Catalog
     frames: FrameStore
     processor: StudentProcessor
-    clip: CLIPModel
+    backbone: PreTrainedModel
     processes: Processes
     device: torch.device
     _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
@@ -78,11 +79,21 @@ class Workspace:
     @property
     def preprocessing(self) -> Preprocessing:
         """What the student reads, and every teacher that does not ask for something else."""
-        return student_preprocessing(self.recipe, self.processor)
+        return self.processor.preprocessing
 
     def inputs_for(self, model: Any, split: Split) -> PixelInputs:
-        """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`."""
-        return self.pixel_inputs(split, getattr(model, "preprocessing", None))
+        """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`.
+
+        Without one it reads what the student reads. Raises RecipeError if its towers then are of another family.
+        """
+        how, towers = getattr(model, "preprocessing", None), getattr(model, "clip", self.backbone)
+        family, own = (family_of(found.config).name for found in (towers, self.backbone))
+        if how is None and family != own:
+            raise RecipeError(
+                f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of {own}: name "
+                "the folder or hub id of its CLIP as teachers.reads"
+            )
+        return self.pixel_inputs(split, how)
 
     def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None) -> PixelInputs:
         """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.
@@ -101,7 +112,7 @@ class Workspace:
 
     def _tokenize(self, split: Split) -> Tokenized:
         if split.name not in self._tokenized:
-            found = tokenize(split, self.preprocessing, vocab_size=self.clip.config.text_config.vocab_size)
+            found = tokenize(split, self.preprocessing, vocab_size=vocabulary_size(self.backbone.config))
             if found.unknown_count:
                 say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
             self._tokenized[split.name] = found
@@ -140,7 +151,7 @@ class Workspace:
 
     def feature_inputs(self, split: Split, clip: nn.Module) -> FeatureInputs:
         """Return the stored features of frozen towers; compute them if they are not stored yet."""
-        scorer = ClipFeatures(clip).to(self.device).eval()
+        scorer = TowerFeatures(clip).to(self.device).eval()
         folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / split.name
         texts, videos = store_scorer_tokens(
             folder,
@@ -161,7 +172,7 @@ class Workspace:
     def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
         """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
         splits = {"train": self.catalog.train, "selection": self.selection_split()}
-        found = {name: fingerprint_of(self.circumstances(split, self.clip, {})) for name, split in splits.items()}
+        found = {name: fingerprint_of(self.circumstances(split, self.backbone, {})) for name, split in splits.items()}
         return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
 
     def relevance(self, section: TeacherSection) -> ArrayStore:
@@ -187,15 +198,15 @@ def build_workspace(
     catalog = build_catalog(recipe)
     if check is not None:
         check(catalog)
-    clip = build_clip(recipe)
-    processor = build_processor(recipe)
+    backbone = build_backbone(recipe)
+    processor = build_processor(recipe, backbone.config)
 
     videos = sorted(catalog.videos, key=lambda video: video.id)  # the same rows whichever videos are held out
-    frames = _decode(recipe, processes, videos, recipe.frames.size, "frames")
+    frames = _decode(recipe, processes, videos, processor.transform, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
-    work = Workspace(recipe, catalog, frames, processor, clip, processes, device)
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )

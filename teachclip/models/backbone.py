@@ -55,11 +55,8 @@ def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrai
     path = Path(source)
     if path.is_file() and path.suffix != ".json":
         return load_clip(source)
-    try:
-        config = AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: no dual encoder can be loaded from it: {first_line(error)}") from error
-    family = family_of(config, source=str(source))
+    config = load_config(source)
+    family = family_of(config)
     if path.is_file() or (path.is_dir() and not any(found for mark in _WEIGHTS for found in path.glob(mark))):
         log.warning("%s holds a configuration alone: the %s starts from random weights", source, family.name)
         return new_backbone(config).eval()
@@ -74,6 +71,19 @@ def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrai
     return model.eval()
 
 
+def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
+    """Load the configuration of a dual encoder from a hub id, a folder or a JSON file.
+
+    Raises CheckpointError if there is none, or if it is of no supported family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: no dual encoder can be loaded from it: {first_line(error)}") from error
+    family_of(config, source=str(source))
+    return config
+
+
 def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """Build a dual encoder with random weights, in float32. Raises CheckpointError for another configuration."""
     family_of(config)
@@ -81,11 +91,18 @@ def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def text_features(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return projected text features (texts, dim), not normalised.
+    """Return projected text features (texts, dim), not normalised; see `text_output`."""
+    return text_output(backbone, input_ids, attention_mask).pooler_output
+
+
+def text_output(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+    """Return a text tower's output, whose `pooler_output` (texts, dim) is the projected feature, not normalised.
 
     `input_ids`, `attention_mask`: (texts, tokens), padded on the right. The mask is used where attention goes both
     ways; None means that nothing is padding. A causal tower reads one token that padding comes after, and runs faster
     without; SigLIP was trained on captions padded to its full length, without one.
+
+    `options` are transformers' own, such as `output_hidden_states`.
 
     Raises DataError for too many tokens, for another than the full length where a family needs that, and for ids
     outside the vocabulary (on the CPU only, where looking costs no synchronisation).
@@ -100,7 +117,7 @@ def text_features(backbone: Any, input_ids: Tensor, attention_mask: Tensor | Non
     if input_ids.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         check_token_ids(input_ids, vocabulary=vocabulary_size(config))
     mask = {"attention_mask": attention_mask} if family.text == "masked" and attention_mask is not None else {}
-    return backbone.get_text_features(input_ids=input_ids, **mask).pooler_output
+    return backbone.get_text_features(input_ids=input_ids, **mask, **options)
 
 
 def frame_features(backbone: Any, pixel_values: Tensor) -> Tensor:

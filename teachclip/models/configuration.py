@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CLIPConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from teachclip.errors import CheckpointError
+from teachclip.models.families import family_of, joint_width, text_positions
 from teachclip.registry import closest
 
 POOLINGS = ("attention", "mean")
 _OWN = (
-    *("clip_config", "temporal_layers", "temporal_heads", "max_frames"),
+    *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames"),
     *("pooling", "pooling_temperature", "mask_padding"),
 )
 _FROM_TRANSFORMERS = {
@@ -24,10 +26,11 @@ _FROM_TRANSFORMERS = {
 class StudentConfig(PreTrainedConfig):
     """Architecture of a student.
 
-    clip_config: the CLIP that encodes single frames and texts.
-    temporal_layers: blocks of the temporal transformer; 0 for none (then frames stay as CLIP encodes them).
+    backbone_config: of the dual encoder that encodes single frames and texts, of any supported family; None: CLIP's.
+    temporal_layers: blocks of the temporal transformer; 0 for none (then frames stay as the backbone encodes them).
     temporal_heads: attention heads of the blocks; None means joint width // 64.
-    max_frames: rows of the frame position table, the most frames a video may have; None means CLIP's text positions.
+    temporal_activation: of the blocks, by transformers' names.
+    max_frames: rows of the frame position table, the most frames a video may have; None means the text positions.
     pooling: `attention` weighs frames by learned scores (TeachCLIP), `mean` counts them alike (CLIP4Clip).
     pooling_temperature: divisor of the frame scores before their softmax.
     mask_padding: whether padded frames are kept from taking weight; False reproduces the official code (its mean
@@ -37,13 +40,14 @@ class StudentConfig(PreTrainedConfig):
     """
 
     model_type = "teachclip"
-    sub_configs = {"clip_config": CLIPConfig}  # noqa: RUF012 (transformers reads it from the class)
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (transformers reads it from the class)
 
     def __init__(
         self,
-        clip_config: CLIPConfig | dict[str, Any] | None = None,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         temporal_layers: int = 4,
         temporal_heads: int | None = None,
+        temporal_activation: str = "quick_gelu",
         max_frames: int | None = None,
         pooling: str = "attention",
         pooling_temperature: float = 0.1,
@@ -55,14 +59,18 @@ class StudentConfig(PreTrainedConfig):
             raise CheckpointError(
                 f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_OWN)}{closest(unknown[0], _OWN)}"
             )
-        clip: Any = CLIPConfig(**(clip_config or {})) if isinstance(clip_config, dict | None) else clip_config
-        self.clip_config = clip
+        self.backbone_config = _backbone_config(backbone_config)
         self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)
         heads = max(1, self.width // 64) if temporal_heads is None else temporal_heads
         self.temporal_heads = _integer("temporal_heads", heads, least=1)
         if self.width % self.temporal_heads:
             raise CheckpointError(f"StudentConfig: temporal_heads {heads} does not divide the width {self.width}")
-        positions = clip.text_config.max_position_embeddings
+        if temporal_activation not in ACT2FN:
+            raise CheckpointError(
+                f"StudentConfig: temporal_activation {temporal_activation!r} is none of transformers"
+            )
+        self.temporal_activation = temporal_activation
+        positions = text_positions(self.backbone_config)
         self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
         if pooling not in POOLINGS:
             raise CheckpointError(f"StudentConfig: pooling is {pooling!r}, allowed: {', '.join(POOLINGS)}")
@@ -80,7 +88,20 @@ class StudentConfig(PreTrainedConfig):
     @property
     def width(self) -> int:
         """Width of the joint space of texts and frames."""
-        return int(self.clip_config.projection_dim)
+        return joint_width(self.backbone_config)
+
+
+def _backbone_config(given: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Return the configuration of a dual encoder, made from its values if need be."""
+    if given is None:
+        return CLIPConfig()
+    if isinstance(given, dict):
+        kind = given.get("model_type", "")
+        if kind not in CONFIG_MAPPING:
+            raise CheckpointError(f"StudentConfig: backbone_config has the unknown model_type {kind!r}")
+        given = CONFIG_MAPPING[kind](**{key: value for key, value in given.items() if key != "model_type"})
+    family_of(given, source="StudentConfig: backbone_config")
+    return given
 
 
 def _integer(name: str, value: int, *, least: int) -> int:

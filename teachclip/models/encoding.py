@@ -65,7 +65,9 @@ class EncodingMixin:
         device = self.device  # type: ignore[attr-defined]
         if kind == "text":
             inputs = self.processor(text=batch)
-            outputs = self(input_ids=inputs["input_ids"].to(device))  # type: ignore[operator]
+            outputs = self(  # type: ignore[operator]
+                input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device)
+            )
             return outputs.text_embeds
         inputs = self.processor(videos=batch)
         outputs = self(  # type: ignore[operator]

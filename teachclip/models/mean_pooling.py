@@ -1,33 +1,33 @@
-"""Zero-shot CLIP and its mean-pooled frames: the scorer that needs no training (CLIP4Clip's meanP)."""
+"""A zero-shot dual encoder and its mean-pooled frames: the scorer that needs no training (CLIP4Clip's meanP)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
-from teachclip.models.clip import frame_features, text_features
+from teachclip.models.backbone import frame_features, logits_of, text_features
 from teachclip.scorer import Tokens
 
 
-class ClipFeatures(nn.Module):
-    """CLIP's raw features as tokens: what is stored once when towers are frozen."""
+class TowerFeatures(nn.Module):
+    """A backbone's raw features as tokens: what is stored once when towers are frozen."""
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        self.clip = clip
+        self.backbone = backbone
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """Return `features` (texts, dim), not normalised."""
-        return {"features": text_features(self.clip, input_ids, attention_mask)}
+        return {"features": text_features(self.backbone, input_ids, attention_mask)}
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor) -> Tokens:
         """Return `frame_features` (videos, frames, dim), not normalised, and `frame_mask` (videos, frames)."""
-        return {"frame_features": frame_features(self.clip, pixel_values), "frame_mask": frame_mask}
+        return {"frame_features": frame_features(self.backbone, pixel_values), "frame_mask": frame_mask}
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Score as `MeanPooling` does."""
-        scorer = MeanPooling(self.clip)
+        scorer = MeanPooling(self.backbone)
         return scorer.score(
             scorer.texts_from_features(texts["features"]),
             scorer.videos_from_features(videos["frame_features"], videos["frame_mask"]),
@@ -37,17 +37,17 @@ class ClipFeatures(nn.Module):
 class MeanPooling(nn.Module):
     """A video is the mean of its L2-normalised frame embeddings (CLIP4Clip, section 3.3, mean pooling)."""
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        self.clip = clip
+        self.backbone = backbone
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """Return `embeds` (texts, dim), L2-normalised."""
-        return self.texts_from_features(text_features(self.clip, input_ids, attention_mask))
+        return self.texts_from_features(text_features(self.backbone, input_ids, attention_mask))
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor) -> Tokens:
         """Return `embeds` (videos, dim), L2-normalised."""
-        return self.videos_from_features(frame_features(self.clip, pixel_values), frame_mask)
+        return self.videos_from_features(frame_features(self.backbone, pixel_values), frame_mask)
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
         """Normalise raw text features (texts, dim)."""
@@ -59,5 +59,5 @@ class MeanPooling(nn.Module):
         return {"embeds": normalize((normalize(frame_features, dim=-1) * weights).sum(dim=1), dim=-1)}
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Return logits (texts, videos): cosine times the exponential of CLIP's logit scale."""
-        return self.clip.logit_scale.exp() * texts["embeds"] @ videos["embeds"].T
+        """Return logits (texts, videos): cosines, scaled as the backbone does."""
+        return logits_of(self.backbone, texts["embeds"] @ videos["embeds"].T)

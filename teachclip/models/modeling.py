@@ -1,4 +1,4 @@
-"""The compact student: CLIP's towers, a temporal transformer and frame aggregation, as one transformers model.
+"""The compact student, one transformers model: a dual encoder's towers, a temporal transformer, frame aggregation.
 
 Texts and videos become one vector each, so that a search is one dot product per video (TeachCLIP, CVPR 2024).
 """
@@ -6,48 +6,30 @@ Texts and videos become one vector each, so that a search is one dot product per
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models import clip as towers
+from teachclip.models import backbone as towers
 from teachclip.models.aggregation import Aggregation, FrameAggregation, MeanAggregation, complete_mask
+from teachclip.models.clip import check_loading_info, first_line, quiet_loading
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
+from teachclip.models.outputs import StudentOutput
 from teachclip.models.processing import StudentProcessor, load_processor
 from teachclip.models.temporal import ResidualLinear, TemporalTransformer
-from teachclip.models.warm_start import start_from_clip
+from teachclip.models.warm_start import start_from_backbone, temporal_settings
 from teachclip.scorer import Tokens
 
 
-@dataclass
-class StudentOutput(ModelOutput):
-    """What a student computes in one forward pass; parts without input are None."""
-
-    logits_per_text: Tensor | None = None
-    """exp(logit_scale) times cosine (texts, videos), float32."""
-    logits_per_video: Tensor | None = None
-    """Its transpose (videos, texts)."""
-    frame_scores: Tensor | None = None
-    """Raw score of every frame (videos, frames); what it says of a padded frame means nothing."""
-    frame_weights: Tensor | None = None
-    """Softmax of the scores at temperature 1 over valid frames (videos, frames)."""
-    video_embeds: Tensor | None = None
-    """L2-normalised (videos, dim)."""
-    text_embeds: Tensor | None = None
-    """L2-normalised (texts, dim)."""
-
-
 class StudentModel(EncodingMixin, PreTrainedModel):
-    """A video-text student; see `StudentConfig` for its options and `StudentModel.from_clip` to start one.
+    """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
     h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAggregation`.
     """
@@ -57,15 +39,18 @@ class StudentModel(EncodingMixin, PreTrainedModel):
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["CLIPTextEmbeddings", "CLIPEncoderLayer", "CLIPVisionEmbeddings", "TemporalBlock"]  # noqa: RUF012
+    _no_split_modules = ["TemporalBlock"]  # noqa: RUF012
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__(config)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        self.backbone = MODEL_MAPPING[type(config.backbone_config)]._from_config(config.backbone_config)
         if config.temporal_layers:
             self.frame_position_embeddings = nn.Embedding(config.max_frames, config.width)
             self.temporal = TemporalTransformer(
-                config.width, layers=config.temporal_layers, heads=config.temporal_heads
+                config.width,
+                layers=config.temporal_layers,
+                heads=config.temporal_heads,
+                activation=config.temporal_activation,
             )
         self.aggregation: FrameAggregation | MeanAggregation = (
             FrameAggregation(config.width, temperature=config.pooling_temperature)
@@ -81,6 +66,17 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         if isinstance(module, ResidualLinear):
             torch.nn.init.normal_(module.weight, std=module.start_std)
 
+    def train(self, mode: bool = True) -> StudentModel:
+        """Switch to training or evaluation; batch norms (ALIGN has them) keep their statistics.
+
+        Otherwise what a picture becomes would depend on the other videos that a process holds.
+        """
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
     @property
     def mask_padding(self) -> bool:
         """Whether padded frames are kept from taking weight."""
@@ -89,33 +85,33 @@ class StudentModel(EncodingMixin, PreTrainedModel):
     # The scorer interface
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
-        """Encode texts from raw CLIP text features (texts, dim) to {"embeds": (texts, dim)}, L2-normalised."""
+        """Encode texts from raw text features (texts, dim) to {"embeds": (texts, dim)}, L2-normalised."""
         return {"embeds": F.normalize(text_features.float(), dim=-1)}
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
-        """Encode videos from raw CLIP frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
+        """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
         """Encode texts (texts, tokens) to {"embeds": (texts, dim)}, L2-normalised."""
-        return self.texts_from_features(towers.text_features(self.clip, input_ids, attention_mask))
+        return self.texts_from_features(towers.text_features(self.backbone, input_ids, attention_mask))
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tokens:
         """Encode videos (videos, frames, 3, height, width) to {"embeds": (videos, dim)}, L2-normalised."""
         return self.videos_from_features(
-            towers.frame_features(self.clip, pixel_values), complete_mask(frame_mask, pixel_values)
+            towers.frame_features(self.backbone, pixel_values), complete_mask(frame_mask, pixel_values)
         )
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Return exp(logit_scale) times cosine (texts, videos), in float32 also under autocast."""
+        """Return the scaled cosines (texts, videos), in float32 also under autocast."""
         with torch.autocast(texts["embeds"].device.type, enabled=False):
             cosines = texts["embeds"].float() @ videos["embeds"].float().T
-            return self.clip.logit_scale.float().exp() * cosines
+            return towers.logits_of(self.backbone, cosines)
 
     def aggregate(self, frame_features: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Aggregation]:
         """Return the frames after the temporal transformer (videos, frames, dim) and their aggregation.
 
-        `frame_features`: raw CLIP features. Raises DataError for more frames than the model has positions.
+        `frame_features`: raw features. Raises DataError for more frames than the model has positions.
         """
         hidden = frame_features
         mask = complete_mask(frame_mask, frame_features)
@@ -133,8 +129,8 @@ class StudentModel(EncodingMixin, PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Return CLIP's text output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
-        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        """Return the text tower's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
+        return towers.text_output(self.backbone, input_ids, attention_mask, **kwargs)
 
     def get_video_features(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None
@@ -143,7 +139,7 @@ class StudentModel(EncodingMixin, PreTrainedModel):
 
         `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Not normalised.
         """
-        hidden, aggregation = self.aggregate(towers.frame_features(self.clip, pixel_values), frame_mask)
+        hidden, aggregation = self.aggregate(towers.frame_features(self.backbone, pixel_values), frame_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=aggregation.pooled)
 
     def forward(
@@ -157,7 +153,7 @@ class StudentModel(EncodingMixin, PreTrainedModel):
     ) -> StudentOutput:
         """Encode texts and videos and score all pairs: one call for both towers, as distributed training needs.
 
-        Texts come as `input_ids` (texts, tokens) or raw CLIP `text_features` (texts, dim); videos as `pixel_values`
+        Texts come as `input_ids` (texts, tokens) or raw `text_features` (texts, dim); videos as `pixel_values`
         (videos, frames, 3, height, width) or raw `frame_features` (videos, frames, dim), with `frame_mask`
         (videos, frames), all valid if None. Raises DataError for both or neither of everything.
         """
@@ -172,7 +168,7 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         elif text_features is not None:
             texts = self.texts_from_features(text_features)
         if pixel_values is not None:
-            frame_features = towers.frame_features(self.clip, pixel_values)
+            frame_features = towers.frame_features(self.backbone, pixel_values)
         if frame_features is not None:
             _, aggregation = self.aggregate(frame_features, frame_mask)
             videos = {"embeds": F.normalize(aggregation.pooled, dim=-1)}
@@ -190,9 +186,9 @@ class StudentModel(EncodingMixin, PreTrainedModel):
     # Making, loading, saving
 
     @classmethod
-    def from_clip(
+    def from_backbone(
         cls,
-        clip: CLIPModel,
+        backbone: PreTrainedModel,
         *,
         temporal_layers: int = 4,
         frames: int | None = None,
@@ -200,24 +196,21 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
     ) -> StudentModel:
-        """Start a student from a CLIP as published; see `start_from_clip` for what starts from what.
+        """Start a student from a dual encoder as published for CLIP; see `start_from_backbone` for what is copied.
 
-        `frames`: the most frames that a video will have. The frame position table has as many rows as CLIP has text
-        positions, and more if `frames` is more. Random parts are drawn from torch's global generator.
+        `frames`: the most frames that a video will have; see `temporal_settings`. Random parts are drawn from torch's
+        global generator.
         """
-        text = clip.config.text_config
-        is_joint = text.hidden_size == clip.config.projection_dim
         config = StudentConfig(
-            clip.config.to_dict(),
+            backbone.config.to_dict(),
             temporal_layers,
-            temporal_heads=text.num_attention_heads if is_joint else None,
-            max_frames=max(text.max_position_embeddings, frames or 0),
+            **temporal_settings(backbone.config, frames=frames or 0),
             pooling=pooling,
             pooling_temperature=pooling_temperature,
             mask_padding=mask_padding,
         )
         model = cls(config)
-        start_from_clip(model, clip)
+        start_from_backbone(model, backbone)
         return model.eval()
 
     @classmethod
@@ -229,15 +222,15 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         source = "student" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         try:
-            with towers.quiet_loading():
+            with quiet_loading():
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path,
                     *args,
                     **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{source}: cannot be loaded as a student: {towers.first_line(error)}") from error
-        towers.check_loading_info(info, source=source)
+            raise CheckpointError(f"{source}: cannot be loaded as a student: {first_line(error)}") from error
+        check_loading_info(info, source=source)
         if pretrained_model_name_or_path is not None:
             model.processor = load_processor(pretrained_model_name_or_path)
         return (model, info) if wants_info else model

@@ -19,7 +19,7 @@ from teachclip.models.configuration import StudentConfig
 from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
 from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
 
-CLIP = "clip."
+CLIP, BACKBONE = "clip.", "backbone."
 BLOCKS = "transformerClip.resblocks."
 POSITIONS = "frame_position_embeddings.weight"
 _HEAD = {
@@ -52,17 +52,15 @@ def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_paddin
         raise CheckpointError(
             f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {found}"
         )
-    clip_config = read_clip_config(openai_to_transformers(under(state, CLIP)), source=source)
+    config = read_clip_config(openai_to_transformers(under(state, CLIP)), source=source)
     layers = count_layers(state, BLOCKS)
     max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
-    return StudentConfig(
-        clip_config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding
-    )
+    return StudentConfig(config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding)
 
 
 def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an official student state dict to the names of `StudentModel`."""
-    result = {CLIP + key: tensor for key, tensor in openai_to_transformers(under(state, CLIP)).items()}
+    result = {BACKBONE + key: tensor for key, tensor in openai_to_transformers(under(state, CLIP)).items()}
     result |= {f"temporal.{key}": tensor for key, tensor in rename_blocks(state, prefix=BLOCKS).items()}
     result |= {new: state[old] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if old in state}
     return result
@@ -70,7 +68,7 @@ def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the state dict of a `StudentModel` to the official names; the inverse of `from_official_names`."""
-    result = {CLIP + key: tensor for key, tensor in transformers_to_openai(under(state, CLIP)).items()}
+    result = {CLIP + key: tensor for key, tensor in transformers_to_openai(under(state, BACKBONE)).items()}
     blocks = {new: old for old, new in OFFICIAL_NAMES.items()}
     for key, tensor in under(state, "temporal.layers.").items():
         number, _, rest = key.partition(".")

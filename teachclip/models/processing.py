@@ -1,40 +1,41 @@
 """From strings and video files to what a student reads; saved beside the model.
 
-The only module under `teachclip.models` that imports `teachclip.data`: for the one decoder and image transform.
+With `preprocessing` the only module here that imports `teachclip.data`: for the one decoder and image transform.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.utils import cached_file
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from teachclip.data.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
+from teachclip.data.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.errors import CheckpointError, DataError, VideoError
+from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 
 PROCESSOR_FILE = "processor_config.json"
-IMAGE_FILE = "preprocessor_config.json"
 SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
 
 
 class StudentProcessor(ProcessorMixin):
     """A tokenizer and the settings with which a student's videos are read.
 
-    tokenizer: a CLIP tokenizer.
+    tokenizer: the backbone's.
     frame_plan: which frames are looked at, a `FramePlan` or its fields as a dict.
     size: height and width of the frames in pixels.
     mean, std: per channel, of pixels in 0..1; CLIP's by default.
     max_tokens: texts are cut to so many tokens, start and end of text included.
+    pad_to: texts are padded to so many tokens; None: to the longest of a call.
+    pad_id: the token that fills up; None: the tokenizer's own.
+    resize, resample, scale_to: how frames become squares, see `FrameTransform`.
     """
 
     # transformers reads the names of saved settings off this signature: they may not be keyword-only.
@@ -46,6 +47,11 @@ class StudentProcessor(ProcessorMixin):
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         max_tokens: int = 32,
+        pad_to: int | None = None,
+        pad_id: int | None = None,
+        resize: Literal["crop", "stretch"] = "crop",
+        resample: Literal["bicubic", "bilinear"] = "bicubic",
+        scale_to: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
         if frame_plan is None:
@@ -57,6 +63,10 @@ class StudentProcessor(ProcessorMixin):
         self.mean = list(mean)
         self.std = list(std)
         self.max_tokens = max_tokens
+        self.pad_to = pad_to
+        self.pad_id: int = (tokenizer.pad_token_id or 0) if pad_id is None else pad_id
+        self.resize, self.resample, self.scale_to = resize, resample, scale_to
+        self.transform = FrameTransform(size, resize, resample, scale_to)
         try:
             self.plan = FramePlan(**self.frame_plan)
         except TypeError as error:
@@ -92,24 +102,37 @@ class StudentProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     @classmethod
-    def from_clip(
-        cls, clip: str | os.PathLike[str], *, plan: FramePlan, size: int | None = None, max_tokens: int = 32
+    def from_backbone(
+        cls,
+        source: str | os.PathLike[str],
+        config: PreTrainedConfig,
+        *,
+        plan: FramePlan,
+        size: int | None = None,
+        max_tokens: int = 32,
     ) -> StudentProcessor:
-        """Take the tokenizer, size, mean and standard deviation from a CLIP's folder or hub id.
+        """Take the tokenizer and the image settings from a dual encoder's folder or hub id.
 
-        Without image settings beside the CLIP, the pixels are OpenAI's: 224, and their mean and deviation. Raises
-        CheckpointError if there is no tokenizer.
+        `config`: the model's. See `load_preprocessing` for `size`, `max_tokens` and what is raised.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(clip)
-            found = cached_file(clip, IMAGE_FILE, _raise_exceptions_for_missing_entries=False)
-            settings = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{clip}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
-        mean, std = settings.get("image_mean") or CLIP_MEAN, settings.get("image_std") or CLIP_STD
-        crop = settings.get("crop_size") or 224
-        wanted = size or (crop if isinstance(crop, int) else crop["height"])
-        return cls(tokenizer, frame_plan=plan, size=wanted, mean=mean, std=std, max_tokens=max_tokens)
+        how = load_preprocessing(source, config, max_tokens=max_tokens, size=size)
+        return cls(how.tokenizer, plan, **how.describe())
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The same settings in the form in which data are prepared for training."""
+        return Preprocessing(
+            self.tokenizer,
+            self.max_tokens,
+            self.pad_to,
+            self.pad_id,
+            self.size,
+            tuple(self.mean),
+            tuple(self.std),
+            self.transform.resize,
+            self.transform.resample,
+            self.scale_to,
+        )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -118,16 +141,19 @@ class StudentProcessor(ProcessorMixin):
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         check_texts(texts)
-        tokens = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt", verbose=False
-        )
-        ids, attention = tokens["input_ids"], tokens["attention_mask"]
-        unknown = (ids[:, 1:] == self.tokenizer.unk_token_id) & attention[:, 1:].bool()
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, verbose=False)["input_ids"]
+        unknown = self.tokenizer.unk_token_id
         # The end of text may stand for unknown words as well, as in CLIP: only the last one is meant so.
-        allowed = int(self.tokenizer.unk_token_id == self.tokenizer.eos_token_id)
-        for number in torch.nonzero(unknown.sum(dim=1) > allowed).flatten().tolist():
-            words = [word for word in texts[number].split() if self._is_unknown(word)] or [texts[number]]
-            raise DataError(f"text {texts[number][:60]!r}: not in the vocabulary: {', '.join(words[:5])}")
+        allowed = self.tokenizer("")["input_ids"].count(unknown) if unknown is not None else 0
+        for text, ids in zip(texts, encoded, strict=True):
+            if unknown is not None and ids.count(unknown) > allowed:
+                words = [word for word in text.split() if self._is_unknown(word)] or [text]
+                raise DataError(f"text {text[:60]!r}: not in the vocabulary: {', '.join(words[:5])}")
+        width = self.pad_to or max(map(len, encoded), default=0)
+        ids = torch.full((len(texts), width), self.pad_id)
+        attention = torch.zeros_like(ids)
+        for row, found in enumerate(encoded):
+            ids[row, : len(found)], attention[row, : len(found)] = torch.tensor(found), 1
         return {"input_ids": ids, "attention_mask": attention}
 
     def _is_unknown(self, word: str) -> bool:
@@ -141,7 +167,7 @@ class StudentProcessor(ProcessorMixin):
                 frames = decode_frames(video, self.plan)
             else:
                 frames = self._thin(_as_frames(video))
-            pixels[number, : len(frames)] = normalize(resize_and_crop(frames, self.size), self.mean, self.std)
+            pixels[number, : len(frames)] = normalize(self.transform(frames), self.mean, self.std)
             mask[number, : len(frames)] = True
         return {"pixel_values": pixels, "frame_mask": mask}
 

@@ -18,7 +18,8 @@ from teachclip.models.checkpoints import check_state, load_tensors, to_float32, 
 from teachclip.models.clip import quiet_loading
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes
-from teachclip.models.modeling import StudentModel, StudentOutput
+from teachclip.models.modeling import StudentModel
+from teachclip.models.outputs import StudentOutput
 from teachclip.models.processing import StudentProcessor
 
 __all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
@@ -67,7 +68,10 @@ def student_to_official(model: StudentModel) -> dict[str, Tensor]:
     The layout is TeachCLIP's, or CLIP4Clip's for mean pooling. Raises CheckpointError if the model has something that
     the official layout cannot tell, such as other heads.
     """
-    check_told_by_shapes(model.config.clip_config, source="student")
+    kind = model.config.backbone_config.model_type
+    if kind != "clip":
+        raise CheckpointError(f"student: the official layouts hold a CLIP, this student stands on a {kind} model")
+    check_told_by_shapes(model.config.backbone_config, source="student")
     heads = max(1, model.config.width // HEAD_WIDTH)
     if model.config.temporal_layers and model.config.temporal_heads != heads:
         raise CheckpointError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from teachclip.models.aggregation import usable_mask
 
@@ -78,30 +79,37 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with QuickGELU, x * sigmoid(1.702 x), between them."""
+    """Two linear maps with an activation between them: QuickGELU, x * sigmoid(1.702 x), as CLIP, or another."""
 
-    def __init__(self, width: int, inner_width: int, *, start_std: float) -> None:
+    def __init__(self, width: int, inner_width: int, *, start_std: float, activation: str = "quick_gelu") -> None:
         super().__init__()
+        self.activation = ACT2FN[activation]
         self.fc1 = nn.Linear(width, inner_width)
         self.fc2 = ResidualLinear(inner_width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map `hidden` (..., width) to the same shape."""
-        inner = self.fc1(hidden)
-        return self.fc2(inner * torch.sigmoid(1.702 * inner))
+        return self.fc2(self.activation(self.fc1(hidden)))
 
 
 class TemporalBlock(nn.Module):
     """One pre-norm transformer block, as in CLIP's text tower but without a causal mask."""
 
     def __init__(
-        self, width: int, heads: int, inner_width: int, *, eps: float = LAYER_NORM_EPS, start_std: float = 0.02
+        self,
+        width: int,
+        heads: int,
+        inner_width: int,
+        *,
+        eps: float = LAYER_NORM_EPS,
+        start_std: float = 0.02,
+        activation: str = "quick_gelu",
     ) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
         self.attention = Attention(width, heads, start_std=start_std)
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, inner_width, start_std=start_std)
+        self.mlp = MLP(width, inner_width, start_std=start_std, activation=activation)
 
     def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
         """Transform `hidden` (videos, tokens, width); see `Attention` for `key_mask`."""
@@ -110,16 +118,26 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """A stack of pre-norm blocks over the tokens of a video; no norm after the last one, no residual around it."""
+    """A stack of pre-norm blocks over the tokens of a video; no norm after the last one, no residual around it.
+
+    `activation`: of the blocks, by transformers' names.
+    """
 
     def __init__(
-        self, width: int, *, layers: int, heads: int, inner_width: int | None = None, eps: float = LAYER_NORM_EPS
+        self,
+        width: int,
+        *,
+        layers: int,
+        heads: int,
+        inner_width: int | None = None,
+        eps: float = LAYER_NORM_EPS,
+        activation: str = "quick_gelu",
     ) -> None:
         super().__init__()
         inner = inner_width or 4 * width
         std = 0.02 / math.sqrt(2 * max(1, layers))
-        blocks = (TemporalBlock(width, heads, inner, eps=eps, start_std=std) for _ in range(layers))
-        self.layers = nn.ModuleList(blocks)
+        options: dict[str, Any] = {"eps": eps, "start_std": std, "activation": activation}
+        self.layers = nn.ModuleList(TemporalBlock(width, heads, inner, **options) for _ in range(layers))
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform `hidden` (videos, tokens, width). Tokens where `mask` (videos, tokens) is False are not read."""

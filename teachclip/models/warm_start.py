@@ -1,14 +1,15 @@
-"""What a student starts from: CLIP's towers, and CLIP's text tower for the temporal transformer."""
+"""What a student starts from: its backbone, and the backbone's text tower for the temporal transformer."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel
+from transformers import PreTrainedConfig
 
+from teachclip.models.families import family_of, joint_width, text_positions
 from teachclip.models.layouts import transformers_to_openai
 from teachclip.models.temporal import ResidualLinear, TemporalTransformer, rename_blocks
 
@@ -17,17 +18,46 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OWN_POSITIONS = 77
+"""Rows of a frame position table that starts at random: as many as CLIP has text positions."""
+
 
 @torch.no_grad()
-def start_from_clip(model: StudentModel, clip: CLIPModel) -> None:
-    """Copy a CLIP into a student as the official code does (golden 10; CLIP4Clip, section 3.3).
+def start_from_backbone(model: StudentModel, backbone: Any) -> None:
+    """Copy a dual encoder into a student as the official code does with CLIP (golden 10; CLIP4Clip, section 3.3).
 
-    Both towers are CLIP's; `start_temporal` says what the temporal parts start from. The aggregation always starts at
-    random.
+    Both towers are the backbone's; `start_temporal` says what the temporal parts start from. The aggregation always
+    starts at random.
     """
-    model.clip.load_state_dict({key: tensor.float() for key, tensor in clip.state_dict().items()})
+    state = backbone.state_dict()
+    model.backbone.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
     if model.config.temporal_layers:
-        start_temporal(clip, model.frame_position_embeddings, model.temporal)
+        start_temporal(backbone, model.frame_position_embeddings, model.temporal)
+
+
+def can_start_temporal(config: PreTrainedConfig) -> bool:
+    """Return whether a text tower's blocks and positions fit a temporal transformer over the joint space.
+
+    Its blocks must be pre-norm ones, as those of CLIP, MetaCLIP 2 and SigLIP, as wide as the joint space, and four
+    times as wide inside.
+    """
+    text, width = config.text_config, joint_width(config)  # type: ignore[attr-defined]
+    is_pre_norm = family_of(config).text in ("causal", "full")
+    return is_pre_norm and text.hidden_size == width and text.intermediate_size == 4 * width
+
+
+def temporal_settings(config: PreTrainedConfig, *, frames: int = 0) -> dict[str, Any]:
+    """Return the options of `StudentConfig` with which a temporal transformer fits on a dual encoder.
+
+    Where it starts from the text tower it has its heads and activation, otherwise CLIP's. There are as many frame
+    positions as text positions to start from, or `OWN_POSITIONS`, and more if `frames` is more.
+    """
+    text, is_copied = config.text_config, can_start_temporal(config)  # type: ignore[attr-defined]
+    return {
+        "temporal_heads": text.num_attention_heads if is_copied else None,
+        "temporal_activation": text.hidden_act if is_copied else "quick_gelu",
+        "max_frames": max(text_positions(config) if is_copied else OWN_POSITIONS, frames),
+    }
 
 
 @torch.no_grad()
@@ -46,30 +76,34 @@ def start_at_random(*parts: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_temporal(clip: CLIPModel, positions: nn.Embedding, *stacks: TemporalTransformer) -> bool:
-    """Start temporal parts from CLIP's text tower, as CLIP4Clip and the models after it do (CLIP4Clip, section 3.3).
+def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTransformer) -> bool:
+    """Start temporal parts from the text tower, as CLIP4Clip and the models after it do (CLIP4Clip, section 3.3).
 
-    The frame positions start from the text positions, and block i of every stack from text block i, if the text tower
-    is as wide as the joint space; returns whether it is. What has no counterpart keeps its random start, which a log
-    line names.
+    The frame positions start from the text positions, and block i of every stack from text block i, if
+    `can_start_temporal`; returns whether it is so. What has no counterpart keeps its random start, which a log line
+    names.
     """
-    text, width = clip.config.text_config, positions.embedding_dim
-    if text.hidden_size != width or text.intermediate_size != 4 * width:
+    text, family = backbone.config.text_config, family_of(backbone.config)
+    if not can_start_temporal(backbone.config):
         log.info(
-            "text tower is %d wide (inner %d), the joint space %d: the temporal transformer starts at random",
+            "%s text tower is %d wide (inner %d, %s blocks), the joint space %d: "
+            "the temporal transformer starts at random",
+            family.name,
             text.hidden_size,
             text.intermediate_size,
-            width,
+            "post-norm" if family.text == "masked" else "pre-norm",
+            positions.embedding_dim,
         )
         return False
-    blocks = rename_blocks(transformers_to_openai(clip.state_dict()), prefix="transformer.resblocks.")
+    tower = {key: tensor for key, tensor in backbone.state_dict().items() if key.startswith("text_model.encoder.")}
+    blocks = rename_blocks(transformers_to_openai(tower), prefix="transformer.resblocks.")
     for stack in stacks:
         own = stack.state_dict()
         stack.load_state_dict(own | {key: tensor for key, tensor in blocks.items() if key in own})
         layers = len(stack.layers)
         if text.num_hidden_layers < layers:
             log.info("%d temporal layers, %d text layers: the rest starts at random", layers, text.num_hidden_layers)
-    table = clip.text_model.embeddings.position_embedding.weight
+    table = backbone.text_model.embeddings.position_embedding.weight
     rows = min(len(table), positions.num_embeddings)
     positions.weight[:rows] = table[:rows]
     if rows < positions.num_embeddings:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from teachclip.errors import TrainingError
 from teachclip.inputs import to_device
 from teachclip.training.batches import TrainingBatches
-from teachclip.training.optim import clamp_logit_scale
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
 from teachclip.training.task import Task
 
@@ -72,7 +71,7 @@ def fit(
             losses["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            clamp_logit_scale(model.logit_scale)
+            model.clamp_scale()
             progress.step += 1
             pending.append((progress.step, batch["rows"], {name: value.detach() for name, value in losses.items()}))
             bar.update()

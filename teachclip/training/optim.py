@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError, RecipeError
+from teachclip.models.backbone import input_parameters
 from teachclip.registry import closest
 from teachclip.training.bert_adam import BertAdam
 
@@ -68,7 +69,7 @@ def parameter_groups(
     clip_lr: float,
     aggregation_lr: float,
     weight_decay: float,
-    clip_prefix: str = "clip.",
+    clip_prefix: str | None = None,
     aggregation_prefix: str = "aggregation.",
 ) -> list[dict[str, Any]]:
     """Return the published groups of a model's trainable parameters, in the published order, empty ones left out.
@@ -78,8 +79,10 @@ def parameter_groups(
     `LayerNorm` names, but its norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.
 
     Each group has `name` ("clip", "new", "aggregation", with "_no_decay" added), `params`, `lr` and `initial_lr` (the
-    rate before the schedule) and `weight_decay`. Raises RecipeError if no parameter is trainable.
+    rate before the schedule) and `weight_decay`. `clip_prefix` None: see `tower_prefix`. Raises RecipeError if no
+    parameter is trainable.
     """
+    clip_prefix = tower_prefix(model) if clip_prefix is None else clip_prefix
     rates = {"clip": clip_lr, "new": lr, "aggregation": aggregation_lr}
     order = ("clip", "new", "clip_no_decay", "new_no_decay", "aggregation", "aggregation_no_decay")
     members: dict[str, list[nn.Parameter]] = {name: [] for name in order}
@@ -104,13 +107,23 @@ def parameter_groups(
     return groups
 
 
-def freeze_clip_inputs(model: nn.Module, *, clip_prefix: str = "clip.") -> list[str]:
+def tower_prefix(model: nn.Module) -> str:
+    """Return what the names of a model's towers begin with: `backbone.` in students, `clip.` in teachers."""
+    return "backbone." if hasattr(model, "backbone") else "clip."
+
+
+def freeze_clip_inputs(model: nn.Module, *, clip_prefix: str | None = None) -> list[str]:
     """Freeze what the published runs freeze of a CLIP inside `model`: see `FROZEN_CLIP_INPUTS`.
 
+    Of another dual encoder in a student the same parts are frozen: see `teachclip.models.backbone.input_parameters`.
     Returns the names of the frozen parameters. Raises ValueError if the model has no such CLIP.
+    `clip_prefix` None: see `tower_prefix`.
     """
+    clip_prefix = tower_prefix(model) if clip_prefix is None else clip_prefix
     parameters = dict(model.named_parameters())
-    names = [clip_prefix + name for name in FROZEN_CLIP_INPUTS]
+    backbone: Any = getattr(model, "backbone", None)
+    is_other = backbone is not None and backbone.config.model_type != "clip"
+    names = [clip_prefix + name for name in (input_parameters(backbone) if is_other else FROZEN_CLIP_INPUTS)]
     missing = [name for name in names if name not in parameters]
     if missing:
         raise ValueError(

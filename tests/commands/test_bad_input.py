@@ -113,7 +113,7 @@ def test_pickle_with_code_is_not_executed(project, fails, monkeypatch):
 
 
 def test_missing_clip(project, fails):
-    assert "nowhere" in fails(project(), f"student.clip={project.folder}/nowhere")
+    assert "nowhere" in fails(project(), f"student.backbone={project.folder}/nowhere")
 
 
 def test_frame_size_that_the_clip_does_not_take(project, fails):

@@ -74,7 +74,7 @@ def test_the_official_file_has_the_published_names_and_types_and_reads_back(
 
 
 def test_a_mean_pooling_student_is_saved_as_a_folder_too(tmp_path: Path) -> None:
-    student = StudentModel.from_clip(tiny_clip(), pooling="mean")
+    student = StudentModel.from_backbone(tiny_clip(), pooling="mean")
     student.save_pretrained(tmp_path)
     again, batch = load_student(tmp_path), tiny_batch()
     assert again.config.pooling == "mean"

@@ -128,18 +128,20 @@ def test_a_processor_takes_its_tokenizer_and_pixels_from_a_clip(tmp_path: Path) 
     tiny_clip().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     plan = FramePlan("intervals", FRAMES)
-    plain = StudentProcessor.from_clip(tmp_path, plan=plan)
-    assert (plain.size, plain.mean, plain.max_tokens) == (224, list(CLIP_MEAN), 32)
-    settings = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": 48, "width": 48}}
+    config = tiny_clip().config
+    plain = StudentProcessor.from_backbone(tmp_path, config, plan=plan)
+    assert (plain.size, plain.mean, plain.max_tokens) == (SIZE, list(CLIP_MEAN), 16)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": SIZE, "width": SIZE}}
+    settings["size"] = {"shortest_edge": 48}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    own = StudentProcessor.from_clip(str(tmp_path), plan=plan, max_tokens=8)
-    assert (own.size, own.mean, own.std, own.max_tokens) == (48, [0.5] * 3, [0.25] * 3, 8)
-    assert StudentProcessor.from_clip(tmp_path, plan=plan, size=SIZE).size == SIZE
+    own = StudentProcessor.from_backbone(str(tmp_path), config, plan=plan, max_tokens=8)
+    assert (own.size, own.scale_to, own.mean, own.std, own.max_tokens) == (SIZE, 48, [0.5] * 3, [0.25] * 3, 8)
+    assert StudentProcessor.from_backbone(tmp_path, config, plan=plan, size=SIZE).size == SIZE
 
 
 def test_a_clip_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
-        StudentProcessor.from_clip(tmp_path, plan=FramePlan("intervals", FRAMES))
+        StudentProcessor.from_backbone(tmp_path, tiny_clip().config, plan=FramePlan("intervals", FRAMES))
 
 
 def test_texts_are_encoded_in_order_whatever_the_batch_size(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,14 +133,14 @@ def test_writing_the_official_layout_gives_back_every_tensor(
 
 def test_sizes_are_read_off_the_state_dict(official: StudentModel) -> None:
     config = official.config
-    vision, text = config.clip_config.vision_config, config.clip_config.text_config
+    vision, text = config.backbone_config.vision_config, config.backbone_config.text_config
     assert (vision.hidden_size, vision.num_hidden_layers, vision.patch_size, vision.image_size) == (128, 12, 8, 56)
     assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (128, 4, 49408)
     assert vision.num_attention_heads == text.num_attention_heads == config.temporal_heads == 2
     assert vision.hidden_act == text.hidden_act == "quick_gelu"
     assert (config.temporal_layers, config.max_frames) == (4, 77)
     assert all(parameter.dtype == torch.float32 for parameter in official.parameters())
-    assert np.isclose(official.clip.logit_scale.item(), 2.6593)
+    assert np.isclose(official.backbone.logit_scale.item(), 2.6593)
 
 
 @pytest.mark.parametrize("kind", ["full", "pad"])

@@ -105,12 +105,12 @@ def test_true_sizes_of_vit_b_load_with_all_values(patch: int, grid: int) -> None
         for number, (key, shape) in enumerate(shapes.items())
     }
     student = load_student(state)
-    vision, text = student.config.clip_config.vision_config, student.config.clip_config.text_config
+    vision, text = student.config.backbone_config.vision_config, student.config.backbone_config.text_config
     assert (vision.patch_size, vision.image_size, vision.num_attention_heads) == (patch, 224, 12)
     assert (text.num_attention_heads, student.config.temporal_heads) == (8, 8)
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     number = {key: number / 1024 for number, key in enumerate(shapes)}
-    layer = student.clip.vision_model.encoder.layers[11]
+    layer = student.backbone.vision_model.encoder.layers[11]
     assert (layer.self_attn.v_proj.weight == number["clip.visual.transformer.resblocks.11.attn.in_proj_weight"]).all()
     assert (student.temporal.layers[3].mlp.fc2.bias == number["transformerClip.resblocks.3.mlp.c_proj.bias"]).all()
     assert (student.aggregation.score.weight == number["frameLinear2.weight"]).all()

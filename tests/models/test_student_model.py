@@ -29,7 +29,7 @@ def test_one_forward_equals_encoding_and_scoring_apart() -> None:
     videos = student.encode_videos(batch["pixel_values"], batch["frame_mask"])
     assert_close(student.score(texts, videos), out.logits_per_text)
     cosines = torch.nn.functional.cosine_similarity(out.text_embeds[:, None], out.video_embeds[None], dim=-1)
-    assert_close(out.logits_per_text, student.clip.logit_scale.exp() * cosines)
+    assert_close(out.logits_per_text, student.backbone.logit_scale.exp() * cosines)
     assert_close(out.frame_weights.sum(dim=1), torch.ones(3))
 
 
@@ -85,7 +85,7 @@ def test_masked_keys_do_not_reach_valid_frames_nor_their_gradients() -> None:
 def test_attention_runs_on_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     student, batch = tiny_student(), tiny_batch()
     assert student.config._attn_implementation == "sdpa"
-    assert student.clip.vision_model.config._attn_implementation == "sdpa"
+    assert student.backbone.vision_model.config._attn_implementation == "sdpa"
     calls = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_all_trainable_parameters_take_part_in_one_distributed_forward(tmp_path:
     student, batch = tiny_student(), tiny_batch()
     if not with_towers:
         for name, parameter in student.named_parameters():
-            parameter.requires_grad_(not name.startswith("clip.") or name == "clip.logit_scale")
+            parameter.requires_grad_(not name.startswith("backbone.") or name == "backbone.logit_scale")
         features = torch.randn(3, WIDTH), torch.randn(3, FRAMES, WIDTH)
         batch = {"text_features": features[0], "frame_features": features[1], "frame_mask": batch["frame_mask"]}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
@@ -124,7 +124,7 @@ def test_all_trainable_parameters_take_part_in_one_distributed_forward(tmp_path:
     finally:
         dist.destroy_process_group()
     assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
-    assert student.clip.logit_scale.grad is not None
+    assert student.backbone.logit_scale.grad is not None
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
@@ -135,7 +135,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
             student.activation_checkpointing_enable()
         student.train()
         student(**batch).logits_per_text.diagonal().sum().backward()
-        grads.append(student.clip.vision_model.encoder.layers[0].mlp.fc1.weight.grad)
+        grads.append(student.backbone.vision_model.encoder.layers[0].mlp.fc1.weight.grad)
     assert_close(grads[0], grads[1])
 
 

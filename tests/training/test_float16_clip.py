@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import tiny_batches, tiny_schedule, tiny_student
 from torch import Tensor
 
-from teachclip.commands.build import set_clip_weights
+from teachclip.commands.towers import set_clip_weights
 from teachclip.models.student import StudentModel
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator

@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_the_logit_scale_never_exceeds_ln_100(tmp_path):
     student = tiny_student()
     with torch.no_grad():
-        student.clip.logit_scale.fill_(math.log(100))
+        student.backbone.logit_scale.fill_(math.log(100))
     run = Run(tmp_path, {})
     run.open()
     fit(
@@ -218,4 +218,4 @@ def test_the_logit_scale_never_exceeds_ln_100(tmp_path):
         tiny_schedule(4),
         None,
     )
-    assert student.clip.logit_scale.item() <= math.log(100) + 1e-6
+    assert student.backbone.logit_scale.item() <= math.log(100) + 1e-6

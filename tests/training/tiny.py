@@ -89,7 +89,7 @@ class TinyRelevance(StoredRelevance):
 
 def tiny_student() -> StudentModel:
     torch.manual_seed(5)
-    return StudentModel.from_clip(tiny_clip(), temporal_layers=2, frames=FRAMES)
+    return StudentModel.from_backbone(tiny_clip(), temporal_layers=2, frames=FRAMES)
 
 
 def tiny_batches(processes: Processes | None = None, *, batch_size: int = 8, stored: bool = True) -> TrainingBatches:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from tiny import tiny_batches, tiny_clip, tiny_optimizer, tiny_schedule, tiny_student
 
-from teachclip.commands.build import set_clip_weights
+from teachclip.commands.towers import set_clip_weights
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
