@@ -80,7 +80,8 @@ def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
     for label in wanted:
         if label not in listed:
             known = ", ".join(listed) or "none"
-            raise RecipeError(f"{where}: teaching.only: no teacher {label!r}; listed: {known}{closest(label, listed)}")
+            hint = closest(label, listed)
+            raise RecipeError(f"{where}: teaching.only: no teacher {label!r}; listed: {known}{hint}")
     return recipe.model_copy(update={"teachers": [listed[label] for label in dict.fromkeys(wanted)]})
 
 
