@@ -194,11 +194,6 @@ def store_relevance(
     return ArrayStore.open(path, circumstances=circumstances)
 
 
-def sample_rows(count: int, sample: int = 8) -> np.ndarray:
-    """Return some rows of `count`, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(sample, count)).astype(np.int64))
-
-
 @torch.no_grad()
 def recompute(
     teacher: Teacher,
