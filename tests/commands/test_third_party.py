@@ -94,3 +94,7 @@ def test_a_wrong_name_or_checkpoint_of_it_is_one_line(project, installed):
 
 def test_the_example_is_short():
     assert len((PACKAGE / "mean_teacher.py").read_text().splitlines()) < 40
+
+
+def test_the_readme_shows_this_very_example():
+    assert (PACKAGE / "mean_teacher.py").read_text() in (ROOT / "README.md").read_text()
