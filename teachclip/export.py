@@ -172,7 +172,7 @@ A compact model for video search by text, trained with teachclip (the TeachCLIP 
 A video is one vector, a query is one vector, and their dot product is the score.
 
 - Teachers: {teachers}
-- backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
+- Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
 - Frames: {frames} per video, plan `{plan}`
 - Checkpoint selected on: {selected}; one training run, seed {seed}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from teachclip.errors import TeachclipError
 
@@ -26,7 +28,8 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            main(argv)
+            with _told_log():
+                main(argv)
         except TeachclipError as error:
             for line in _plain(str(error)).splitlines():
                 print(f"{_who()}error: {line}", file=sys.stderr, flush=True)
@@ -73,6 +76,30 @@ def say(message: str) -> None:
     """Print a line of progress, once per machine."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(message, file=sys.stderr, flush=True)
+
+
+class _Teller(logging.Handler):
+    """Prints what the parts of the toolkit log, such as what starts at random, as lines of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def _told_log() -> Iterator[None]:
+    """Print the toolkit's own log lines; a command that another one calls leaves that as it is."""
+    log = logging.getLogger("teachclip")
+    if any(isinstance(handler, _Teller) for handler in log.handlers):
+        yield
+        return
+    handler, level = _Teller(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _plain(message: str) -> str:

@@ -31,7 +31,8 @@ def freeze(model: nn.Module, *, towers: str) -> None:
     """Freeze what does not train: both towers, or as published only their inputs. The logit scale always trains."""
     if towers == "tuned":
         names = freeze_clip_inputs(model)
-        log.info("frozen, as the published runs freeze CLIP's inputs: %s", ", ".join(names))
+        if not isinstance(getattr(model, "backbone", None) or model.clip, CLIPModel):
+            log.info("frozen, as the published runs freeze CLIP's inputs: %s", ", ".join(names))
         return
     prefix = tower_prefix(model)
     for name, parameter in model.named_parameters():

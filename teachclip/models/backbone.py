@@ -40,6 +40,7 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "
 _INPUTS = (
     *("text_model.embeddings.", "text_model.roberta.embeddings."),
     *("vision_model.embeddings.", "vision_model.pre_layrnorm."),
+    "text_model.pooler.",  # ALIGN's, which nothing reads: several processes would wait for its gradients
 )
 
 
@@ -179,6 +180,7 @@ def input_parameters(backbone: nn.Module) -> list[str]:
     """Return the names of the parameters that turn tokens and pixels into the first layers' inputs.
 
     For CLIP these are what the published runs freeze: token and position tables, class and patch embedding, and the
-    norm before the vision layers. The other families have the same under `embeddings`.
+    norm before the vision layers. The other families have the same under `embeddings`, and
+    ALIGN a part that is never read.
     """
     return [name for name, _ in backbone.named_parameters() if name.startswith(_INPUTS)]

@@ -60,9 +60,13 @@ def logged_losses(folder: Path) -> torch.Tensor:
     )
 
 
-def test_a_siglip_student_is_distilled_exported_and_used(siglip_recipe: Any, tmp_path: Path) -> None:
+def test_a_siglip_student_is_distilled_exported_and_used(
+    siglip_recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = siglip_recipe()
     assert run(distill.main, recipe, "--dry-run") == 0
+    told = capsys.readouterr().err
+    assert told.count("frozen, as the published runs freeze CLIP's inputs: backbone.text_model.embeddings") == 1
     assert not (tmp_path / "run").exists()
     assert run(distill.main, recipe) == 0
     assert run(evaluate.main, recipe, "--model", "student", "--out", tmp_path / "again.json") == 0
