@@ -13,15 +13,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.aggregation import complete_mask, masked_softmax, residual_pooling
-from teachclip.models.checkpoints import check_state, count_layers, describe_checkpoint, to_float32
-from teachclip.models.clip import clip_from_state, frame_features, sentence_and_words
+from teachclip.models.aggregation import complete_mask, frame_text_relevance, residual_pooling
+from teachclip.models.checkpoints import another_model, check_state, count_layers, to_float32
+from teachclip.models.clip import frame_features, sentence_and_words
 from teachclip.models.differences import FrameDifferences
 from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes, clip_options, transformers_to_openai
-from teachclip.models.official import under
+from teachclip.models.official import clip_of_teacher
 from teachclip.models.temporal import TemporalTransformer, official_blocks, rename_blocks
 from teachclip.models.warm_start import start_at_random, start_temporal
 from teachclip.scorer import Tokens
@@ -128,11 +128,8 @@ class CLIP2Video(nn.Module):
         """
         own = {key: tensor for key, tensor in state.items() if not key.startswith("clip.")}
         if not any(key.startswith(_MARKS) for key in own):
-            raise CheckpointError(
-                f"{source}: expected a CLIP2Video checkpoint, this looks like {describe_checkpoint(state)}"
-            )
-        config = None if clip_config is None else CLIPConfig(**clip_config)
-        clip = clip_from_state(under(state, "clip."), source=source, prefix="clip.", config=config)
+            raise another_model(state, "a CLIP2Video", source=source)
+        clip = clip_of_teacher(state, clip_config, source=source)
         layers = {name: max(1, count_layers(own, prefix)) for name, prefix in _STACKS.items()}
         model = cls(
             clip,
@@ -243,10 +240,8 @@ class CLIP2Video(nn.Module):
 
         None is published; the frames are those after the temporal transformer, as in TS2-Net.
         """
-        sentence, frames = texts["sentence"].float(), videos["frames"].float()
-        with torch.autocast(frames.device.type, enabled=False):
-            cosines = F.normalize(frames, dim=-1) @ F.normalize(sentence, dim=-1).unsqueeze(-1)
-        return masked_softmax(cosines.squeeze(-1), videos["mask"] if self.mask_padding else None)
+        mask = videos["mask"] if self.mask_padding else None
+        return frame_text_relevance(texts["sentence"], videos["frames"], mask)
 
 
 def _rows(state: Mapping[str, Tensor], *keys: str, default: int) -> int:

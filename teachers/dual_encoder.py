@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachclip.models.aggregation import masked_softmax
+from teachclip.models.aggregation import frame_text_relevance
 from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.scorer import Tokens
@@ -74,6 +74,5 @@ class DualEncoder(nn.Module):
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the softmax over the frames of video i of their cosines with text i (pairs, frames), float32."""
-        with torch.autocast(texts["sentence"].device.type, enabled=False):
-            cosines = (videos["frames"] @ texts["sentence"].unsqueeze(-1)).squeeze(-1)
-            return masked_softmax(cosines, videos["mask"] if self.mask_padding else None)
+        mask = videos["mask"] if self.mask_padding else None
+        return frame_text_relevance(texts["sentence"], videos["frames"], mask)

@@ -34,11 +34,11 @@ class SequentialTeacher(nn.Module):
         self,
         clip: CLIPModel,
         *,
-        temporal_layers: int,
-        temporal_heads: int | None,
         positions: int,
-        mask_padding: bool,
         source: str,
+        temporal_layers: int = 4,
+        temporal_heads: int | None = None,
+        mask_padding: bool = True,
     ) -> None:
         super().__init__()
         self.width = int(clip.config.projection_dim)

@@ -90,10 +90,10 @@ class ScorePredictor(nn.Module):
 
 
 class TokenSelector(nn.Module):
-    """Select `top_k` patch tokens of every frame; options as of `TS2Net`."""
+    """Select `topk` patch tokens of every frame; options as of `TS2Net`."""
 
     def __init__(
-        self, width: int, *, selection: str, top_k: int, samples: int, sigma: float, seed: int, source: str
+        self, width: int, *, selection: str, topk: int, samples: int, sigma: float, seed: int, source: str
     ) -> None:
         super().__init__()
         if selection not in SELECTIONS:
@@ -101,7 +101,7 @@ class TokenSelector(nn.Module):
             raise RecipeError(
                 f"{source}: selection is {selection!r}; allowed: {known}{closest(selection, SELECTIONS)}"
             )
-        for name, value in (("topk", top_k), ("samples", samples)):
+        for name, value in (("topk", topk), ("samples", samples)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RecipeError(f"{source}: {name} is {value!r}, expected an integer of at least 1")
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -111,17 +111,17 @@ class TokenSelector(nn.Module):
                 f"{source}: sigma is {sigma!r}, expected a number above 0; without noise: selection hard"
             )
         self.score_predictor = ScorePredictor(width)
-        self.selection, self.top_k, self.samples, self.sigma, self.seed = selection, top_k, samples, sigma, seed
+        self.selection, self.topk, self.samples, self.sigma, self.seed = selection, topk, samples, sigma, seed
 
     def forward(self, tokens: Tensor, pixel_values: Tensor) -> Tensor:
-        """Return the class token and the selected patch tokens (videos, frames, 1 + top_k, width), float32.
+        """Return the class token and the selected patch tokens (videos, frames, 1 + topk, width), float32.
 
         `tokens`: (videos, frames, 1 + patches, width); `pixel_values` of the videos, which seed the noise.
         """
         patches = tokens[:, :, 1:].float()
         scores = self.score_predictor(tokens)[:, :, 1:].float()
         if self.selection == "hard":
-            places = hard_top_k(scores, self.top_k).unsqueeze(-1)
+            places = hard_top_k(scores, self.topk).unsqueeze(-1)
             selected = patches.gather(2, places.expand(-1, -1, -1, patches.shape[-1]))
         else:
             with torch.autocast(tokens.device.type, enabled=False):
@@ -129,7 +129,7 @@ class TokenSelector(nn.Module):
         return torch.cat([tokens[:, :, :1].float(), selected], dim=2)
 
     def perturbed(self, scores: Tensor, pixel_values: Tensor) -> Tensor:
-        """Return the perturbed top-k of scores (videos, frames, patches): (videos, frames, top_k, patches).
+        """Return the perturbed top-k of scores (videos, frames, patches): (videos, frames, topk, patches).
 
         The noise belongs to the video: see `content_seeds`. In evaluation it is drawn on the CPU, so that it is the
         same on every device. In training it is fresh in every call, from one draw of torch's global generator and the
@@ -149,7 +149,7 @@ class TokenSelector(nn.Module):
             return torch.randn(shape, generator=generator, device=device).to(scores.device)
 
         rows = [
-            PerturbedTopK.apply(row, lambda seed=seed: noise(seed), self.top_k, self.sigma)
+            PerturbedTopK.apply(row, lambda seed=seed: noise(seed), self.topk, self.sigma)
             for row, seed in zip(scores, seeds, strict=True)
         ]
-        return torch.stack(rows) if rows else scores.new_zeros(0, frames, self.top_k, patches)
+        return torch.stack(rows) if rows else scores.new_zeros(0, frames, self.topk, patches)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
-from teachclip.models.aggregation import complete_mask, masked_softmax, usable_mask
-from teachclip.models.clip import check_pixel_values, clip_from_state, text_features
-from teachclip.models.official import CLIP, under
+from teachclip.models.aggregation import complete_mask, frame_text_relevance, masked_softmax, usable_mask
+from teachclip.models.clip import check_pixel_values, text_features
+from teachclip.models.official import clip_of_teacher
 from teachclip.scorer import Tokens
 from teachers.sequential import SequentialTeacher, fresh_sizes, temporal_sizes, unit
 from teachers.token_selection import TokenSelector
@@ -45,29 +45,14 @@ class TS2Net(SequentialTeacher):
         clip: CLIPModel,
         *,
         shift_layers: Sequence[int],
-        positions: int,
-        temporal_layers: int = 4,
-        temporal_heads: int | None = None,
-        selection: str = "perturbed",
-        samples: int = 500,
-        sigma: float = 0.05,
-        seed: int = 0,
-        topk: int = 3,
-        mask_padding: bool = True,
+        selector: Mapping[str, Any],
         source: str = "TS2-Net",
+        **sizes: Any,
     ) -> None:
-        super().__init__(
-            clip,
-            temporal_layers=temporal_layers,
-            temporal_heads=temporal_heads,
-            positions=positions,
-            mask_padding=mask_padding,
-            source=source,
-        )
-        self.visual_token_selector = TokenSelector(
-            self.width, selection=selection, top_k=topk, samples=samples, sigma=sigma, seed=seed, source=source
-        )
-        tokens = clip.vision_model.embeddings.num_positions
+        """`selector`: options of `TokenSelector`; `sizes`: keywords of `SequentialTeacher`."""
+        super().__init__(clip, source=source, **sizes)
+        self.visual_token_selector = TokenSelector(self.width, source=source, **selector)
+        tokens, topk = clip.vision_model.embeddings.num_positions, self.visual_token_selector.topk
         if topk >= tokens:
             raise CheckpointError(f"{source}: topk is {topk}, but a frame has {tokens - 1} patches")
         if shift_layers and tokens < SHIFT_PARTS:
@@ -103,11 +88,7 @@ class TS2Net(SequentialTeacher):
             clip,
             shift_layers=() if token_shift is False else last_layers(clip),
             temporal_layers=temporal_layers,
-            selection=selection,
-            samples=samples,
-            sigma=sigma,
-            seed=seed,
-            topk=topk,
+            selector={"selection": selection, "samples": samples, "sigma": sigma, "seed": seed, "topk": topk},
             mask_padding=mask_padding,
             **fresh_sizes(clip),
         )
@@ -140,18 +121,13 @@ class TS2Net(SequentialTeacher):
         CheckpointError, with `source` in front, if names or shapes do not fit, RecipeError for impossible options.
         """
         layout = read_layout(state, base_clip=base_clip, token_shift=token_shift, source=source)
-        config = None if clip_config is None else CLIPConfig(**clip_config)
         sizes = temporal_sizes(layout.state, source=source)
-        clip = clip_from_state(under(layout.state, CLIP), source=source, prefix=CLIP, config=config)
+        clip = clip_of_teacher(layout.state, clip_config, source=source)
         model = cls(
             clip,
             shift_layers=layout.shift_layers or (last_layers(clip) if token_shift else ()),
             temporal_heads=temporal_heads,
-            selection=selection,
-            samples=samples,
-            sigma=sigma,
-            seed=seed,
-            topk=topk,
+            selector={"selection": selection, "samples": samples, "sigma": sigma, "seed": seed, "topk": topk},
             mask_padding=mask_padding,
             source=source,
             **sizes,
@@ -164,7 +140,7 @@ class TS2Net(SequentialTeacher):
 
     def options(self) -> dict[str, Any]:
         """Return the options that neither the weights nor the published settings tell."""
-        topk = self.visual_token_selector.top_k
+        topk = self.visual_token_selector.topk
         return super().options() | ({} if topk == 3 else {"topk": topk})
 
     def checkpoint(self) -> dict[str, Any]:
@@ -210,7 +186,7 @@ class TS2Net(SequentialTeacher):
 
     def _scored_frames(self, mask: Tensor) -> Tensor:
         """Return which frames take part in the score, as trained: every (1 + topk)-th entry of the tiled mask."""
-        per_frame = 1 + self.visual_token_selector.top_k
+        per_frame = 1 + self.visual_token_selector.topk
         return usable_mask(mask.repeat(1, per_frame)[:, ::per_frame])
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
@@ -232,7 +208,5 @@ class TS2Net(SequentialTeacher):
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return softmax_f(sentence_i . frame_i,f) over the frames of video i (pairs, frames), temperature 1."""
-        mask = videos["mask"]
-        with torch.autocast(mask.device.type, enabled=False):
-            cosines = torch.einsum("pd,pfd->pf", texts["sentence"].float(), videos["frames"].float())
-        return masked_softmax(cosines, mask if self.mask_padding else None)
+        mask = videos["mask"] if self.mask_padding else None
+        return frame_text_relevance(texts["sentence"], videos["frames"], mask)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from teachclip.errors import CheckpointError
-from teachclip.models.checkpoints import count_layers, describe_checkpoint, tensor_of
+from teachclip.models.checkpoints import another_model, count_layers, tensor_of
 from teachclip.models.clip import load_clip
 from teachclip.models.layouts import transformers_to_openai
 from teachclip.models.official import CLIP
@@ -61,9 +61,7 @@ def read_layout(
     and where the attention of whole layers is missing.
     """
     if not any(key.startswith(SELECTOR) or ".attn.net." in key for key in state):
-        raise CheckpointError(
-            f"{source}: expected a TS2-Net checkpoint, this looks like {describe_checkpoint(state)}"
-        )
+        raise another_model(state, "a TS2-Net", source=source)
     if base_clip is not None and token_shift:
         raise CheckpointError(
             f"{source}: token_shift and base_clip exclude each other: TeachCLIP's loader does not shift"

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.aggregation import complete_mask, masked_softmax, usable_mask
-from teachclip.models.checkpoints import describe_checkpoint, tensor_of
-from teachclip.models.clip import clip_from_state, frame_features, sentence_and_words
-from teachclip.models.official import CLIP, under
+from teachclip.models.aggregation import complete_mask, frame_text_relevance, usable_mask
+from teachclip.models.checkpoints import another_model, tensor_of
+from teachclip.models.clip import frame_features, sentence_and_words
+from teachclip.models.official import clip_of_teacher
 from teachclip.scorer import Tokens, select_tokens
 from teachers.sequential import SequentialTeacher, fresh_sizes, temporal_sizes, unit
 
@@ -61,19 +61,11 @@ class XCLIP(SequentialTeacher):
         words: int,
         frames: int,
         positions: int,
-        temporal_layers: int = 4,
-        temporal_heads: int | None = None,
-        mask_padding: bool = True,
         source: str = "X-CLIP",
+        **sizes: Any,
     ) -> None:
-        super().__init__(
-            clip,
-            temporal_layers=temporal_layers,
-            temporal_heads=temporal_heads,
-            positions=positions,
-            mask_padding=mask_padding,
-            source=source,
-        )
+        """`sizes`: keywords of `SequentialTeacher`."""
+        super().__init__(clip, positions=positions, source=source, **sizes)
         context = clip.config.text_config.max_position_embeddings
         if not 1 <= words <= context:
             raise CheckpointError(f"{source}: {words} words, allowed: 1 to {context}, CLIP's text positions")
@@ -126,15 +118,12 @@ class XCLIP(SequentialTeacher):
         front, if names or shapes do not fit.
         """
         if not any(key.startswith(("global_mat_", "local_mat_", "word_mat_", "frame_mat_")) for key in state):
-            raise CheckpointError(
-                f"{source}: expected an X-CLIP checkpoint, this looks like {describe_checkpoint(state)}"
-            )
+            raise another_model(state, "an X-CLIP", source=source)
         words, frames = (
             len(tensor_of(state, f"{name}_logit_weight", source=source, dimensions=2)) for name in ("word", "frame")
         )
         sizes = temporal_sizes(state, source=source)
-        config = None if clip_config is None else CLIPConfig(**clip_config)
-        clip = clip_from_state(under(state, CLIP), source=source, prefix=CLIP, config=config)
+        clip = clip_of_teacher(state, clip_config, source=source)
         model = cls(
             clip,
             words=words,
@@ -241,7 +230,5 @@ class XCLIP(SequentialTeacher):
         are left out, so with `mask_padding=False` it is the official number where the model's frames are given.
         """
         mask = videos["mask"]
-        with torch.autocast(mask.device.type, enabled=False):
-            frames = videos["frames"][:, : mask.shape[1]].float()
-            cosines = torch.einsum("pd,pfd->pf", texts["sentence"].float(), frames)
-        return masked_softmax(cosines, mask if self.mask_padding else None)
+        frames = videos["frames"][:, : mask.shape[1]]
+        return frame_text_relevance(texts["sentence"], frames, mask if self.mask_padding else None)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
 from teachclip.models.aggregation import masked_softmax
-from teachclip.models.checkpoints import check_state, describe_checkpoint, to_float32
-from teachclip.models.clip import clip_from_state, frame_features, text_features
+from teachclip.models.checkpoints import another_model, check_state, to_float32
+from teachclip.models.clip import frame_features, text_features
 from teachclip.models.layouts import check_told_by_shapes, clip_options
-from teachclip.models.official import under
+from teachclip.models.official import clip_of_teacher, under
 from teachclip.scorer import Tokens
 
 CHUNK_ELEMENTS = 1 << 24
@@ -128,13 +128,10 @@ class XPool(nn.Module):
         """
         pooling = under(state, "pool_frames.")
         if not pooling:
-            raise CheckpointError(
-                f"{source}: expected an X-Pool checkpoint, this looks like {describe_checkpoint(state)}"
-            )
+            raise another_model(state, "an X-Pool", source=source)
         rest = {key: tensor for key, tensor in state.items() if not key.startswith(("clip.", "pool_frames."))}
         check_state(rest, {}, source=source)
-        config = None if clip_config is None else CLIPConfig(**clip_config)
-        clip = clip_from_state(under(state, "clip."), source=source, prefix="clip.", config=config)
+        clip = clip_of_teacher(state, clip_config, source=source)
         model = cls(clip, heads=heads, dropout=dropout, mask_padding=mask_padding)
         expected = {f"pool_frames.{key}": tensor for key, tensor in model.pool_frames.state_dict().items()}
         check_state({f"pool_frames.{key}": tensor for key, tensor in pooling.items()}, expected, source=source)

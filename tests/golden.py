@@ -35,18 +35,26 @@ def golden_weight(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.float32(0.1) * noise
 
 
+def golden_texts(
+    state: np.random.RandomState, batch: int, tokens: int, *, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ids and attention mask (batch, tokens) of texts of 5 to `most` words, in the recorded order."""
+    ids = np.zeros((batch, tokens), dtype=np.int64)
+    attention = np.zeros((batch, tokens), dtype=np.int64)
+    for row in range(batch):
+        length = int(state.randint(5, most + 1))
+        ids[row, : length + 2] = [49406, *state.randint(1000, 40000, length), 49407]
+        attention[row, : length + 2] = 1
+    return ids, attention
+
+
 def golden_inputs(
     seed: int, *, batch: int, frames: int, size: int, tokens: int, n_valid: list[int] | None = None
 ) -> dict[str, np.ndarray]:
     """Return pixel values, frame mask, ids and attention mask of one golden batch, drawn in the recorded order."""
     state = np.random.RandomState(seed)
     pixels = state.standard_normal((batch, frames, 3, size, size)).astype(np.float32)
-    ids = np.zeros((batch, tokens), dtype=np.int64)
-    attention = np.zeros((batch, tokens), dtype=np.int64)
-    for row in range(batch):
-        length = int(state.randint(5, tokens - 1))
-        ids[row, : length + 2] = [49406, *state.randint(1000, 40000, length), 49407]
-        attention[row, : length + 2] = 1
+    ids, attention = golden_texts(state, batch, tokens, most=tokens - 2)
     mask = np.ones((batch, frames), dtype=bool)
     for row, valid in enumerate(n_valid or []):
         pixels[row, valid:] = 0

@@ -51,6 +51,16 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None, *, temperature: f
     return scores.softmax(dim=-1)
 
 
+def frame_text_relevance(sentence: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return softmax_f(cos(text i, frame f of video i)) at temperature 1 (pairs, frames), float32.
+
+    `sentence`: (pairs, dim), `frames`: (pairs, frames, dim), normalised or not; `mask`: as of `masked_softmax`.
+    """
+    with torch.autocast(frames.device.type, enabled=False):
+        sentence, frames = F.normalize(sentence.float(), dim=-1), F.normalize(frames.float(), dim=-1)
+        return masked_softmax(torch.einsum("pd,pfd->pf", sentence, frames), mask)
+
+
 def residual_pooling(tokens: Tensor, mask: Tensor, assignment_centers: Tensor, residual_centers: Tensor) -> Tensor:
     """Describe each set of tokens by its residuals to K centres, L2-normalised (items, dim), in float32.
 

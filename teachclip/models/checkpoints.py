@@ -147,6 +147,11 @@ def describe_checkpoint(state: Mapping[str, Any]) -> str:
     return f"an unknown checkpoint with {len(state)} entries ({_names(sorted(map(str, state)))})"
 
 
+def another_model(state: Mapping[str, Any], expected: str, *, source: str) -> CheckpointError:
+    """Return the error for a checkpoint of another model than `expected`, e.g. "an X-CLIP"."""
+    return CheckpointError(f"{source}: expected {expected} checkpoint, this looks like {describe_checkpoint(state)}")
+
+
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
     """Raise CheckpointError unless `state` has exactly the names and shapes of `expected`.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import (
@@ -15,6 +17,7 @@ from teachclip.models.checkpoints import (
     describe_checkpoint,
     tensor_of,
 )
+from teachclip.models.clip import clip_from_state
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
 from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
@@ -35,6 +38,15 @@ POOLINGS = {TEACHCLIP_STUDENT: "attention", CLIP4CLIP_SEQUENTIAL: "mean", CLIP4C
 
 _HALF = (".attn.", ".mlp.", "clip.visual.conv1.", "clip.text_projection", "clip.visual.proj")
 """Marks of the names under `clip.` that the official files store in float16."""
+
+
+def clip_of_teacher(state: Mapping[str, Tensor], clip_config: Mapping[str, Any] | None, *, source: str) -> CLIPModel:
+    """Build the CLIP under `clip.` of a teacher's state dict; `clip_config`: of one that is not as OpenAI's.
+
+    Raises CheckpointError if names or shapes do not fit.
+    """
+    config = None if clip_config is None else CLIPConfig(**clip_config)
+    return clip_from_state(under(state, CLIP), source=source, prefix=CLIP, config=config)
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ The task as a whole is what DDP wraps, so that both towers and the logit scale a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,12 @@ from teachclip.targets import tempered_relevance
 from teachclip.training.distributed import gather_with_gradient
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What is trained: `forward(batch)` returns `loss` and its terms, 0-d tensors equal on all processes."""
 
+    @abstractmethod
     def clamp_scale(self) -> None:
         """Keep the factor between cosines and logits within its bounds; called after each step."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its logit scale is bounded")
 
 
 @dataclass(frozen=True)

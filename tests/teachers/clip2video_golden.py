@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from golden import golden_texts
 from golden_models import rule_state
 from torch import Tensor
 
@@ -21,12 +22,7 @@ def clip2video_batch(info: dict[str, Any]) -> dict[str, Tensor]:
     batch, frames, tokens, size = config["B"], config["F"], config["W"], config["image_resolution"]
     state = np.random.RandomState(info["input_seed"])
     pixels = state.standard_normal((batch, frames, 3, size, size)).astype(np.float32)
-    ids = np.zeros((batch, tokens), dtype=np.int64)
-    attention = np.zeros((batch, tokens), dtype=np.int64)
-    for row in range(batch):
-        length = int(state.randint(5, tokens - 2))
-        ids[row, : length + 2] = [49406, *state.randint(1000, 40000, length), 49407]
-        attention[row, : length + 2] = 1
+    ids, attention = golden_texts(state, batch, tokens, most=tokens - 3)
     of_video = state.standard_normal((batch, 1, 3, 1, 1)).astype(np.float32)
     of_frame = state.standard_normal((batch, frames, 3, 1, 1)).astype(np.float32)
     pixels = pixels + np.float32(2) * of_video + of_frame

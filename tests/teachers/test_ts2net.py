@@ -404,7 +404,7 @@ def test_a_saved_teacher_on_any_clip_comes_back_whole(tmp_path: Path) -> None:
     torch.save(teacher.checkpoint(), tmp_path / "ts2net.pth")
     again: TS2Net = load_teacher("ts2net", tmp_path / "ts2net.pth")  # type: ignore[assignment]
     selector = again.visual_token_selector
-    assert (selector.top_k, selector.samples, selector.sigma, again.temporal_heads) == (2, 9, 0.1, 2)
+    assert (selector.topk, selector.samples, selector.sigma, again.temporal_heads) == (2, 9, 0.1, 2)
     assert_close(again.score(*encode(again, batch)), teacher.score(*encode(teacher, batch)), atol=1e-5, rtol=0)
 
 
