@@ -35,7 +35,8 @@ def load_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint file")
+        wrong = "is a folder, expected a checkpoint file" if file.is_dir() else "no such checkpoint file"
+        raise CheckpointError(f"{file}: {wrong}")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -57,10 +58,15 @@ def _reason(file: Path, error: Exception) -> str:
     text = str(error)
     if "TorchScript" in text:
         return "is a TorchScript archive; save its state_dict() with torch.save, or give the model's hub id"
-    if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
-        return "refused, as it holds Python objects and opening it could run code; save plain tensors instead"
-    if file.stat().st_size == 0:
+    with open(file, "rb") as opened:
+        head = opened.read(64)
+    if not head:
         return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the checkpoint it stands for: fetch it with git lfs pull"
+    is_pickle = head.startswith((b"PK", b"\x80"))  # of today's zip files, or bare
+    if is_pickle and isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+        return "refused, as it holds Python objects and opening it could run code; save plain tensors instead"
     return (
         f"is truncated or not a checkpoint ({text.strip().splitlines()[0][:120] if text.strip() else 'end of file'})"
     )

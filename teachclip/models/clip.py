@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import check_state, load_tensors, to_float32, unwrap_state
-from teachclip.models.layouts import openai_to_transformers, read_clip_config, transformers_to_openai
+from teachclip.models.layouts import is_openai, openai_to_transformers, read_clip_config, transformers_to_openai
 
 __all__ = [
     "check_loading_info",
@@ -46,17 +46,16 @@ def clip_from_state(
     `config`: the architecture, where shapes are not enough to tell it. `prefix`: put before the names in messages.
     Raises CheckpointError if names or shapes do not fit.
     """
-    is_openai = not any(key.startswith(("vision_model.", "text_model.")) for key in state)
-    converted = openai_to_transformers(state) if is_openai else dict(state)
-    config = config or read_clip_config(converted, source=source)
+    config = config or read_clip_config(state, source=source, prefix=prefix)
     with torch.device("meta"):
         reference = CLIPModel(config).state_dict()
-    expected = transformers_to_openai(reference) if is_openai else reference
+    expected = transformers_to_openai(reference) if is_openai(state) else reference
     check_state(
         {prefix + key: tensor for key, tensor in state.items()},
         {prefix + key: tensor for key, tensor in expected.items()},
         source=source,
     )
+    converted = openai_to_transformers(state) if is_openai(state) else state
     with quiet_loading():
         return CLIPModel.from_pretrained(None, config=config, state_dict=to_float32(converted), dtype=torch.float32)
 

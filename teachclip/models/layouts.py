@@ -109,15 +109,26 @@ def _split_layer(key: str, layers: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def read_clip_config(state: Mapping[str, Tensor], *, source: str) -> CLIPConfig:
-    """Read the sizes of a CLIP off a state dict under transformers' names.
+def is_openai(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a CLIP state dict has OpenAI's names; otherwise it has transformers'."""
+    return not any(key.startswith(("vision_model.", "text_model.")) for key in state)
+
+
+def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = "") -> CLIPConfig:
+    """Read the sizes of a CLIP off a state dict of either layout.
 
     What shapes do not tell is as in OpenAI's models: heads 64 wide, QuickGELU, the text feature at the highest token
-    id (`eos_token_id` 2 means that in transformers). Raises CheckpointError if a needed tensor is missing.
+    id (`eos_token_id` 2 means that in transformers). `prefix`: put before the names in messages. Raises
+    CheckpointError if a needed tensor is missing or has other dimensions.
     """
+    translate = is_openai(state)
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
-        return tuple(tensor_of(state, key, source=source, dimensions=dimensions).shape)
+        if translate:
+            (key,) = transformers_to_openai({key: torch.empty(0, 0)})
+        given = {prefix + name: tensor for name, tensor in state.items()}
+        found = tuple(tensor_of(given, prefix + key, source=source, dimensions=dimensions).shape)
+        return found[::-1] if translate and key in _TRANSPOSED else found
 
     patches = shape("vision_model.embeddings.patch_embedding.weight", 4)
     positions, _ = shape("vision_model.embeddings.position_embedding.weight", 2)
@@ -130,10 +141,11 @@ def read_clip_config(state: Mapping[str, Tensor], *, source: str) -> CLIPConfig:
     towers = {}
     for tower, width in (("text_model", text_width), ("vision_model", patches[0])):
         layers = f"{tower}.encoder.layers."
+        own = next(old for old, new in _LAYERS.items() if new == layers)
         towers[tower] = {
             "hidden_size": width,
             "intermediate_size": shape(f"{layers}0.mlp.fc1.weight", 2)[0],
-            "num_hidden_layers": count_layers(state, layers),
+            "num_hidden_layers": count_layers(state, own if translate else layers),
             "num_attention_heads": max(1, width // HEAD_WIDTH),
             "hidden_act": "quick_gelu",
             "projection_dim": joint_width,

@@ -64,7 +64,7 @@ def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_paddin
         raise CheckpointError(
             f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {found}"
         )
-    config = read_clip_config(openai_to_transformers(under(state, CLIP)), source=source)
+    config = read_clip_config(under(state, CLIP), source=source, prefix=CLIP)
     layers = count_layers(state, BLOCKS)
     max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
     return StudentConfig(config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding)

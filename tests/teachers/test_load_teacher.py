@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_models import openai_clip_shapes, rule_state
 from tiny_models import tiny_clip
 from torch import nn
 
 from teachclip.errors import CheckpointError, RecipeError, TeachclipError
+from teachclip.models.clip import clip_from_state
 from teachers import load_teacher
+from teachers.clip2video import CLIP2Video
+from teachers.ts2net import TS2Net
+from teachers.xclip import XCLIP
 from teachers.xpool import XPool
 
 
@@ -76,8 +81,100 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     assert message in str(error) and str(error).startswith(f"{tmp_path}/x.pth: ")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert "none.pth: no such checkpoint file" in str(error_of("xpool", tmp_path / "none.pth"))
+CLIP = openai_clip_shapes(width=64, layers=2, patch=4, grid=3, text_width=64, text_layers=2, vocabulary=100)
+MODELS = {"xclip": XCLIP, "ts2net": TS2Net, "xpool": XPool, "clip2video": CLIP2Video}
+PROPER = {"xclip": "X-CLIP", "ts2net": "TS2-Net", "xpool": "X-Pool", "clip2video": "CLIP2Video"}
+
+
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    sizes = {"frames": 4} if name == "clip2video" else {"frames": 4, "tokens": 8} if name == "xclip" else {}
+    clip = clip_from_state(rule_state(CLIP, seed=3), source="small")
+    state = MODELS[name].from_clip(clip, **sizes).official_state_dict()  # type: ignore[attr-defined]
+    assert isinstance(state, dict)
+    return state
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One official file of every teacher."""
+    folder = tmp_path_factory.mktemp("official")
+    for name in MODELS:
+        torch.save(state_of(name), folder / f"{name}.bin")
+    return {name: folder / f"{name}.bin" for name in MODELS}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_teacher_loads_its_own_file(files: dict[str, Path], name: str) -> None:
+    assert isinstance(load_teacher(name, files[name]), MODELS[name])
+
+
+@pytest.mark.parametrize("wanted", MODELS)
+@pytest.mark.parametrize("given", MODELS)
+def test_another_teachers_file_is_called_by_its_name(files: dict[str, Path], wanted: str, given: str) -> None:
+    if wanted == given:
+        return
+    error = error_of(wanted, files[given])
+    assert str(error).startswith(f"{files[given]}: expected a")
+    assert f"{PROPER[wanted]} checkpoint, this looks like a" in str(error)
+    assert PROPER[given] in str(error).split("looks like")[1]
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _pickle(path: Path) -> None:
+    torch.save({"state_dict": Path("/")}, path)
+
+
+def _whole_model(path: Path) -> None:
+    torch.save(nn.Linear(2, 2), path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no such checkpoint file"),
+        (_folder, "is a folder, expected a checkpoint file"),
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (_truncate, "is truncated or not a checkpoint"),
+        (lambda path: path.write_text("<html>not found</html>"), "is truncated or not a checkpoint"),
+        (_pickle, "refused, as it holds Python objects"),
+        (_whole_model, "refused, as it holds Python objects"),
+        (lambda path: torch.save([torch.ones(2)], path), "holds a list, expected a mapping"),
+        (lambda path: torch.save({}, path), "holds no tensors"),
+        (lambda path: torch.save({"epoch": 3}, path), "1 entry (epoch) should be tensors (epoch is a int)"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
+        (lambda path: torch.save({"fc.weight": torch.ones(2, 2)}, path), "this looks like an unknown checkpoint"),
+    ],
+)
+def test_a_damaged_or_foreign_file_gets_one_line(
+    files: dict[str, Path], tmp_path: Path, name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "given.bin"
+    path.write_bytes(files[name].read_bytes())
+    damage(path)
+    error = error_of(name, path)
+    assert isinstance(error, CheckpointError)
+    assert str(error).startswith(f"{path}: ") and message in str(error)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_missing_or_misshapen_tensor_is_named(name: str) -> None:
+    whole = state_of(name)
+    for key in whole:
+        without = {other: tensor for other, tensor in whole.items() if other != key}
+        named = key.replace(".attn.net.", ".attn.")  # TS2-Net's shifted layers, which are read as any other
+        assert named in str(error_of(name, without)).replace(".attn.net.", ".attn."), key
+        other = error_of(name, {**whole, key: torch.ones(3, 1, 7)})
+        assert named in str(other).replace(".attn.net.", ".attn."), key
+    assert "no.such" in str(error_of(name, {**whole, "no.such": torch.ones(2)}))
 
 
 def test_heads_that_do_not_divide_the_width_are_named() -> None:
