@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from teachclip.commands.gain_arms import UNDISTILLED, Arm, Family, Settings, grid
 
@@ -38,10 +38,11 @@ def label_of(arm: str) -> str:
     return f"{names}, frame temperature chosen" if arm.endswith(TEMPERED) else f"{names}, as published"
 
 
-def _tempered() -> tuple[Settings, ...]:
-    """Return as many settings as there are rates: the middle rate, and one frame temperature for all teachers."""
+def _tempered(labels: Sequence[str]) -> tuple[Settings, ...]:
+    """Return as many settings as there are rates: the middle rate, and one frame temperature for all who teach."""
+    places = [list(NAMES).index(label) for label in labels]  # the recipe lists the teachers in this order
     return tuple(
-        (*_RATES[1], *(f"teachers.{index}.frame_temperature={temperature}" for index in range(len(NAMES))))
+        (*_RATES[1], *(f"teachers.{place}.frame_temperature={temperature}" for place in places))
         for temperature in _TEMPERATURES
     )
 
@@ -52,5 +53,5 @@ def teacher_family() -> Family:
     for name, labels in TAUGHT.items():
         fixed = (f"teaching.only=[{','.join(labels)}]",)
         arms.append(Arm(name, label_of(name), fixed, _RATES))
-        arms.append(Arm(name + TEMPERED, label_of(name + TEMPERED), fixed, _tempered()))
+        arms.append(Arm(name + TEMPERED, label_of(name + TEMPERED), fixed, _tempered(labels)))
     return Family("teachers", "The student as published, taught by one teacher after another", tuple(arms))

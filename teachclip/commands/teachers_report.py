@@ -71,8 +71,7 @@ def build_teachers_report(plan: Plan, worlds: Results, candidates: Candidates, t
 def write_teachers_report(report: Mapping[str, Any], folder: Path) -> None:
     """Write `report.json` and `report.md` into a folder, and print the text."""
     parts = [f"# {report['title']}", *report["about"]]
-    for table in report["tables"]:
-        parts.append(markdown_table(Table(*table)))
+    parts += [f"## {table[0]}\n\n{markdown_table(Table(*table))}" for table in report["tables"]]
     facts = {**report["machine"], **report["run"], "teachclip": report["version"]}
     parts.append("Machine: " + ", ".join(f"{key} {value}" for key, value in facts.items()) + ".")
     text = "\n\n".join(parts) + "\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up_gain import made_up_results
 
 from teachclip.commands import gain_trials, measure_gain
 from teachclip.commands.gain_arms import FAMILIES, family, grid
@@ -12,7 +13,7 @@ from teachclip.commands.gain_frames import weight_by_kind
 from teachclip.commands.gain_plan import SHARPNESS, picks, whole
 from teachclip.commands.gain_report import build_gain_report, gain_markdown
 from teachclip.commands.gain_trials import Job, Sizes, run_job
-from teachclip.commands.measure_gain import gather_candidates, main
+from teachclip.commands.measure_gain import main
 from teachclip.errors import DataError, TrainingError
 from teachclip.evaluation.gain import Candidate
 from teachclip.recipe_file import load_recipe
@@ -138,34 +139,9 @@ def test_weights_by_kind_add_up_to_one():
     assert sum(found.values()) == pytest.approx(1)
 
 
-def metrics(value: float) -> dict:
-    recalls = dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10"), value)
-    recalls |= {"median_rank": 1.0, "mean_rank": 1.0}
-    return {"t2v": recalls, "v2t": recalls, "sum_of_recalls": 6 * value, "videos": 5, "captions": 25}
-
-
-FRAMES = {"event": 0.6, "distractor": 0.3, "empty": 0.1}
-
-
 @pytest.fixture
 def results(plan):
-    """Made-up results in which setting number 1 at sharpness 4 is the best of every arm, and teaching gains 5."""
-    tuned, worlds, tests = {}, {}, {}
-    for job in plan.tuning():
-        arm = next(a for f in plan.families for a in f.arms if f"{f.name}-{a.name}" == job.arm)
-        best = job.settings[-len(arm.grid[1]) :] == arm.grid[1]
-        values = {f"{factor:g}": metrics(20 + 3 * best + 2 * (factor == 4)) for factor in SHARPNESS}
-        tuned[job.name] = {"step": 1, "split": "validation", "sharpness": values}
-    for job in plan.worlds():
-        same = metrics(10.0 + job.seed % 7)
-        teachers = {"xpool": {**same, "frames": FRAMES}}
-        worlds[job.name] = {"zero_shot": same, "teachers": teachers, "event_frames_only": same}
-    candidates = gather_candidates(plan, tuned)
-    for job in plan.testing(candidates):
-        value = 20.0 + job.seed % 3 + (0 if "undistilled" in job.arm else 5)
-        measured = {f"{factor:g}": {**metrics(value + (factor == 4)), "frames": FRAMES} for factor in job.sharpness}
-        tests[job.name] = {"step": 1, "split": "test", "sharpness": measured}
-    return worlds, candidates, tests
+    return made_up_results(plan)
 
 
 def test_choice_is_made_over_settings_and_sharpness(plan, results):
