@@ -17,13 +17,18 @@ def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]])
     notes = "".join(f"<li>{escape(line)}</li>" for line in [*report["remarks"], *verdicts(report)])
     parts = [
         f"<h1>{title}</h1><p>{escape(subtitle(report))}</p>",
-        *map(_table, report_tables(report)),
+        *map(table_html, report_tables(report)),
         f"<ul>{notes}</ul>",
         *(_picture(path, caption) for path, caption in pictures),
         "" if pictures else f"<p>{escape(no_pictures())}</p>",
-        *(_table(table, text=True) for table in about_tables(report)),
+        *(table_html(table, text=True) for table in about_tables(report)),
     ]
-    body = "\n".join(part for part in parts if part)
+    return whole_page(str(report["title"]), parts)
+
+
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """Return a page of some parts, which are HTML already; the title is plain text."""
+    title, body = escape(title), "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -31,7 +36,8 @@ def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]])
     )
 
 
-def _table(table: Table, *, text: bool = False) -> str:
+def table_html(table: Table, *, text: bool = False) -> str:
+    """Return a table with its title. `text`: its cells are words, not numbers."""
     spreads = [any(SPREAD in cell for cell in column) for column in zip(*table.rows, strict=True)][1:]
     kind = ' class="text"' if text else ""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)

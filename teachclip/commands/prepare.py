@@ -1,0 +1,219 @@
+"""Look at the data of a recipe before anything is trained: the data doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from teachclip.commands.cli import command, recipe_arguments, say
+from teachclip.errors import DataError
+from teachclip.recipe import Recipe
+from teachclip.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from teachclip.commands.prepare_report import Strip
+    from teachclip.data.catalog import Catalog, Video
+    from teachclip.data.doctor import Finding
+    from teachclip.models.processing import StudentProcessor
+
+MISSING = "missing"
+
+GOOD_STRIPS = 6
+"""Videos without oddities that the page shows."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Examine the data of a recipe, or write a recipe for a folder of own videos."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["init"]:
+        from teachclip.commands.prepare_init import init
+
+        init(arguments[1:])
+        return
+    parser = recipe_arguments(
+        "Find and probe every video of a recipe, decode the frames that training will read, and say what is missing,\n"
+        "unreadable or odd, how captions and tokens are distributed, what stands twice, and what can be trained on.\n"
+        "Writes prepare.json and prepare.html, with pictures of the sampled frames, into the recipe's output folder.\n"
+        "Frames are kept in the frame store, so that training need not decode them again.\n\n"
+        "  prepare init FOLDER      write a recipe for a folder of your own videos (prepare init --help)"
+    )
+    args = parser.parse_args(arguments)
+    prepare(load_recipe(args.recipe, args.overrides))
+
+
+def prepare(recipe: Recipe) -> None:
+    """Examine the data and write the report. Raises DataError if training would refuse the data."""
+    from teachclip.commands import build
+    from teachclip.commands.prepare_report import named_problems, remarks, tables, write_prepare_report
+    from teachclip.evaluation.report import markdown_table
+    from teachclip.models.backbone import load_config
+
+    anything = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_missing": 1.0})})
+    catalog = build.build_catalog(anything)
+    processor = build.build_processor(recipe, load_config(recipe.student.backbone))
+    found = examine(recipe, catalog, processor)
+    for table in tables(found):
+        print(f"{table.title}\n{markdown_table(table)}\n", flush=True)
+    for line in [*named_problems(found), *remarks(found)]:
+        print(line, flush=True)
+    for path in write_prepare_report(found, recipe.output):
+        say(f"report: {path}")
+    refuse(recipe, catalog, found.findings)
+
+
+def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> Any:
+    """Return an `Examination` of all videos and captions."""
+    from teachclip.commands.prepare_report import Examination
+    from teachclip.data.doctor import Finding, caption_facts, same_files
+    from teachclip.data.file_facts import file_facts
+    from teachclip.data.overlap import describe_overlaps, overlaps
+
+    findings = {
+        video.id: Finding(video.id, str(video.path), split.name) for split in catalog.splits for video in split.videos
+    }
+    for split_name, ids in catalog.lost.items():
+        findings |= {video_id: Finding(video_id, "", split_name, MISSING) for video_id in ids}
+    _probe(recipe, catalog, findings)
+    strips = _look(recipe, catalog, processor, findings)
+    facts = file_facts(catalog.videos, recipe.stores / "frames" / "file-hashes.json", progress=True)
+    how = processor.preprocessing
+    captions = {
+        split.name: caption_facts(split, _token_counts(split, how.tokenizer), how.max_tokens)
+        for split in catalog.splits
+    }
+    hashes = {video_id: fact["sha256"] for video_id, fact in facts.items()}
+    return Examination(
+        recipe.name,
+        list(findings.values()),
+        captions,
+        same_files(hashes, {video.id: str(video.path) for video in catalog.videos}),
+        describe_overlaps(overlaps(catalog, facts)),
+        verdict(recipe, catalog, list(findings.values())),
+        strips,
+    )
+
+
+def _probe(recipe: Recipe, catalog: Catalog, findings: dict[str, Finding]) -> None:
+    """Ask the packets of every file, once per file, in guarded processes."""
+    from tqdm import tqdm
+
+    from teachclip.commands.frame_sources import build_decoding
+    from teachclip.data.probe import probe_video
+    from teachclip.data.workers import Failure, guarded_map
+
+    files: dict[str, list[str]] = {}
+    for video in catalog.videos:
+        files.setdefault(str(video.path), []).append(video.id)
+    limits: dict[str, Any] = {
+        "workers": recipe.frames.workers,
+        "time_limit": recipe.frames.time_limit,
+        "memory_limit": int(recipe.frames.memory_limit * 1e9),
+    }
+    outcomes = guarded_map(probe_video, ((path,) for path in files), **limits)
+    with contextlib.closing(outcomes):
+        for path, facts in zip(files, tqdm(outcomes, "probe", len(files), unit="file"), strict=True):
+            for video_id in files[path]:
+                if isinstance(facts, Failure):
+                    findings[video_id].reason = facts.reason
+                else:
+                    findings[video_id].facts = facts
+
+
+def _look(recipe: Recipe, catalog: Catalog, processor: StudentProcessor, findings: dict[str, Finding]) -> list[Strip]:
+    """Look at the frames of every video, note what is odd, and keep the pictures of the odd and of a few others."""
+    from teachclip.commands.prepare_report import PICTURED, Strip
+    from teachclip.data.doctor import facts_oddities, frame_oddities, thumbnails
+
+    good: list[Strip] = []
+    odd: list[Strip] = []
+    for video, frames, remark in _frames(recipe, catalog, processor):
+        finding = findings[video.id]
+        if frames is None:
+            finding.reason = remark
+            continue
+        finding.frames = len(frames)
+        if remark:
+            finding.oddities.append(f"only a part can be decoded: {remark}")
+        if finding.facts is not None:
+            finding.oddities += facts_oddities(finding.facts, frames=len(frames), planned=recipe.frames.count)
+        finding.oddities += frame_oddities(frames)
+        if finding.oddities and len(odd) < PICTURED:
+            odd.append(Strip(finding, thumbnails(frames)))
+        elif not finding.oddities and len(good) < GOOD_STRIPS:
+            good.append(Strip(finding, thumbnails(frames)))
+    return good + odd
+
+
+def _frames(
+    recipe: Recipe, catalog: Catalog, processor: StudentProcessor
+) -> Iterator[tuple[Video, Tensor | None, str]]:
+    """Yield every video with its frames, uint8 (frames, 3, size, size), or None; and why not all or none of them."""
+    import torch
+    from tqdm import tqdm
+
+    from teachclip.commands.frame_sources import build_decoding, build_frames
+    from teachclip.data.workers import Failure
+    from teachclip.processes import Processes
+
+    videos = sorted(catalog.videos, key=lambda video: video.id)  # the order of the frame store
+    if recipe.frames.store == "none":
+        outcomes = build_decoding(recipe, processor.transform).run((video, 0) for video in videos)
+        with contextlib.closing(outcomes):
+            for video, found in zip(videos, tqdm(outcomes, "decode", len(videos), unit="video"), strict=True):
+                if isinstance(found, Failure):
+                    yield video, None, found.reason
+                else:
+                    yield video, torch.from_numpy(found.frames), found.remark
+        return
+    store = build_frames(recipe, Processes(), videos, catalog.train.videos, processor.transform, "frames")
+    rows = store.rows_of([video.id for video in videos])
+    for video, row in zip(videos, tqdm(rows, "look", unit="video"), strict=True):
+        if video.id in store.failures:
+            yield video, None, store.failures[video.id]
+        else:
+            frames, mask = store.read(row[None])
+            yield video, frames[0][mask[0]], store.partial.get(video.id, "")
+
+
+def _token_counts(split: Any, tokenizer: Any) -> list[int]:
+    """Return the number of tokens of every caption, before any is cut."""
+    texts = [caption.text for caption in split.captions]
+    return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+
+
+def verdict(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding]) -> list[str]:
+    """Return what can be trained on, split by split, and whether training goes on with what is left out."""
+    bad = {finding.id for finding in findings if finding.reason}
+    lines = []
+    for split in catalog.splits:
+        total = len(split.videos) + len(catalog.lost.get(split.name, ()))
+        kept = [video.id for video in split.videos if video.id not in bad]
+        captions = sum(caption.video_id not in bad for caption in split.captions)
+        lines.append(f"{split.name}: {len(kept):,} of {total:,} videos and {captions:,} captions can be used")
+    allowed = recipe.data.max_missing
+    share = len(bad) / len(findings)
+    if share > allowed:
+        lines.append(
+            f"training refuses this: {len(bad):,} of {len(findings):,} videos ({100 * share:.2g} %) cannot be used, "
+            f"data.max_missing allows {100 * allowed:g} %"
+        )
+    elif bad:
+        lines.append(f"training leaves out {len(bad):,} videos ({100 * share:.2g} %, allowed {100 * allowed:g} %)")
+    else:
+        lines.append("nothing is left out")
+    return lines
+
+
+def refuse(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding]) -> None:
+    """Raise DataError if training would refuse the data."""
+    bad = [finding for finding in findings if finding.reason]
+    if len(bad) > recipe.data.max_missing * len(findings):
+        raise DataError(
+            f"{len(bad)} of {len(findings)} videos cannot be used, more than data.max_missing="
+            f"{recipe.data.max_missing:g} allows; training refuses this data"
+        )
