@@ -177,7 +177,9 @@ class Teaching(Section):
     source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
     precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
     batch_size: Count = Field(32, description="videos per forward pass while precomputing")
-    only: list[str] | None = Field(None, description="labels of the teachers that teach; null: all that are listed")
+    only: list[str] | None = Field(
+        None, min_length=1, description="labels of the teachers that teach; null: all that are listed"
+    )
 
 
 class ContrastiveTerm(Section):

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import nn
 
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.models.checkpoints import load_content, unwrap_state
+from teachclip.models.checkpoints import check_finite, load_content, unwrap_state
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
 from teachclip.scorer import Teacher
 
@@ -32,7 +33,7 @@ def teacher_class(name: str) -> Any:
 
 
 def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Teacher:
-    """Load a teacher in evaluation mode and float32, its weights closed to gradients.
+    """Load a teacher in evaluation mode and float32, its weights frozen.
 
     `checkpoint`: a file or a mapping; a state dict, or one under `state_dict`. Layout and sizes are read off names
     and shapes. Options stored in the file under `options` hold unless given here. For a teacher with `from_source` it
@@ -56,19 +57,42 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{source}: options is a {type(stored).__name__}, expected a mapping")
     _check_options(name, found.from_state_dict, options)
+    check_finite(state, source=source)
+    allowed = _allowed(found.from_state_dict)
+    known = {key: value for key, value in stored.items() if key in allowed}
+    # First with what is known: the file of another teacher is then called by its name.
+    teacher = found.from_state_dict(state, source=source, **{**known, **options})
     _check_options(name, found.from_state_dict, stored, where=f"{source}: ")
-    teacher = found.from_state_dict(state, source=source, **{**stored, **options})
     return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
 
 
-def _check_options(name: str, factory: Any, given: Mapping[str, Any], *, where: str = "") -> None:
-    """Raise RecipeError, with `where` in front, for an option that the factory has no keyword for."""
-    allowed = [
-        parameter.name
-        for parameter in inspect.signature(factory).parameters.values()
+def _allowed(factory: Any) -> dict[str, Any]:
+    """Return the options of a factory with their annotations."""
+    try:
+        signature = inspect.signature(factory, eval_str=True)
+    except NameError:  # a name that is imported for type checkers alone
+        signature = inspect.signature(factory)
+    return {
+        parameter.name: parameter.annotation
+        for parameter in signature.parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "source"
-    ]
-    for key in given:
+    }
+
+
+def _check_options(name: str, factory: Any, given: Mapping[str, Any], *, where: str = "") -> None:
+    """Raise RecipeError, with `where` in front, for an option that the factory does not know or of another type."""
+    allowed = _allowed(factory)
+    for key, value in given.items():
         if key not in allowed:
             known = ", ".join(allowed)
             raise RecipeError(f"{where}teacher {name!r} has no option {key!r}; known: {known}{closest(key, allowed)}")
+        annotation = allowed[key]
+        if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+            continue
+        try:
+            TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        except PydanticSchemaGenerationError:  # a type of someone's own
+            continue
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].lower()
+            raise RecipeError(f"{where}teacher {name!r}: option {key} is {value!r}: {what}") from error

@@ -76,8 +76,8 @@ class CLIP2Video(nn.Module):
                 f"CLIP2Video: {centers} centers and {positions} positions; allowed: 1 and 2 or more"
             )
         width = clip.config.projection_dim
-        heads = temporal_heads or max(1, width // HEAD_WIDTH)
-        if width % heads:
+        heads = max(1, width // HEAD_WIDTH) if temporal_heads is None else temporal_heads
+        if heads < 1 or width % heads:
             raise CheckpointError(f"CLIP2Video: {heads} temporal heads do not divide the width {width}")
         self.clip = clip
         self.differences = FrameDifferences(width, positions=positions, layers=difference_layers, heads=heads)
@@ -182,6 +182,13 @@ class CLIP2Video(nn.Module):
         """Return what to save: the weights by official names, and the options that they do not tell."""
         return {"state_dict": self._official(), "options": self._options()}
 
+    min_frames = MIN_FRAMES
+
+    @property
+    def max_frames(self) -> int:
+        """The most frames a video may have."""
+        return self.differences.frame_position_embeddings.num_embeddings
+
     # The scorer interface
 
     def videos_from_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
@@ -216,9 +223,10 @@ class CLIP2Video(nn.Module):
 
         Raises DataError for fewer than 3 frames, or more than there are positions.
         """
-        most = self.differences.frame_position_embeddings.num_embeddings
-        if pixel_values.ndim == 5 and not MIN_FRAMES <= pixel_values.shape[1] <= most:
-            raise DataError(f"videos have {pixel_values.shape[1]} frames, CLIP2Video takes {MIN_FRAMES} to {most}")
+        if pixel_values.ndim == 5 and not MIN_FRAMES <= pixel_values.shape[1] <= self.max_frames:
+            raise DataError(
+                f"videos have {pixel_values.shape[1]} frames, CLIP2Video takes {MIN_FRAMES} to {self.max_frames}"
+            )
         return self.videos_from_frames(frame_features(self.clip, pixel_values), frame_mask)
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:

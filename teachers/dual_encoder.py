@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachclip.models.aggregation import frame_text_relevance
+from teachclip.models.aggregation import complete_mask, frame_text_relevance
 from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.scorer import Tokens
@@ -52,7 +52,10 @@ class DualEncoder(nn.Module):
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Return {"frames": (videos, frames, dim), "mask": (videos, frames) bool}; frames L2-normalised."""
-        return {"frames": F.normalize(frame_features.float(), dim=-1), "mask": frame_mask.bool()}
+        return {
+            "frames": F.normalize(frame_features.float(), dim=-1),
+            "mask": complete_mask(frame_mask, frame_features),
+        }
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """Encode texts (texts, tokens); see `texts_from_features`."""

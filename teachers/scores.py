@@ -59,8 +59,10 @@ class Scores(nn.Module):
             if not is_fine:
                 raise RecipeError(f"teacher 'scores': option {name} is {value!r}; allowed: {allowed}")
         for file in (path, *([frames] if frames else [])):
-            if file.suffix not in ENDINGS or not file.is_file():
-                raise DataError(f"{file} is not there, or none of {', '.join(ENDINGS)}")
+            if not file.is_file():
+                raise DataError(f"{file}: no such file of scores")
+            if file.suffix not in ENDINGS:
+                raise DataError(f"{file}: the name of a file of scores ends with {', '.join(ENDINGS)}")
         self.path, self.frames_path = path, frames
         self.missing, self.margin, self.scale = missing, float(margin), float(scale)
         self.has_frame_relevance = frames is not None

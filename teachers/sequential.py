@@ -42,7 +42,7 @@ class SequentialTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.width = int(clip.config.projection_dim)
-        heads = temporal_heads or max(1, self.width // HEAD_WIDTH)
+        heads = max(1, self.width // HEAD_WIDTH) if temporal_heads is None else temporal_heads
         if heads < 1 or self.width % heads:
             raise CheckpointError(f"{source}: {heads} temporal heads do not divide the width {self.width}")
         self.clip = clip

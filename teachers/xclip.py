@@ -136,6 +136,16 @@ class XCLIP(SequentialTeacher):
         model.load_own(state, source=source)
         return model
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens a text may have."""
+        return self.words
+
+    @property
+    def max_frames(self) -> int:
+        """The most frames a video may have."""
+        return self.frames
+
     # The scorer interface
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:

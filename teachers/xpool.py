@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
-from teachclip.models.aggregation import masked_softmax
+from teachclip.models.aggregation import check_pairs, complete_mask, masked_softmax
 from teachclip.models.checkpoints import another_model, check_state, to_float32
 from teachclip.models.clip import frame_features, text_features
 from teachclip.models.layouts import check_told_by_shapes, clip_options
@@ -165,7 +165,7 @@ class XPool(nn.Module):
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Return {"frames": (videos, frames, dim), "mask": (videos, frames) bool}: raw CLIP frame features."""
-        return {"frames": frame_features, "mask": frame_mask.bool()}
+        return {"frames": frame_features, "mask": complete_mask(frame_mask, frame_features)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """Encode texts (texts, tokens); see `texts_from_features`."""
@@ -203,6 +203,7 @@ class XPool(nn.Module):
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the attention of text i over the frames of video i (pairs, frames), averaged over the heads."""
+        check_pairs(texts["sentence"], videos["frames"])
         queries = self.pool_frames.queries(texts["sentence"]).unsqueeze(1)
         keys, _ = self.pool_frames.keys_and_values(videos["frames"])
         return self.pool_frames.cross_attn.weights(queries, keys, self._mask(videos)).mean(dim=1).squeeze(1)

@@ -101,14 +101,32 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     plan.local(0, processes.index, processes.count)
 
 
-def check_teacher_files(recipe: Recipe) -> None:
-    """Raise CheckpointError, naming it, if the checkpoint of a teacher does not exist, or DataError for its files."""
+def check_teachers(recipe: Recipe) -> None:
+    """Load every teacher once, before hours of decoding, and see that it takes the recipe's frames and tokens.
+
+    Raises CheckpointError for a checkpoint that does not exist or fit, DataError for files of scores, RecipeError for
+    options and for sizes that a teacher does not take.
+    """
     for section in recipe.teachers:
         if not is_there(section):
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
-        if reads_relevance(teacher_class(section)):
-            build_teacher(section, torch.device("cpu"))  # checks its options and that all files are there
+        check_sizes(recipe, section, build_teacher(section, torch.device("cpu")))
+
+
+def check_sizes(recipe: Recipe, section: TeacherSection, teacher: Any) -> None:
+    """Raise RecipeError if a teacher takes fewer tokens, or fewer or more frames, than the recipe has.
+
+    Its attributes `max_tokens`, `max_frames` and `min_frames` say so; without them it takes any number.
+    """
+    tokens, frames = getattr(teacher, "max_tokens", None), recipe.frames.count
+    least, most = getattr(teacher, "min_frames", 1), getattr(teacher, "max_frames", frames)
+    if tokens is not None and recipe.text.max_tokens > tokens and getattr(teacher, "preprocessing", None) is None:
+        raise RecipeError(
+            f"teacher {section.label} takes at most {tokens} tokens, text.max_tokens is {recipe.text.max_tokens}"
+        )
+    if not least <= frames <= most:
+        raise RecipeError(f"teacher {section.label} takes {least} to {most} frames, frames.count is {frames}")
 
 
 def teacher_class(section: TeacherSection) -> Any:

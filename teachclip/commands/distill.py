@@ -54,7 +54,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     processes, device = processes_of(accelerator), accelerator.device
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
-    build.check_teacher_files(recipe)
+    build.check_teachers(recipe)
     work = build_workspace(
         recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
     )

@@ -133,6 +133,7 @@ def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessin
             say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
             continue
         teacher: Any = build.build_teacher(section, device)
+        build.check_sizes(recipe, section, teacher)
         if reads_relevance(teacher):
             found.stored.append(_read(teacher, section, catalog, pairs))  # type: ignore[arg-type]
             found.weights.append(section.weight)

@@ -71,7 +71,7 @@ def import_relevance(recipe: Recipe, section: TeacherSection, file: str | None =
     from teachclip.training.distributed import build_accelerator, processes_of
 
     chosen = section.model_copy(update={"checkpoint": file}) if file else section
-    build.check_teacher_files(recipe.model_copy(update={"teachers": [chosen]}))
+    build.check_teachers(recipe.model_copy(update={"teachers": [chosen]}))
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     store = work.relevance(chosen)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.training.distributed import build_accelerator, processes_of
 
     accelerator = build_accelerator()
-    build.check_teacher_files(recipe)
+    build.check_teachers(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     features = []
     if recipe.train.towers == "frozen":

@@ -51,11 +51,18 @@ def masked_softmax(scores: Tensor, mask: Tensor | None = None, *, temperature: f
     return scores.softmax(dim=-1)
 
 
+def check_pairs(texts: Tensor, videos: Tensor) -> None:
+    """Raise DataError unless there are as many texts as videos: frame relevance is of pairs, text i and video i."""
+    if len(texts) != len(videos):
+        raise DataError(f"frame relevance is of pairs, got {len(texts)} texts and {len(videos)} videos")
+
+
 def frame_text_relevance(sentence: Tensor, frames: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return softmax_f(cos(text i, frame f of video i)) at temperature 1 (pairs, frames), float32.
 
     `sentence`: (pairs, dim), `frames`: (pairs, frames, dim), normalised or not; `mask`: as of `masked_softmax`.
     """
+    check_pairs(sentence, frames)
     with torch.autocast(frames.device.type, enabled=False):
         sentence, frames = F.normalize(sentence.float(), dim=-1), F.normalize(frames.float(), dim=-1)
         return masked_softmax(torch.einsum("pd,pfd->pf", sentence, frames), mask)

@@ -67,6 +67,8 @@ def _reason(file: Path, error: Exception) -> str:
     is_pickle = head.startswith((b"PK", b"\x80"))  # of today's zip files, or bare
     if is_pickle and isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
         return "refused, as it holds Python objects and opening it could run code; save plain tensors instead"
+    if not is_pickle and file.suffix != ".safetensors":
+        return f"is truncated or not a checkpoint: it begins with {head[:16]!r}"
     return (
         f"is truncated or not a checkpoint ({text.strip().splitlines()[0][:120] if text.strip() else 'end of file'})"
     )
@@ -75,16 +77,21 @@ def _reason(file: Path, error: Exception) -> str:
 def unwrap_state(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one under `state_dict`, without names that hold no weights.
 
+    A `module.` before all names, as DataParallel saves them, is taken off.
     Raises CheckpointError, named after `source`, if there is something else than tensors among them.
     """
     inner = content.get("state_dict", content)
     if not isinstance(inner, Mapping):
         raise CheckpointError(f"{source}: state_dict is a {type(inner).__name__}, expected a mapping")
-    state = {str(key): value for key, value in inner.items() if str(key).rsplit(".", 1)[-1] not in STALE_KEYS}
+    prefix = "module." if inner and all(str(key).startswith("module.") for key in inner) else ""
+    named = {str(key).removeprefix(prefix): value for key, value in inner.items()}
+    state = {key: value for key, value in named.items() if key.rsplit(".", 1)[-1] not in STALE_KEYS}
     other = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if other:
         kind = type(state[other[0]]).__name__
-        raise CheckpointError(f"{source}: {_some(other)} should be tensors ({other[0]} is a {kind})")
+        nested = [key for key in other if isinstance(state[key], Mapping) and state[key]]
+        hint = f"; if {nested[0]!r} holds the weights, save that alone" if nested else ""
+        raise CheckpointError(f"{source}: {_some(other)} should be tensors ({other[0]} is a {kind}){hint}")
     if not state:
         raise CheckpointError(f"{source}: holds no tensors")
     return state
@@ -174,8 +181,19 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
     if other:
         got, wanted = (tuple(tensors[other[0]].shape) for tensors in (state, expected))
         problems.append(f"{_some(other)} of another shape ({other[0]}: {got}, expected {wanted})")
+    whole = [key for key in expected if key in state and not state[key].is_floating_point()]
+    if whole := [key for key in whole if expected[key].is_floating_point()]:
+        problems.append(f"{_some(whole)} of another type ({whole[0]}: {state[whole[0]].dtype}, expected numbers)")
     if problems:
         raise CheckpointError(f"{source}: {'; '.join(problems)}")
+
+
+def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise CheckpointError, naming the first, if weights are NaN or infinite: every score would become NaN."""
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise CheckpointError(f"{source}: {count} of {tensor.numel()} numbers of {key} are NaN or infinite")
 
 
 def tensor_of(state: Mapping[str, Tensor], key: str, *, source: str, dimensions: int | None = None) -> Tensor:

@@ -148,9 +148,11 @@ def _check_input_ids(clip: CLIPModel, input_ids: Tensor) -> None:
 
 
 def check_token_ids(input_ids: Tensor, *, vocabulary: int) -> None:
-    """Raise DataError if there are ids outside 0..vocabulary-1."""
+    """Raise DataError if there are no ids, or ids outside 0..vocabulary-1."""
     if input_ids.numel() == 0:
-        return
+        raise DataError(
+            f"input_ids has shape {tuple(input_ids.shape)}; expected (texts, tokens), at least one of each"
+        )
     low, high = (int(value) for value in torch.aminmax(input_ids))
     if low < 0 or high >= vocabulary:
         wrong = low if low < 0 else high
@@ -174,3 +176,5 @@ def check_pixel_values(clip: CLIPModel, pixel_values: Tensor) -> None:
     if pixel_values.ndim != 5 or tuple(pixel_values.shape[2:]) != wanted:
         expected = f"(videos, frames, {', '.join(map(str, wanted))})"
         raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, this model takes {expected}")
+    if not pixel_values.numel():
+        raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected at least one video and frame")

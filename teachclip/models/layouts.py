@@ -121,6 +121,8 @@ def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = 
     id (`eos_token_id` 2 means that in transformers). `prefix`: put before the names in messages. Raises
     CheckpointError if a needed tensor is missing or has other dimensions.
     """
+    if not state:
+        raise CheckpointError(f"{source}: holds no CLIP" + (f", for no name begins with {prefix}" if prefix else ""))
     translate = is_openai(state)
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:

@@ -39,6 +39,8 @@ def load_student(
     official code does; None means True, or what an exported folder says. Raises CheckpointError if it cannot be
     loaded whole, naming what is missing or whose checkpoint it is.
     """
+    if mask_padding is not None and not isinstance(mask_padding, bool):
+        raise CheckpointError(f"mask_padding is {mask_padding!r}, expected True, False or None")
     if isinstance(source, Mapping):
         return _from_official(unwrap_state(source, source="student state dict"), "student state dict", mask_padding)
     path = Path(source)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from other_teachers import Pixels
+from tiny_models import FRAMES, tiny_clip
 
 from teachclip.commands import distill, evaluate, import_relevance, precompute
 from teachclip.commands.build import is_there
 from teachclip.recipe import Teacher
 from teachclip.store import ArrayStore
+from teachers.xclip import XCLIP
 
 ROOT = Path(__file__).parents[2]
 SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
@@ -258,7 +261,7 @@ def test_mistakes_in_importing_are_one_line(project, kinds, capsys):
         ([bad, bad], "give one FILE"),
         (["--write-ids", project.folder / "x", bad], "--write-ids takes no FILE"),
         (["teachers.1.options.missing=zero"], "option missing is 'zero'"),
-        ([f"teachers.1.options.frames={project.folder}/none.csv"], "none.csv is not there"),
+        ([f"teachers.1.options.frames={project.folder}/none.csv"], "none.csv: no such file of scores"),
     ):
         capsys.readouterr()
         assert run(import_relevance.main, recipe, *arguments) == 2, arguments
@@ -271,6 +274,22 @@ def test_a_missing_file_of_scores_is_found_before_anything_is_decoded(project, k
     recipe = project(teachers=[kinds["file"]], stores=str(project.folder / "fresh"))
     assert run(distill.main, recipe, "teachers.0.checkpoint=elsewhere/scores") == 2
     assert "teacher file: elsewhere/scores does not exist" in capsys.readouterr().err
+    assert not (project.folder / "fresh").exists()
+
+
+@pytest.mark.parametrize("main", [distill.main, precompute.main])
+def test_a_wrong_file_and_other_sizes_are_found_before_anything_is_decoded(project, tmp_path, main, capsys):
+    xclip = XCLIP.from_clip(tiny_clip(heads=1), frames=FRAMES, tokens=8)
+    torch.save(xclip.checkpoint(), tmp_path / "xclip.bin")
+    stores = str(project.folder / "fresh")
+    for name, override, part in (
+        ("xpool", "text.max_tokens=8", "expected an X-Pool checkpoint, this looks like an X-CLIP checkpoint"),
+        ("xclip", "text.max_tokens=9", "teacher xclip takes at most 8 tokens, text.max_tokens is 9"),
+        ("xclip", f"frames.count={FRAMES + 1}", f"takes 1 to {FRAMES} frames, frames.count is {FRAMES + 1}"),
+    ):
+        recipe = project(teachers=[{"name": name, "checkpoint": str(tmp_path / "xclip.bin")}], stores=stores)
+        assert run(main, recipe, "text.max_tokens=8", override) == 2
+        assert part in capsys.readouterr().err
     assert not (project.folder / "fresh").exists()
 
 

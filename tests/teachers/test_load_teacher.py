@@ -13,7 +13,7 @@ from golden_models import openai_clip_shapes, rule_state
 from tiny_models import tiny_clip
 from torch import nn
 
-from teachclip.errors import CheckpointError, RecipeError, TeachclipError
+from teachclip.errors import CheckpointError, DataError, RecipeError, TeachclipError
 from teachclip.models.clip import clip_from_state
 from teachers import load_teacher
 from teachers.clip2video import CLIP2Video
@@ -163,6 +163,75 @@ def test_a_damaged_or_foreign_file_gets_one_line(
     error = error_of(name, path)
     assert isinstance(error, CheckpointError)
     assert str(error).startswith(f"{path}: ") and message in str(error)
+
+
+@pytest.mark.parametrize("wanted", MODELS)
+@pytest.mark.parametrize("given", ["xpool", "clip2video", "ts2net"])
+def test_our_own_file_of_another_teacher_is_called_by_its_name(wanted: str, given: str) -> None:
+    options = {"selection": "hard"} if given == "ts2net" else {}
+    content = load_teacher(given, state_of(given), **options).checkpoint()  # type: ignore[attr-defined]
+    assert content["options"]
+    if wanted == given:
+        assert isinstance(load_teacher(wanted, content), MODELS[wanted])
+    else:
+        error = error_of(wanted, content)
+        assert isinstance(error, CheckpointError) and PROPER[given] in str(error).split("looks like")[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_that_data_parallel_has_prefixed_are_read(name: str) -> None:
+    state = state_of(name)
+    teacher = load_teacher(name, {f"module.{key}": tensor for key, tensor in state.items()})
+    again = teacher.official_state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_no_finite_numbers_are_named(name: str) -> None:
+    state = state_of(name)
+    key = "clip.text_projection" if "clip.text_projection" in state else "clip.text_projection.weight"
+    broken = {**state, key: state[key].clone()}
+    broken[key][0, 0] = torch.nan
+    assert f"1 of 4096 numbers of {key} are NaN or infinite" in str(error_of(name, broken))
+    whole = {**state, key: state[key].long()}
+    assert f"of another type ({key}: torch.int64" in str(error_of(name, whole))
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("clip.")}
+    assert "holds no CLIP, for no name begins with clip." in str(error_of(name, without))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("xclip", {"mask_padding": "false"}),
+        ("xclip", {"temporal_heads": "1"}),
+        ("xclip", {"temporal_heads": 0}),
+        ("ts2net", {"token_shift": "yes"}),
+        ("xpool", {"heads": "2"}),
+        ("xpool", {"clip_config": "x"}),
+        ("clip2video", {"center_weight": True}),
+        ("clip2video", {"center_weight": None}),
+        ("clip2video", {"temporal_heads": -1}),
+    ],
+)
+def test_an_option_of_another_type_or_range_is_named(name: str, options: dict[str, object]) -> None:
+    error = error_of(name, state_of(name), **options)
+    assert next(iter(options)).removeprefix("temporal_") in str(error)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inputs_of_no_items_or_of_other_numbers_are_refused(name: str) -> None:
+    teacher = load_teacher(name, state_of(name))
+    pixels = torch.zeros(2, 4, 3, 12, 12)
+    texts = teacher.encode_texts(torch.tensor([[1, 99]]), torch.ones(1, 2, dtype=torch.int64))
+    videos = teacher.encode_videos(pixels, torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(DataError, match="got 1 texts and 2 videos"):
+        teacher.frame_relevance(texts, videos)
+    with pytest.raises(DataError, match=r"frame_mask has shape \(1, 4\)"):
+        teacher.encode_videos(pixels, torch.ones(1, 4, dtype=torch.bool))
+    with pytest.raises(DataError, match="at least one video"):
+        teacher.encode_videos(pixels[:0], torch.ones(0, 4, dtype=torch.bool))
+    with pytest.raises(DataError, match="at least one of each"):
+        teacher.encode_texts(torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", MODELS)

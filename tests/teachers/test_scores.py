@@ -304,7 +304,7 @@ def test_bad_matrices_are_one_line(tmp_path):
 def test_options_and_paths_that_cannot_work_are_refused(tmp_path):
     path = write_csv(tmp_path / "a.csv", PAIRS)
     for options, part in (
-        ({"missing": "zero"}, "option missing is 'zero'; allowed: lowest, refuse"),
+        ({"missing": "zero"}, "option missing is 'zero': input should be 'lowest' or 'refuse'"),
         ({"margin": -1}, "option margin is -1"),
         ({"scale": 0}, "option scale is 0"),
         ({"topk": 3}, "has no option 'topk'"),

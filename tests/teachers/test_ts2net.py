@@ -464,7 +464,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
         ({"selection": "hrd"}, "selection is 'hrd'; allowed: perturbed, hard; did you mean hard?"),
         ({"samples": 0}, "samples is 0, expected an integer of at least 1"),
         ({"sigma": 0.0}, "sigma is 0.0, expected a number above 0"),
-        ({"seed": "x"}, "seed is 'x', expected an integer"),
+        ({"seed": "x"}, "seed is 'x': input should be a valid integer"),
         ({"topk": 16 + 1}, "topk is 17, but a frame has 16 patches"),
     ],
 )
