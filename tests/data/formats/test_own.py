@@ -1,6 +1,6 @@
 import pytest
 
-from teachclip.data.formats.own import read
+from teachclip.data.formats.own import read_csv as read
 from teachclip.errors import DataError
 
 

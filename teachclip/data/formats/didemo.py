@@ -1,0 +1,64 @@
+"""DiDeMo (Hendricks et al., ICCV 2017) for paragraph retrieval, as CLIP4Clip, X-CLIP, TS2-Net and TeachCLIP use it.
+
+`annotations` is the folder that holds, for each split, {train,val,test}_data.json (a list of objects with `video` and
+`description`, in the order of the story) and {train,val,test}_list.txt (one video per line); `train`, `validation`
+and `test` may give other lists. Videos are named with the extension of their file or without it.
+
+The descriptions of a video, joined by spaces in the order of the JSON, are its one caption. A video is the first 32
+seconds of its file, so that one frame a second gives those of the seconds 0 to 31 that the published loaders read;
+annotators saw 30 seconds. The field `times` is not used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from teachclip.data.annotations import Annotations, Caption, Segment
+from teachclip.data.formats.published import captions_of, check_texts, list_file, read_ids
+from teachclip.data.formats.tables import check_entries, kind_of, read_json
+from teachclip.data.locate import EXTENSIONS
+from teachclip.errors import DataError
+
+SECONDS = 32.0
+SPLITS = ("train", "val", "test")
+
+
+def read(
+    *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
+) -> Annotations:
+    """Read descriptions and lists. Ids are file names without extension. Raises DataError, naming line or entry."""
+    if annotations.is_file():
+        raise DataError(f"{annotations} is a file; give the folder that holds train_data.json and train_list.txt")
+    homes: dict[str, Path] = {}
+    paragraphs: dict[str, str] = {}
+    for split in SPLITS:
+        path = list_file(annotations, f"{split}_data.json", None)
+        for video, text in _paragraphs(path).items():
+            if video in paragraphs:
+                raise DataError(f"{path}: video {video!r} is in {homes[video].name} too")
+            paragraphs[video], homes[video] = text, path
+    found: list[list[Caption]] = []
+    for split, own in zip(SPLITS, (train, validation, test), strict=True):
+        ids = read_ids(list_file(annotations, f"{split}_list.txt", own), _stem)
+        found.append(captions_of(ids, paragraphs, annotations / f"{split}_data.json", lambda where, text: [text]))
+    videos = {caption.video_id for part in found for caption in part}
+    segments = {video: Segment(video, None, SECONDS) for video in videos}
+    return Annotations(found[0], found[1], found[2], segments)
+
+
+def _paragraphs(path: Path) -> dict[str, str]:
+    """Return the joined descriptions of each video."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path} must hold a list of objects, found {kind_of(entries)}")
+    sentences: dict[str, list[str]] = {}
+    for number, entry in enumerate(check_entries(f"{path}: entry ", entries, ["video", "description"])):
+        (text,) = check_texts(f"{path}: entry [{number}], 'description'", [entry["description"]])
+        sentences.setdefault(_stem(entry["video"].strip()), []).append(text)
+    return {video: " ".join(texts) for video, texts in sentences.items()}
+
+
+def _stem(name: str) -> str:
+    """Return the name of a file without the extension of a video; others are parts of a name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
