@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from teachclip.data.annotations import Annotations, Caption, Segment
-from teachclip.data.formats.published import captions_of, check_ids, check_texts, list_file
+from teachclip.data.formats.published import captions_of, check_ids, check_texts, list_file, require_folder
 from teachclip.data.formats.tables import Line, kind_of, read_json, read_object
 from teachclip.errors import DataError
 
@@ -29,8 +29,7 @@ def read(
     *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
 ) -> Annotations:
     """Read paragraphs and lists. Video ids have no "v_". Raises DataError, naming file, video and field."""
-    if annotations.is_file():
-        raise DataError(f"{annotations} is a file; give the folder that holds train.json and train_ids.json")
+    require_folder(annotations, "train.json and train_ids.json")
     entries: dict[str, _Entry] = {}
     for name in FILES:
         path = list_file(annotations, name, None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from teachclip.data.annotations import Annotations, Caption, Segment
-from teachclip.data.formats.published import captions_of, check_texts, list_file, read_ids
+from teachclip.data.formats.published import captions_of, check_texts, list_file, read_ids, require_folder
 from teachclip.data.formats.tables import check_entries, kind_of, read_json
 from teachclip.data.locate import EXTENSIONS
 from teachclip.errors import DataError
@@ -27,8 +27,7 @@ def read(
     *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
 ) -> Annotations:
     """Read descriptions and lists. Ids are file names without extension. Raises DataError, naming line or entry."""
-    if annotations.is_file():
-        raise DataError(f"{annotations} is a file; give the folder that holds train_data.json and train_list.txt")
+    require_folder(annotations, "train_data.json and train_list.txt")
     homes: dict[str, Path] = {}
     paragraphs: dict[str, str] = {}
     for split in SPLITS:

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from teachclip.data.annotations import Annotations, Caption
-from teachclip.data.formats.published import list_file
+from teachclip.data.formats.published import list_file, require_folder
 from teachclip.data.formats.tables import read_lines
 from teachclip.errors import DataError
 
@@ -25,8 +25,7 @@ def read(
     *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
 ) -> Annotations:
     """Read the three files. Caption ids are `clip:index`. Raises DataError, naming file and line."""
-    if annotations.is_file():
-        raise DataError(f"{annotations} is a file; give the folder that holds LSMDC16_annos_training.csv")
+    require_folder(annotations, "LSMDC16_annos_training.csv")
     return Annotations(
         _read_file(list_file(annotations, "LSMDC16_annos_training.csv", train)),
         _read_file(list_file(annotations, "LSMDC16_annos_val.csv", validation)),

@@ -28,6 +28,13 @@ def annotations_file(annotations: Path, *names: str) -> Path:
     return annotations / found[0] if found else _published(annotations, " or ".join(names), held)
 
 
+def require_folder(annotations: Path, names: str) -> None:
+    """Raise DataError unless `annotations` is a folder; `names` says what it should hold."""
+    if not annotations.is_dir():
+        problem = "is a file" if annotations.exists() else "does not exist"
+        raise DataError(f"{annotations} {problem}; give the folder that holds {names}")
+
+
 def list_file(annotations: Path, name: str, own: Path | None) -> Path:
     """Return the list `own` if it is given, else the published one called `name`, beside or in `annotations`.
 

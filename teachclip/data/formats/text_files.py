@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from teachclip.data.annotations import Annotations, Caption
-from teachclip.data.formats.published import read_ids
+from teachclip.data.formats.published import read_ids, require_folder
 from teachclip.data.formats.tables import read_lines
 from teachclip.errors import DataError
 
@@ -19,9 +19,7 @@ def read(
     *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
 ) -> Annotations:
     """Read the text files. Caption ids are `video:index`. Raises DataError, naming the file."""
-    if not annotations.is_dir():
-        problem = "is a file; give the folder of the text files" if annotations.exists() else "does not exist"
-        raise DataError(f"{annotations} {problem}")
+    require_folder(annotations, "one text file per video")
     files = {
         path.relative_to(annotations).with_suffix("").as_posix(): path for path in sorted(annotations.rglob("*.txt"))
     }

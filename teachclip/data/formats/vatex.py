@@ -38,11 +38,11 @@ def read(
     content = read_object(path)
     as_msrvtt = isinstance(content.get("sentences"), list)
     pattern = "VATEX_{}.csv" if as_msrvtt else "{}_list.txt"
-    lists: dict[str, Path | None] = {"validation": validation}
+    lists: dict[str, Path | None] = {}
     for split, short, own in (("train", "train", train), ("validation", "val", validation), ("test", "test", test)):
         name = pattern.format(short)
-        if split != "validation" or own is not None or has_file(annotations, name):
-            lists[split] = list_file(annotations, name, own)
+        optional = split == "validation" and own is None and not has_file(annotations, name)
+        lists[split] = None if optional else list_file(annotations, name, own)
     if as_msrvtt:
         return msrvtt.read(annotations=path, **lists)
     found = {
