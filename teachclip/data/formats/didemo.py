@@ -4,9 +4,9 @@
 `description`, in the order of the story) and {train,val,test}_list.txt (one video per line); `train`, `validation`
 and `test` may give other lists. Videos are named with the extension of their file or without it.
 
-The descriptions of a video, joined by spaces in the order of the JSON, are its one caption. A video is the first 32
-seconds of its file, so that one frame a second gives those of the seconds 0 to 31 that the published loaders read;
-annotators saw 30 seconds. The field `times` is not used.
+The descriptions of a video, joined by spaces in the order of the JSON, are its one caption. A video is its file from
+0 to 31 seconds, as in the published loaders, which read the frame of second 31 too; annotators saw 30 seconds. The
+field `times` is not used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from teachclip.data.formats.tables import check_entries, kind_of, read_json
 from teachclip.data.locate import EXTENSIONS
 from teachclip.errors import DataError
 
-SECONDS = 32.0
+SECONDS = 31.0
 SPLITS = ("train", "val", "test")
 
 

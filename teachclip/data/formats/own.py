@@ -68,8 +68,10 @@ def read_parquet(
     try:
         with parquet.ParquetFile(annotations) as file:
             found = file.schema_arrow.names
-            for name in REQUIRED:
-                if name not in found:
+            for name in (*REQUIRED, *OPTIONAL):
+                if found.count(name) > 1:
+                    raise DataError(f"{annotations} has column {name!r} twice")
+                if name in REQUIRED and name not in found:
                     raise DataError(
                         f"{annotations} has no column {name!r}; found: {', '.join(found)}{closest(name, found)}"
                     )

@@ -56,7 +56,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             if not any(values):
                 continue
             if not header:
-                header = _checked_header(f"{path}: line {lines.line_num}", values, required)
+                header = _checked_header(f"{path}: line {lines.line_num}", values, required, optional)
                 continue
             row = Row(f"{path}: line {lines.line_num}", dict(zip(header, values, strict=False)))
             _check_row(row, len(values), header, required)
@@ -68,13 +68,14 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     return [Row(row.where, {key: row.values[key] for key in header if key in (*required, *optional)}) for row in rows]
 
 
-def _checked_header(where: str, header: list[str], required: Sequence[str]) -> list[str]:
-    """Return the header if it has all required columns, once."""
+def _checked_header(where: str, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Return the header if it has all required columns, and no named one twice."""
     found = ", ".join(header)
     for name in required:
         if name not in header:
             hint = "; columns must be separated by commas" if len(header) == 1 and len(required) > 1 else ""
             raise DataError(f"{where} has no column {name!r}; found: {found}{hint or closest(name, header)}")
+    for name in (*required, *optional):
         if header.count(name) > 1:
             raise DataError(f"{where} has column {name!r} twice")
     return header

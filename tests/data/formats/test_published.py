@@ -109,7 +109,7 @@ def test_didemo_joins_the_sentences_of_a_video_in_their_order(layout):
     found = read()
     assert texts(found.train) == [" ".join(sentences(name)) for name in IDS["train"]]
     assert ids(found.test) == IDS["test"] and len(found.validation) == 1
-    assert found.segments["vidD_5_9"] == Segment("vidD_5_9", None, 32.0) and len(found.segments) == 5
+    assert found.segments["vidD_5_9"] == Segment("vidD_5_9", None, 31.0) and len(found.segments) == 5
 
 
 def test_didemo_names_may_lack_extensions_or_have_unusual_ones(layout):
@@ -165,7 +165,7 @@ def test_catalogue_of_every_layout(layout, key, tmp_path):
     assert all(video.id in video.path.name for video in catalog.videos)
     assert (catalog.train.caption_videos[1:] >= catalog.train.caption_videos[:-1]).all()
     ends = {video.end for video in catalog.videos}
-    assert ends == {"didemo": {32.0}, "activitynet": {84.0}}.get(key[0], {None})
+    assert ends == {"didemo": {31.0}, "activitynet": {84.0}}.get(key[0], {None})
 
 
 EACH_FILE = [pytest.param(key, name, id=f"{'-'.join(key)} {name}") for key, names in FILES.items() for name in names]
