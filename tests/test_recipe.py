@@ -83,11 +83,8 @@ def test_recipes_of_teachclip_have_the_published_settings(name, batch, epochs, f
     recipe = load_recipe(RECIPES / f"{name}_teachclip.yaml")
     assert (recipe.train.batch_size, recipe.train.epochs, recipe.frames.count) == (batch, epochs, frames)
     assert recipe.text.max_tokens == {12: 32, 64: 64}[frames]
-    found = {
-        teacher.name: (teacher.training.train.batch_size, teacher.training.train.epochs)
-        for teacher in recipe.teachers
-    }
-    assert found == teachers
+    lengths = {teacher.name: teacher.training.train for teacher in recipe.teachers}
+    assert {key: (train.batch_size, train.epochs) for key, train in lengths.items()} == teachers
 
 
 @pytest.mark.parametrize(
