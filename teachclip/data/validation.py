@@ -27,29 +27,26 @@ def choose_held_out(files: Mapping[str, str], options: ValidationOptions) -> set
     """Return the ids of the videos to hold out. `files`: the file of every training video, by video id.
 
     Videos come in the order of their id hashed with the seed: a shuffle that neither the order of the annotations nor
-    other videos change. Videos that are parts of one file are held out together, so that their number may be a little
-    above the one asked for. Clips that were cut from one source into files of their own are not known to belong
-    together. Raises DataError if nothing would be left to train on.
+    other videos change. Parts of one file are held out together or not at all, so that there may be fewer than asked
+    for; there are more only if every file has more parts than that. Clips that were cut from one source into files of
+    their own are not known to belong together. Raises DataError if nothing would be left to train on.
     """
     total = len(files)
     asked = options.videos if options.videos is not None else min(MOST, max(1, round(total * options.share)))
-    if not 0 < asked < total:
-        what = "data.validation holds out" if options.videos is None else "data.validation.videos is"
-        if total < 2:
-            raise DataError(f"{what} {asked}, but there is a single training video; none can be held out")
-        raise DataError(f"{what} {asked}; allowed: 1 to {total - 1}, as there are {total} training videos")
     parts: dict[str, list[str]] = {}
     for video_id in sorted(files, key=lambda name: (_hash([options.seed, name]), name)):
         parts.setdefault(files[video_id], []).append(video_id)
+    what = "data.validation holds out" if options.videos is None else "data.validation.videos is"
+    if len(parts) < 2:
+        raise DataError(f"{what} {asked}, but there is one training file; data.validation=null holds out none")
+    if not 0 < asked < total:
+        raise DataError(f"{what} {asked}; allowed: 1 to {total - 1}, as there are {total} training videos")
     held: set[str] = set()
     for group in parts.values():
-        if len(held) >= asked:
-            return held
-        held.update(group)
-    raise DataError(
-        f"data.validation holds out {asked} of {total} training videos, but whole files at a time, and none of the "
-        f"{len(parts)} files would be left to train on; hold out fewer"
-    )
+        if len(held) + len(group) <= asked:
+            held.update(group)
+    smallest = sorted(parts.values(), key=len)[0]
+    return held or set(smallest)
 
 
 def _hash(values: list[int | str]) -> str:

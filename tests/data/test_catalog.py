@@ -235,12 +235,11 @@ def test_one_part_under_two_names_is_refused(tmp_path):
 def test_parts_of_one_file_are_held_out_together(tmp_path):
     rows = [f"film{film},words,{second},{second + 1},train" for film in range(10) for second in range(3)]
     data = own_data(tmp_path, rows, [f"film{film}.mp4" for film in range(10)], "video,caption,start,end,split")
-    catalog = load_catalog(**data, validation=ValidationOptions(videos=7))
-    held = {video.path for video in catalog.validation.videos}
-    assert len(catalog.validation.videos) == 9 and len(held) == 3  # whole films, at least as many as asked for
-    assert held.isdisjoint(video.path for video in catalog.train.videos)
-    with pytest.raises(DataError, match="none of the 10 files would be left to train on"):
-        load_catalog(**data, validation=ValidationOptions(videos=29))
+    for asked, films in ((7, 2), (6, 2), (2, 1), (29, 9)):  # whole films, and not more than were asked for
+        catalog = load_catalog(**data, validation=ValidationOptions(videos=asked))
+        held = {video.path for video in catalog.validation.videos}
+        assert len(held) == films and len(catalog.validation.videos) == 3 * films
+        assert held.isdisjoint(video.path for video in catalog.train.videos)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +250,10 @@ def test_a_share_of_the_training_videos_is_held_out_one_at_least_and_not_too_man
     assert len(choose_held_out(files, ValidationOptions(share=share))) == held
 
 
-def test_a_single_training_video_cannot_be_held_out():
-    with pytest.raises(DataError, match="a single training video; none can be held out"):
-        choose_held_out({"v": "v.mp4"}, ValidationOptions())
+def test_a_single_training_file_cannot_be_held_out():
+    for files in ({"v": "v.mp4"}, {"v[0-1]": "v.mp4", "v[1-2]": "v.mp4"}):
+        with pytest.raises(DataError, match=r"there is one training file; data\.validation=null holds"):
+            choose_held_out(files, ValidationOptions())
 
 
 def test_how_much_of_each_split_is_used_is_known(tmp_path):
