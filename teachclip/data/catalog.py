@@ -141,10 +141,15 @@ def load_catalog(
     groups = {name: _by_video(captions) for name, captions in named if captions is not None}
     ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
     located = _locate(Path(videos), ids, found.segments)
-    missing = {video_id: "no such file" for video_id in ids if video_id not in located}
-    _refuse_too_many(missing, missing, len(ids), max_missing, f"are not below {videos}")
+    absent = {video_id: "no such file" for video_id in ids if video_id not in located}
+    missing = {**absent, **{key: reason for part in found.left_out.values() for key, reason in part.items()}}
+    total = len(ids) + len(missing) - len(absent)
+    problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
+    _refuse_too_many(missing, missing, total, max_missing, problem)
     splits = {name: _build_split(name, group, located) for name, group in groups.items()}
-    lost = {name: len(group.keys() & missing.keys()) for name, group in groups.items()}
+    lost = {
+        name: len(group.keys() & absent.keys()) + len(found.left_out.get(name, ())) for name, group in groups.items()
+    }
     catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
     if catalog.validation is None and isinstance(validation, ValidationOptions):
         return _hold_out(catalog, validation)

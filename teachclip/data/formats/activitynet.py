@@ -6,7 +6,8 @@ may give other lists. Ids and file names may have the "v_" or not.
 
 The sentences of a video, joined by spaces, are its one caption, and the video is the file from 0 to ceil(duration)
 seconds. val_1 is the test split. Published code selects on it too: here videos are held out of the training videos
-instead, unless `data.select_on=test` is written out.
+instead, unless `data.select_on=test` is written out. As published, listed videos without sentences are not used; they
+count as missing.
 """
 
 from __future__ import annotations
@@ -39,15 +40,20 @@ def read(
                 raise DataError(f"{entry.where} is the same video as {other.where}")
     segments: dict[str, Segment] = {}
 
-    def split(path: Path, source: str) -> list[Caption]:
-        ids = _read_ids(path)
-        captions = captions_of(ids, entries, annotations / source, lambda _, entry: [_paragraph(*entry)])
-        segments.update((line.text, _segment(line.text, *entries[line.text])) for line in ids)
+    left_out: dict[str, dict[str, str]] = {}
+
+    def split(name: str, path: Path, source: str) -> list[Caption]:
+        out = left_out.setdefault(name, {})
+        captions = captions_of(
+            _read_ids(path), entries, annotations / source, lambda _, entry: [_paragraph(*entry)], out
+        )
+        segments.update((video, _segment(video, *entries[video])) for video in (found.video_id for found in captions))
         return captions
 
-    trained = split(list_file(annotations, "train_ids.json", train), FILES[0])
-    tested = split(list_file(annotations, "val_ids.json", test), FILES[1])
-    return Annotations(trained, None if validation is None else split(validation, FILES[0]), tested, segments)
+    trained = split("train", list_file(annotations, "train_ids.json", train), FILES[0])
+    tested = split("test", list_file(annotations, "val_ids.json", test), FILES[1])
+    validated = None if validation is None else split("validation", validation, FILES[0])
+    return Annotations(trained, validated, tested, segments, left_out)
 
 
 class _Entry(NamedTuple):

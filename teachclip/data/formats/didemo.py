@@ -6,7 +6,7 @@ and `test` may give other lists. Videos are named with the extension of their fi
 
 The descriptions of a video, joined by spaces in the order of the JSON, are its one caption. A video is its file from
 0 to 31 seconds, as in the published loaders, which read the frame of second 31 too; annotators saw 30 seconds. The
-field `times` is not used.
+field `times` is not used. As published, listed videos without description are not used; they count as missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from teachclip.data.locate import EXTENSIONS
 from teachclip.errors import DataError
 
 SECONDS = 31.0
-SPLITS = ("train", "val", "test")
+NAMES = {"train": "train", "val": "validation", "test": "test"}
+"""What the splits of the files are called here."""
 
 
 def read(
@@ -30,19 +31,21 @@ def read(
     require_folder(annotations, "train_data.json and train_list.txt")
     homes: dict[str, Path] = {}
     paragraphs: dict[str, str] = {}
-    for split in SPLITS:
+    for split in NAMES:
         path = list_file(annotations, f"{split}_data.json", None)
         for video, text in _paragraphs(path).items():
             if video in paragraphs:
                 raise DataError(f"{path}: video {video!r} is in {homes[video].name} too")
             paragraphs[video], homes[video] = text, path
     found: list[list[Caption]] = []
-    for split, own in zip(SPLITS, (train, validation, test), strict=True):
+    left_out: dict[str, dict[str, str]] = {}
+    for split, own in zip(NAMES, (train, validation, test), strict=True):
         ids = read_ids(list_file(annotations, f"{split}_list.txt", own), _stem)
-        found.append(captions_of(ids, paragraphs, annotations / f"{split}_data.json", lambda where, text: [text]))
+        source, out = annotations / f"{split}_data.json", left_out.setdefault(NAMES[split], {})
+        found.append(captions_of(ids, paragraphs, source, lambda where, text: [text], out))
     videos = {caption.video_id for part in found for caption in part}
     segments = {video: Segment(video, None, SECONDS) for video in videos}
-    return Annotations(found[0], found[1], found[2], segments)
+    return Annotations(found[0], found[1], found[2], segments, left_out)
 
 
 def _paragraphs(path: Path) -> dict[str, str]:
