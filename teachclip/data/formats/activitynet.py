@@ -39,15 +39,14 @@ def read(
             if (other := entries.setdefault(_youtube_id(key), entry)) is not entry:
                 raise DataError(f"{entry.where} is the same video as {other.where}")
     segments: dict[str, Segment] = {}
-
     left_out: dict[str, dict[str, str]] = {}
 
     def split(name: str, path: Path, source: str) -> list[Caption]:
         out = left_out.setdefault(name, {})
-        captions = captions_of(
-            _read_ids(path), entries, annotations / source, lambda _, entry: [_paragraph(*entry)], out
-        )
-        segments.update((video, _segment(video, *entries[video])) for video in (found.video_id for found in captions))
+        ids = _read_ids(path)
+        captions = captions_of(ids, entries, annotations / source, lambda _, entry: [_paragraph(*entry)], out)
+        videos = [caption.video_id for caption in captions]
+        segments.update((video, _segment(video, *entries[video])) for video in videos)
         return captions
 
     trained = split("train", list_file(annotations, "train_ids.json", train), FILES[0])
