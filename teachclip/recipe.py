@@ -8,44 +8,11 @@ checking are in `teachclip.recipe_file`.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-PathValue = Annotated[Path, Field(strict=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys and wrong types are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Validation(Section):
-    """Videos held out of the training videos, by video id, to select on."""
-
-    videos: Count = Field(description="how many training videos are held out")
-    seed: int = Field(0, description="which ones; the choice does not depend on the order of the files")
-
-
-class Data(Section):
-    """Which videos and captions."""
-
-    format: str = Field(description="annotation format: msrvtt, csv, or module:name")
-    videos: PathValue = Field(description="folder with the video files, searched with its sub-folders")
-    annotations: PathValue = Field(description="captions: MSRVTT_data.json, or a CSV of video,caption[,split]")
-    train: PathValue | None = Field(None, description="list of training videos (msrvtt: CSV with a column video_id)")
-    test: PathValue | None = Field(None, description="test captions (msrvtt: CSV with columns video_id,sentence)")
-    validation: Validation | None = Field(None, description="held-out split; null where the data has its own")
-    select_on: Literal["validation", "test"] = Field(
-        "validation", description="split that picks the checkpoint; test only to reproduce papers, stamped on reports"
-    )
-    max_missing: Share = Field(0.0, description="share of missing or unreadable videos that may be left out")
+from teachclip.recipe_data import Count, Data, PathValue, Positive, Section, Share, Weight
 
 
 class Frames(Section):
@@ -234,7 +201,7 @@ class Recipe(Section):
     frames: Frames = Frames()
     text: Text = Text()
     student: Student
-    teachers: list[Teacher] = []
+    teachers: list[Teacher] = Field(default_factory=list)
     teaching: Teaching = Teaching()
     losses: Losses = Losses()
     optimizer: Optimizer = Optimizer()
@@ -253,7 +220,5 @@ class Recipe(Section):
             raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
         if not self.teachers and self.losses.contrastive.weight == 0:
             raise ValueError("losses.contrastive.weight is 0 and there are no teachers: nothing to train on")
-        if self.data.select_on == "test" and self.data.test is None and self.data.format == "msrvtt":
-            raise ValueError("data.select_on is test, but data.test is not given")
         _check_float16(self.train, self.optimizer)
         return self

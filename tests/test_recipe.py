@@ -1,8 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from teachclip.data.formats import FORMATS
 from teachclip.errors import RecipeError
+from teachclip.recipe_data import Validation
 from teachclip.recipe_file import describe_keys, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -39,6 +42,7 @@ def test_minimal_recipe_gets_the_published_defaults(write):
     assert recipe.losses.contrastive.weight == 0.2
     assert recipe.optimizer.aggregation_lr == 10 * recipe.optimizer.lr
     assert recipe.frames.count == 12
+    assert recipe.data.max_missing == 0.01 and recipe.data.select_on == "validation"
 
 
 def test_resolved_recipe_reads_back_to_itself(write):
@@ -48,6 +52,56 @@ def test_resolved_recipe_reads_back_to_itself(write):
 
 def test_exponents_without_a_dot_are_numbers(write):
     assert load_recipe(write(MINIMAL + "optimizer: {lr: 1e-4, clip_lr: 1E-7}")).optimizer.clip_lr == 1e-7
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_reads_and_says_what_it_reproduces_and_how(path, monkeypatch):
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"\$\{(\w+)\}", text):
+        monkeypatch.setenv(name, "somewhere")
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem and recipe.data.format in FORMATS
+    assert recipe.data.select_on == "validation"
+    assert "# Reproduces: " in text and f"tools/distill.py recipes/{path.name}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "epochs", "frames", "teachers"),
+    [
+        ("msrvtt", 120, 10, 12, {"xclip": (300, 5), "ts2net": (128, 5)}),
+        ("msvd", 120, 10, 12, {"xclip": (300, 5), "ts2net": (128, 5)}),
+        ("vatex", 120, 10, 12, {"xclip": (300, 5), "ts2net": (128, 5)}),
+        ("didemo", 64, 10, 64, {"xclip": (64, 20)}),
+        ("activitynet", 64, 10, 64, {"xclip": (112, 20)}),
+        ("lsmdc", 120, 10, 12, {"xclip": (300, 5)}),
+    ],
+)
+def test_recipes_of_teachclip_have_the_published_settings(name, batch, epochs, frames, teachers, monkeypatch):
+    for variable in (f"{name.upper()}_ROOT", "XCLIP_CHECKPOINT", "TS2NET_CHECKPOINT"):
+        monkeypatch.setenv(variable, "somewhere")
+    recipe = load_recipe(RECIPES / f"{name}_teachclip.yaml")
+    assert (recipe.train.batch_size, recipe.train.epochs, recipe.frames.count) == (batch, epochs, frames)
+    assert recipe.text.max_tokens == {12: 32, 64: 64}[frames]
+    lengths = {teacher.name: teacher.training.train for teacher in recipe.teachers}
+    assert {key: (train.batch_size, train.epochs) for key, train in lengths.items()} == teachers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "validation"),
+    [
+        ([], Validation()),
+        (["data.select_on=test"], None),
+        (["data.validation=null"], None),
+        (["data.select_on=test", "data.validation.videos=3"], Validation(videos=3)),
+        (["data.validation.share=0.2", "data.validation.seed=4"], Validation(share=0.2, seed=4)),
+        (["data.validation.list=my.csv"], Validation(list=Path("my.csv"))),
+    ],
+)
+def test_videos_are_held_out_unless_test_selects(write, overrides, validation):
+    recipe = load_recipe(write(), overrides)
+    assert recipe.data.validation == validation
+    assert load_recipe(write(dump_recipe(recipe), "again.yaml")) == recipe
 
 
 def test_published_recipes_read_and_say_which_weights_of_clip_are_trained(monkeypatch):
@@ -92,6 +146,9 @@ def test_every_problem_is_named_at_once(write):
         ("name.x=1", "name is a value, not a section"),
         ("steps", "write it as section.key=value"),
         ("train.steps=[", "not valid YAML"),
+        ("data.validation={videos: 3, share: 0.1}", "data.validation: give one of videos, share and list"),
+        ("data.validation.share=1", "data.validation.share: must be less than 1, got 1"),
+        ("data.max_missing=2", "data.max_missing: must be less than or equal to 1, got 2"),
     ],
 )
 def test_bad_overrides_say_what_is_allowed(write, override, part):

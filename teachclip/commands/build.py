@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from teachclip.data.batches import BatchPlan
-from teachclip.data.catalog import Catalog, Split, ValidationOptions, load_catalog
+from teachclip.data.catalog import Catalog, Split, load_catalog
+from teachclip.data.validation import DEFAULT_SHARE, ValidationOptions
 from teachclip.data.video import FramePlan
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.run import Blocks
@@ -37,16 +38,17 @@ FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors
 def build_catalog(recipe: Recipe) -> Catalog:
     """Read the annotations and find the video files."""
     data = recipe.data
-    held_out = None
-    if data.validation is not None:
-        held_out = ValidationOptions(videos=data.validation.videos, seed=data.validation.seed)
+    validation: ValidationOptions | Path | None = None
+    if (section := data.validation) is not None:
+        share = DEFAULT_SHARE if section.share is None else section.share
+        validation = section.list or ValidationOptions(videos=section.videos, share=share, seed=section.seed)
     return load_catalog(
         format=data.format,
         videos=data.videos,
         annotations=data.annotations,
         train=data.train,
         test=data.test,
-        validation=held_out,
+        validation=validation,
         max_missing=data.max_missing,
     )
 

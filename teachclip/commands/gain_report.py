@@ -163,7 +163,7 @@ def _about(plan: Plan) -> list[str]:
     trials = len(plan.families[0].arms[0].grid)
     sharpness = ", ".join(f"{factor:g}" for factor in SHARPNESS)
     validation = load_recipe(plan.recipe, plan.overrides).data.validation
-    held_out = validation.videos if validation else 0
+    held_out = (validation.videos or 0) if validation else 0
     return [
         f"Over {len(plan.seeds)} fresh seeds ({plan.seeds[0]} to {plan.seeds[-1]}): mean ± standard deviation, and "
         "paired differences with 95% t intervals and wins. A seed is new videos, captions, teacher, student "

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Let any embedder or reranker teach: write the relevance store of a teacher named 'scores' from a file, and\n"
         "check every id in it.\n\n"
         "  import_relevance RECIPE --write-ids FOLDER      captions.csv (caption_id,video_id,text) and videos.csv\n"
-        "                                                  (video_id,path) of the training pairs\n"
+        "                                                  (video_id,path,start,end) of the training pairs\n"
         "  import_relevance RECIPE --teacher LABEL [FILE]  .csv or .parquet of caption_id,video_id,score, or a .npy\n"
         "                                                  (captions x videos); default: the teacher's checkpoint\n\n"
         "The readers that come with teachclip call a caption VIDEO:NUMBER, counted from 0 for each video in the\n"
@@ -100,8 +100,9 @@ def write_ids(recipe: Recipe, folder: Path) -> None:
 
 def _id_tables(split: Split) -> dict[str, Iterable[Sequence[str]]]:
     captions = [(caption.id, caption.video_id, caption.text) for caption in split.captions]
-    videos = [(video.id, str(video.path)) for video in split.videos]
+    parts = [["" if time is None else repr(time) for time in (video.start, video.end)] for video in split.videos]
+    videos = [(video.id, str(video.path), *part) for video, part in zip(split.videos, parts, strict=True)]
     return {
         "captions.csv": [("caption_id", "video_id", "text"), *captions],
-        "videos.csv": [("video_id", "path"), *videos],
+        "videos.csv": [("video_id", "path", "start", "end"), *videos],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from teachclip.commands.reading import frames_folder, tokenize
 from teachclip.commands.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
 from teachclip.data.batches import Tokenized
 from teachclip.data.catalog import Catalog, Split, Video, require_readable
+from teachclip.data.file_facts import file_facts
 from teachclip.data.frames import FrameStore, build_frame_store
+from teachclip.data.overlap import Overlap, describe_overlaps, overlaps
 from teachclip.data.transform import FrameTransform
 from teachclip.errors import DataError, RecipeError
 from teachclip.fingerprint import fingerprint_of
@@ -51,6 +54,7 @@ class Workspace:
     backbone: PreTrainedModel
     processes: Processes
     device: torch.device
+    overlaps: Sequence[Overlap] = ()
     _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
     _other_frames: dict[str, FrameStore] = field(default_factory=dict, repr=False)
 
@@ -73,6 +77,8 @@ class Workspace:
             "seed": self.recipe.seed,
             "selected_on": self.recipe.data.select_on,
             "left_out": dict(self.catalog.left_out),
+            "partial": self.catalog.partial,
+            "overlaps": describe_overlaps(self.overlaps),
             **values,
         }
 
@@ -206,12 +212,20 @@ def build_workspace(
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
-    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device)
+    shared = overlaps(catalog, file_facts(catalog.videos, _hashes(recipe), progress=False))
+    for line in describe_overlaps(shared):
+        say(f"warning: {line}")
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
     say(f"data: {counts}")
     return work
+
+
+def _hashes(recipe: Recipe) -> Path:
+    """Return the file that remembers the hashes of the videos."""
+    return recipe.stores / "frames" / "file-hashes.json"
 
 
 def _decode(
@@ -224,7 +238,7 @@ def _decode(
             plan=build_plan(recipe),
             size=size,
             path=recipe.stores / name,
-            hashes=recipe.stores / "frames" / "file-hashes.json",
+            hashes=_hashes(recipe),
             workers=recipe.frames.workers,
             time_limit=recipe.frames.time_limit,
             progress=processes.is_main,

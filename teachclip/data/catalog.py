@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from teachclip.data.annotations import Annotations, Caption, Segment
 from teachclip.data.formats import FORMATS
+from teachclip.data.formats.tables import repeated
 from teachclip.data.locate import locate_videos
+from teachclip.data.validation import ValidationOptions, choose_held_out
 from teachclip.errors import DataError
 from teachclip.registry import resolve
 
@@ -24,19 +27,16 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Video:
-    """A video file. `id` is unique within a catalogue."""
+    """A video: a file or a part of one. `id` is unique within a catalogue.
+
+    `start`, `end`: seconds of the file that are this video; None: from its beginning, to its end. Several videos may
+    share one file.
+    """
 
     id: str
     path: Path
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One sentence about one video. `id` is unique within a split."""
-
-    id: str
-    video_id: str
-    text: str
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Split:
     def __post_init__(self) -> None:
         for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
             if len(set(ids)) < len(ids):
-                raise DataError(f"split {self.name}: {kind} id {_repeated(ids)!r} stands twice")
+                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} stands twice")
         order = list(dict.fromkeys(caption.video_id for caption in self.captions))
         if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
             raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
@@ -77,19 +77,25 @@ class Split:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All splits. No video is in two of them. `left_out` maps the id of a video that is not used to the reason."""
+    """All splits. No video is in two of them.
+
+    `left_out`: why a video is not used, by its id. `lost`: how many videos that makes, by the name of their split.
+    """
 
     train: Split
     validation: Split | None = None
     test: Split | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
         for split in self.splits:
             for video in split.videos:
                 if video.id in seen:
-                    raise DataError(f"video {video.id!r} is in two splits, {seen[video.id]} and {split.name}")
+                    both = f"{seen[video.id]} and {split.name}"
+                    hint = "" if both.startswith("train") else "; to select on test write data.select_on=test instead"
+                    raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
                 seen[video.id] = split.name
 
     @property
@@ -102,22 +108,11 @@ class Catalog:
         """All videos, in the order of the splits."""
         return tuple(video for split in self.splits for video in split.videos)
 
-
-@dataclass(frozen=True)
-class Annotations:
-    """What a reader returns: the captions of each split in the order of the file; None where there is no split."""
-
-    train: Sequence[Caption]
-    validation: Sequence[Caption] | None = None
-    test: Sequence[Caption] | None = None
-
-
-@dataclass(frozen=True)
-class ValidationOptions:
-    """How many training videos are held out for validation, and the seed that picks them."""
-
-    videos: int
-    seed: int = 0
+    @property
+    def partial(self) -> dict[str, str]:
+        """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
+        used = {split.name: len(split.videos) for split in self.splits}
+        return {name: f"{used[name]:,} of {used[name] + lost:,}" for name, lost in self.lost.items() if lost}
 
 
 def load_catalog(
@@ -127,29 +122,36 @@ def load_catalog(
     annotations: Path,
     train: Path | None = None,
     test: Path | None = None,
-    validation: ValidationOptions | None = None,
+    validation: ValidationOptions | Path | None = None,
     max_missing: float = 0.0,
 ) -> Catalog:
     """Read annotations and find the video files below the folder `videos`.
 
     `format` is a name in `teachclip.data.formats.FORMATS` or the `module:name` of a reader
-    `read(*, annotations, train, test) -> Annotations`. Where the annotations have no validation split of their own,
-    `validation` holds training videos out. Videos without a file are left out if their share is at most
-    `max_missing`.
+    `read(*, annotations, train, validation, test) -> Annotations`; `train`, `test` and, if it is a path, `validation`
+    are lists for it. Where the annotations then have no validation split, `validation` options hold training videos
+    out. Videos without a file are left out if their share is at most `max_missing`.
 
     Raises RecipeError for an unknown format, DataError for everything that is wrong with the data.
     """
     read = resolve("data format", format, FORMATS)
-    found: Annotations = read(annotations=Path(annotations), train=train, test=test)
+    own_list = None if isinstance(validation, ValidationOptions) else validation
+    found: Annotations = read(annotations=Path(annotations), train=train, validation=own_list, test=test)
     named = (("train", found.train), ("validation", found.validation), ("test", found.test))
     groups = {name: _by_video(captions) for name, captions in named if captions is not None}
     ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
-    paths = locate_videos(Path(videos), ids)
-    missing = {video_id: "no such file" for video_id in ids if video_id not in paths}
-    _refuse_too_many(missing, missing, len(ids), max_missing, f"are not below {videos}")
-    splits = {name: _build_split(name, group, paths) for name, group in groups.items()}
-    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing)
-    if catalog.validation is None and validation is not None:
+    located = _locate(Path(videos), ids, found.segments)
+    absent = {video_id: "no such file" for video_id in ids if video_id not in located}
+    missing = {**absent, **{key: reason for part in found.left_out.values() for key, reason in part.items()}}
+    total = len(ids) + len(missing) - len(absent)
+    problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
+    _refuse_too_many(missing, missing, total, max_missing, problem)
+    splits = {name: _build_split(name, group, located) for name, group in groups.items()}
+    lost = {
+        name: len(group.keys() & absent.keys()) + len(found.left_out.get(name, ())) for name, group in groups.items()
+    }
+    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
+    if catalog.validation is None and isinstance(validation, ValidationOptions):
         return _hold_out(catalog, validation)
     return catalog
 
@@ -165,9 +167,32 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
         return catalog
     out = {**catalog.left_out, **reasons}
     _refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.left_out), max_missing, "cannot be read")
-    paths = {video.id: video.path for video in catalog.videos if video.id not in reasons}
-    splits = {split.name: _build_split(split.name, _by_video(split.captions), paths) for split in catalog.splits}
-    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), out)
+    kept = {video.id: video for video in catalog.videos if video.id not in reasons}
+    splits = {split.name: _build_split(split.name, _by_video(split.captions), kept) for split in catalog.splits}
+    lost = {
+        split.name: catalog.lost.get(split.name, 0) + len(split.videos) - len(splits[split.name].videos)
+        for split in catalog.splits
+    }
+    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), out, lost)
+
+
+def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> dict[str, Video]:
+    """Find the files of the videos. Raises DataError if two of them are the same part of the same file."""
+    places = {video_id: segments.get(video_id) or Segment(video_id) for video_id in ids}
+    names = {video_id: (place.file, *place.other_names) for video_id, place in places.items()}
+    paths = locate_videos(root, list(dict.fromkeys(name for choice in names.values() for name in choice)))
+    located: dict[str, Video] = {}
+    owners: dict[tuple[Path, float | None, float | None], str] = {}
+    for video_id, place in places.items():
+        path = next((paths[name] for name in names[video_id] if name in paths), None)
+        if path is None:
+            continue
+        owner = owners.setdefault((path, place.start, place.end), video_id)
+        if owner != video_id:
+            what = "file" if place.start is place.end is None else "part of the file"
+            raise DataError(f"videos {owner!r} and {video_id!r} are the same {what} {path}; write its name one way")
+        located[video_id] = Video(video_id, path, place.start, place.end)
+    return located
 
 
 def _refuse_too_many(
@@ -192,44 +217,28 @@ def _by_video(captions: Iterable[Caption]) -> dict[str, list[Caption]]:
     return groups
 
 
-def _build_split(name: str, groups: Mapping[str, Sequence[Caption]], paths: Mapping[str, Path]) -> Split:
-    """Return the split of the videos that have a path. Raises DataError if there is none."""
-    kept = [video_id for video_id in groups if video_id in paths]
+def _build_split(name: str, groups: Mapping[str, Sequence[Caption]], videos: Mapping[str, Video]) -> Split:
+    """Return the split of those in `videos`. Raises DataError if there is none."""
+    kept = [video_id for video_id in groups if video_id in videos]
     if not kept:
         raise DataError(f"split {name}: {'none of its videos can be used' if groups else 'it has no captions'}")
-    videos = tuple(Video(video_id, paths[video_id]) for video_id in kept)
-    return Split(name, videos, tuple(caption for video_id in kept for caption in groups[video_id]))
+    captions = tuple(caption for video_id in kept for caption in groups[video_id])
+    return Split(name, tuple(videos[video_id] for video_id in kept), captions)
 
 
 def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
-    """Move training videos to a validation split.
-
-    They are those whose id, hashed with the seed, comes first: a shuffle that neither the order of the files nor
-    other videos change.
-    """
+    """Move training videos to a validation split."""
     train = catalog.train
-    if not 0 < options.videos < len(train.videos):
-        raise DataError(
-            f"data.validation.videos is {options.videos}; allowed: 1 to {len(train.videos) - 1}, as there are "
-            f"{len(train.videos)} training videos"
-        )
-    shuffled = sorted((_hash([options.seed, video.id]), video.id) for video in train.videos)
-    held = {video_id for _, video_id in shuffled[: options.videos]}
-    paths = {video.id: video.path for video in train.videos}
+    held = choose_held_out({video.id: str(video.path) for video in train.videos}, options)
+    videos = {video.id: video for video in train.videos}
     groups = _by_video(train.captions)
     return replace(
         catalog,
-        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, paths),
-        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, paths),
+        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, videos),
+        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, videos),
     )
 
 
 def _hash(values: Sequence[Any]) -> str:
     """Return the sha256 of values in JSON, which keeps them apart."""
     return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _repeated(ids: Iterable[str]) -> str:
-    """Return the first id that stands twice."""
-    seen: set[str] = set()
-    return next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]

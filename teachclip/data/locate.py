@@ -9,16 +9,19 @@ from pathlib import Path, PurePosixPath
 
 from teachclip.errors import DataError
 
-EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov")
-"""Of several files that differ only in the extension, the one that comes first here is meant."""
+EXTENSIONS = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
+    *(".m4v", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
+)
+"""Of several files that differ only in the extension, the one that comes first here is meant. A .gif is a picture."""
 
 
 def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
     """Find a file for each name, walking through the folder `root` once.
 
     A name is a file name or a path relative to `root`, with or without one of `EXTENSIONS`. Names without a file are
-    absent from the result. Raises DataError if `root` is no folder or holds no video, if a name fits files in several
-    folders, or if two names mean the same file.
+    absent from the result; several names may mean one file. Raises DataError if `root` is no folder or holds no
+    video, or if a name fits files in several folders.
     """
     if not root.is_dir():
         raise DataError(f"video folder {root} {'is a file' if root.exists() else 'does not exist'}")
@@ -29,16 +32,9 @@ def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
     if not index:
         raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
     found: dict[str, Path] = {}
-    owners: dict[Path, str] = {}
     for name in names:
-        matches = index.get(_normal(str(PurePosixPath(name))))
-        if not matches:
-            continue
-        path = root / _choose(root, name, matches)
-        if path in owners:
-            raise DataError(f"videos {owners[path]!r} and {name!r} are the same file {path}; write its name one way")
-        owners[path] = name
-        found[name] = path
+        if matches := index.get(_normal(str(PurePosixPath(name)))):
+            found[name] = root / _choose(root, name, matches)
     return found
 
 

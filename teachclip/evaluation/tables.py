@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 COLUMNS = {
@@ -33,14 +33,24 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what a reader must know before comparing: selection on test, and videos left out."""
+    """Say what a reader must know before comparing: selection on test, videos left out, files in several splits."""
     notes = []
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
-    left_out = max((len(result.get("left_out", {})) for result in results), default=0)
-    if left_out:
-        notes.append(f"Partial: {left_out} videos could not be read and were left out.")
+    for counts in _distinct(result.get("partial") or {} for result in results):
+        parts = ", ".join(f"{count} {split} videos" for split, count in counts.items())
+        notes.append(f"Partial: {parts}; the others are missing or could not be read.")
+    notes += [f"Overlap: {line}." for line in _distinct(line for r in results for line in r.get("overlaps") or ())]
     return notes
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Return the values that say something, each once, in their order."""
+    found: list[Any] = []
+    for value in values:
+        if value and value not in found:
+            found.append(value)
+    return found
 
 
 def human_count(value: float) -> str:

@@ -1,5 +1,6 @@
 """A user's mistake ends in one line that says where, what, and what is allowed; never in a traceback."""
 
+import json
 import os
 import pickle
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from teachclip.commands import distill, precompute
+from teachclip.commands import distill, evaluate, precompute
 from teachclip.commands.main import main as teachclip_main
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,21 @@ def test_unreadable_video_is_named_and_left_out_only_when_allowed(project, fails
     assert "clip5" in message and "data.max_missing" in message
     assert distill.main([str(project()), *overrides, "data.max_missing=0.1"]) == 0
     captured = capsys.readouterr()
-    assert "left out clip5" in captured.err and "Partial: 1 " in captured.out
+    assert "left out clip5" in captured.err and "Partial: 7 of 8 train videos" in captured.out
+
+
+def test_a_file_that_training_and_test_share_is_a_warning_and_on_the_results(project, capsys):
+    overrides = copy_data(project)
+    shutil.copy(project.folder / "videos" / "clip12.mp4", project.folder / "videos" / "clip0.mp4")
+    out = project.folder / "results.json"
+    assert (
+        evaluate.main([str(project()), *overrides, "data.validation=null", "--model", "zero_shot", "--out", str(out)])
+        == 0
+    )
+    captured = capsys.readouterr()
+    line = "1 file is in more than one split: train 'clip0.mp4' and test 'clip12.mp4' are files of the same content"
+    assert f"warning: {line}" in captured.err and f"Overlap: {line}." in captured.out
+    assert json.loads(out.read_text())["overlaps"] == [line]
 
 
 def test_caption_for_an_unknown_video(project, fails):

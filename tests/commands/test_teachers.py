@@ -231,7 +231,7 @@ def test_ids_are_written_in_the_order_of_the_split_with_texts_and_files(project)
     assert len(captions) == 16 and len(videos) == 8
     assert captions[0]["caption_id"] == captions[0]["video_id"] + ":0" and captions[0]["text"].startswith("a ")
     assert [row["video_id"] for row in captions[::2]] == [row["video_id"] for row in videos]
-    assert all(Path(row["path"]).is_file() for row in videos)
+    assert all(Path(row["path"]).is_file() and row["start"] == row["end"] == "" for row in videos)
 
 
 def test_import_writes_the_store_that_distill_reads(project, kinds, capsys):

@@ -7,11 +7,11 @@ from teachclip.data.catalog import (
     Caption,
     Catalog,
     Split,
-    ValidationOptions,
     Video,
     load_catalog,
     require_readable,
 )
+from teachclip.data.validation import ValidationOptions, choose_held_out
 from teachclip.errors import DataError, RecipeError
 
 
@@ -95,7 +95,7 @@ def test_few_missing_videos_are_left_out_and_recorded(tmp_path):
     data = own_data(tmp_path, numbered(10), [f"v{number}.mp4" for number in range(9)])
     catalog = load_catalog(**data, max_missing=0.1)
     assert len(catalog.train.videos) == len(catalog.train.captions) == 9
-    assert catalog.left_out == {"v9": "no such file"}
+    assert catalog.left_out == {"v9": "no such file"} and catalog.partial == {"train": "9 of 10"}
 
 
 def test_split_without_any_file_is_refused(tmp_path):
@@ -145,7 +145,7 @@ def test_video_is_found_by_name_or_relative_path(tmp_path, name):
     assert catalog.videos[0].path == tmp_path / "videos" / "sub" / "clip.mp4"
 
 
-@pytest.mark.parametrize("file", ["v.1.mp4", "v.1.webm", "v.1.AVI", "v.1.mkv", "v.1.mov"])
+@pytest.mark.parametrize("file", ["v.1.mp4", "v.1.webm", "v.1.AVI", "v.1.mkv", "v.1.mov", "v.1.m4v", "v.1.wmv"])
 def test_usual_extensions_are_found_for_ids_with_dots(tmp_path, file):
     assert load_catalog(**own_data(tmp_path, ["v.1,text,train"], [file])).videos[0].path.name == file
 
@@ -211,3 +211,57 @@ def test_video_in_two_splits_is_refused():
     two = Split("test", one.videos, one.captions)
     with pytest.raises(DataError, match="'a' is in two splits, train and test"):
         Catalog(train=one, test=two)
+
+
+def test_parts_of_one_file_are_found_once_and_keep_their_times(tmp_path):
+    rows = ["film,start,0,4,train", "film.mp4,middle,2,6,train", "film,end,6,,train", "other,all,,,train"]
+    catalog = load_catalog(**own_data(tmp_path, rows, ["film.mp4", "other.avi"], "video,caption,start,end,split"))
+    film = tmp_path / "videos" / "film.mp4"
+    assert catalog.videos == (
+        Video("film[0-4]", film, None, 4.0),
+        Video("film.mp4[2-6]", film, 2.0, 6.0),
+        Video("film[6-]", film, 6.0, None),
+        Video("other", tmp_path / "videos" / "other.avi"),
+    )
+
+
+def test_one_part_under_two_names_is_refused(tmp_path):
+    rows = ["film,one,0,4,train", "film.mp4,two,0,4,train"]
+    data = own_data(tmp_path, rows, ["film.mp4"], "video,caption,start,end,split")
+    with pytest.raises(DataError, match=r"'film\[0-4\]' and 'film.mp4\[0-4\]' are the same part of the file"):
+        load_catalog(**data)
+
+
+def test_parts_of_one_file_are_held_out_together(tmp_path):
+    rows = [f"film{film},words,{second},{second + 1},train" for film in range(10) for second in range(3)]
+    data = own_data(tmp_path, rows, [f"film{film}.mp4" for film in range(10)], "video,caption,start,end,split")
+    for asked, films in ((7, 2), (6, 2), (2, 1), (29, 9)):  # whole films, and not more than were asked for
+        catalog = load_catalog(**data, validation=ValidationOptions(videos=asked))
+        held = {video.path for video in catalog.validation.videos}
+        assert len(held) == films and len(catalog.validation.videos) == 3 * films
+        assert held.isdisjoint(video.path for video in catalog.train.videos)
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "held"), [(2, 0.05, 1), (40, 0.05, 2), (100, 0.3, 30), (30_000, 0.05, 1000)]
+)
+def test_a_share_of_the_training_videos_is_held_out_one_at_least_and_not_too_many(total, share, held):
+    files = {f"v{number}": f"v{number}.mp4" for number in range(total)}
+    assert len(choose_held_out(files, ValidationOptions(share=share))) == held
+
+
+def test_a_single_training_file_cannot_be_held_out():
+    for files in ({"v": "v.mp4"}, {"v[0-1]": "v.mp4", "v[1-2]": "v.mp4"}):
+        with pytest.raises(DataError, match=r"there is one training file; data\.validation=null holds"):
+            choose_held_out(files, ValidationOptions())
+
+
+def test_how_much_of_each_split_is_used_is_known(tmp_path):
+    rows = [*numbered(20), *numbered(10, "test", 20)]
+    data = own_data(tmp_path, rows, [f"v{number}.mp4" for number in range(1, 30)])
+    catalog = load_catalog(**data, max_missing=0.2, validation=ValidationOptions(videos=5))
+    assert catalog.partial == {"train": "14 of 15"}
+    held = catalog.validation.videos[0].id
+    kept = require_readable(catalog, {held: "bad", "v25": "bad"}, max_missing=0.2)
+    assert kept.partial == {"train": "14 of 15", "validation": "4 of 5", "test": "9 of 10"}
+    assert "1,000" in Catalog(train=kept.train, lost={"train": 1000 - len(kept.train.videos)}).partial["train"]

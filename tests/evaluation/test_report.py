@@ -1,3 +1,4 @@
+import html
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -81,11 +82,13 @@ def test_remark_on_the_test_set_uses_the_binomial_error():
     assert f"{100 * math.sqrt(share * (1 - share) / 320):.1f} points" in verdicts(a_report())[-2]
 
 
-def test_selection_on_test_and_left_out_videos_are_stamped_on_every_form():
-    report = a_report(selected_on="test", left_out={"video7": "broken"})
+def test_selection_on_test_left_out_videos_and_overlaps_are_stamped_on_every_form():
+    overlap = "2 files are in more than one split: train 'a' and test 'b' are parts of one file and 1 more"
+    report = a_report(selected_on="test", partial={"train": "8,973 of 9,000", "test": "9 of 10"}, overlaps=[overlap])
     for text in (terminal_text(report), report_markdown(report, []), report_page(report, [])):
         assert "selected on the TEST split" in text
-        assert "1 videos could not be read" in text
+        assert "Partial: 8,973 of 9,000 train videos, 9 of 10 test videos; the others are missing" in text
+        assert html.unescape(text).count(f"Overlap: {overlap}.") == 1
 
 
 def numbers_of(report):

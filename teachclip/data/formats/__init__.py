@@ -1,12 +1,20 @@
-"""Readers of annotation files: one small module per published format, and one for own data.
+"""Readers of annotation files: one small module per published format, and for own data.
 
-A reader is a function `read(*, annotations, train, test) -> Annotations`; see `teachclip.data.catalog`.
+A reader is a function `read(*, annotations, train, validation, test) -> Annotations`; see `teachclip.data.catalog`.
 """
 
 from collections.abc import Mapping
 
 FORMATS: Mapping[str, str] = {
+    "activitynet": "teachclip.data.formats.activitynet:read",
+    "csv": "teachclip.data.formats.own:read_csv",
+    "didemo": "teachclip.data.formats.didemo:read",
+    "jsonl": "teachclip.data.formats.own:read_jsonl",
+    "lsmdc": "teachclip.data.formats.lsmdc:read",
     "msrvtt": "teachclip.data.formats.msrvtt:read",
-    "csv": "teachclip.data.formats.own:read",
+    "msvd": "teachclip.data.formats.msvd:read",
+    "parquet": "teachclip.data.formats.own:read_parquet",
+    "text_files": "teachclip.data.formats.text_files:read",
+    "vatex": "teachclip.data.formats.vatex:read",
 }
 """The formats by the name that a recipe gives them."""

@@ -1,12 +1,16 @@
-"""MSR-VTT as it was published (Xu et al., CVPR 2016), and the train and test lists of later work.
+"""MSR-VTT as it was published (Xu et al., CVPR 2016), and the train, validation and test lists of later work.
 
-- `annotations`: MSRVTT_data.json, an object with `videos` (`video_id`, `split`) and `sentences` (`video_id`,
-  `caption`). `videos` may be absent.
-- `train`: a CSV with the column `video_id` (MSRVTT_train.9k.csv, MSRVTT_train.7k.csv).
-- `test`: a CSV with the columns `video_id,sentence` (MSRVTT_JSFUSION_test.csv, also called 1k-A), or with `video_id`
-  alone, which takes all captions of the JSON.
+- `annotations`: MSRVTT_data.json, or the folder that holds it: an object with `videos` (`video_id`, `split`) and
+  `sentences` (`video_id`, `caption`), in any order. `videos` may be absent.
+- `train`: a CSV with the column `video_id`: MSRVTT_train.9k.csv, MSRVTT_train.7k.csv (CLIP4Clip, Luo et al.,
+  Neurocomputing 2022) or MSRVTT_train.full.csv (CLIP2Video, Fang et al., arXiv 2106.11097).
+- `validation`, `test`: a CSV with the columns `video_id,sentence` and any number of rows per video
+  (MSRVTT_JSFUSION_test.csv, also called 1k-A; TeachCLIP's MSRVTT_full_split_val.csv and MSRVTT_full_split_test.csv),
+  or with `video_id` alone, which takes all captions of the JSON (MSRVTT_test.full.csv).
 
-Without `train` the splits are those of the JSON itself: train, validate and, unless `test` is given, test.
+Without `train` the splits are those of the JSON itself: train, validate and test (6,513, 497 and 2,990 videos), but
+for those that a list gives. A list of training videos comes without a validation split unless one is given: published
+runs on the 9k videos selected on test.
 """
 
 from __future__ import annotations
@@ -16,32 +20,34 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from teachclip.data.catalog import Annotations, Caption
+from teachclip.data.annotations import Annotations, Caption
+from teachclip.data.formats.published import annotations_file
 from teachclip.data.formats.tables import read_entries, read_object, read_table
 from teachclip.errors import DataError
 
 
-def read(*, annotations: Path, train: Path | None = None, test: Path | None = None) -> Annotations:
+def read(
+    *, annotations: Path, train: Path | None = None, validation: Path | None = None, test: Path | None = None
+) -> Annotations:
     """Read the annotations. Caption ids are `video:index`, counted per video in the order of the file.
 
     Raises DataError, naming file and line or entry, for broken files, empty captions, captions of a video that the
     file does not list, listed videos without caption, and videos that stand twice.
     """
-    content = read_object(annotations)
-    splits = _video_splits(annotations, content)
-    captions = _sentences(annotations, content, splits)
-    if train is not None:
-        return Annotations(_listed(train, captions), None, None if test is None else _listed(test, captions))
-    own: dict[str, list[Caption]] = {}
-    for name in ("train", "validate", *(() if test is not None else ("test",))):
-        videos = [video for video, split in (splits or {}).items() if split == name]
-        own[name] = [caption for video in videos for caption in _require(str(annotations), video, captions)]
-    if not own["train"]:
-        raise DataError(
-            f"{annotations}: no entry of 'videos' has split 'train'; give a CSV of the training video_id's"
-        )
-    tested = own["test"] or None if test is None else _listed(test, captions)
-    return Annotations(own["train"], own["validate"] or None, tested)
+    path = annotations_file(annotations, "MSRVTT_data.json")
+    content = read_object(path)
+    splits = _video_splits(path, content)
+    captions = _sentences(path, content, splits)
+    found: dict[str, list[Caption]] = {}
+    for name, own_list in (("train", train), ("validate", validation), ("test", test)):
+        if own_list is not None:
+            found[name] = _listed(own_list, captions)
+        elif train is None:
+            videos = [video for video, split in (splits or {}).items() if split == name]
+            found[name] = [caption for video in videos for caption in _require(str(path), video, captions)]
+    if not found["train"]:
+        raise DataError(f"{path}: no entry of 'videos' has split 'train'; give a CSV of the training video_id's")
+    return Annotations(found["train"], found.get("validate") or None, found.get("test") or None)
 
 
 def _video_splits(path: Path, content: dict[str, Any]) -> dict[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,13 @@ class Row(NamedTuple):
 
     where: str
     values: dict[str, str]
+
+
+class Line(NamedTuple):
+    """One line of a list: `where` is "file: line 7" for messages."""
+
+    where: str
+    text: str
 
 
 def read_text(path: Path) -> str:
@@ -49,7 +56,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             if not any(values):
                 continue
             if not header:
-                header = _checked_header(f"{path}: line {lines.line_num}", values, required)
+                header = _checked_header(f"{path}: line {lines.line_num}", values, required, optional)
                 continue
             row = Row(f"{path}: line {lines.line_num}", dict(zip(header, values, strict=False)))
             _check_row(row, len(values), header, required)
@@ -61,13 +68,14 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     return [Row(row.where, {key: row.values[key] for key in header if key in (*required, *optional)}) for row in rows]
 
 
-def _checked_header(where: str, header: list[str], required: Sequence[str]) -> list[str]:
-    """Return the header if it has all required columns, once."""
+def _checked_header(where: str, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Return the header if it has all required columns, and no named one twice."""
     found = ", ".join(header)
     for name in required:
         if name not in header:
             hint = "; columns must be separated by commas" if len(header) == 1 and len(required) > 1 else ""
             raise DataError(f"{where} has no column {name!r}; found: {found}{hint or closest(name, header)}")
+    for name in (*required, *optional):
         if header.count(name) > 1:
             raise DataError(f"{where} has column {name!r} twice")
     return header
@@ -84,27 +92,70 @@ def _check_row(row: Row, length: int, header: Sequence[str], required: Sequence[
             raise DataError(f"{row.where}: {name!r} is empty (beside {beside!r})")
 
 
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a text file that are not blank, without their ends. Raises DataError."""
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return [Line(f"{path}: line {number}", text) for number, text in enumerate(lines, 1) if text.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises DataError if it is broken or an object has a key twice."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    """Return the value that a JSON text stands for: a file, or one line that `where` names. Raises DataError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise DataError(f"{where}: key {repeated([key for key, _ in pairs])!r} stands twice in one object")
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if isinstance(where, Path) else ""
+        raise DataError(f"{where}: {line}column {error.colno}: broken JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: broken JSON: nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{where}: broken JSON: {error}") from error
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file. Raises DataError if it is broken or no object."""
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: broken JSON: nested too deeply") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold a JSON object, found {type(value).__name__}")
     return value
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stands twice, if one does."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is called in messages: the kind for containers, else the value in short."""
+    if isinstance(value, (list, tuple)):
+        return "a list" if value else "an empty list"
+    return "an object" if isinstance(value, dict) else "nothing" if value is None else f"{value!r:.60}"
+
+
 def read_entries(path: Path, content: dict[str, Any], key: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     """Return `content[key]`, a list of objects that have text in `fields`. Raises DataError, naming the entry."""
-    entries = content.get(key)
-    if not isinstance(entries, list):
+    if not isinstance(content.get(key), list):
         raise DataError(f"{path}: {key!r} must be a list of objects{'' if key in content else ', but is missing'}")
+    return check_entries(f"{path}: {key}", content[key], fields)
+
+
+def check_entries(where: str, entries: list[Any], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a list of objects that have text in `fields`. Raises DataError, naming the entry."""
     for number, entry in enumerate(entries):
         for name in fields:
             value = entry.get(name) if isinstance(entry, dict) else None
             if not isinstance(value, str):
-                raise DataError(f"{path}: {key}[{number}] has no text field {name!r}: {json.dumps(entry)[:120]}")
+                raise DataError(f"{where}[{number}] has no text field {name!r}: {json.dumps(entry)[:120]}")
     return entries

@@ -148,3 +148,41 @@ def test_annotations_without_a_list_of_videos_are_enough_with_a_train_list(tmp_p
     path.write_text(json.dumps({"sentences": [sentence(), sentence(caption="a cat")]}))
     train = write(tmp_path, "train.csv", "video_id\nvideo0\n")
     assert texts(read(annotations=path, train=train).train) == ["a dog", "a cat"]
+
+
+def test_every_list_goes_before_the_splits_of_the_json(tmp_path):
+    """TeachCLIP's lists: captions of their own, as many per video as they like, not grouped."""
+    train = write(tmp_path, "train.csv", "video_id\nvideo0\nvideo2\n")
+    rows = ["video1,one", "video3,two", "video1,three"]
+    validation = write(tmp_path, "val.csv", "\n".join(["video_id,sentence", *rows]))
+    found = read(annotations=dataset(tmp_path), train=train, validation=validation)
+    assert [(caption.id, caption.text) for caption in found.validation] == [
+        ("video1:0", "one"),
+        ("video3:0", "two"),
+        ("video1:1", "three"),
+    ]
+    assert found.test is None
+    found = read(annotations=dataset(tmp_path), validation=validation)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [4, 3, 4]
+    full = write(tmp_path, "full.csv", "video_id\nvideo3\n")  # as CLIP2Video's: all captions of the JSON
+    assert texts(read(annotations=dataset(tmp_path), validation=full).validation) == texts(
+        read(annotations=dataset(tmp_path), test=full).test
+    )
+
+
+def test_the_folder_of_the_annotations_may_be_given(tmp_path):
+    with pytest.raises(DataError, match=r"has no MSRVTT_data\.json; found: data\.json$"):
+        dataset(tmp_path)
+        read(annotations=tmp_path)
+    (tmp_path / "data.json").rename(tmp_path / "MSRVTT_data.json")
+    assert len(read(annotations=tmp_path).train) == 4
+
+
+def test_a_validation_list_that_is_the_test_list_needs_selection_on_test(tmp_path):
+    train = write(tmp_path, "train.csv", "video_id\nvideo0\n")
+    test = write(tmp_path, "test.csv", "video_id,sentence\nvideo3,a dog\n")
+    for name in ("video0", "video3"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"x")
+    options = {"format": "msrvtt", "videos": tmp_path, "annotations": dataset(tmp_path), "train": train, "test": test}
+    with pytest.raises(DataError, match=r"'video3' is in two splits, validation and test; .* data\.select_on=test"):
+        load_catalog(**options, validation=test)
