@@ -22,6 +22,7 @@ LAYERS = [
         "files",
         "fingerprint",
         "manifest",
+        "marks",
         "processes",
         "__init__",
     },
