@@ -16,9 +16,10 @@ A store is a folder. Any program in any language can write one:
      "fingerprint": "..."}               may be left out: sha256 of `circumstances` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
 
-What `shard-00003.json` holds is in `teachclip.marks`. Write the arrays under temporary names ending in `.tmp`, flush them to the disk, rename them, and only then write the
-mark in the same way. So a shard exists or it does not, whenever a writer is killed; several processes may write
-different shards. A shard that exists is never changed: to compute one again, delete its mark.
+What `shard-00003.json` holds is in `teachclip.marks`. Write the arrays under temporary names ending in `.tmp`,
+flush them to the disk, rename them, and only then write the mark in the same way. So a shard exists or it does not,
+whenever a writer is killed; several processes may write different shards. A shard that exists is never changed: to
+compute one again, delete its mark.
 """
 
 from __future__ import annotations
@@ -207,7 +208,6 @@ class ArrayStore:
         return list(dict.fromkeys(problems))
 
     def _files(self, shard: int) -> list[Path]:
-        """Return the paths of one shard's arrays, in order, and last of its mark."""
         names = [f"{name}-{shard:05d}.npy" for name in self.arrays]
         return [self.path / name for name in (*names, f"shard-{shard:05d}.json")]
 

@@ -27,7 +27,7 @@ LAYERS = [
         "__init__",
     },
     {"data", "models", "losses", "targets"},
-    {"inputs", "precompute"},
+    {"inputs", "precompute", "relevance"},
     {"evaluation"},
     {"export", "training"},
     {"commands", "__main__"},

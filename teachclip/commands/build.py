@@ -108,6 +108,11 @@ def check_teacher_files(recipe: Recipe) -> None:
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
         if reads_relevance(teacher_class(section)):
+            if recipe.frames.views > 1:
+                raise RecipeError(
+                    f"teacher {section.label!r} reads its relevance from a file, which knows one version of each "
+                    f"video: it needs frames.views=1, got {recipe.frames.views}"
+                )
             build_teacher(section, torch.device("cpu"))  # checks its options and that all files are there
 
 
@@ -209,7 +214,9 @@ def build_blocks(recipe: Recipe) -> Blocks:
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
     """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
     values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
-    values["frames"] = {key: values["frames"][key] for key in ("plan", "count", "size")}
+    frames, plain = values["frames"], {"views": 1, "on_error": "skip"}  # named only where they are used
+    chosen = ["plan", "count", "size", *(key for key, value in plain.items() if frames[key] != value)]
+    values["frames"] = {key: frames[key] for key in chosen}
     speed = ("workers", "trackers", "log_every", "checkpoint_every")
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:

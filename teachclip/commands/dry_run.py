@@ -83,7 +83,7 @@ class _ReadRelevance:
     def has_frames(self) -> bool:
         return self.frame_text is not None
 
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
 
 

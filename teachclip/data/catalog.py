@@ -24,10 +24,15 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Video:
-    """A video file. `id` is unique within a catalogue."""
+    """A video file, or the seconds of one from `start` to `end`; None: from its beginning, to its end.
+
+    `id` is unique within a catalogue; several videos may share one file.
+    """
 
     id: str
     path: Path
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)

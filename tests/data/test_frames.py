@@ -12,9 +12,10 @@ import pytest
 import torch
 from video_files import cut_file, write_video
 
-from teachclip.data import file_facts, frames
+from teachclip.data import decoding, file_facts, frames
 from teachclip.data.catalog import Video
-from teachclip.data.frames import FrameStore, build_frame_store, decode_file
+from teachclip.data.decoding import Decoding, decode_file
+from teachclip.data.frames import FrameStore, build_frame_store
 from teachclip.data.transform import FrameTransform
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.errors import DataError, StoreError
@@ -24,26 +25,26 @@ PLAN = FramePlan("per_second", 4)
 REAL_DECODE = decode_file
 
 
-def logging_decode(path, plan, size):
+def logging_decode(path, *options):
     """Leave a line for every file that a worker decodes."""
     with open(Path(path).parent / "decoded.txt", "a") as file:
         file.write(Path(path).stem + "\n")
-    return REAL_DECODE(path, plan, size)
+    return REAL_DECODE(path, *options)
 
 
-def bad_decode(path, plan, size):
+def bad_decode(path, *options):
     """Hang or die at some files."""
     if Path(path).stem == "hang":
         time.sleep(1000)
     if Path(path).stem == "exit":
         os._exit(7)
-    return REAL_DECODE(path, plan, size)
+    return REAL_DECODE(path, *options)
 
 
-def slow_decode(path, plan, size):
+def slow_decode(path, *options):
     """Take long enough for a test to kill the run in the middle."""
     time.sleep(0.1)
-    return logging_decode(path, plan, size)
+    return logging_decode(path, *options)
 
 
 @pytest.fixture
@@ -57,8 +58,13 @@ def videos(tmp_path):
 
 
 def build(videos, tmp_path, **options):
-    settings = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, "progress": False, **options}
-    return build_frame_store(videos, **{"path": tmp_path / "store", **settings})
+    how = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
+    where = {name: how.pop(name) for name in ("path", "hashes", "view", "progress") if name in how}
+    size = how.pop("size")
+    transform = FrameTransform(size) if isinstance(size, int) else size
+    return build_frame_store(
+        videos, Decoding(transform=transform, **how), **{"path": tmp_path / "store", "progress": False, **where}
+    )
 
 
 def decoded(tmp_path):
@@ -113,7 +119,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
 
 
 def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(frames, "decode_file", bad_decode)
+    monkeypatch.setattr(decoding, "decode_file", bad_decode)
     folder = tmp_path / "videos"
     bad = [Video(name, write_video(folder / f"{name}.mp4")) for name in ("hang", "exit")]
     store = build([*bad, *videos], tmp_path, time_limit=6)
@@ -123,14 +129,14 @@ def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
 
 def test_second_run_decodes_and_hashes_nothing(videos, tmp_path, monkeypatch):
     first = build(videos, tmp_path)
-    monkeypatch.setattr(frames, "guarded_map", None)
+    monkeypatch.setattr(decoding, "guarded_map", None)
     monkeypatch.setattr(file_facts, "file_hash", None)
     assert torch.equal(build(videos, tmp_path).read([1])[0], first.read([1])[0])
 
 
 def test_interrupted_run_goes_on_where_it_stopped(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 2)
-    monkeypatch.setattr(frames, "decode_file", logging_decode)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
     write_shard = ArrayStore.write_shard
 
     def interrupt(self, shard, *arguments, **options):
@@ -156,9 +162,9 @@ KILLED = """
 import sys
 from pathlib import Path
 import test_frames
-from teachclip.data import frames
+from teachclip.data import decoding, frames
 if __name__ == "__main__":
-    frames.SHARD_ROWS, frames.decode_file = 1, test_frames.slow_decode
+    frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
     folder = Path(sys.argv[1])
     videos = [frames.Video(path.stem, path) for path in sorted((folder / "videos").glob("*.mp4"))]
     test_frames.build(videos, folder, workers=1)
@@ -186,18 +192,33 @@ def test_killed_run_leaves_a_store_that_a_second_run_completes(videos, tmp_path)
 
 def test_changed_video_is_refused_by_name(videos, tmp_path):
     build(videos, tmp_path)
+    held = videos[2].path.stat().st_size
     write_video(videos[2].path, frames=35, seed=99)
-    with pytest.raises(StoreError, match=rf"videos\.{videos[2].id}\.(bytes|sha256)") as caught:
+    size = videos[2].path.stat().st_size
+    with pytest.raises(StoreError, match="frames of 1 videos whose files have changed") as caught:
         build(videos, tmp_path)
-    assert videos[1].id not in str(caught.value)
+    message = str(caught.value)
+    assert f"{videos[2].id} ({videos[2].path}: {held:,} bytes then, {size:,} now)" in message
+    assert "put the files back" in message and f"delete {tmp_path / 'store'}" in message and "(stores)" in message
+    assert videos[1].id not in message and "\n" not in message
 
 
 def test_changed_content_of_the_same_size_is_noticed(videos, tmp_path):
     build(videos, tmp_path)
-    content = bytearray(videos[2].path.read_bytes())
+    original = videos[2].path.read_bytes()
+    content = bytearray(original)
     content[-1] ^= 255
     videos[2].path.write_bytes(content)
-    with pytest.raises(StoreError, match=rf"videos\.{videos[2].id}\.sha256"):
+    with pytest.raises(StoreError, match=rf"{videos[2].id} \(.*another content of the same size\)"):
+        build(videos, tmp_path)
+    videos[2].path.write_bytes(original)
+    build(videos, tmp_path)  # as it was
+
+
+def test_vanished_video_whose_frames_are_held_is_refused(videos, tmp_path):
+    build(videos, tmp_path)
+    videos[4].path.unlink()
+    with pytest.raises(StoreError, match=rf"{videos[4].id} \(.* cannot be read now\)"):
         build(videos, tmp_path)
 
 
