@@ -31,10 +31,11 @@ def check_space(path: Path, what: str, *, need: int, whole: int) -> None:
     if not need or free is None:
         return
     if need > free:
+        more = " more" if need < whole else ""
         raise StoreError(
-            f"{path}: frames of {what} need {size_text(need)}, but {size_text(free)} are free there; make room, "
-            "choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode them "
-            "whenever they are read (frames.store=none)"
+            f"{path}: frames of {what} need {size_text(need)}{more}, but {size_text(free)} are free there; make "
+            "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode "
+            "them whenever they are read (frames.store=none)"
         )
     rest = f" ({size_text(need)} of it still to write)" if need < whole else ""
     log.info("frame store: %s: %s%s, %s free at %s", what, size_text(whole), rest, size_text(free), path)
