@@ -50,9 +50,12 @@ class _Pairs:
     count: int
 
     @classmethod
-    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan) -> _Pairs:
+    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: str) -> _Pairs:
         split = _first_pairs(catalog.train, videos)
-        decoded = [decode_frames(video.path, plan) for video in split.videos]
+        decoded = [
+            decode_frames(video.path, plan, start=video.start, end=video.end, on_error=on_error)
+            for video in split.videos
+        ]
         for video, frames in zip(split.videos, decoded, strict=True):
             say(f"decoded {len(frames)} frames of {video.path}")
         return cls(split, decoded, plan.count)
@@ -100,7 +103,7 @@ def dry_run(recipe: Recipe) -> None:
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
     backbone = build.build_backbone(recipe)
     processor = build.build_processor(recipe, backbone.config)
-    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe))
+    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe), recipe.frames.on_error)
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)

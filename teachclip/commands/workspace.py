@@ -70,11 +70,14 @@ class Workspace:
 
     def stamp(self, **values: Any) -> dict[str, Any]:
         """Return the head of a results file: what was evaluated and how it was chosen."""
+        used = {video.id for video in self.catalog.videos}
+        partial = {key: reason for key, reason in self.frames.partial.items() if key in used}
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
             "selected_on": self.recipe.data.select_on,
             "left_out": dict(self.catalog.left_out),
+            **({"partly_decoded": partial} if partial else {}),
             **values,
         }
 
