@@ -43,11 +43,6 @@ class Decoding:
         """The shape of a video: (frames, 3, size, size)."""
         return self.plan.count, 3, self.transform.size, self.transform.size
 
-    @property
-    def jitter_seed(self) -> int:
-        """What the jitter of views above 0 depends on."""
-        return getattr(self.plan, "jitter_seed", 0)
-
     def circumstances(self, *, jittered: bool = False) -> dict[str, Any]:
         """Return what frames depend on beside the files; only `jittered` views depend on the seed of the jitter."""
         plan = asdict(self.plan)
@@ -58,7 +53,7 @@ class Decoding:
             "size": self.transform.size,
             "transform": self.transform.describe(),
         }
-        return {**found, "jitter_seed": self.jitter_seed} if jittered else found
+        return {**found, "jitter_seed": seed} if jittered else found
 
     def run(self, videos: Iterable[tuple[Video, int]]) -> Generator[Decoded | Failure, None, None]:
         """Yield the frames of every (video, view), or why there are none, in order.
