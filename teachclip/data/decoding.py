@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from teachclip.data.catalog import Video
 from teachclip.data.transform import FrameTransform
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.data.workers import TRANSIENT, Failure, guarded_map
+
+OnError = Literal["skip", "use_decodable"]
+"""What becomes of a damaged video: a failure, or the frames of it that can be decoded."""
 
 
 class Decoded(NamedTuple):
@@ -27,13 +30,12 @@ class Decoded(NamedTuple):
 class Decoding:
     """How videos become frames.
 
-    on_error: `skip` makes a damaged video a failure; `use_decodable` takes the frames of it that can be decoded.
     workers: processes, 0 for one per core; each file takes at most `time_limit` seconds and `memory_limit` bytes.
     """
 
     plan: FramePlan
     transform: FrameTransform
-    on_error: str = "skip"
+    on_error: OnError = "skip"
     workers: int = 0
     time_limit: float = 60.0
     memory_limit: int | None = None
@@ -46,7 +48,7 @@ class Decoding:
     def circumstances(self, *, jittered: bool = False) -> dict[str, Any]:
         """Return what frames depend on beside the files; only `jittered` views depend on the seed of the jitter."""
         plan = asdict(self.plan)
-        plan.pop("jitter_seed", None)
+        seed = plan.pop("jitter_seed", 0)
         found = {
             "content": "frames",
             "plan": plan,
@@ -100,7 +102,7 @@ def decode_file(
     size: int | FrameTransform,
     start: float | None = None,
     end: float | None = None,
-    on_error: str = "skip",
+    on_error: OnError = "skip",
     view: int = 0,
 ) -> np.ndarray:
     """Decode one file, or its seconds `start` to `end`, and make its frames square: uint8 (frames, 3, size, size).
