@@ -5,6 +5,8 @@ Both kinds offer the same two methods, so that training, precomputing and evalua
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from teachclip.data.batches import Tokenized
-from teachclip.data.frames import FrameStore
+from teachclip.data.frame_views import Frames
+from teachclip.data.live_frames import LiveFrames
 from teachclip.data.transform import normalize
 from teachclip.processes import Processes
 from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
@@ -45,11 +48,12 @@ class Inputs(Protocol):
 class PixelInputs:
     """Token ids and decoded frames, for towers that run.
 
-    `frame_rows` (videos,) are the split's rows in the frame store; `mean` and `std` (3,) are CLIP's.
+    `frame_rows` are the rows of the split's videos among the frames; with several views first those of view 0, then
+    those of view 1, and each counts as a video here. `mean` and `std` (3,) are CLIP's.
     """
 
     tokenized: Tokenized
-    frames: FrameStore
+    frames: Frames
     frame_rows: np.ndarray
     mean: Tensor
     std: Tensor
@@ -61,7 +65,7 @@ class PixelInputs:
 
     @property
     def video_count(self) -> int:
-        """Number of videos."""
+        """Number of videos, each of their views counted."""
         return len(self.frame_rows)
 
     def texts(self, rows: np.ndarray) -> Batch:
@@ -111,6 +115,22 @@ class FeatureInputs:
             "frame_features": self.frame_features[rows],
             "frame_mask": self.frame_mask[rows],
         }
+
+
+def decodes_when_read(inputs: Inputs) -> bool:
+    """Whether reading videos decodes them, in processes of its own."""
+    return isinstance(inputs, PixelInputs) and isinstance(inputs.frames, LiveFrames)
+
+
+def read_ahead(inputs: Inputs, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
+    """Return a context in which the videos of these rows are going to be read, batch by batch, in this order.
+
+    Where frames are decoded when they are read, that is done in advance by other processes.
+    """
+    if not isinstance(inputs, PixelInputs):
+        return nullcontext()
+    rows = (inputs.frame_rows[batch] for batch in batches)
+    return inputs.frames.ahead(rows)
 
 
 def pixel_values(batch: Batch) -> Tensor:
@@ -174,18 +194,23 @@ def encode_split(
     """
     processes = processes or Processes()
 
-    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
+    def batches(count: int, size: int) -> list[np.ndarray]:
         rows = processes.share(count)
-        starts = range(0, len(rows), size)
-        bar = tqdm(starts, desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
+        bar = tqdm(
+            batches(count, size), desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False
+        )
         parts = []
-        for start in bar:
-            batch = to_device(read(rows[start : start + size]), device)  # type: ignore[operator]
+        for rows in bar:
+            batch = to_device(read(rows), device)  # type: ignore[operator]
             tokens = encode(scorer, batch)  # type: ignore[operator]
             parts.append({name: tensor.cpu() for name, tensor in tokens.items()})
         gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
         return concat_tokens(gathered)
 
     texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
-    videos = run(inputs.video_count, batch_size, "encode videos", inputs.videos, encode_video_batch)
+    with read_ahead(inputs, batches(inputs.video_count, batch_size)):
+        videos = run(inputs.video_count, batch_size, "encode videos", inputs.videos, encode_video_batch)
     return texts, videos

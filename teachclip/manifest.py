@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,17 @@ class Manifest:
                     for stale in self.path.glob(f"{MANIFEST}.*.tmp"):  # of a process that was killed
                         stale.unlink(missing_ok=True)
                     write_atomic(self.path / MANIFEST, data)
+        except OSError as error:
+            raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
+        return Manifest.read(self.path)
+
+    def rewrite(self, circumstances: Mapping[str, Any]) -> Manifest:
+        """Put a manifest with other circumstances in the place of this one and return it."""
+        changed = replace(self, circumstances=circumstances)
+        data = changed.to_json()
+        try:
+            with locked_folder(self.path):
+                write_atomic(self.path / MANIFEST, data)
         except OSError as error:
             raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
         return Manifest.read(self.path)

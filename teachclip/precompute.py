@@ -5,8 +5,11 @@ Each function is resumable, may run in several processes at once, and refuses a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,9 @@ from torch import nn
 from tqdm import tqdm
 
 from teachclip.fingerprint import fingerprint_of
-from teachclip.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
+from teachclip.inputs import Inputs, encode_text_batch, encode_video_batch, read_ahead, to_device
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, Teacher, Tokens, gives_frame_relevance, select_tokens
+from teachclip.scorer import Scorer, Tokens
 from teachclip.store import ArraySpec, ArrayStore
 
 Encode = Callable[[np.ndarray], Tokens]
@@ -60,10 +63,12 @@ def store_tokens(
     rows_per_shard: int,
     processes: Processes,
     label: str,
+    ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None = None,
 ) -> ArrayStore:
     """Encode items 0 to items - 1 into a store with one array per token name. Returns the complete store.
 
-    Raises StoreError if the store at `path` was made under other circumstances.
+    `ahead`, as `read_ahead`, is told what `encode` is going to be asked for. Raises StoreError if the store at `path`
+    was made under other circumstances.
     """
     done = complete_store(path, circumstances, processes)
     if done is not None:
@@ -76,13 +81,19 @@ def store_tokens(
     store = ArrayStore.open_or_create(
         path, circumstances=circumstances, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
     )
-    for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
-        rows = np.asarray(store.shard_rows(shard))
-        parts = [encode(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-        joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
-        store.write_shard(shard, joined)
+    missing = store.missing_shards(processes.index, processes.count)
+    batches = {shard: _batches(store.shard_rows(shard), batch_size) for shard in missing}
+    with ahead(itertools.chain.from_iterable(batches.values())) if ahead else nullcontext():
+        for shard in _bar(missing, label, processes):
+            parts = [encode(rows) for rows in batches[shard]]
+            joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
+            store.write_shard(shard, joined)
     processes.wait()
     return ArrayStore.open(path, circumstances=circumstances)
+
+
+def _batches(rows: range, size: int) -> list[np.ndarray]:
+    return [np.asarray(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 @torch.no_grad()
@@ -124,6 +135,7 @@ def store_scorer_tokens(
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",
+        ahead=functools.partial(read_ahead, inputs),
     )
     return texts, videos
 
@@ -131,33 +143,6 @@ def store_scorer_tokens(
 def read_tokens(store: ArrayStore, rows: slice | np.ndarray, device: torch.device | str) -> Tokens:
     """Read the tokens of some items from a token store."""
     return {name: torch.from_numpy(np.array(store.read(name, rows))).to(device) for name in store.arrays}
-
-
-@torch.no_grad()
-def relevance_rows(
-    teacher: Teacher,
-    texts: ArrayStore,
-    videos: ArrayStore,
-    caption_videos: np.ndarray,
-    rows: np.ndarray,
-    *,
-    video_block: int = 1024,
-    device: torch.device | str,
-) -> dict[str, np.ndarray]:
-    """Return `video_text` (rows, videos) of some captions and, if it is given, `frame_text` (rows, frames), float32.
-
-    `texts` and `videos` are the teacher's token stores.
-    """
-    text_tokens = read_tokens(texts, rows, device)
-    blocks = []
-    for start in range(0, videos.rows, video_block):
-        block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
-        blocks.append(teacher.score(text_tokens, block).float().cpu())
-    found = {"video_text": torch.cat(blocks, dim=1).numpy()}
-    if gives_frame_relevance(teacher):
-        own = read_tokens(videos, caption_videos[rows], device)
-        found["frame_text"] = teacher.frame_relevance(text_tokens, own).float().cpu().numpy()
-    return found
 
 
 def store_relevance(
@@ -192,45 +177,6 @@ def store_relevance(
         store.write_shard(shard, {name: array.astype(precision) for name, array in found.items()})
     processes.wait()
     return ArrayStore.open(path, circumstances=circumstances)
-
-
-@torch.no_grad()
-def recompute(
-    teacher: Teacher,
-    inputs: Inputs,
-    caption_videos: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    *,
-    device: torch.device | str,
-) -> dict[str, np.ndarray]:
-    """Compute relevance from pixels and token ids: of captions `rows` with videos `columns` (ascending)."""
-    texts = encode_text_batch(teacher, to_device(inputs.texts(rows), device))
-    videos = encode_video_batch(teacher, to_device(inputs.videos(columns), device))
-    again = {"video_text": teacher.score(texts, videos).float().cpu().numpy()}
-    if gives_frame_relevance(teacher):
-        own = select_tokens(videos, torch.from_numpy(np.searchsorted(columns, caption_videos[rows])).to(device))
-        again["frame_text"] = teacher.frame_relevance(texts, own).float().cpu().numpy()
-    return again
-
-
-def verify_relevance(
-    store: ArrayStore, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
-) -> list[str]:
-    """Compare stored relevance of captions `rows` and videos `columns` with `again`. Returns a line per difference.
-
-    The tolerance is a float16 rounding (2^-10 relative) where the store is float16, and 1e-4 otherwise.
-    """
-    half = store.arrays["video_text"].dtype == "float16"
-    problems = []
-    for name, values in again.items():
-        kept = np.asarray(store.read(name, rows), dtype=np.float32)
-        kept = kept[:, columns] if name == "video_text" else kept
-        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(values)
-        worst = float(np.max(np.abs(kept - values) - allowed))
-        if worst > 0:
-            problems.append(f"{store.path}: {label} {name}: stored and recomputed differ by {worst:.2e} too much")
-    return problems
 
 
 def complete_store(path: Path, circumstances: Mapping[str, Any], processes: Processes) -> ArrayStore | None:

@@ -1,8 +1,7 @@
 """The recipe: everything a run depends on, in one YAML file with a strict schema.
 
-Only `build_*` functions read a `Recipe`; the parts of the toolkit take numbers and modules. Relative paths are
-relative to the working directory. `${NAME}` and `${NAME:-default}` are replaced from the environment. Reading and
-checking are in `teachclip.recipe_file`.
+Only `build_*` functions read a `Recipe`; parts take numbers and modules. Relative paths are relative to the working
+directory; `${NAME}` and `${NAME:-default}` are from the environment. `teachclip.recipe_file` reads and checks.
 """
 
 from __future__ import annotations
@@ -18,12 +17,16 @@ from teachclip.recipe_data import Count, Data, PathValue, Positive, Section, Sha
 class Frames(Section):
     """Which frames of a video are read."""
 
-    plan: Literal["per_second", "intervals"] = Field(
+    plan: Literal["per_second", "intervals", "clip2video"] = Field(
         "per_second", description="per_second: one frame a second, then uniform (CLIP4Clip); intervals: X-Pool's"
     )
     count: Count = Field(12, description="frames per video")
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
+    views: Count = Field(1, description="of each training video, in turn: the plan, and views - 1 jittered ones")
+    store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
+    on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
+    memory_limit: Positive = Field(4.0, description="GB; a decoding process that takes more is ended")
     time_limit: Positive = Field(60.0, description="seconds; a file that takes longer counts as unreadable")
 
 

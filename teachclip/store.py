@@ -16,19 +16,14 @@ A store is a folder. Any program in any language can write one:
      "fingerprint": "..."}               may be left out: sha256 of `circumstances` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
 
-`shard-00003.json` is one JSON object:
-
-    {"shard": 3, "sha256": {"video_text": "..."}, "failures": {"1540": "why row 1540 has no value"}}
-
-with the checksum of each whole `.npy` file and the rows (counted over the whole store) that could not be computed.
-Write the arrays under temporary names ending in `.tmp`, flush them to the disk, rename them, and only then write the
-mark in the same way. So a shard exists or it does not, whenever a writer is killed; several processes may write
-different shards. A shard that exists is never changed: to compute one again, delete its mark.
+What `shard-00003.json` holds is in `teachclip.marks`. Write the arrays under temporary names ending in `.tmp`,
+flush them to the disk, rename them, and only then write the mark in the same way. So a shard exists or it does not,
+whenever a writer is killed; several processes may write different shards. A shard that exists is never changed: to
+compute one again, delete its mark.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -41,8 +36,11 @@ from teachclip.errors import StoreError
 from teachclip.files import explain_failed_write, file_hash, locked_folder, map_npy, rename_all, write_json, write_npy
 from teachclip.fingerprint import describe_difference, fingerprint_of
 from teachclip.manifest import ArraySpec, Manifest
+from teachclip.marks import Mark
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
+
+Texts = Mapping[int, str] | None
 
 MAPPED_FILES = 256  # a mapped file holds a file descriptor, of which a process often has only 1024
 
@@ -56,7 +54,7 @@ class ArrayStore:
         self.arrays, self.circumstances = manifest.arrays, manifest.circumstances
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
         self._maps: dict[tuple[str, int], np.ndarray] = {}
-        self._marks: dict[int, tuple[dict[str, str], dict[int, str]]] = {}
+        self._marks: dict[int, Mark] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(ArrayStore.open, complete=False), (self.path,)  # a worker process maps the files anew
@@ -102,6 +100,10 @@ class ArrayStore:
             )
         return store
 
+    def renewed(self, circumstances: Mapping[str, Any]) -> ArrayStore:
+        """Change what the store is said to depend on, for who knows that no row it holds depends on the change."""
+        return ArrayStore(self._manifest.rewrite(circumstances))
+
     @property
     def complete(self) -> bool:
         """Whether all shards exist."""
@@ -120,13 +122,13 @@ class ArrayStore:
         return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows))
 
     def write_shard(
-        self, shard: int, arrays: Mapping[str, np.ndarray], *, failures: Mapping[int, str] | None = None
+        self, shard: int, arrays: Mapping[str, np.ndarray], *, failures: Texts = None, remarks: Texts = None
     ) -> None:
         """Write all arrays of one shard, each (rows of the shard, ...); a shard that exists is left as it is.
 
         `failures` maps rows (counted over the whole store) that could not be computed to the reason; what the arrays
-        hold there is never read. Raises StoreError for arrays that do not fit or are not finite, and if the disk is
-        full; then no temporary file remains.
+        hold there is never read. `remarks` are kept with the rows. Raises StoreError for arrays that do not fit or
+        are not finite, and if the disk is full; then no temporary file remains.
         """
         failures = failures or {}
         self._manifest.check_shard(self.shard_rows(shard), arrays, failures)
@@ -137,8 +139,7 @@ class ArrayStore:
             for name, file in zip(self.arrays, files, strict=True):
                 temporary, sums[name] = write_npy(file, arrays[name])
                 waiting[temporary] = file
-            reasons = {str(row): " ".join(str(why).split()) for row, why in sorted(failures.items())}
-            temporary, _ = write_json(mark, {"shard": shard, "sha256": sums, "failures": reasons})
+            temporary, _ = write_json(mark, Mark(sums, failures, remarks or {}).to_json(shard))
             waiting[temporary] = mark
             with locked_folder(self.path):
                 if not all(file.exists() for file in waiting.values()):
@@ -177,17 +178,19 @@ class ArrayStore:
         order = np.argsort(shards, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if wanted.size else []:
             shard = int(shards[places[0]])
-            _, failures = self._mark(shard)
+            failures = self._mark(shard).failures
             if lost := failures and [row for row in wanted[places].tolist() if row in failures]:
                 raise StoreError(f"{self.path}: row {lost[0]} could not be computed: {failures[lost[0]]}")
             result[places] = self._map(name, shard)[offsets[places]]
         return result
 
     def failures(self) -> dict[int, str]:
-        """Return the rows that could not be computed, with the reason, over all shards that exist."""
-        missing = set(self.missing_shards())
-        marks = [self._mark(shard) for shard in range(self.shards) if shard not in missing]
-        return {row: reason for _, failures in marks for row, reason in failures.items()}
+        """Return the reason by row that could not be computed, over all shards that exist."""
+        return {row: reason for mark in self._all_marks() for row, reason in mark.failures.items()}
+
+    def remarks(self) -> dict[int, str]:
+        """Return what is to be known of rows, over all shards that exist."""
+        return {row: remark for mark in self._all_marks() for row, remark in mark.remarks.items()}
 
     def verify(self) -> list[str]:
         """Read every file and compare its checksum. Returns one line for each problem; none if the store is whole."""
@@ -198,25 +201,25 @@ class ArrayStore:
             for name, file in zip(self.arrays, self._files(shard), strict=False):
                 try:
                     self._map(name, shard)
-                    if file_hash(file) != self._mark(shard)[0].get(name):
+                    if file_hash(file) != self._mark(shard).sums.get(name):
                         raise self._damaged(file, shard, "its checksum differs")
                 except StoreError as error:
                     problems.append(str(error))
         return list(dict.fromkeys(problems))
 
     def _files(self, shard: int) -> list[Path]:
-        """Return the paths of one shard's arrays, in order, and last of its mark."""
         names = [f"{name}-{shard:05d}.npy" for name in self.arrays]
         return [self.path / name for name in (*names, f"shard-{shard:05d}.json")]
 
-    def _mark(self, shard: int) -> tuple[dict[str, str], dict[int, str]]:
-        """Return the checksums and the failures of one shard."""
+    def _all_marks(self) -> list[Mark]:
+        missing = set(self.missing_shards())
+        return [self._mark(shard) for shard in range(self.shards) if shard not in missing]
+
+    def _mark(self, shard: int) -> Mark:
         if shard not in self._marks:
             file = self._files(shard)[-1]
             try:
-                mark = json.loads(file.read_bytes())
-                failures = {int(row): str(reason) for row, reason in mark["failures"].items()}
-                self._marks[shard] = dict(mark["sha256"]), failures
+                self._marks[shard] = Mark.read(file)
             except FileNotFoundError as error:
                 raise StoreError(f"{self.path}: shard {shard} is missing; run what makes it again") from error
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -385,6 +385,27 @@ def test_failed_rows_are_kept_with_their_reason_and_never_read(tmp_path):
         store.write_shard(2, rows_of(store, 2), failures={3: "elsewhere"})
 
 
+def test_remarks_stand_beside_rows_that_can_be_read(tmp_path):
+    store = make(tmp_path / "s")
+    store.write_shard(1, rows_of(store, 1), failures={6: "gone"}, remarks={5: "only\na part", 6: "looked at twice"})
+    fill(store)
+    again = ArrayStore.open(tmp_path / "s")
+    assert again.remarks() == {5: "only a part", 6: "looked at twice"} and again.failures() == {6: "gone"}
+    assert again.read("count", [5]).tolist() == [5]
+    marks = [json.loads((store.path / f"shard-0000{shard}.json").read_text()) for shard in (0, 1)]
+    assert "remarks" not in marks[0] and set(marks[1]) == {"shard", "sha256", "failures", "remarks"}
+
+
+def test_a_store_can_be_told_that_what_it_depends_on_has_changed(tmp_path):
+    store = fill(make(tmp_path / "s"))
+    wanted = {**store.circumstances, "files": ["another"]}
+    renewed = store.renewed(wanted)
+    assert renewed.circumstances == wanted and renewed.read("count", [5]).tolist() == [5]
+    assert ArrayStore.open(tmp_path / "s", circumstances=wanted).fingerprint == renewed.fingerprint
+    with pytest.raises(StoreError, match="files"):
+        ArrayStore.open(tmp_path / "s", circumstances=store.circumstances)
+
+
 def test_processes_share_the_shards_whatever_is_done_already(tmp_path):
     store = make(tmp_path / "s", rows=40)
     mine = [store.missing_shards(index, 3) for index in range(3)]

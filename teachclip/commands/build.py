@@ -113,7 +113,13 @@ def check_teachers(recipe: Recipe) -> None:
         if not is_there(section):
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
-        check_sizes(recipe, section, build_teacher(section, torch.device("cpu")))
+        teacher = build_teacher(section, torch.device("cpu"))
+        if reads_relevance(teacher) and recipe.frames.views > 1:
+            raise RecipeError(
+                f"teacher {section.label!r} reads its relevance from a file, which knows one version of each "
+                f"video: it needs frames.views=1, got {recipe.frames.views}"
+            )
+        check_sizes(recipe, section, teacher)
 
 
 def check_sizes(recipe: Recipe, section: TeacherSection, teacher: Any) -> None:
@@ -229,7 +235,9 @@ def build_blocks(recipe: Recipe) -> Blocks:
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
     """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
     values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
-    values["frames"] = {key: values["frames"][key] for key in ("plan", "count", "size")}
+    frames, plain = values["frames"], {"views": 1, "on_error": "skip"}  # named only where they are used
+    chosen = ["plan", "count", "size", *(key for key, value in plain.items() if frames[key] != value)]
+    values["frames"] = {key: frames[key] for key in chosen}
     speed = ("workers", "trackers", "log_every", "checkpoint_every")
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:

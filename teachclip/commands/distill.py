@@ -65,12 +65,12 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     split, selection = work.catalog.train, work.selection_split()
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     clip = work.backbone  # not the student's: its logit scale trains, and stored features would no longer be found
-    inputs = work.inputs(split, clip, towers=train.towers)
+    inputs = work.inputs(split, clip, towers=train.towers, views=work.views)
     selection_inputs = work.inputs(selection, clip, towers=train.towers)
     freeze(student, towers=train.towers)
     set_clip_weights(student, train.clip_weights)
     teachers = build_teachers(work, split)
-    plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed)
+    plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
     accelerator.init_trackers(recipe.name)
     progress = fit(
         DistillationTask(student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online),

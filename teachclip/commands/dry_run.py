@@ -16,6 +16,7 @@ from teachclip.commands.teaching import Teachers, shared_prefix
 from teachclip.commands.towers import freeze, set_clip_weights
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
+from teachclip.data.decoding import OnError
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.inputs import PixelInputs, to_device
 from teachclip.models.backbone import clamp_scale
@@ -50,9 +51,12 @@ class _Pairs:
     count: int
 
     @classmethod
-    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan) -> _Pairs:
+    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: OnError) -> _Pairs:
         split = _first_pairs(catalog.train, videos)
-        decoded = [decode_frames(video.path, plan) for video in split.videos]
+        decoded = [
+            decode_frames(video.path, plan, start=video.start, end=video.end, on_error=on_error)
+            for video in split.videos
+        ]
         for video, frames in zip(split.videos, decoded, strict=True):
             say(f"decoded {len(frames)} frames of {video.path}")
         return cls(split, decoded, plan.count)
@@ -83,7 +87,7 @@ class _ReadRelevance:
     def has_frames(self) -> bool:
         return self.frame_text is not None
 
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
 
 
@@ -100,7 +104,7 @@ def dry_run(recipe: Recipe) -> None:
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
     backbone = build.build_backbone(recipe)
     processor = build.build_processor(recipe, backbone.config)
-    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe))
+    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe), recipe.frames.on_error)
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)

@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     features = []
     if recipe.train.towers == "frozen":
-        features = [work.feature_inputs(split, work.backbone) for split in work.catalog.splits]
+        views = {"train": work.views}  # the other splits are seen in view 0 alone
+        features = [
+            work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in work.catalog.splits
+        ]
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verify:
         for inputs in features:
             problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
-        problems += work.frames.store.verify()
+        problems += work.frames.verify()
         if problems:
             raise StoreError("\n".join(problems))
         say("verified: every checksum is right and a recomputed sample agrees")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from teachclip.data.doctor import Finding
     from teachclip.models.processing import StudentProcessor
 
-MISSING = "missing"
-
 GOOD_STRIPS = 6
 """Videos without oddities that the page shows."""
 
@@ -68,7 +66,7 @@ def prepare(recipe: Recipe) -> None:
 
 def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> Any:
     """Return an `Examination` of all videos and captions."""
-    from teachclip.commands.prepare_report import Examination
+    from teachclip.commands.prepare_report import MISSING, Examination
     from teachclip.data.doctor import Finding, caption_facts, same_files
     from teachclip.data.file_facts import file_facts
     from teachclip.data.overlap import describe_overlaps, overlaps
@@ -77,7 +75,7 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
         video.id: Finding(video.id, str(video.path), split.name) for split in catalog.splits for video in split.videos
     }
     for split_name, ids in catalog.lost.items():
-        findings |= {video_id: Finding(video_id, "", split_name, MISSING) for video_id in ids}
+        findings |= {name: Finding(name, "", split_name, f"{MISSING}: {catalog.left_out[name]}") for name in ids}
     _probe(recipe, catalog, findings)
     strips = _look(recipe, catalog, processor, findings)
     facts = file_facts(catalog.videos, recipe.stores / "frames" / "file-hashes.json", progress=True)
@@ -102,7 +100,6 @@ def _probe(recipe: Recipe, catalog: Catalog, findings: dict[str, Finding]) -> No
     """Ask the packets of every file, once per file, in guarded processes."""
     from tqdm import tqdm
 
-    from teachclip.commands.frame_sources import build_decoding
     from teachclip.data.probe import probe_video
     from teachclip.data.workers import Failure, guarded_map
 

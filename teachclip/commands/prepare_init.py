@@ -43,9 +43,7 @@ def init(argv: Sequence[str]) -> None:
     parser.add_argument("--captions", type=Path, help="file of captions; default: the only one in FOLDER")
     parser.add_argument("--out", type=Path, help="recipe to write (default: FOLDER/recipe.yaml)")
     parser.add_argument("--backbone", default=STUDENT, help=f"what the student starts from (default: {STUDENT})")
-    parser.add_argument(
-        "--teacher", default=TEACHER, help=f"dual encoder that teaches, or none (default: {TEACHER})"
-    )
+    parser.add_argument("--teacher", default=TEACHER, help=f"dual encoder that teaches, or none (default: {TEACHER})")
     args = parser.parse_args(argv)
     folder = args.folder.resolve()
     out = args.out or folder / "recipe.yaml"
@@ -69,9 +67,7 @@ def propose(folder: Path, captions: Path | None = None) -> Proposal:
     names = list(dict.fromkeys(_file_of(read, caption.video_id) for split in splits for caption in split))
     located = locate_videos(folder, names)
     if not located:
-        raise DataError(
-            f"{path} names {len(names)} videos, such as {names[0]!r}, but none of them is below {folder}"
-        )
+        raise DataError(f"{path} names {len(names)} videos, such as {names[0]!r}, but none of them is below {folder}")
     rows = sum(map(len, splits))
     say(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {kind}, in {path}")
     return Proposal(kind, path, read)
@@ -96,7 +92,9 @@ def _find(folder: Path) -> tuple[Path, str]:
         return tables[0], _format_of(tables[0])
     if tables:
         names = ", ".join(path.name for path in tables)
-        raise DataError(f"{folder} holds {len(tables)} tables ({names}); say which holds the captions: --captions FILE")
+        raise DataError(
+            f"{folder} holds {len(tables)} tables ({names}); say which holds the captions: --captions FILE"
+        )
     if next(folder.rglob("*.txt"), None) is not None:
         return folder, "text_files"
     raise DataError(

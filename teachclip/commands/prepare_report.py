@@ -23,6 +23,9 @@ from teachclip.files import write_atomic
 NAMED = 20
 """Videos of one kind that the terminal names; the JSON file and the page have more."""
 
+MISSING = "missing"
+"""How the reason of a video without a file, or without captions, begins."""
+
 PICTURED = 120
 """Odd videos on the page; a page of thousands of pictures opens in no browser."""
 
@@ -53,7 +56,7 @@ def tables(found: Examination) -> list[Table]:
     rows = []
     for split in splits:
         mine = [finding for finding in found.findings if finding.split == split]
-        missing = sum(finding.reason == "missing" for finding in mine)
+        missing = sum(finding.reason.startswith(MISSING) for finding in mine)
         unreadable = sum(bool(finding.reason) for finding in mine) - missing
         odd = sum(bool(finding.oddities) for finding in mine)
         seconds = sum(finding.facts.duration for finding in mine if finding.facts is not None)
@@ -62,7 +65,14 @@ def tables(found: Examination) -> list[Table]:
     videos = Table("Videos", ["split", "listed", "usable", "missing", "unreadable", "odd", "hours"], rows)
     words = Table(
         "Captions",
-        ["split", "captions", "per video (least, median, most)", "tokens (least, median, most)", "cut", "tokens lost"],
+        [
+            "split",
+            "captions",
+            "per video (least, median, most)",
+            "tokens (least, median, most)",
+            "cut",
+            "tokens lost",
+        ],
         [
             [
                 split,
@@ -76,7 +86,7 @@ def tables(found: Examination) -> list[Table]:
         ],
     )
     kinds = count_oddities(found.findings)
-    reasons = Counter("missing" if f.reason == "missing" else "unreadable" for f in found.findings if f.reason)
+    reasons = Counter("missing" if f.reason.startswith(MISSING) else "unreadable" for f in found.findings if f.reason)
     counted = [[kind, str(count)] for kind, count in (reasons + kinds).most_common()]
     files = Table("Files", ["what", "videos"], _file_rows(found.findings))
     return [videos, words, Table("To look at", ["what", "videos"], counted or [["nothing", "0"]]), files]
@@ -174,7 +184,9 @@ def _page(found: Examination) -> str:
 def _strip_html(strip: Strip) -> str:
     finding = strip.finding
     facts = finding.facts
-    told = "" if facts is None else f"{facts.duration:.1f} s, {facts.shown_width} x {facts.shown_height}, {facts.codec}"
+    told = (
+        "" if facts is None else f"{facts.duration:.1f} s, {facts.shown_width} x {facts.shown_height}, {facts.codec}"
+    )
     words = "; ".join([told, *finding.oddities])
     name = escape(f"{finding.split} {finding.id}")
     alt = escape(f"{len(strip.frames)} frames of {finding.id}")

@@ -14,15 +14,10 @@ from teachclip.commands.cli import say
 from teachclip.data.catalog import Video
 from teachclip.data.file_facts import file_facts
 from teachclip.fingerprint import fingerprint_of
-from teachclip.precompute import (
-    recompute,
-    relevance_rows,
-    store_relevance,
-    store_scorer_tokens,
-    verify_relevance,
-)
+from teachclip.precompute import store_relevance, store_scorer_tokens
 from teachclip.processes import Processes
 from teachclip.recipe import Teacher as TeacherSection
+from teachclip.relevance import recompute, relevance_rows, verify_relevance
 from teachclip.scorer import Teacher, reads_relevance
 from teachclip.store import ArrayStore
 
@@ -46,17 +41,17 @@ def teacher_relevance(work: Workspace, section: TeacherSection) -> ArrayStore:
     split = work.catalog.train
     options: dict[str, Any] = {
         "captions": len(split.captions),
-        "videos": len(split.videos),
+        "videos": len(split.videos) * work.views,
         "circumstances": _circumstances(work, section, teacher),
         "precision": work.recipe.teaching.precision,
         "label": f"{section.label} relevance",
     }
-    path = work.recipe.stores / f"relevance-{section.folder}"
+    path = work.recipe.stores / work.training_name(f"relevance-{section.folder}")
     if reads_relevance(teacher):  # its file is read by one process: it may be large
         compute = _given(work, section, teacher)
         return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
     texts, videos = _tokens(work, section, teacher)
-    rows = partial(relevance_rows, teacher, texts, videos, split.caption_videos, device=work.device)
+    rows = partial(relevance_rows, teacher, texts, videos, split.caption_videos, views=work.views, device=work.device)
     return store_relevance(path, rows, processes=work.processes, **options)
 
 
@@ -76,16 +71,17 @@ def verify_teacher(work: Workspace, section: TeacherSection, store: ArrayStore) 
         columns = np.arange(len(split.videos))
         again = _given(work, section, teacher)(rows)
     else:
-        columns = np.unique(split.caption_videos[rows])
-        inputs = work.inputs_for(teacher, split)
-        again = recompute(teacher, inputs, split.caption_videos, rows, columns, device=work.device)
+        own = np.unique(split.caption_videos[rows])
+        columns = np.concatenate([view * len(split.videos) + own for view in range(work.views)])
+        inputs = work.inputs_for(teacher, split, work.views)
+        again = recompute(teacher, inputs, split.caption_videos, rows, columns, views=work.views, device=work.device)
     return verify_relevance(store, again, rows, columns, label=section.label)
 
 
 def _circumstances(work: Workspace, section: TeacherSection, teacher: Any) -> dict[str, Any]:
     options = {"name": section.name, **section.options}
     if not reads_relevance(teacher):
-        return work.circumstances(work.catalog.train, teacher, options)
+        return work.circumstances(work.catalog.train, teacher, options, views=work.views)
     # The content of its files counts, not where they lie.
     files = teacher.files()
     facts = file_facts(
@@ -122,9 +118,9 @@ def _given(work: Workspace, section: TeacherSection, teacher: Any) -> Compute:
 
 def _tokens(work: Workspace, section: TeacherSection, teacher: Teacher) -> tuple[ArrayStore, ArrayStore]:
     return store_scorer_tokens(
-        work.recipe.stores / f"tokens-{section.folder}",
+        work.recipe.stores / work.training_name(f"tokens-{section.folder}"),
         teacher,
-        work.inputs_for(teacher, work.catalog.train),
+        work.inputs_for(teacher, work.catalog.train, work.views),
         circumstances=_circumstances(work, section, teacher),
         batch_size=work.recipe.teaching.batch_size,
         device=work.device,

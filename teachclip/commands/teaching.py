@@ -45,7 +45,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
     that read the same tokens and frames as the student, or as each other, share them.
     """
     recipe, found = work.recipe, Teachers()
-    known = {"": work.pixel_inputs(split)}
+    known = {"": work.pixel_inputs(split, views=work.views)}
     for section in recipe.teachers:
         if is_stored(recipe, section):
             relevance = StoredRelevance.build(
@@ -58,7 +58,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.weights.append(section.weight)
             continue
         teacher = build_teacher(section, work.device)
-        prefix = shared_prefix(known, work.inputs_for(teacher, split))
+        prefix = shared_prefix(known, work.inputs_for(teacher, split, work.views))
         found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
         if prefix or recipe.train.towers == "frozen":  # a student with tuned towers brings its own
             found.extras[prefix] = known[prefix]

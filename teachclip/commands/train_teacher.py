@@ -80,9 +80,9 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     if towers == "frozen" and not isinstance(teacher, FeatureScorer):
         say(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
         towers = "tuned"  # of the inputs only: their weights stay frozen
-    inputs = work.inputs(work.catalog.train, clip, towers=towers)
+    inputs = work.inputs(work.catalog.train, clip, towers=towers, views=work.views)
     split = work.catalog.train
-    plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed)
+    plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed, work.views)
     accelerator.init_trackers(recipe.name)
     selection = work.selection_split()
     selection_inputs = work.inputs(selection, clip, towers=towers)

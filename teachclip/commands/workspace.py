@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,17 @@ from transformers import PreTrainedModel
 from teachclip.commands.build import (
     build_backbone,
     build_catalog,
-    build_plan,
     build_processor,
     build_selection,
 )
 from teachclip.commands.cli import say
+from teachclip.commands.frame_sources import build_frames, hashes_file
 from teachclip.commands.reading import frames_folder, tokenize
 from teachclip.commands.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
 from teachclip.data.batches import Tokenized
-from teachclip.data.catalog import Catalog, Split, Video, require_readable
+from teachclip.data.catalog import Catalog, Split, require_readable
 from teachclip.data.file_facts import file_facts
-from teachclip.data.frames import FrameStore, build_frame_store
+from teachclip.data.frame_views import Frames
 from teachclip.data.overlap import Overlap, describe_overlaps, overlaps
 from teachclip.data.transform import FrameTransform
 from teachclip.errors import DataError, RecipeError
@@ -49,14 +49,15 @@ class Workspace:
 
     recipe: Recipe
     catalog: Catalog
-    frames: FrameStore
+    frames: Frames
     processor: StudentProcessor
     backbone: PreTrainedModel
     processes: Processes
     device: torch.device
+    decode: Callable[[FrameTransform, str], Frames] = field(repr=False)
     overlaps: Sequence[Overlap] = ()
     _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
-    _other_frames: dict[str, FrameStore] = field(default_factory=dict, repr=False)
+    _other_frames: dict[str, Frames] = field(default_factory=dict, repr=False)
 
     def split(self, name: str) -> Split:
         """Return a split by name. Raises DataError if the data has none of that name."""
@@ -72,6 +73,8 @@ class Workspace:
 
     def stamp(self, **values: Any) -> dict[str, Any]:
         """Return the head of a results file: what was evaluated and how it was chosen."""
+        used = {video.id for video in self.catalog.videos}
+        partial = {key: reason for key, reason in self.frames.partial.items() if key in used}
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
@@ -79,6 +82,7 @@ class Workspace:
             "left_out": dict(self.catalog.left_out),
             "partial": self.catalog.partial,
             "overlaps": describe_overlaps(self.overlaps),
+            **({"partly_decoded": partial} if partial else {}),
             **values,
         }
 
@@ -87,7 +91,16 @@ class Workspace:
         """What the student reads, and every teacher that does not ask for something else."""
         return self.processor.preprocessing
 
-    def inputs_for(self, model: Any, split: Split) -> PixelInputs:
+    @property
+    def views(self) -> int:
+        """How many views of a training video there are; everything else sees view 0, the frame plan itself."""
+        return self.recipe.frames.views
+
+    def training_name(self, name: str) -> str:
+        """Return the name of a store about the training split, which has a row for each view of a video."""
+        return name if self.views == 1 else f"{name}-views{self.views}"
+
+    def inputs_for(self, model: Any, split: Split, views: int = 1) -> PixelInputs:
         """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`.
 
         Without one it reads what the student reads. Raises RecipeError if its towers then are of another family.
@@ -99,9 +112,9 @@ class Workspace:
                 f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of {own}: name "
                 "the folder or hub id of its CLIP as teachers.reads"
             )
-        return self.pixel_inputs(split, how)
+        return self.pixel_inputs(split, how, views)
 
-    def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None) -> PixelInputs:
+    def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None, views: int = 1) -> PixelInputs:
         """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.
 
         Frames of another size or transform are decoded into a store of their own when they are first asked for.
@@ -111,7 +124,7 @@ class Workspace:
         return PixelInputs(
             tokenized=self._tokenize(split) if preprocessing is None else tokenize(split, preprocessing),
             frames=frames,
-            frame_rows=frames.rows_of(video.id for video in split.videos),
+            frame_rows=frames.rows_of([video.id for video in split.videos], views),
             mean=torch.tensor(how.mean),
             std=torch.tensor(how.std),
         )
@@ -124,19 +137,21 @@ class Workspace:
             self._tokenized[split.name] = found
         return self._tokenized[split.name]
 
-    def _frames_for(self, transform: FrameTransform) -> FrameStore:
+    def _frames_for(self, transform: FrameTransform) -> Frames:
         folder = frames_folder(transform)
         if folder == frames_folder(self.preprocessing.transform):
             return self.frames
         if folder not in self._other_frames:
-            store = _decode(self.recipe, self.processes, self.frames.videos, transform, folder)
+            frames = self.decode(transform, folder)
             for video in self.catalog.videos:
-                if video.id in store.failures:  # it could be read before
-                    raise DataError(f"{self.recipe.stores / folder}: {video.id}: {store.failures[video.id]}")
-            self._other_frames[folder] = store
+                if video.id in frames.failures:  # it could be read before
+                    raise DataError(f"{self.recipe.stores / folder}: {video.id}: {frames.failures[video.id]}")
+            self._other_frames[folder] = frames
         return self._other_frames[folder]
 
-    def circumstances(self, split: Split, model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    def circumstances(
+        self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1
+    ) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
         how = getattr(model, "preprocessing", None) or self.preprocessing
         inputs = self.inputs_for(model, split)
@@ -151,19 +166,20 @@ class Workspace:
             },
             "split": split.circumstances(),
             "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
-            "frames": inputs.frames.circumstances_of([video.id for video in split.videos]),
+            "frames": inputs.frames.circumstances_of([video.id for video in split.videos], views),
             "normalisation": {"mean": list(how.mean), "std": list(how.std)},
         }
 
-    def feature_inputs(self, split: Split, clip: nn.Module) -> FeatureInputs:
+    def feature_inputs(self, split: Split, clip: nn.Module, views: int = 1) -> FeatureInputs:
         """Return the stored features of frozen towers; compute them if they are not stored yet."""
         scorer = TowerFeatures(clip).to(self.device).eval()
-        folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / split.name
+        name = split.name if views == 1 else self.training_name(split.name)
+        folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / name
         texts, videos = store_scorer_tokens(
             folder,
             scorer,
-            self.pixel_inputs(split),
-            circumstances=self.circumstances(split, scorer, {}),
+            self.pixel_inputs(split, views=views),
+            circumstances=self.circumstances(split, scorer, {}, views),
             batch_size=self.recipe.teaching.batch_size,
             device=self.device,
             processes=self.processes,
@@ -171,14 +187,19 @@ class Workspace:
         )
         return FeatureInputs(texts, videos)
 
-    def inputs(self, split: Split, clip: nn.Module, *, towers: str) -> Inputs:
+    def inputs(self, split: Split, clip: nn.Module, *, towers: str, views: int = 1) -> Inputs:
         """Return what a student or teacher with frozen or tuned towers trains on."""
-        return self.feature_inputs(split, clip) if towers == "frozen" else self.pixel_inputs(split)
+        if towers == "frozen":
+            return self.feature_inputs(split, clip, views)
+        return self.pixel_inputs(split, views=views)
 
     def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
         """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
-        splits = {"train": self.catalog.train, "selection": self.selection_split()}
-        found = {name: fingerprint_of(self.circumstances(split, self.backbone, {})) for name, split in splits.items()}
+        splits = {"train": (self.catalog.train, self.views), "selection": (self.selection_split(), 1)}
+        found = {
+            name: fingerprint_of(self.circumstances(split, self.backbone, {}, views))
+            for name, (split, views) in splits.items()
+        }
         return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
 
     def relevance(self, section: TeacherSection) -> ArrayStore:
@@ -208,39 +229,21 @@ def build_workspace(
     processor = build_processor(recipe, backbone.config)
 
     videos = sorted(catalog.videos, key=lambda video: video.id)  # the same rows whichever videos are held out
-    frames = _decode(recipe, processes, videos, processor.transform, "frames")
+    training = sorted(catalog.train.videos, key=lambda video: video.id)
+    decode = functools.partial(build_frames, recipe, processes, videos, training)
+    frames = decode(processor.transform, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
-    shared = overlaps(catalog, file_facts(catalog.videos, _hashes(recipe), progress=False))
+    for video in catalog.videos:
+        if video.id in frames.partial:
+            say(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
+    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
     for line in describe_overlaps(shared):
         say(f"warning: {line}")
-    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, shared)
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, decode, shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
     say(f"data: {counts}")
     return work
-
-
-def _hashes(recipe: Recipe) -> Path:
-    """Return the file that remembers the hashes of the videos."""
-    return recipe.stores / "frames" / "file-hashes.json"
-
-
-def _decode(
-    recipe: Recipe, processes: Processes, videos: Sequence[Video], size: int | FrameTransform, name: str
-) -> FrameStore:
-    """Decode what is not decoded yet. The main process does it; the others wait for it."""
-    return processes.main_first(
-        lambda: build_frame_store(
-            videos,
-            plan=build_plan(recipe),
-            size=size,
-            path=recipe.stores / name,
-            hashes=_hashes(recipe),
-            workers=recipe.frames.workers,
-            time_limit=recipe.frames.time_limit,
-            progress=processes.is_main,
-        )
-    )

@@ -22,12 +22,14 @@ class BatchPlan:
     They are a function of the seed and the step alone, so that neither resuming nor more processes change them.
 
     Every epoch shuffles all `pairs` anew; what is left over after the last whole batch is dropped. `batch_size`
-    counts the pairs of all processes together. Raises DataError if it is below 2 or above `pairs`.
+    counts the pairs of all processes together. Of `views` versions of its video a pair takes the next one in every
+    epoch. Raises DataError if `batch_size` is below 2 or above `pairs`.
     """
 
     pairs: int
     batch_size: int
     seed: int
+    views: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -56,6 +58,22 @@ class BatchPlan:
                 f"a batch size of {self.batch_size} does not divide by {process_count} processes; allowed: a multiple"
             )
         return self.rows(step)[process_index * share : (process_index + 1) * share]
+
+    def views_of(self, step: int, rows: np.ndarray) -> np.ndarray:
+        """Return the view of its video that each of these pairs takes in `step`: (pairs,) int64, below `views`.
+
+        A pair starts at a view of its own, drawn from the seed, and has taken all of them after `views` epochs.
+        """
+        if self.views == 1:
+            return np.zeros(len(rows), dtype=np.int64)
+        return (_first_views(self.pairs, self.seed, self.views)[rows] + step // self.batches_per_epoch) % self.views
+
+
+@functools.lru_cache(maxsize=4)
+def _first_views(pairs: int, seed: int, views: int) -> np.ndarray:
+    """Return the view that each pair starts at. The fourth word of the seed keeps it apart from the shuffles."""
+    state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([abs(seed), int(seed < 0), 0, 1])))
+    return state.randint(0, views, pairs).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=4)

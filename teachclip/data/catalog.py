@@ -79,14 +79,14 @@ class Split:
 class Catalog:
     """All splits. No video is in two of them.
 
-    `left_out`: why a video is not used, by its id. `lost`: how many videos that makes, by the name of their split.
+    `left_out`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
     """
 
     train: Split
     validation: Split | None = None
     test: Split | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
-    lost: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -112,7 +112,7 @@ class Catalog:
     def partial(self) -> dict[str, str]:
         """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
         used = {split.name: len(split.videos) for split in self.splits}
-        return {name: f"{used[name]:,} of {used[name] + lost:,}" for name, lost in self.lost.items() if lost}
+        return {name: f"{used[name]:,} of {used[name] + len(lost):,}" for name, lost in self.lost.items() if lost}
 
 
 def load_catalog(
@@ -148,7 +148,8 @@ def load_catalog(
     _refuse_too_many(missing, missing, total, max_missing, problem)
     splits = {name: _build_split(name, group, located) for name, group in groups.items()}
     lost = {
-        name: len(group.keys() & absent.keys()) + len(found.left_out.get(name, ())) for name, group in groups.items()
+        name: (*(key for key in group if key in absent), *found.left_out.get(name, ()))
+        for name, group in groups.items()
     }
     catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
     if catalog.validation is None and isinstance(validation, ValidationOptions):
@@ -170,7 +171,7 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
     kept = {video.id: video for video in catalog.videos if video.id not in reasons}
     splits = {split.name: _build_split(split.name, _by_video(split.captions), kept) for split in catalog.splits}
     lost = {
-        split.name: catalog.lost.get(split.name, 0) + len(split.videos) - len(splits[split.name].videos)
+        split.name: (*catalog.lost.get(split.name, ()), *(video.id for video in split.videos if video.id in reasons))
         for split in catalog.splits
     }
     return Catalog(splits["train"], splits.get("validation"), splits.get("test"), out, lost)

@@ -19,34 +19,41 @@ from teachclip.files import file_hash, write_atomic
 
 Stamp = list[int]
 
+UNREADABLE = "unreadable"
+"""Stands in place of the hash of a file that cannot be read."""
+
 
 def file_facts(videos: Sequence[Video], cache: Path, *, progress: bool) -> dict[str, dict[str, Any]]:
-    """Return row, size in bytes and sha256 of every video file, by video id.
+    """Return row, size in bytes and sha256 of the file of every video, by id; of a part also its start and end.
 
     Threads hash, for hashlib lets go of the interpreter. `cache` remembers the hash of a file until its size, inode
     or one of its times change, so that a second run reads no file; deleting it is safe. A file that cannot be read
-    gets the hash "unreadable": decoding will say why.
+    gets the hash `UNREADABLE`: decoding will say why.
     """
     known = _read_cache(cache)
+    paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # parts of a file share its hash
     with ThreadPoolExecutor(min(8, core_count())) as executor:
-        results = executor.map(lambda video: _hash_file(video.path, known), videos)
-        bar = tqdm(results, total=len(videos), desc="hash", unit="video", delay=1, disable=not progress)
-        found = list(bar)
-    fresh = {os.path.abspath(video.path): fact for video, fact in zip(videos, found, strict=True) if fact is not None}
+        results = executor.map(lambda path: _hash_file(path, known), paths)
+        bar = tqdm(results, total=len(paths), desc="hash", unit="video", delay=1, disable=not progress)
+        found = dict(zip(paths, bar, strict=True))
+    fresh = {path: fact for path, fact in found.items() if fact is not None}
     if any(known.get(path) != fact for path, fact in fresh.items()):
         _write_cache(cache, {**known, **fresh})
-    return {
-        video.id: {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else "unreadable"}
-        for row, (video, fact) in enumerate(zip(videos, found, strict=True))
-    }
+    return {video.id: _fact(row, video, found[os.path.abspath(video.path)]) for row, video in enumerate(videos)}
 
 
-def _hash_file(path: Path, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, str] | None:
+def _fact(row: int, video: Video, fact: tuple[Stamp, str] | None) -> dict[str, Any]:
+    """Return what is known of one video; a whole file has no start and no end."""
+    part = {name: value for name, value in (("start", video.start), ("end", video.end)) if value is not None}
+    return {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else UNREADABLE, **part}
+
+
+def _hash_file(path: str, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, str] | None:
     """Return the stamp and hash of a file, or None if it cannot be read."""
     try:
         status = os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        fact = known.get(os.path.abspath(path))
+        fact = known.get(path)
         return fact if fact and fact[0] == stamp else (stamp, file_hash(path))
     except (OSError, StoreError):
         return None

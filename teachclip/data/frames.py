@@ -6,8 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from teachclip.data.catalog import Video
+from teachclip.data.decoding import Decoded, Decoding
 from teachclip.data.file_facts import file_facts
-from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan, decode_frames
-from teachclip.data.workers import TRANSIENT, Failure, guarded_map
+from teachclip.data.frame_changes import rows_to_decode
+from teachclip.data.frame_space import check_space, rows_to_write
+from teachclip.data.workers import Failure
 from teachclip.errors import DataError, StoreError
+from teachclip.manifest import MANIFEST
 from teachclip.store import ArraySpec, ArrayStore
 
 SHARD_BYTES, SHARD_ROWS = 1 << 28, 256
 """The most that one shard holds, and so the most that a crash loses."""
 
+NOTHING = "no frame of it can be decoded"
+"""Remark on a failed row of which every usable frame was asked for, so that it is not tried again."""
+
 
 class FrameStore:
-    """Decoded frames of some videos; row i is `videos[i]`."""
+    """Decoded frames of some videos; row i is `videos[i]`.
 
-    def __init__(self, store: ArrayStore, videos: Sequence[Video]):
+    Videos of which only a part could be decoded are in `partial`, or with `on_error` skip in `failures`.
+    """
+
+    def __init__(self, store: ArrayStore, videos: Sequence[Video], *, on_error: str = "skip"):
         self.store = store
         self.videos = tuple(videos)
+        self.on_error = on_error
 
     @classmethod
-    def open(cls, path: str | Path, videos: Sequence[Video]) -> FrameStore:
+    def open(cls, path: str | Path, videos: Sequence[Video], *, on_error: str = "skip") -> FrameStore:
         """Open a complete store to read it, trusting that the files of `videos` have not changed.
 
         Raises StoreError if it is incomplete or holds other videos.
@@ -45,12 +53,23 @@ class FrameStore:
         held = store.circumstances.get("videos", {})
         if {video.id: row for row, video in enumerate(videos)} != {key: fact["row"] for key, fact in held.items()}:
             raise StoreError(f"{path} holds {len(held)} other videos than the {len(videos)} asked for, or other rows")
-        return cls(store, videos)
+        return cls(store, videos, on_error=on_error)
 
     @functools.cached_property
     def failures(self) -> dict[str, str]:
         """Why a video has no frames, by video id."""
-        return {self.videos[row].id: reason for row, reason in sorted(self.store.failures().items())}
+        return {self.videos[row].id: reason for row, reason in sorted(self._failed.items())}
+
+    @functools.cached_property
+    def partial(self) -> dict[str, str]:
+        """Why a video has not all frames of the plan, by video id."""
+        rows = sorted(self.store.remarks().items())
+        return {self.videos[row].id: reason for row, reason in rows if row not in self._failed}
+
+    @functools.cached_property
+    def _failed(self) -> dict[int, str]:
+        """Why a row cannot be read."""
+        return {**(self.store.remarks() if self.on_error == "skip" else {}), **self.store.failures()}
 
     def rows_of(self, video_ids: Iterable[str]) -> np.ndarray:
         """Return the rows of some videos: (videos,) int64. Raises StoreError for an id that is not here."""
@@ -70,6 +89,10 @@ class FrameStore:
         Raises StoreError for a video that could not be decoded.
         """
         frames = torch.from_numpy(self.store.read("frames", rows))
+        if self._failed:
+            wanted = np.arange(len(self.videos))[rows].tolist()
+            if lost := [row for row in wanted if row in self._failed]:
+                raise StoreError(f"{self.store.path}: row {lost[0]} is of a damaged video: {self._failed[lost[0]]}")
         counts = torch.from_numpy(self.store.read("frame_count", rows))
         return frames, torch.arange(frames.shape[1]) < counts[:, None]
 
@@ -82,69 +105,82 @@ class FrameStore:
 
 def build_frame_store(
     videos: Sequence[Video],
+    decoding: Decoding,
     *,
-    plan: FramePlan,
-    size: int | FrameTransform,
     path: str | Path,
+    view: int = 0,
     hashes: str | Path | None = None,
-    workers: int = 0,
-    time_limit: float = 60.0,
     progress: bool = True,
 ) -> FrameStore:
     """Decode what is not decoded yet and return the store.
 
-    `size`: pixels, for CLIP's transform, or another transform. `hashes`: file that remembers the hashes of the
+    `view`: 0 for the plan itself, any other for the plan with jitter. `hashes`: file that remembers the hashes of the
     videos, to be shared by stores of the same ones; by default it is in `path`.
 
-    `workers` processes decode (0: one per core), each file in at most `time_limit` seconds. A file that cannot be
-    read, takes longer or kills its process is in `FrameStore.failures`; it never stops the run. What is finished is
-    kept shard by shard, so that a second run goes on where the first one stopped; files that took too long or killed
-    their process are tried again. Several runs at once are safe, but
-    do the work twice.
+    A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
+    run. What is finished is kept shard by shard, so that a second run goes on where the first one stopped. A second
+    run also decodes again what took too long or killed its process, and videos without frames whose file was mended.
+    Several runs at once are safe, but do the work twice.
 
-    Raises StoreError, naming what differs, if `path` was made of other videos, changed files, another plan or size.
+    Raises StoreError, naming what differs, if `path` was made of other videos, another plan or size, if it holds
+    frames of a file that has changed since, or if the disk has too little room for what is missing.
     """
-    videos = tuple(videos)
+    videos, path = tuple(videos), Path(path)
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
-    transform = FrameTransform(size) if isinstance(size, int) else size
-    shape = (plan.count, 3, transform.size, transform.size)
-    store = ArrayStore.open_or_create(
-        path,
-        circumstances={
-            "content": "frames",
-            "plan": asdict(plan),
-            "size": transform.size,
-            "transform": transform.describe(),
-            "videos": file_facts(videos, Path(hashes or Path(path) / "file-hashes.json"), progress=progress),
-        },
-        arrays={
-            "frames": ArraySpec("uint8", shape),
-            "frame_count": ArraySpec("int16", ()),
-        },
-        rows=len(videos),
-        rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // math.prod(shape))),
-    )
-    for row, reason in store.failures().items():
-        if reason.startswith(TRANSIENT):  # a busy machine or too little memory: try again
-            store.discard(row // store.rows_per_shard)
-    if missing := store.missing_shards():
-        rows = [row for shard in missing for row in store.shard_rows(shard)]
-        items = ((str(videos[row].path), plan, size) for row in rows)
+    facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
+    facts = with_names(facts, videos) if view else facts
+    row_bytes = bytes_per_video(decoding)
+    what = f"{len(videos):,} videos x {decoding.plan.count} frames x {decoding.transform.size}^2"
+    check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
+    store = _open(path, videos, facts, decoding, view)
+    todo = rows_to_decode(store, videos, facts, decoding.on_error)
+    if todo:
+        rows = [row for shard in todo.values() for row in shard]
         bar = tqdm(
             total=len(videos), initial=len(videos) - len(rows), desc="decode", unit="video", disable=not progress
         )
-        outcomes = guarded_map(decode_file, items, workers=min(workers, len(rows)), time_limit=time_limit)
+        missing = store.missing_shards()
+        outcomes = decoding.run((videos[row], view) for row in rows)
         with bar, contextlib.closing(outcomes):
-            for shard in missing:
-                _write_shard(store, shard, _counted(outcomes, bar))
-    return FrameStore(store, videos)
+            for shard, places in todo.items():
+                counted = itertools.islice(_counted(outcomes, bar), len(places))
+                found = dict(zip(places, counted, strict=True))
+                changed = {videos[row].id: facts[videos[row].id] for row in places}
+                store = _write_shard(
+                    store, shard, found, changed, on_error=decoding.on_error, redo=shard not in missing
+                )
+    return FrameStore(store, videos, on_error=decoding.on_error)
 
 
-def decode_file(path: str, plan: FramePlan, size: int | FrameTransform) -> np.ndarray:
-    """Decode one file and make its frames square: uint8 (frames, 3, size, size). Raises VideoError."""
-    transform = FrameTransform(size) if isinstance(size, int) else size
-    return transform(decode_frames(path, plan)).numpy()
+def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
+    """Return facts of files together with their names, on which jitter depends."""
+    return {video.id: {**facts[video.id], "name": video.path.name} for video in videos}
+
+
+def bytes_per_video(decoding: Decoding) -> int:
+    """Return the size of a row: its frames and their number."""
+    return math.prod(decoding.shape) + 2
+
+
+def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decoding: Decoding, view: int) -> ArrayStore:
+    """Open or make the store. Files that have changed since are not refused here; everything else that differs is."""
+    held: Mapping[str, Any] = {}
+    if (path / MANIFEST).exists():
+        held = ArrayStore.open(path, complete=False).circumstances.get("videos", {})
+    content = ("bytes", "sha256")
+    as_held = {key: fact | {name: held.get(key, fact)[name] for name in content} for key, fact in facts.items()}
+    return ArrayStore.open_or_create(
+        path,
+        circumstances={
+            **decoding.circumstances(jittered=view > 0),
+            **({"view": view} if view else {}),
+            "videos": as_held,
+        },
+        arrays={"frames": ArraySpec("uint8", decoding.shape), "frame_count": ArraySpec("int16", ())},
+        rows=len(videos),
+        rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // math.prod(decoding.shape))),
+    )
 
 
 def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:
@@ -154,15 +190,45 @@ def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:
         yield outcome
 
 
-def _write_shard(store: ArrayStore, shard: int, outcomes: Iterator[np.ndarray | Failure]) -> None:
-    """Take the outcomes of the rows of one shard and write them."""
+def _write_shard(
+    store: ArrayStore,
+    shard: int,
+    found: Mapping[int, Decoded | Failure],
+    facts: Mapping[str, Any],
+    *,
+    on_error: str,
+    redo: bool,
+) -> ArrayStore:
+    """Write a shard of what was `found` by row; to `redo` one that is there keeps its other rows as they are.
+
+    `facts` are of the videos found. Returns the store, which from now on is said to be made of these files. A crash
+    here loses the shard, no more.
+    """
     rows = store.shard_rows(shard)
     arrays = {name: np.zeros((len(rows), *spec.shape), spec.dtype) for name, spec in store.arrays.items()}
     failures: dict[int, str] = {}
-    for place, (row, outcome) in enumerate(zip(rows, itertools.islice(outcomes, len(rows)), strict=True)):
+    remarks: dict[int, str] = {}
+    if redo:
+        others = [row for row in rows if row not in found]
+        failures = {row: reason for row, reason in store.failures().items() if row in others}
+        remarks = {row: remark for row, remark in store.remarks().items() if row in others}
+        kept = [row for row in others if row not in failures]
+        for name, array in arrays.items():
+            array[np.array(kept, dtype=np.int64) - rows.start] = store.read(name, kept)
+    for row, outcome in found.items():
         if isinstance(outcome, Failure):
             failures[row] = outcome.reason
-        else:
-            arrays["frames"][place, : len(outcome)] = outcome
-            arrays["frame_count"][place] = len(outcome)
-    store.write_shard(shard, arrays, failures=failures)
+            if on_error == "use_decodable":
+                remarks[row] = NOTHING
+            continue
+        arrays["frames"][row - rows.start, : len(outcome.frames)] = outcome.frames
+        arrays["frame_count"][row - rows.start] = len(outcome.frames)
+        if outcome.remark:
+            remarks[row] = outcome.remark
+    if redo:
+        store.discard(shard)
+    held = store.circumstances["videos"]
+    if any(held[key] != fact for key, fact in facts.items()):
+        store = store.renewed({**store.circumstances, "videos": {**held, **facts}})
+    store.write_shard(shard, arrays, failures=failures, remarks=remarks)
+    return store

@@ -96,13 +96,23 @@ def _seconds(duration: int, start: int | None, end: int | None) -> range:
     return range(start, min(end, duration) + 1)
 
 
-def decode_frames(path: str | os.PathLike[str], plan: FramePlan) -> Tensor:
+def decode_frames(
+    path: str | os.PathLike[str],
+    plan: FramePlan,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    on_error: str = "skip",
+    view: int = 0,
+) -> Tensor:
     """Decode the frames that `plan` takes of the file `path`.
 
     Returns uint8 RGB (frames, 3, height, width), turned upright if the file says so; frames is at most `plan.count`.
     decord is asked first, PyAV if it is not installed or fails. Both count frames and read the rate in the same way.
     Raises VideoError with the path and the reason of every decoder; never returns a made-up frame.
     """
+    if (start, end, on_error, view) != (None, None, "skip", 0):
+        raise VideoError(f"{path}: parts of files, views and damaged files cannot be decoded")
     file = Path(os.path.abspath(path))
     if not file.is_file():
         raise VideoError(f"{path}: {'is a folder, not a video file' if file.is_dir() else 'does not exist'}")

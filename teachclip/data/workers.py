@@ -39,7 +39,12 @@ class Failure:
 
 
 def guarded_map(
-    function: Callable[..., Any], items: Iterable[tuple[Any, ...]], *, workers: int, time_limit: float
+    function: Callable[..., Any],
+    items: Iterable[tuple[Any, ...]],
+    *,
+    workers: int,
+    time_limit: float,
+    memory_limit: int | None = None,
 ) -> Generator[Any, None, None]:
     """Yield `function(*item)` or a `Failure` for every item, in order.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Split
-from teachclip.inputs import Batch, Inputs
+from teachclip.inputs import Batch, Inputs, decodes_when_read, read_ahead
 from teachclip.processes import Processes
 from teachclip.store import ArrayStore
 from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
@@ -23,11 +25,11 @@ class StoredRelevance:
     """A teacher's stored relevance for the training pairs.
 
     `video_targets` (videos, frames), if given, replaces the relevance of a pair by that of its video; it is tempered
-    already. A store without `frame_text` teaches video-text relevance alone.
+    already. A store without `frame_text` teaches video-text relevance alone. With several views of a video each is a
+    video here, all of view 0 first, and `frame_text` of the store is (captions, views, frames).
     """
 
     store: ArrayStore
-    caption_videos: np.ndarray
     video_targets: np.ndarray | None = None
     frame_temperature: float = 1.0
 
@@ -36,34 +38,45 @@ class StoredRelevance:
         cls, store: ArrayStore, split: Split, *, targets: str, frame_temperature: float = 1.0
     ) -> StoredRelevance:
         """Teach from a relevance store of `split`; `targets` is `pair`, or `video` to aggregate over captions."""
-        columns = split.caption_videos
         if targets == "pair" or "frame_text" not in store.arrays:
-            return cls(store, columns, None, frame_temperature)
-        confidence = teacher_confidence(lambda rows: store.read("video_text", rows), columns)
+            return cls(store, None, frame_temperature)
+        columns, videos = split.caption_videos, len(split.videos)
         relevance = np.asarray(store.read("frame_text", slice(None)), dtype=np.float32)
         tempered = tempered_relevance(torch.from_numpy(relevance), frame_temperature).numpy()
-        return cls(store, columns, video_frame_targets(tempered, confidence, columns), frame_temperature)
+        found = []
+        for view, own in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
+            among = slice(view * videos, (view + 1) * videos)  # each view among the videos' same view
+            logits = functools.partial(_columns_of, store, among)
+            found.append(video_frame_targets(own, teacher_confidence(logits, columns), columns))
+        return cls(store, np.concatenate(found), frame_temperature)
 
     @property
     def has_frames(self) -> bool:
         """Whether it teaches frame-text relevance too."""
         return "frame_text" in self.store.arrays
 
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return `video_text` (pairs, pairs) and, if it has frames, `frame_text` (pairs, frames), float32.
 
-        Both are of the global batch. Frame relevance that was rounded to float16 sums to 1 again.
+        Both are of the global batch: pair i is caption `rows[i]` and video, in one of its views, `columns[i]`. Frame
+        relevance that was rounded to float16 sums to 1 again.
         """
-        columns = self.caption_videos[rows]
         video_text = np.asarray(self.store.read("video_text", rows), dtype=np.float32)[:, columns]
         if not self.has_frames:
             return torch.from_numpy(video_text), None
         if self.video_targets is not None:
             return torch.from_numpy(video_text), torch.from_numpy(self.video_targets[columns].astype(np.float32))
         frame_text = np.asarray(self.store.read("frame_text", rows), dtype=np.float32)
+        if frame_text.ndim == 3:
+            videos = self.store.arrays["video_text"].shape[0] // frame_text.shape[1]
+            frame_text = frame_text[np.arange(len(rows)), columns // videos]
         frame_text = frame_text / frame_text.sum(axis=1, keepdims=True)
         tempered = tempered_relevance(torch.from_numpy(frame_text), self.frame_temperature)
         return torch.from_numpy(video_text), tempered
+
+
+def _columns_of(store: ArrayStore, columns: slice, rows: slice) -> np.ndarray:
+    return store.read("video_text", rows)[:, columns]
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -94,28 +107,43 @@ class TrainingBatches(Dataset[Batch]):
         local = self.plan.local(step, *self.share).copy()
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            found = {**inputs.texts(local), **inputs.videos(self.caption_videos[local])}
+            found = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
             batch.update({prefix + name: tensor for name, tensor in found.items()})
         batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
+        columns = self._columns(step, rows)
         for number, relevance in enumerate(self.relevances):
-            batch[f"video_text.{number}"], frame_text = relevance.batch(rows)
+            batch[f"video_text.{number}"], frame_text = relevance.batch(rows, columns)
             if frame_text is not None:
                 batch[f"frame_text.{number}"] = frame_text
         return batch
+
+    def _columns(self, step: int, rows: np.ndarray) -> np.ndarray:
+        """Return the rows, among all views of all videos, of what these pairs see in `step`."""
+        return self.plan.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
 
     def pair_ids(self, row: int) -> dict[str, str]:
         """Name a training pair for a person."""
         caption = self.split.captions[row]
         return {"video": caption.video_id, "caption": caption.id, "text": caption.text}
 
-    def loader(self, start: int, steps: int, *, workers: int) -> DataLoader[Batch]:
-        """Return the batches of steps `start` to `steps - 1` in order, loaded ahead by `workers` processes."""
-        return DataLoader(
+    def loader(self, start: int, steps: int, *, workers: int) -> Generator[Batch, None, None]:
+        """Yield the batches of steps `start` to `steps - 1` in order, loaded ahead by `workers` processes.
+
+        Frames that are decoded when they are read have processes of their own, which such workers may not start: then
+        batches are put together here, of frames that those decode ahead.
+        """
+        sources = [*self.extras.values(), self.inputs]
+        loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, steps),  # type: ignore[arg-type]
-            num_workers=workers,
+            num_workers=0 if any(map(decodes_when_read, sources)) else workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )
+        with contextlib.ExitStack() as stack:
+            for inputs in sources:
+                coming = (self._columns(step, self.plan.local(step, *self.share)) for step in range(start, steps))
+                stack.enter_context(read_ahead(inputs, coming))
+            yield from loader

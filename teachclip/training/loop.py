@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def fit(
     bar = tqdm(
         total=schedule.steps, initial=progress.step, unit="step", desc="train", disable=not run.processes.is_main
     )
-    with stop_on_signal() as stop, bar:
+    with stop_on_signal() as stop, bar, contextlib.closing(loader):
         for batch in loader:
             torch.manual_seed(
                 schedule.seed * 1_000_003 + progress.step

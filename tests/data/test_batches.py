@@ -128,3 +128,31 @@ def test_tokens_travel_to_other_processes(tokenizer):
 def test_no_captions_give_no_tokens(tokenizer):
     tokens = Tokenized.from_captions([], tokenizer, max_tokens=8)
     assert len(tokens) == 0 and tokens.batch(np.array([], dtype=np.int64))[0].shape == (0, 0)
+
+
+def test_every_pair_takes_its_views_in_turn_from_a_view_of_its_own():
+    plan = BatchPlan(pairs=60, batch_size=7, seed=3, views=4)
+    seen = {row: [] for row in range(60)}
+    for epoch in range(8):
+        rows = np.arange(60)
+        for row, view in zip(rows, plan.views_of(epoch * plan.batches_per_epoch + 2, rows), strict=True):
+            seen[row].append(view)
+    assert all(sorted(views[:4]) == [0, 1, 2, 3] and views[:4] == views[4:] for views in seen.values())
+    assert {views[0] for views in seen.values()} == {0, 1, 2, 3}
+    other = BatchPlan(pairs=60, batch_size=7, seed=4, views=4)
+    assert not np.array_equal(plan.views_of(0, rows), other.views_of(0, rows))
+
+
+def test_the_view_of_a_pair_depends_on_seed_epoch_and_pair_alone():
+    whole, other = BatchPlan(60, 8, 3, views=3), BatchPlan(60, 12, 3, views=3)
+    rows = whole.rows(9)  # in the second epoch of both
+    parts = [whole.views_of(9, whole.local(9, index, 4)) for index in range(4)]
+    assert np.array_equal(np.concatenate(parts), whole.views_of(9, rows))
+    assert np.array_equal(other.views_of(6, rows), whole.views_of(9, rows))
+    assert not np.array_equal(whole.views_of(0, rows), whole.views_of(9, rows))
+
+
+def test_with_one_view_batches_are_as_they_were():
+    plain, one = BatchPlan(60, 8, 3), BatchPlan(60, 8, 3, views=1)
+    assert plain == one and not one.views_of(11, one.rows(11)).any()
+    assert np.array_equal(plain.rows(11), BatchPlan(60, 8, 3, views=5).rows(11))

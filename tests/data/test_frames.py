@@ -7,43 +7,47 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from video_files import cut_file, write_video
 
-from teachclip.data import file_facts, frames
+from teachclip.data import decoding, file_facts, frame_space, frames
 from teachclip.data.catalog import Video
-from teachclip.data.frames import FrameStore, build_frame_store, decode_file
+from teachclip.data.decoding import Decoding, decode_file
+from teachclip.data.frames import FrameStore, build_frame_store
 from teachclip.data.transform import FrameTransform
 from teachclip.data.video import FramePlan, decode_frames
-from teachclip.errors import DataError, StoreError
+from teachclip.errors import DataError, StoreError, VideoError
+from teachclip.files import file_hash
 from teachclip.store import ArrayStore
 
 PLAN = FramePlan("per_second", 4)
 REAL_DECODE = decode_file
 
 
-def logging_decode(path, plan, size):
+def logging_decode(path, *options):
     """Leave a line for every file that a worker decodes."""
     with open(Path(path).parent / "decoded.txt", "a") as file:
         file.write(Path(path).stem + "\n")
-    return REAL_DECODE(path, plan, size)
+    return REAL_DECODE(path, *options)
 
 
-def bad_decode(path, plan, size):
+def bad_decode(path, *options):
     """Hang or die at some files."""
     if Path(path).stem == "hang":
         time.sleep(1000)
     if Path(path).stem == "exit":
         os._exit(7)
-    return REAL_DECODE(path, plan, size)
+    return REAL_DECODE(path, *options)
 
 
-def slow_decode(path, plan, size):
+def slow_decode(path, *options):
     """Take long enough for a test to kill the run in the middle."""
     time.sleep(0.1)
-    return logging_decode(path, plan, size)
+    return logging_decode(path, *options)
 
 
 @pytest.fixture
@@ -57,8 +61,13 @@ def videos(tmp_path):
 
 
 def build(videos, tmp_path, **options):
-    settings = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, "progress": False, **options}
-    return build_frame_store(videos, **{"path": tmp_path / "store", **settings})
+    how = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
+    where = {name: how.pop(name) for name in ("path", "hashes", "view", "progress") if name in how}
+    size = how.pop("size")
+    transform = FrameTransform(size) if isinstance(size, int) else size
+    return build_frame_store(
+        videos, Decoding(transform=transform, **how), **{"path": tmp_path / "store", "progress": False, **where}
+    )
 
 
 def decoded(tmp_path):
@@ -113,7 +122,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
 
 
 def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(frames, "decode_file", bad_decode)
+    monkeypatch.setattr(decoding, "decode_file", bad_decode)
     folder = tmp_path / "videos"
     bad = [Video(name, write_video(folder / f"{name}.mp4")) for name in ("hang", "exit")]
     store = build([*bad, *videos], tmp_path, time_limit=6)
@@ -123,14 +132,14 @@ def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
 
 def test_second_run_decodes_and_hashes_nothing(videos, tmp_path, monkeypatch):
     first = build(videos, tmp_path)
-    monkeypatch.setattr(frames, "guarded_map", None)
+    monkeypatch.setattr(decoding, "guarded_map", None)
     monkeypatch.setattr(file_facts, "file_hash", None)
     assert torch.equal(build(videos, tmp_path).read([1])[0], first.read([1])[0])
 
 
 def test_interrupted_run_goes_on_where_it_stopped(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 2)
-    monkeypatch.setattr(frames, "decode_file", logging_decode)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
     write_shard = ArrayStore.write_shard
 
     def interrupt(self, shard, *arguments, **options):
@@ -156,9 +165,9 @@ KILLED = """
 import sys
 from pathlib import Path
 import test_frames
-from teachclip.data import frames
+from teachclip.data import decoding, frames
 if __name__ == "__main__":
-    frames.SHARD_ROWS, frames.decode_file = 1, test_frames.slow_decode
+    frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
     folder = Path(sys.argv[1])
     videos = [frames.Video(path.stem, path) for path in sorted((folder / "videos").glob("*.mp4"))]
     test_frames.build(videos, folder, workers=1)
@@ -186,18 +195,33 @@ def test_killed_run_leaves_a_store_that_a_second_run_completes(videos, tmp_path)
 
 def test_changed_video_is_refused_by_name(videos, tmp_path):
     build(videos, tmp_path)
+    held = videos[2].path.stat().st_size
     write_video(videos[2].path, frames=35, seed=99)
-    with pytest.raises(StoreError, match=rf"videos\.{videos[2].id}\.(bytes|sha256)") as caught:
+    size = videos[2].path.stat().st_size
+    with pytest.raises(StoreError, match="frames of 1 videos whose files have changed") as caught:
         build(videos, tmp_path)
-    assert videos[1].id not in str(caught.value)
+    message = str(caught.value)
+    assert f"{videos[2].id} ({videos[2].path}: {held:,} bytes then, {size:,} now)" in message
+    assert "put the files back" in message and f"delete {tmp_path / 'store'}" in message and "(stores)" in message
+    assert videos[1].id not in message and "\n" not in message
 
 
 def test_changed_content_of_the_same_size_is_noticed(videos, tmp_path):
     build(videos, tmp_path)
-    content = bytearray(videos[2].path.read_bytes())
+    original = videos[2].path.read_bytes()
+    content = bytearray(original)
     content[-1] ^= 255
     videos[2].path.write_bytes(content)
-    with pytest.raises(StoreError, match=rf"videos\.{videos[2].id}\.sha256"):
+    with pytest.raises(StoreError, match=rf"{videos[2].id} \(.*another content of the same size\)"):
+        build(videos, tmp_path)
+    videos[2].path.write_bytes(original)
+    build(videos, tmp_path)  # as it was
+
+
+def test_vanished_video_whose_frames_are_held_is_refused(videos, tmp_path):
+    build(videos, tmp_path)
+    videos[4].path.unlink()
+    with pytest.raises(StoreError, match=rf"{videos[4].id} \(.* cannot be read now\)"):
         build(videos, tmp_path)
 
 
@@ -278,3 +302,175 @@ def test_progress_goes_to_stderr_or_nowhere(videos, tmp_path, capfd):
 def test_no_videos_are_refused(tmp_path):
     with pytest.raises(DataError, match="no videos to decode"):
         build([], tmp_path)
+
+
+def damaged_decode(path, plan, size, start, end, on_error, view):
+    """A decoder that finds two frames of a video called half and none of one called lost."""
+    with open(Path(path).parent / "decoded.txt", "a") as file:
+        file.write(f"{Path(path).stem} {on_error}\n")
+    if Path(path).stem == "lost":
+        raise VideoError(f"{path}: is no video")
+    if Path(path).stem == "half":
+        if on_error == "skip":
+            raise VideoError(f"{path}: decoding stops after frame 7")
+        return REAL_DECODE(path, plan, size)[:2]
+    return REAL_DECODE(path, plan, size)
+
+
+def part_decode(path, plan, size, start, end, on_error, view):
+    """A decoder that paints the part it was asked for."""
+    return np.full((plan.count, 3, size.size, size.size), 10 * start + end, np.uint8)
+
+
+def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 3)
+    good = videos[2].path.read_bytes()
+    for number in (2, 5):
+        videos[number].path.write_bytes(b"junk" * 100)
+    first = build(videos, tmp_path)
+    assert list(first.failures) == [videos[2].id, videos[5].id]
+    pictures = first.read([0, 1, 3, 4])[0]
+    videos[2].path.write_bytes(good)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    store = build(videos, tmp_path)
+    assert decoded(tmp_path) == [videos[2].id]  # its shard was written again, with the frames of the others kept
+    assert list(store.failures) == [videos[5].id] and store.store.verify() == []
+    assert torch.equal(store.read([0, 1, 3, 4])[0], pictures)
+    found = torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32))
+    assert torch.equal(store.read([2])[0][0, : len(found)], found)
+    fact = store.circumstances_of([videos[2].id])["videos"][videos[2].id]
+    assert fact["bytes"] == len(good) and fact["sha256"] == file_hash(videos[2].path)
+    build(videos, tmp_path)
+    assert decoded(tmp_path) == [videos[2].id]
+
+
+def test_a_video_that_becomes_unreadable_in_another_way_stays_a_failure(videos, tmp_path):
+    videos[1].path.write_bytes(b"junk" * 100)
+    build(videos, tmp_path)
+    videos[1].path.write_bytes(b"")
+    assert "0 bytes" in build(videos, tmp_path).failures[videos[1].id]
+
+
+def test_a_crash_while_a_mended_video_is_written_loses_only_that_shard(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 3)
+    good = videos[2].path.read_bytes()
+    videos[2].path.write_bytes(b"junk" * 100)
+    build(videos, tmp_path)
+    videos[2].path.write_bytes(good)
+    write_shard = ArrayStore.write_shard
+    monkeypatch.setattr(ArrayStore, "write_shard", lambda *arguments, **options: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        build(videos, tmp_path)
+    monkeypatch.setattr(ArrayStore, "write_shard", write_shard)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    store = build(videos, tmp_path)
+    assert decoded(tmp_path) == [video.id for video in videos[:3]]
+    assert store.failures == {} and store.store.verify() == []
+
+
+def test_a_video_that_changes_before_its_frames_are_stored_is_no_mistake(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 2)
+    build(videos, tmp_path)
+    ArrayStore.open(tmp_path / "store").discard(1)
+    write_video(videos[2].path, frames=35, seed=99)
+    store = build(videos, tmp_path)
+    assert torch.equal(store.read([2])[0][0], torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32)))
+    write_video(videos[0].path, frames=35, seed=99)
+    with pytest.raises(StoreError, match=videos[0].id):
+        build(videos, tmp_path)
+
+
+def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_file", damaged_decode)
+    folder = tmp_path / "videos"
+    bad = [Video(name, write_video(folder / f"{name}.mp4", frames=40)) for name in ("half", "lost")]
+    rows = [*bad, videos[3]]
+    store = build(rows, tmp_path)
+    assert sorted(store.failures) == ["half", "lost"] and store.partial == {}
+    (folder / "decoded.txt").unlink()
+    store = build(rows, tmp_path, on_error="use_decodable")
+    assert decoded(tmp_path) == ["half skip", "half use_decodable", "lost skip", "lost use_decodable"]
+    assert list(store.failures) == ["lost"]
+    assert list(store.partial) == ["half"] and "decoding stops after frame 7" in store.partial["half"]
+    pictures, mask = store.read([0])
+    assert mask.tolist() == [[True, True, False, False]]
+    assert torch.equal(pictures[0, :2], torch.from_numpy(decode_file(str(bad[0].path), PLAN, 32))[:2])
+    (folder / "decoded.txt").unlink()
+    assert build(rows, tmp_path, on_error="use_decodable").partial == store.partial
+    again = build(rows, tmp_path)
+    assert decoded(tmp_path) == []  # known by now, in both ways
+    assert sorted(again.failures) == ["half", "lost"] and again.partial == {}
+    with pytest.raises(StoreError, match=r"row 0 is of a damaged video: .*decoding stops after frame 7"):
+        again.read([0])
+    write_video(bad[0].path, frames=41)  # mended, as far as the store can tell
+    build(rows, tmp_path, on_error="use_decodable")
+    assert decoded(tmp_path) == ["half skip", "half use_decodable"]
+
+
+def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_file", part_decode)
+    hashed = []
+    monkeypatch.setattr(file_facts, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    parts = [Video("a", videos[3].path, 1.0, 2.0), Video("b", videos[3].path, 2.0, 3.5)]
+    store = build(parts, tmp_path)
+    assert store.read([0, 1])[0][:, 0, 0, 0, 0].tolist() == [12, 23]
+    assert len(hashed) == 1
+    facts = store.circumstances_of(["a", "b"])["videos"]
+    assert facts["a"]["end"] == facts["b"]["start"] == 2.0 and facts["a"]["sha256"] == facts["b"]["sha256"]
+    build(parts, tmp_path)
+    with pytest.raises(StoreError, match=r"videos\.b\.end = 3\.5 there, 4\.0 now"):
+        build([parts[0], Video("b", videos[3].path, 2.0, 4.0)], tmp_path)
+    whole = build([Video("a", videos[3].path, 0.0, 1.0)], tmp_path / "other").circumstances_of(["a"])
+    assert whole["videos"]["a"]["start"] == 0.0
+
+
+def test_limits_reach_the_workers(videos, tmp_path, monkeypatch):
+    given = {}
+    real = decoding.guarded_map
+
+    def spy(function, items, *, memory_limit, **options):
+        given.update(options, memory_limit=memory_limit)
+        return real(function, items, **options)
+
+    monkeypatch.setattr(decoding, "guarded_map", spy)
+    build(videos[:1], tmp_path, time_limit=17, memory_limit=10**9)
+    assert given == {"workers": 2, "time_limit": 17, "memory_limit": 10**9}
+
+
+def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 2)
+    row = 4 * 3 * 32 * 32 + 2
+    free = [5 * row]
+    monkeypatch.setattr(frame_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with caplog.at_level("INFO"), pytest.raises(StoreError) as caught:
+        build(videos, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'store'}: frames of 6 videos x 4 frames x 32^2 need 73.7 kB, but 61.5 kB are free there; make "
+        "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode them "
+        "whenever they are read (frames.store=none)"
+    )
+    assert not (tmp_path / "store" / "manifest.json").exists() and not caplog.messages
+    free[0] = 6 * row
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    said = "frame store: 6 videos x 4 frames x 32^2: 73.7 kB"
+    assert caplog.messages == [f"{said}, 73.7 kB free at {tmp_path / 'store'}"]
+    ArrayStore.open(tmp_path / "store").discard(2)
+    free[0] = 2 * row  # enough for what is missing
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    assert caplog.messages == [f"{said} (24.6 kB of it still to write), 24.6 kB free at {tmp_path / 'store'}"]
+    free[0] = 0
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(18_063_360_000, "18.1 GB"), (512 * 10**9, "512 GB"), (1234 * 10**9, "1,234 GB"), (160_000, "160 kB")],
+)
+def test_sizes_are_written_for_a_person(size, text):
+    assert frame_space.size_text(size) == text

@@ -8,16 +8,16 @@ from teachclip.training.task import DistillationTask, DistillationTerms
 class VideoAlone(TinyRelevance):
     """Relevance without frames."""
 
-    def batch(self, rows):
-        video_text, _ = super().batch(rows)
+    def batch(self, rows, columns):
+        video_text, _ = super().batch(rows, columns)
         return -video_text, None
 
 
 class FlatFrames(TinyRelevance):
     """The same logits, other frames."""
 
-    def batch(self, rows):
-        video_text, frame_text = super().batch(rows)
+    def batch(self, rows, columns):
+        video_text, frame_text = super().batch(rows, columns)
         return video_text, torch.ones_like(frame_text) / frame_text.shape[1]
 
 

@@ -1,0 +1,50 @@
+"""Decoders that stand in for the real one, in the processes that decode."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from teachclip.data.decoding import decode_file
+from teachclip.data.video import FramePlan
+from teachclip.errors import VideoError
+
+
+def jittered(path, plan, size, start, end, on_error, view):
+    """View 0 is the plan itself, the others are every second frame of twice as fine a plan; view 2 lacks one."""
+    log(path, view)
+    if view == 0:
+        return decode_file(path, plan, size)
+    fine = decode_file(path, FramePlan("intervals", 2 * plan.count), size)
+    return fine[(view + 1) % 2 :: 2][: plan.count - (view == 2)]
+
+
+def failing(path, plan, size, start, end, on_error, view):
+    """Some videos cannot be decoded, or only at the second try."""
+    name, tries = Path(path).stem, log(path, view)
+    if name == "bad" or (name == "half" and on_error == "skip"):
+        raise VideoError(f"{path}: is no video")
+    if name == "dies" or (name == "once" and tries == 1):
+        os._exit(3)
+    if name == "slow":
+        time.sleep(100)
+    return np.full((1 if name == "half" else plan.count, 3, size.size, size.size), 7, np.uint8)
+
+
+def log(path, view):
+    """Leave a line for every decoded view; return how many there are of it."""
+    file = Path(path).parent / "decoded.txt"
+    with open(file, "a") as out:
+        out.write(f"{Path(path).stem} {view}\n")
+    return file.read_text().splitlines().count(f"{Path(path).stem} {view}")
+
+
+def decoded(folder):
+    """Return the lines since the last call, sorted."""
+    file = folder / "decoded.txt"
+    lines = sorted(file.read_text().splitlines()) if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
