@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         init(arguments[1:])
         return
     parser = recipe_arguments(
-        "Find and probe every video of a recipe, decode the frames that training will read, and say what is missing,\n"
-        "unreadable or odd, how captions and tokens are distributed, what stands twice, and what can be trained on.\n"
-        "Writes prepare.json and prepare.html, with pictures of the sampled frames, into the recipe's output folder.\n"
-        "Frames are kept in the frame store, so that training need not decode them again.\n\n"
+        "Find and probe every video of a recipe, decode the frames that training will read, and say what is\n"
+        "missing, unreadable or odd, how captions and tokens are distributed, what stands twice, and what can be\n"
+        "trained on. Writes prepare.json and prepare.html, with pictures of the sampled frames, into the recipe's\n"
+        "output folder. Frames are kept in the frame store, so that training need not decode them again.\n\n"
         "  prepare init FOLDER      write a recipe for a folder of your own videos (prepare init --help)"
     )
     args = parser.parse_args(arguments)

@@ -108,7 +108,9 @@ def recipe_text(folder: Path, found: Proposal, *, backbone: str, teacher: str) -
     name = folder.name or "videos"
     pairs = len(found.read.train)
     batch = max(2, min(64, pairs // 4))
-    has_own = found.read.validation is not None
+    validation = "validation: {share: 0.05}   # of the training videos, held out to pick the checkpoint"
+    if found.read.validation is not None:
+        validation = "# The validation split is that of the captions."
     teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
     return f"""# Own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
 #
@@ -123,7 +125,7 @@ data:
   format: {found.format}
   videos: {_quoted(str(folder))}
   annotations: {_quoted(str(found.annotations))}
-  {"# The validation split is that of the captions." if has_own else "validation: {share: 0.05}   # of the training videos, held out to pick the checkpoint"}
+  {validation}
 frames: {{plan: intervals, count: 12}}   # 12 frames, evenly spread over each video
 text: {{max_tokens: 32}}
 student:
