@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,10 +211,8 @@ def build_workspace(
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
         say(f"left out {video_id}: {reason}")
-    shared = overlaps(catalog, file_facts(catalog.videos, _hashes(recipe), progress=False))
-    for line in describe_overlaps(shared):
-        say(f"warning: {line}")
-    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, shared)
+    shared = _find_overlaps(recipe, catalog)
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, overlaps=shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
@@ -223,9 +220,13 @@ def build_workspace(
     return work
 
 
-def _hashes(recipe: Recipe) -> Path:
-    """Return the file that remembers the hashes of the videos."""
-    return recipe.stores / "frames" / "file-hashes.json"
+def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
+    """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
+    hashes = recipe.stores / "frames" / "file-hashes.json"
+    found = overlaps(catalog, file_facts(catalog.videos, hashes, progress=False))
+    for line in describe_overlaps(found):
+        say(f"warning: {line}")
+    return found
 
 
 def _decode(
@@ -238,7 +239,7 @@ def _decode(
             plan=build_plan(recipe),
             size=size,
             path=recipe.stores / name,
-            hashes=_hashes(recipe),
+            hashes=recipe.stores / "frames" / "file-hashes.json",
             workers=recipe.frames.workers,
             time_limit=recipe.frames.time_limit,
             progress=processes.is_main,
