@@ -238,12 +238,18 @@ def build_workspace(
     for video in catalog.videos:
         if video.id in frames.partial:
             say(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
-    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
-    for line in describe_overlaps(shared):
-        say(f"warning: {line}")
+    shared = _find_overlaps(recipe, catalog)
     work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, decode, shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
     say(f"data: {counts}")
     return work
+
+
+def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
+    """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
+    found = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
+    for line in describe_overlaps(found):
+        say(f"warning: {line}")
+    return found

@@ -27,10 +27,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Video:
-    """A video: a file or a part of one. `id` is unique within a catalogue.
+    """A video file, or the seconds of one from `start` to `end`; None: from its beginning, to its end.
 
-    `start`, `end`: seconds of the file that are this video; None: from its beginning, to its end. Several videos may
-    share one file.
+    `id` is unique within a catalogue; several videos may share one file.
     """
 
     id: str

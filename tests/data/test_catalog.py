@@ -264,7 +264,31 @@ def test_how_much_of_each_split_is_used_is_known(tmp_path):
     held = catalog.validation.videos[0].id
     kept = require_readable(catalog, {held: "bad", "v25": "bad"}, max_missing=0.2)
     assert kept.partial == {"train": "14 of 15", "validation": "4 of 5", "test": "9 of 10"}
-    assert (
-        "1,000"
-        in Catalog(train=kept.train, lost={"train": ("x",) * (1000 - len(kept.train.videos))}).partial["train"]
-    )
+    lost = ("x",) * (1000 - len(kept.train.videos))
+    assert "1,000" in Catalog(train=kept.train, lost={"train": lost}).partial["train"]
+
+
+READER = """
+from teachclip.data.annotations import Annotations, Caption, Segment
+
+def read(*, annotations, train, validation, test):
+    named = [Caption(f"{name}:0", name, str(lists)) for name, lists in (("a", train), ("b", validation), ("c", test))]
+    segments = {"a": Segment("film", 1.0, 2.0), "b": Segment("none", other_names=("b", "film"))}
+    return Annotations(named[:1], named[1:2], named[2:], segments, {"test": {"d": "said to be broken"}})
+"""
+
+
+def test_a_reader_of_ones_own_gets_the_lists_and_says_where_videos_are(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_reader.py").write_text(READER)
+    for name in ("film.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    lists = {"train": Path("1.txt"), "validation": Path("2.txt"), "test": Path("3.txt")}
+    options = {"format": "my_reader:read", "videos": tmp_path, "annotations": tmp_path, **lists}
+    catalog = load_catalog(**options, max_missing=0.25)
+    assert [caption.text for split in catalog.splits for caption in split.captions] == ["1.txt", "2.txt", "3.txt"]
+    film = tmp_path / "film.mp4"
+    assert catalog.videos == (Video("a", film, 1.0, 2.0), Video("b", film), Video("c", tmp_path / "c.mp4"))
+    assert catalog.left_out == {"d": "said to be broken"} and catalog.partial == {"test": "1 of 2"}
+    with pytest.raises(DataError, match=r"1 of 4 videos .* or have no caption: d \(said to be broken\)"):
+        load_catalog(**options)
