@@ -80,6 +80,7 @@ def test_every_part_has_a_layer():
     ("package", "homes"),
     [
         ("decord", ["teachclip/data/video.py"]),
+        ("av", ["teachclip/data/probe.py", "teachclip/data/video.py", "teachclip/data/shapes_video.py"]),
         ("accelerate", ["teachclip/training/", "teachclip/commands/"]),
         ("matplotlib", ["teachclip/evaluation/pictures.py"]),
     ],

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from teachclip.data.catalog import Video
 from teachclip.data.file_facts import file_facts
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan, decode_frames
+from teachclip.data.video import decode_frames
 from teachclip.data.workers import TRANSIENT, Failure, guarded_map
 from teachclip.errors import DataError, StoreError
 from teachclip.store import ArraySpec, ArrayStore
