@@ -55,7 +55,7 @@ class VideoFacts:
     rotation: int = 0
 
     def is_late(self, stamp: float | None, number: int) -> bool:
-        """Return whether a frame with this time stamp is shown after the time of its number: one before it is lost."""
+        """Return whether a frame with this time stamp is shown too late for its number: one before it is lost."""
         times = self.timeline.times
         if self.first_time is None or stamp is None or number + 1 >= len(times):
             return False
