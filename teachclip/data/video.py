@@ -91,8 +91,8 @@ def _as_tensor(pictures: np.ndarray, places: np.ndarray) -> Tensor:
 
 
 @functools.cache
-def _decord() -> Any | None:
-    """Return the decord module, or None: it has no wheels for macOS on arm64 and Linux on aarch64."""
+def load_decord() -> Any | None:
+    """Return decord, which prints errors only, or None: it has no wheels for macOS on arm64 and Linux on aarch64."""
     try:
         import decord
     except (ImportError, OSError):
@@ -103,7 +103,7 @@ def _decord() -> Any | None:
 
 def _decord_error() -> type[Exception]:
     """Return decord's exception class, which is no RuntimeError."""
-    decord = _decord()
+    decord = load_decord()
     return VideoError if decord is None else decord.DECORDError
 
 
@@ -119,7 +119,7 @@ def _decode_decord(path: str, numbers: list[int], facts: VideoFacts) -> np.ndarr
     Raises VideoError where decord cannot be trusted. It paints over damage with parts of other frames and only prints
     that it did. Processes, not threads, share the cores: one thread per reader.
     """
-    decord = _decord()
+    decord = load_decord()
     if decord is None:
         raise VideoError("is not installed")
     if facts.decoder_reason:

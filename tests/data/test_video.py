@@ -220,7 +220,7 @@ def test_views_are_jittered_by_file_name_and_view_zero_is_the_plan(folder, plan)
 def test_pyav_alone_is_enough(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4")
     both = decode_frames(path, PER_SECOND)
-    monkeypatch.setattr(video, "_decord", lambda: None)
+    monkeypatch.setattr(video, "load_decord", lambda: None)
     assert torch.equal(decode_frames(path, PER_SECOND), both)
 
 
@@ -229,7 +229,7 @@ def test_pyav_steps_in_where_decord_fails(tmp_path, monkeypatch):
     both = decode_frames(path, PER_SECOND)
 
     def fail(path, numbers, facts):
-        raise video._decord().DECORDError("av_read_frame failed")
+        raise video.load_decord().DECORDError("av_read_frame failed")
 
     monkeypatch.setattr(video, "_decode_decord", fail)
     assert torch.equal(decode_frames(path, PER_SECOND), both)

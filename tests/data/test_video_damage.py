@@ -225,7 +225,7 @@ def test_the_reason_of_each_decoder_is_given(folder, tmp_path):
 
 def test_a_decoder_that_miscounts_is_not_believed(folder, monkeypatch):
     path = whole_file(folder, "a.mkv")
-    real = video._decord()
+    real = video.load_decord()
 
     class Short(real.VideoReader):
         def __len__(self):
