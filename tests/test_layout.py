@@ -82,6 +82,7 @@ def test_every_part_has_a_layer():
     ("package", "homes"),
     [
         ("decord", ["teachclip/data/video.py"]),
+        ("av", ["teachclip/data/probe.py", "teachclip/data/video.py", "teachclip/data/shapes_video.py"]),
         ("accelerate", ["teachclip/training/", "teachclip/commands/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
         ("matplotlib", ["teachclip/evaluation/pictures.py"]),

@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split, load_catalog
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.validation import DEFAULT_SHARE, ValidationOptions
-from teachclip.data.video import FramePlan
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.run import Blocks
 from teachclip.models.backbone import load_backbone, load_config

@@ -17,7 +17,8 @@ from teachclip.commands.towers import freeze, set_clip_weights
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
 from teachclip.data.decoding import OnError
-from teachclip.data.video import FramePlan, decode_frames
+from teachclip.data.frame_plans import FramePlan
+from teachclip.data.video import decode_frames
 from teachclip.inputs import PixelInputs, to_device
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing

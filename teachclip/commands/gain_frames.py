@@ -13,8 +13,8 @@ from torch import Tensor
 from teachclip.commands import build
 from teachclip.commands.workspace import Workspace, build_workspace
 from teachclip.data.catalog import Split
+from teachclip.data.frame_plans import plan_indices
 from teachclip.data.shapes import FRAME_RATE
-from teachclip.data.video import plan_indices
 from teachclip.errors import DataError
 from teachclip.evaluation.gain import FRAME_KINDS
 from teachclip.evaluation.run import evaluate

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from teachclip.data.catalog import Video
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan, decode_frames
+from teachclip.data.video import decode_frames
 from teachclip.data.workers import TRANSIENT, Failure, guarded_map
 
 OnError = Literal["skip", "use_decodable"]

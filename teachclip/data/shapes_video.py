@@ -145,14 +145,17 @@ def render_singles(count: int, rng: np.random.Generator, border_share: float) ->
     return _finish(frames, rng), events
 
 
-def encode_mp4(frames: np.ndarray, path: Path) -> None:
-    """Write (frames, height, width, 3) uint8 RGB as h264 (yuv420p). The file appears under its name when complete."""
+def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, options: dict[str, str] = ENCODER) -> None:
+    """Write (frames, height, width, 3) uint8 RGB as h264 (yuv420p) with `rate` frames per second.
+
+    The file appears under its name when complete. `options` are libx264's.
+    """
     part = path.with_name(f"{path.name}.part")
     with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=FRAME_RATE, options=ENCODER)
+        video = container.add_stream("libx264", rate=rate, options=options)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        video.time_base = Fraction(1, FRAME_RATE)
+        video.time_base = Fraction(1, rate)
         for time, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts = time

@@ -1,6 +1,6 @@
-"""From a video file to a few frames: which ones (frame plans) and how (decord, then PyAV).
+"""From a video file to the frames of a plan: decord where it can be trusted, PyAV everywhere else.
 
-This is the only module that imports a decoder.
+With `probe`, which walks over packets, the only module that imports a decoder.
 """
 
 from __future__ import annotations
@@ -10,90 +10,23 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.errors import DataError, VideoError
+from teachclip.data.file_heads import check_video_file
+from teachclip.data.frame_plans import FramePlan, choose_frames, jitter
+from teachclip.data.native_output import captured_stderr
+from teachclip.data.probe import read_facts, video_stream
+from teachclip.data.timeline import Part, find_part
+from teachclip.data.video_facts import REORDERED, VideoFacts
+from teachclip.errors import VideoError
 
-
-@dataclass(frozen=True)
-class FramePlan:
-    """Which frames of a video are looked at.
-
-    `per_second` (CLIP4Clip, arXiv 2104.08860, and the models built on its code) reads `rate` frames of every whole
-    second, the first one at its start. If these are more than `count`, it keeps `count` of them: evenly spread, the
-    first ones (`head`) or the last ones (`tail`). A short video gives fewer frames.
-
-    `intervals` (X-Pool, arXiv 2203.15086, its uniform sampling) cuts the video into `count` equal intervals and takes
-    the middle frame of each. It always gives `count` frames: a shorter video repeats its last one.
-    """
-
-    kind: str
-    count: int
-    rate: int = 1
-    keep: str = "even"
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("per_second", "intervals"):
-            raise DataError(f"frame plan: kind is {self.kind!r}; allowed: per_second, intervals")
-        if self.keep not in ("even", "head", "tail"):
-            raise DataError(f"frame plan: keep is {self.keep!r}; allowed: even, head, tail")
-        if self.count < 1 or self.rate < 1:
-            raise DataError(f"frame plan: count is {self.count} and rate is {self.rate}; both must be at least 1")
-
-
-def plan_indices(
-    plan: FramePlan, frame_count: int, fps: float, *, start: int | None = None, end: int | None = None
-) -> list[int]:
-    """Return the frame numbers that `plan` takes of a video, ascending, at least one and at most `plan.count`.
-
-    `frame_count` and `fps` (frames per second) are the container's. `start` and `end` (seconds, whole) limit a
-    `per_second` plan to a part of the video, both ends included. Raises VideoError if the plan finds no frame.
-    """
-    if frame_count < 1:
-        raise VideoError("it has no frames")
-    if plan.kind == "intervals":
-        return _middles(frame_count, plan.count)
-    # As published, the rate is cut to a whole number: 29.97 frames per second count as 29.
-    whole = int(fps) if math.isfinite(fps) else 0
-    if whole < plan.rate:
-        raise VideoError(f"it has {fps:g} frames per second; the frame plan reads {plan.rate} per second")
-    seconds = _seconds(math.ceil(frame_count / whole), start, end)
-    within = range(0, whole, whole // plan.rate)[: plan.rate]
-    indices = [second * whole + offset for second in seconds for offset in within]
-    indices = [index for index in indices if index < frame_count]
-    if not indices:
-        raise VideoError(f"it has no frame between second {start} and {end}")
-    if len(indices) <= plan.count:
-        return indices
-    if plan.keep == "head":
-        return indices[: plan.count]
-    if plan.keep == "tail":
-        return indices[-plan.count :]
-    return [indices[place] for place in np.linspace(0, len(indices) - 1, plan.count, dtype=int)]
-
-
-def _middles(frame_count: int, count: int) -> list[int]:
-    """Return the middle frame of each of `count` intervals, the last one repeated if there are too few frames."""
-    bounds = np.linspace(0, frame_count, min(count, frame_count) + 1).astype(int).tolist()
-    middles = [(left + right - 1) // 2 for left, right in itertools.pairwise(bounds)]
-    return middles + middles[-1:] * (count - len(middles))
-
-
-def _seconds(duration: int, start: int | None, end: int | None) -> range:
-    """Return the seconds to read: an empty part is made one second long, a reversed one is turned round."""
-    if start is None or end is None:
-        return range(duration + 1)
-    start, end = min(start, end), max(start, end)
-    if start == end:
-        end += 1
-    return range(start, min(end, duration) + 1)
+STRICT = {"err_detect": "explode"}
+"""FFmpeg options: report damaged data instead of painting over it with parts of other frames."""
 
 
 def decode_frames(
@@ -102,52 +35,75 @@ def decode_frames(
     *,
     start: float | None = None,
     end: float | None = None,
-    on_error: str = "skip",
+    on_error: Literal["skip", "use_decodable"] = "skip",
     view: int = 0,
 ) -> Tensor:
     """Decode the frames that `plan` takes of the file `path`.
 
-    Returns uint8 RGB (frames, 3, height, width), turned upright if the file says so; frames is at most `plan.count`.
-    decord is asked first, PyAV if it is not installed or fails. Both count frames and read the rate in the same way.
+    Returns uint8 RGB (frames, 3, height, width) as a player shows them: turned upright, with square pixels, half
+    pictures joined; frames is at most `plan.count`. `start` and `end` are seconds. `view` 0 is the plan itself, the
+    others are jittered (see `choose_frames`).
+
+    decord is asked first where it gives the same pictures as PyAV; where it cannot, fails or is not installed, PyAV
+    is. `skip` raises where a frame of the plan is lost. `use_decodable` then takes the file for the shorter video
+    that its decodable frames make up; frames that build on lost ones do not count as decodable.
     Raises VideoError with the path and the reason of every decoder; never returns a made-up frame.
     """
-    if (start, end, on_error, view) != (None, None, "skip", 0):
-        raise VideoError(f"{path}: parts of files, views and damaged files cannot be decoded")
-    file = Path(os.path.abspath(path))
-    if not file.is_file():
-        raise VideoError(f"{path}: {'is a folder, not a video file' if file.is_dir() else 'does not exist'}")
-    if file.stat().st_size == 0:
-        raise VideoError(f"{path}: is empty (0 bytes)")
+    file = check_video_file(path)
+    facts = read_facts(file)
+    draw = functools.partial(jitter, plan, view, file.name, start)
+    try:
+        part = find_part(facts.timeline, start, end)
+        indices = choose_frames(plan, facts.timeline, part, draw())
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from error
+    distinct, places = np.unique(indices, return_inverse=True)
     reasons = []
-    for name, decode in _decoders():
+    for name, decode in (("decord", _decode_decord), ("PyAV", _decode_pyav)):
         try:
-            return torch.from_numpy(decode(str(file), plan)).permute(0, 3, 1, 2)
+            return _as_tensor(decode(str(file), distinct.tolist(), facts), places)
         # Decoders raise their own classes: decord.DECORDError and RuntimeError, av.FFmpegError (partly a ValueError).
         except (_decord_error(), VideoError, RuntimeError, ValueError, OSError, IndexError) as error:
             reasons.append(f"{name}: {_reason(error)}")
+    if on_error == "use_decodable":
+        try:
+            return _decode_rest(str(file), plan, facts, part, draw())
+        except (VideoError, RuntimeError, ValueError, OSError) as error:
+            reasons.append(f"what can be decoded: {_reason(error)}")
     raise VideoError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
 
 
-def _decoders() -> list[tuple[str, Callable[[str, FramePlan], np.ndarray]]]:
-    """Return the decoders that this machine has, the preferred one first."""
-    pyav = ("PyAV", _decode_pyav)
-    return [pyav] if _decord() is None else [("decord", _decode_decord), pyav]
+def _decode_rest(
+    path: str, plan: FramePlan, facts: VideoFacts, part: Part, draw: np.random.Generator | None
+) -> Tensor:
+    """Decode the frames that `plan` takes of the shorter video that the decodable frames of `part` make up."""
+    ordinals, numbers = _decodable(path, facts)
+    inside = (numbers >= part.first) & (numbers < part.stop)
+    shorter = facts.timeline.without_holes(numbers[inside])
+    indices = choose_frames(plan, shorter, find_part(shorter, None, None), draw)
+    distinct, places = np.unique(ordinals[inside][indices], return_inverse=True)
+    return _as_tensor(_take(_pictures(path, facts, strict=False), distinct.tolist(), facts), places)
+
+
+def _as_tensor(pictures: np.ndarray, places: np.ndarray) -> Tensor:
+    """Return (frames, 3, height, width) of distinct pictures (n, height, width, 3) and their place in the plan."""
+    return torch.from_numpy(pictures[places] if len(places) > len(pictures) else pictures).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def _decord() -> Any | None:
-    """Return the decord module, or None: it has no wheels for macOS on arm64 and Linux on aarch64."""
+def load_decord() -> Any | None:
+    """Return decord, which prints errors only, or None: it has no wheels for macOS on arm64 and Linux on aarch64."""
     try:
         import decord
     except (ImportError, OSError):
         return None
-    decord.logging.set_level(decord.logging.QUIET)
+    decord.logging.set_level(decord.logging.ERROR)
     return decord
 
 
 def _decord_error() -> type[Exception]:
     """Return decord's exception class, which is no RuntimeError."""
-    decord = _decord()
+    decord = load_decord()
     return VideoError if decord is None else decord.DECORDError
 
 
@@ -157,99 +113,137 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", lines[0]).strip()[:200]
 
 
-def _decode_decord(path: str, plan: FramePlan) -> np.ndarray:
-    """Return uint8 (frames, height, width, 3). Raises VideoError where decord's seeking cannot be trusted.
+def _decode_decord(path: str, numbers: list[int], facts: VideoFacts) -> np.ndarray:
+    """Return uint8 (frames, height, width, 3) of some frame numbers, ascending and distinct.
 
-    Processes, not threads, share the cores: one thread per reader.
+    Raises VideoError where decord cannot be trusted. It paints over damage with parts of other frames and only prints
+    that it did. Processes, not threads, share the cores: one thread per reader.
     """
-    reader = _decord().VideoReader(path, num_threads=1)  # type: ignore[union-attr]
-    facts = _read_packets(path)
-    if not facts.exact_seeks or len(reader) != facts.frame_count:
-        raise VideoError(f"seeking is not exact in it ({len(reader)} frames, {facts.frame_count} packets)")
-    indices = plan_indices(plan, facts.frame_count, facts.fps)
-    distinct, places = np.unique(indices, return_inverse=True)
-    return reader.get_batch(distinct.tolist()).asnumpy()[places]
+    decord = load_decord()
+    if decord is None:
+        raise VideoError("is not installed")
+    if facts.decoder_reason:
+        raise VideoError(facts.decoder_reason)
+    with captured_stderr() as printed:
+        reader = decord.VideoReader(path, num_threads=1)
+        if len(reader) != facts.frames:
+            raise VideoError(f"seeking is not exact in it ({len(reader)} frames, {facts.frames} packets)")
+        pictures = reader.get_batch(numbers).asnumpy()
+        if message := printed().strip():
+            raise VideoError(f"reports damage: {message.splitlines()[0]}")
+    return pictures
 
 
-def _decode_pyav(path: str, plan: FramePlan) -> np.ndarray:
-    """Return uint8 (frames, height, width, 3), decoded from the start up to the last frame of the plan."""
+def _decode_pyav(path: str, numbers: list[int], facts: VideoFacts) -> np.ndarray:
+    """Return uint8 (frames, height, width, 3) of some frame numbers, decoded from the start up to the last one.
+
+    Raises VideoError where one of them is lost.
+    """
+    total = len(facts.timeline.times)
+    if facts.cut_off and facts.frames == total:
+        raise VideoError(f"the file is cut off or damaged; nobody knows how much is missing ({total} frames)")
+    if facts.cut_off and numbers[-1] >= facts.frames - REORDERED:
+        raise VideoError(f"frame {numbers[-1]} of {total} is missing; the file is cut off")
+    return _take(_pictures(path, facts, strict=True), numbers, facts)
+
+
+def _take(pictures: Iterable[Any], numbers: list[int], facts: VideoFacts) -> np.ndarray:
+    """Return some pictures, by their place, as arrays."""
+    wanted, found = set(numbers), []
+    for number, frame in enumerate(pictures):
+        if number in wanted:
+            found.append(_upright(frame, facts))
+        if number >= numbers[-1]:
+            break
+    if len(found) < len(numbers):
+        missing = numbers[len(found)]
+        raise VideoError(f"frame {missing} of {len(facts.timeline.times)} is missing")
+    return np.stack(found)
+
+
+def _decodable(path: str, facts: VideoFacts) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place of each decodable frame among them and its number in the video: int64 (frames,) both."""
+    moments = [frame.time for frame in _pictures(path, facts, strict=False)]
+    if facts.first_time is None or None in moments:
+        return np.arange(len(moments)), np.arange(len(moments))
+    numbers, places = np.unique(facts.timeline.shown_at(np.array(moments) - facts.first_time), return_index=True)
+    return places, numbers.astype(np.int64)
+
+
+def _pictures(path: str, facts: VideoFacts, *, strict: bool) -> Iterator[Any]:
+    """Yield the frames of a file in the order they are shown.
+
+    `strict` raises VideoError at the first damage. Otherwise the frames from there to the next keyframe are left out,
+    for they are built on what is lost.
+    """
     import av
 
-    facts = _read_packets(path)
-    indices = plan_indices(plan, facts.frame_count, facts.fps)
-    frames: dict[int, np.ndarray] = {}
-    wanted = set(indices)
-    with av.open(path) as container:
-        stream = container.streams.best("video")
-        stream.codec_context.thread_count = 1
-        number = 0
+    try:
+        with av.open(path) as container:
+            stream = video_stream(container)
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = STRICT
+            frames = _undamaged(container, stream, facts, strict)
+            yield from _joined(frames, stream) if facts.interlaced else frames
+    except av.FFmpegError as error:
+        raise VideoError(str(error.strerror)) from error
+
+
+def _undamaged(container: Any, stream: Any, facts: VideoFacts, strict: bool) -> Iterator[Any]:
+    """Yield decoded frames; see `_pictures`."""
+    import av
+
+    number = 0
+    whole: bool | None = None
+    resume: float | None = -math.inf
+    packets = container.demux(stream)
+    while True:
         try:
-            for number, frame in enumerate(container.decode(stream)):
-                if number in wanted:
-                    frames[number] = _upright(frame)
-                if number >= indices[-1]:
-                    break
+            packet = next(packets)
+            if whole is None:
+                whole = bool(packet.is_keyframe)  # a stream may begin amid a group of pictures
+                if strict and not whole:
+                    raise VideoError("the stream does not begin with a keyframe")
+            if packet.is_keyframe and resume is None:
+                # frames come out later than packets go in: the next keyframe to come out need not be this one
+                resume = -math.inf if packet.pts is None else packet.pts
+            if packet.is_corrupt:
+                raise av.InvalidDataError(0, "a packet is cut off")
+            frames = packet.decode()
+        except (StopIteration, av.EOFError):
+            return
         except av.FFmpegError as error:
-            where = f"after frame {number} of {facts.frame_count}"
-            raise VideoError(f"decoding stops {where}: {error.strerror}") from error
-    if len(frames) < len(wanted):
-        missing = min(wanted - frames.keys())
-        raise VideoError(f"frame {missing} of {facts.frame_count} is missing; is the file cut off?")
-    return np.stack([frames[index] for index in indices])
+            if strict:
+                where = f"after frame {max(number - 1, 0)} of {len(facts.timeline.times)}"
+                raise VideoError(f"decoding stops {where}: {error.strerror}") from error
+            whole, resume = False, None
+            continue
+        for frame in frames:
+            whole = whole or (frame.key_frame and resume is not None and (frame.pts or 0) >= resume)
+            if strict and facts.is_late(frame.time, number):
+                raise VideoError(f"frame {number} of {len(facts.timeline.times)} cannot be decoded")
+            if whole:
+                yield frame
+            number += 1
 
 
-class _Packets(NamedTuple):
-    """What the packets of a video stream say without decoding."""
-
-    frame_count: int
-    fps: float
-    exact_seeks: bool
-
-
-def _read_packets(path: str) -> _Packets:
-    """Count the frames that are shown, and see whether decord's seeking can be trusted.
-
-    decord seeks to the keyframe before a frame and counts on from there. Where frames that are shown before a
-    keyframe are stored after it (open groups of pictures, usual in HEVC), where packets have no time of their own
-    (AVI, MPEG-TS) or are not shown (edit lists), it returns other frames than asked for, without an error.
-    """
+def _joined(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
+    """Join half pictures to whole ones, as many as there were (FFmpeg's yadif, on those that are marked)."""
     import av
 
-    with av.open(path) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise VideoError("it has no video stream")
-        counted = hidden = 0
-        exact = container.format.name.startswith(("mov", "matroska"))
-        latest, keyframe = -math.inf, math.inf
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    counted += 1
-                    hidden += packet.is_discard
-                    time = -math.inf if packet.pts is None else packet.pts
-                    if packet.is_keyframe:
-                        keyframe = time if time > latest else math.inf
-                    exact = exact and time >= keyframe
-                    latest = max(latest, time)
-        except av.FFmpegError:
-            if not stream.frames:
-                raise
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        return _Packets(max(counted - hidden, _promised(stream, hidden, fps)), fps, exact and not hidden)
+    graph = av.filter.Graph()
+    nodes = [graph.add_buffer(template=stream), graph.add("yadif", "deint=interlaced"), graph.add("buffersink")]
+    graph.link_nodes(*nodes).configure()
+    for frame in itertools.chain(frames, [None]):  # None flushes the filter
+        graph.vpush(frame)
+        while True:
+            try:
+                yield graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                break
 
 
-def _promised(stream: Any, hidden: int, fps: float) -> int:
-    """Return the number of frames that the header promises, 0 if it says nothing.
-
-    Where it is more than the file holds, the file is cut off; with this number the plan asks for a frame that is not
-    there, and the loss is noticed. If some frames are hidden only the duration counts, with a second of tolerance.
-    """
-    if not hidden:
-        return int(stream.frames)
-    return int((float((stream.duration or 0) * (stream.time_base or 0)) - 1) * fps)
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """Return uint8 (height, width, 3), turned as the container says (films of telephones), as decord does."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
+    """Return uint8 (height, width, 3) with square pixels, turned as the container says (films of telephones)."""
+    picture = frame.to_ndarray(format="rgb24", width=facts.shown_width, height=facts.shown_height)
+    return np.rot90(picture, k=round(frame.rotation / 90))

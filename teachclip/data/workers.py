@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import TimeoutError as TaskTimeoutError
@@ -26,8 +28,13 @@ AHEAD = 3
 
 PRELOADED = "teachclip.data.frames"
 
+WATCH_SECONDS = 0.05
+"""How often a worker looks at its memory; what fills a gigabyte a second goes 50 MB beyond the limit."""
 
-TRANSIENT = ("took longer than", "its process died")
+OUT_OF_MEMORY = 86
+"""Exit status of a worker that used too much memory; no usual program ends with it."""
+
+TRANSIENT = ("took longer than", "its process died", "used more than")
 """How the reasons begin that may be the machine's and not the item's."""
 
 
@@ -49,22 +56,35 @@ def guarded_map(
     """Yield `function(*item)` or a `Failure` for every item, in order.
 
     `function` must be importable by name. It runs in `workers` processes (0: one per core), at most `time_limit`
-    seconds on an item. Close the iterator if you leave it early. Raises DataError if no worker can start.
+    seconds on an item, and in at most `memory_limit` bytes of resident memory per process (None: no limit; not
+    watched on Windows). An item that goes beyond that is tried once more: what it was given may be what the items
+    before it leaked. Close the iterator if you leave it early. Raises DataError if no worker can start.
     """
     pool = ProcessPool(
         max_workers=workers or core_count(),
         max_tasks=TASKS_PER_WORKER,
         context=_context(),
         initializer=_prepare_worker,
+        initargs=(memory_limit,),
     )
-    waiting: deque[ProcessFuture[Any]] = deque()
+    waiting: deque[tuple[tuple[Any, ...], ProcessFuture[Any]]] = deque()
+
+    def give_out(item: tuple[Any, ...]) -> ProcessFuture[Any]:
+        return pool.schedule(function, args=item, timeout=time_limit)
+
+    def take() -> Any:
+        item, future = waiting.popleft()
+        if _ran_out_of_memory(future):
+            future = give_out(item)
+        return _outcome(future, time_limit, memory_limit)
+
     try:
         for item in items:
-            waiting.append(pool.schedule(function, args=item, timeout=time_limit))
+            waiting.append((item, give_out(item)))
             if len(waiting) >= AHEAD * (workers or core_count()):
-                yield _outcome(waiting.popleft(), time_limit)
+                yield take()
         while waiting:
-            yield _outcome(waiting.popleft(), time_limit)
+            yield take()
     finally:
         pool.stop()
         pool.join()
@@ -87,22 +107,57 @@ def _context() -> BaseContext:
     return context
 
 
-def _prepare_worker() -> None:
-    """Use one thread per worker, and keep what C libraries print about bad files off the progress bar."""
+def _prepare_worker(memory_limit: int | None) -> None:
+    """Use one thread per worker, watch its memory, and keep what C libraries print off the progress bar."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     os.close(silence)
+    if memory_limit is not None:
+        threading.Thread(target=_watch_memory, args=(memory_limit,), daemon=True).start()
 
 
-def _outcome(future: ProcessFuture[Any], time_limit: float) -> Any:
+def _watch_memory(limit: int) -> None:
+    """End this process as soon as it uses more than `limit` bytes; a C library would not listen to less."""
+    while (used := resident_memory()) is not None:
+        if used > limit:
+            os._exit(OUT_OF_MEMORY)
+        time.sleep(WATCH_SECONDS)
+
+
+def resident_memory() -> int | None:
+    """Return the bytes of memory that this process holds (on macOS: has held at most), None where nobody says."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _ran_out_of_memory(future: ProcessFuture[Any]) -> bool:
+    """Wait for an item and return whether its process used too much memory."""
+    try:
+        error = future.exception()
+    except Exception:  # of the pool; `_outcome` sorts them
+        return False
+    return isinstance(error, ProcessExpired) and error.exitcode == OUT_OF_MEMORY
+
+
+def _outcome(future: ProcessFuture[Any], time_limit: float, memory_limit: int | None) -> Any:
     """Return a result or why there is none. Whatever goes wrong inside a worker belongs to its item."""
     try:
         return future.result()
     except TaskTimeoutError:
         return Failure(f"{TRANSIENT[0]} {time_limit:g} seconds")
     except ProcessExpired as error:
+        if error.exitcode == OUT_OF_MEMORY and memory_limit is not None:
+            return Failure(f"{TRANSIENT[2]} {memory_limit / 1e9:g} GB of memory")
         return Failure(f"{TRANSIENT[1]} ({_exit_name(error.exitcode)})")
     except BrokenProcessPool as error:
         hint = "a script must call this below `if __name__ == '__main__':`"

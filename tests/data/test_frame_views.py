@@ -8,10 +8,10 @@ from view_decoder import decoded
 from teachclip.data import decoding, frame_space
 from teachclip.data.catalog import Video
 from teachclip.data.decoding import Decoding, decode_file
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.frame_views import build_frame_views
 from teachclip.data.frames import build_frame_store
 from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan
 from teachclip.errors import StoreError
 from teachclip.store import ArrayStore
 

@@ -17,9 +17,10 @@ from video_files import cut_file, write_video
 from teachclip.data import decoding, file_facts, frame_space, frames
 from teachclip.data.catalog import Video
 from teachclip.data.decoding import Decoding, decode_file
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.frames import FrameStore, build_frame_store
 from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan, decode_frames
+from teachclip.data.video import decode_frames
 from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.files import file_hash
 from teachclip.store import ArrayStore
@@ -114,7 +115,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
     bad = [Video(name, folder / f"{name}.mp4") for name in ("junk", "empty", "cut", "vanished")]
     store = build([videos[0], *bad, videos[1]], tmp_path)
     assert list(store.failures) == ["junk", "empty", "cut", "vanished"]
-    for name, reason in [("junk", "decord"), ("empty", "0 bytes"), ("cut", "PyAV"), ("vanished", "does not exist")]:
+    for name, reason in [("junk", "no video"), ("empty", "0 bytes"), ("cut", "PyAV"), ("vanished", "does not exist")]:
         assert reason in store.failures[name] and f"{name}.mp4" in store.failures[name]
     assert store.read([0, 5])[1].any(dim=1).all()
     with pytest.raises(StoreError, match=r"row 2 .*empty\.mp4"):

@@ -13,10 +13,10 @@ from teachclip.data import decoding
 from teachclip.data.catalog import Video
 from teachclip.data.decoding import Decoding
 from teachclip.data.file_facts import file_facts
+from teachclip.data.frame_plans import FramePlan
 from teachclip.data.frame_views import build_frame_views
 from teachclip.data.live_frames import LiveFrames
 from teachclip.data.transform import FrameTransform
-from teachclip.data.video import FramePlan
 from teachclip.errors import DataError
 
 HOW = Decoding(FramePlan("per_second", 3), FrameTransform(16), workers=1)

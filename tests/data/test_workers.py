@@ -27,11 +27,25 @@ def misbehave(kind):
     return kind
 
 
+def leak(kind, kept=[]):  # noqa: B006  (what a library keeps for ever)
+    if kind == "leak":
+        for _ in range(100):
+            kept.append(bytearray(os.urandom(1)) * 10_000_000)  # 1 GB in all, some at a time as a decoder does
+            time.sleep(0.005)
+    return misbehave(kind)
+
+
+def leak_a_little(number, kept=[]):  # noqa: B006
+    kept.append(bytearray(b"x") * 60_000_000)
+    time.sleep(0.06)
+    return number
+
+
 def process_id(_):
     return os.getpid()
 
 
-def cannot_start():
+def cannot_start(_):
     raise RuntimeError("no")
 
 
@@ -55,6 +69,30 @@ def test_a_hang_or_a_crash_costs_one_item():
         "video": "a.mp4: cannot be decoded",
         "bug": "KeyError: 'name'",
     }
+
+
+def test_a_decoder_that_sleeps_one_that_dies_and_one_that_leaks_cost_their_files_alone():
+    kinds = [*"abcd", "hang", *"ef", "crash", *"gh", "leak", *"ijklmnop"]
+    limit = workers.resident_memory() + 600_000_000
+    found = list(guarded_map(leak, ((kind,) for kind in kinds), workers=2, time_limit=6, memory_limit=limit))
+    failed = {kind: got.reason for kind, got in zip(kinds, found, strict=True) if isinstance(got, Failure)}
+    assert failed == {
+        "hang": "took longer than 6 seconds",
+        "crash": "its process died (SIGSEGV)",
+        "leak": f"used more than {limit / 1e9:g} GB of memory",
+    }
+    assert [got for got in found if not isinstance(got, Failure)] == list("abcdefghijklmnop")
+    assert all(reason.startswith(workers.TRANSIENT) for reason in failed.values()), "a later run tries again"
+
+
+def test_a_slow_leak_is_not_blamed_on_the_file_that_meets_the_limit():
+    limit = workers.resident_memory() + 400_000_000
+    found = guarded_map(leak_a_little, ((n,) for n in range(20)), workers=1, time_limit=30, memory_limit=limit)
+    assert list(found) == list(range(20)), "1.2 GB are leaked in all"
+
+
+def test_without_a_limit_memory_is_free():
+    assert list(guarded_map(leak_a_little, [(1,), (2,)], workers=1, time_limit=30)) == [1, 2]
 
 
 def test_workers_are_replaced_after_some_items(monkeypatch):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from torch import Tensor
 
 FASTSTART = {"movflags": "+faststart"}
 """Puts the index before the pictures, so that a cut file still opens."""
+
+
+QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"svtav1-params": "lp=1"}}
+"""What keeps encoders from printing or using every core."""
 
 
 def write_video(
@@ -24,23 +30,30 @@ def write_video(
     seed: int = 0,
     faststart: bool = False,
     start: int = 0,
+    pixels: str = "yuv420p",
+    gop: int = 10,
+    times: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+    settings: dict[str, object] | None = None,
 ) -> Path:
     """Write a moving pattern of 8-pixel squares; those of the first row show the number of the frame in binary.
 
-    Frames before time 0 (`start` below 0) are stored, but an edit list hides them.
+    Frames before time 0 (`start` below 0) are stored, but an edit list hides them. `times`: when each frame is shown,
+    in units of 1/fps seconds. `settings`: attributes of the encoder.
     """
-    squares = np.random.RandomState(seed).randint(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
-    picture = np.kron(squares, np.ones((8, 8, 1), np.uint8))
+    squares = np.random.RandomState(seed).randint(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    picture = np.kron(squares, np.ones((8, 8, 1), np.uint8))[:height, :width]
     with av.open(str(path), "w", options=FASTSTART if faststart else {}) as container:
-        options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-        stream = container.add_stream(codec, rate=Fraction(fps), options=options)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 10
+        stream = container.add_stream(codec, rate=Fraction(fps), options={**QUIET.get(codec, {}), **(options or {})})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, pixels, gop
+        for name, value in (settings or {}).items():
+            setattr(stream.codec_context, name, value)
         for number in range(frames):
             shifted = np.roll(picture, 2 * number, axis=1)
-            for bit in range(8):
+            for bit in range(width // 8):
                 shifted[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
-            frame = av.VideoFrame.from_ndarray(shifted, format="rgb24")
-            frame.pts, frame.time_base = number + start, 1 / Fraction(fps)
+            frame = av.VideoFrame.from_ndarray(shifted, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = times[number] if times else number + start, 1 / Fraction(fps)
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
@@ -50,7 +63,13 @@ def write_video(
 
 def read_number(picture: np.ndarray) -> int:
     """Return the number that a frame of `write_video` shows. `picture`: uint8 (height, width, 3)."""
-    return sum(int(picture[2:6, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in range(8))
+    bits = range(picture.shape[1] // 8)
+    return sum(int(picture[2:6, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in bits)
+
+
+def read_numbers(frames: Tensor) -> list[int]:
+    """Return the numbers that decoded frames show. `frames`: uint8 (frames, 3, height, width)."""
+    return [read_number(frame) for frame in frames.permute(0, 2, 3, 1).numpy()]
 
 
 def write_sound(path: Path) -> Path:
@@ -64,6 +83,20 @@ def write_sound(path: Path) -> Path:
     return path
 
 
+def write_cover(path: Path) -> Path:
+    """Write an mp3 with a cover picture."""
+    with av.open(str(path), "w") as container:
+        sound, cover = container.add_stream("libmp3lame", rate=16000), container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        for packet in [*cover.encode(picture), *cover.encode(), *sound.encode(samples), *sound.encode()]:
+            container.mux(packet)
+    return path
+
+
 def cut_file(source: Path, path: Path, *, share: float) -> Path:
     """Keep the first `share` of the bytes of `source`."""
     content = source.read_bytes()
@@ -71,10 +104,13 @@ def cut_file(source: Path, path: Path, *, share: float) -> Path:
     return path
 
 
-def turn_file(source: Path, path: Path, *, width: int) -> Path:
-    """Write the turning matrix of a telephone held upright (a quarter turn) into an mp4 of `width`."""
+def turn_file(source: Path, path: Path, *, width: int, height: int = 64, turn: int = 90) -> Path:
+    """Write the turning matrix of a telephone into an mp4: `turn` degrees counter-clockwise, 90, 180 or 270."""
+    cos, sin = {90: (0, -1), 180: (-1, 0), 270: (0, 1)}[turn]
+    x, y = {90: (0, width), 180: (width, height), 270: (height, 0)}[turn]
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, x << 16, y << 16, 1 << 30)
     content = bytearray(source.read_bytes())
     start = content.index(b"tkhd") + 4 + 4 + 20 + 16
-    content[start : start + 36] = struct.pack(">9i", 0, -65536, 0, 65536, 0, 0, 0, width << 16, 1 << 30)
+    content[start : start + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
     return path

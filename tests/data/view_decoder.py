@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from teachclip.data.decoding import decode_file
-from teachclip.data.video import FramePlan
+from teachclip.data.frame_plans import FramePlan
 from teachclip.errors import VideoError
 
 
