@@ -18,11 +18,14 @@ class Frames(Section):
     """Which frames of a video are read."""
 
     plan: Literal["per_second", "intervals", "clip2video"] = Field(
-        "per_second", description="per_second: one frame a second, then uniform (CLIP4Clip); intervals: X-Pool's"
+        "per_second",
+        description="per_second: frames of every second, then uniform (CLIP4Clip); intervals: X-Pool's; clip2video",
     )
     count: Count = Field(12, description="frames per video")
+    rate: Count = Field(1, description="per_second: frames a second; clip2video: keep one in so many of 5 a second")
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     views: Count = Field(1, description="of each training video, in turn: the plan, and views - 1 jittered ones")
+    jitter_seed: int = Field(0, description="what jittered views depend on, beside the video and their number")
     store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
     on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")

@@ -134,12 +134,14 @@ def _bare_decord(path: str, plan: Any) -> np.ndarray:
 def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: int) -> float:
     """Return how many frames per second one process reads from a store of (at most 256 of) the files' frames."""
     from teachclip.data.catalog import Video
+    from teachclip.data.decoding import Decoding
     from teachclip.data.frame_plans import FramePlan
     from teachclip.data.frames import build_frame_store
+    from teachclip.data.transform import FrameTransform
 
     videos = [Video(str(number), path) for number, path in enumerate(files[:256])]
-    plan = FramePlan("per_second", frames)
-    built = build_frame_store(videos, plan=plan, size=224, path=store, workers=processes, progress=False)
+    decoding = Decoding(FramePlan("per_second", frames), FrameTransform(224), workers=processes)
+    built = build_frame_store(videos, decoding, path=store, progress=False)
     readable = np.array([row for row, video in enumerate(videos) if video.id not in built.failures])
     order, count = np.random.default_rng(0), 0
     built.read(readable[:1])

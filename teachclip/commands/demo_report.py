@@ -36,7 +36,7 @@ def weigh_frames(demo: Demo) -> None:
     """Store the frames of one test video and what each model makes of them: `frames.npy` and `frames.json`."""
     import torch
 
-    from teachclip.commands import build
+    from teachclip.commands import teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.inputs import pixel_values
     from teachclip.models.aggregation import masked_softmax
@@ -54,7 +54,7 @@ def weigh_frames(demo: Demo) -> None:
     weights: dict[str, list[float]] = {}
     with torch.no_grad():
         section = demo.recipe.teachers[0]
-        teacher = build.build_teacher(section, device)
+        teacher = teacher_files.build_teacher(section, device)
         texts, videos = (
             teacher.encode_texts(text["input_ids"], text["attention_mask"]),
             teacher.encode_videos(pixels, mask),

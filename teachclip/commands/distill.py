@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def distill(recipe: Recipe) -> dict[str, Any]:
     """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
-    from teachclip.commands import build
+    from teachclip.commands import build, teacher_files
     from teachclip.commands.teaching import build_teachers
     from teachclip.commands.towers import freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
@@ -54,7 +54,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     processes, device = processes_of(accelerator), accelerator.device
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
-    build.check_teachers(recipe)
+    teacher_files.check_teachers(recipe)
     work = build_workspace(
         recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.commands import build
+from teachclip.commands import build, teacher_files
 from teachclip.commands.cli import say
 from teachclip.commands.reading import tokenize
 from teachclip.commands.teaching import Teachers, shared_prefix
@@ -134,11 +134,11 @@ def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessin
     """Prepare the teachers whose checkpoints exist: scores are read, all others run online."""
     found, known = Teachers(), {"": pairs.inputs(how)}
     for section in recipe.teachers:
-        if not build.is_there(section):
+        if not teacher_files.is_there(section):
             say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
             continue
-        teacher: Any = build.build_teacher(section, device)
-        build.check_sizes(recipe, section, teacher)
+        teacher: Any = teacher_files.build_teacher(section, device)
+        teacher_files.check_sizes(recipe, section, teacher)
         if reads_relevance(teacher):
             found.stored.append(_read(teacher, section, catalog, pairs))  # type: ignore[arg-type]
             found.weights.append(section.weight)

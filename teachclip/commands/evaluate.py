@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any]:
     """Evaluate `student`, `zero_shot`, a teacher's label, or a student's folder or file. Returns the results."""
-    from teachclip.commands import build
+    from teachclip.commands import build, teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.evaluation.run import evaluate
     from teachclip.models.mean_pooling import MeanPooling
@@ -59,7 +59,7 @@ def evaluate_model(recipe: Recipe, model: str, split_name: str) -> dict[str, Any
     split = work.split(split_name)
     scorer: Any
     if model in teachers:
-        scorer = build.build_teacher(teachers[model], device)
+        scorer = teacher_files.build_teacher(teachers[model], device)
         if reads_relevance(scorer):
             raise RecipeError(f"--model {model!r} reads scores of training pairs from a file: it cannot be evaluated")
     elif model == "zero_shot":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.commands import build
+from teachclip.commands import build, teacher_files
 from teachclip.commands.workspace import Workspace, build_workspace
 from teachclip.data.catalog import Split
 from teachclip.data.frame_plans import plan_indices
@@ -59,7 +59,7 @@ def teacher_frames(recipe: Recipe, section: TeacherSection) -> dict[str, float]:
     """Return the mean frame relevance that a teacher gives to test frames of each kind, for their own captions."""
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split("test")
-    teacher: Any = build.build_teacher(section, DEVICE).eval()  # type: ignore[attr-defined]
+    teacher: Any = teacher_files.build_teacher(section, DEVICE).eval()  # type: ignore[attr-defined]
     texts, videos = encode_split(teacher, work.pixel_inputs(split), batch_size=32, device=DEVICE)
     with torch.no_grad():
         relevance = teacher.frame_relevance(texts, select_tokens(videos, torch.from_numpy(split.caption_videos)))

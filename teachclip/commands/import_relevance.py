@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _choose(recipe: Recipe, label: str | None) -> TeacherSection:
     """Return the teacher with this label, or the only one that reads scores."""
-    from teachclip.commands.build import teacher_class
+    from teachclip.commands.teacher_files import teacher_class
     from teachclip.scorer import reads_relevance
 
     readers = {section.label: section for section in recipe.teachers if reads_relevance(teacher_class(section))}
@@ -66,12 +66,12 @@ def _choose(recipe: Recipe, label: str | None) -> TeacherSection:
 
 def import_relevance(recipe: Recipe, section: TeacherSection, file: str | None = None) -> None:
     """Write the store of a teacher from `file`, or from its checkpoint."""
-    from teachclip.commands import build
+    from teachclip.commands import teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
 
     chosen = section.model_copy(update={"checkpoint": file}) if file else section
-    build.check_teachers(recipe.model_copy(update={"teachers": [chosen]}))
+    teacher_files.check_teachers(recipe.model_copy(update={"teachers": [chosen]}))
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     store = work.relevance(chosen)

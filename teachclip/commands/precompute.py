@@ -21,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     recipe = load_recipe(args.recipe, args.overrides)
 
-    from teachclip.commands import build
+    from teachclip.commands import teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
 
     accelerator = build_accelerator()
-    build.check_teachers(recipe)
+    teacher_files.check_teachers(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     features = []
     if recipe.train.towers == "frozen":

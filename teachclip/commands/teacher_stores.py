@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teachclip.commands.build import build_teacher
 from teachclip.commands.cli import say
+from teachclip.commands.teacher_files import build_teacher
 from teachclip.data.catalog import Video
 from teachclip.data.file_facts import file_facts
 from teachclip.fingerprint import fingerprint_of

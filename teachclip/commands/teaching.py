@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from teachclip.commands.build import build_teacher, teacher_class
 from teachclip.commands.cli import say
+from teachclip.commands.teacher_files import build_teacher, teacher_class
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
 from teachclip.inputs import Inputs, PixelInputs

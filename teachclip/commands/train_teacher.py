@@ -36,7 +36,7 @@ def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
 
 def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     """Train one teacher, select it on validation, and write its checkpoint. Returns the checkpoint's path."""
-    from teachclip.commands import build
+    from teachclip.commands import build, teacher_files
     from teachclip.commands.towers import check_clip, freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
@@ -73,7 +73,7 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     clip = load_clip(training.clip) if training.clip else work.backbone
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
-    teacher = build.new_teacher(section, clip, seed=training.seed, **sizes)
+    teacher = teacher_files.new_teacher(section, clip, seed=training.seed, **sizes)
     freeze(teacher, towers=training.train.towers)
     set_clip_weights(teacher, training.train.clip_weights)
     towers = training.train.towers

@@ -14,7 +14,7 @@ from other_teachers import Pixels
 from tiny_models import FRAMES, tiny_clip
 
 from teachclip.commands import distill, evaluate, import_relevance, precompute
-from teachclip.commands.build import is_there
+from teachclip.commands.teacher_files import is_there
 from teachclip.recipe import Teacher
 from teachclip.store import ArrayStore
 from teachers.xclip import XCLIP
