@@ -146,14 +146,14 @@ def test_children_run_together_and_keep_their_logs(tmp_path, capfd):
 
 
 def test_failed_child_stops_the_others_and_shows_its_last_lines(tmp_path, capfd):
-    waits = job("waits", "import time; time.sleep(60)", tmp_path)
+    waits = job("waits", "import time; time.sleep(600)", tmp_path)
     fails = job(
         "fails", "import time; time.sleep(.3); print('one\\nerror: the reason'); raise SystemExit(2)", tmp_path
     )
     started = time.monotonic()
     with pytest.raises(LaunchError, match=r"stage fails failed \(exit code 2\); its whole output is in .*fails\.log"):
         run_together([waits, fails], {}, parallel=2, label="students")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
     assert "  | error: the reason\n" in capfd.readouterr().err
 
 
@@ -174,7 +174,7 @@ def test_stop_request_lets_the_child_save_and_leaves_no_process(tmp_path, number
         "import os, pathlib, time\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "try:\n"
-        "    (folder / 'pid').write_text(str(os.getpid())); (folder / 'ready').touch(); time.sleep(60)\n"
+        "    (folder / 'pid').write_text(str(os.getpid())); (folder / 'ready').touch(); time.sleep(600)\n"
         "except KeyboardInterrupt: (folder / 'saved').touch(); raise SystemExit(130)\n"
     )
     parent = (
@@ -186,12 +186,12 @@ def test_stop_request_lets_the_child_save_and_leaves_no_process(tmp_path, number
         "except KeyboardInterrupt: raise SystemExit(130)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.1)
     process.send_signal(number)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=300) == 130
     assert (tmp_path / "saved").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
