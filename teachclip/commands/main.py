@@ -10,6 +10,7 @@ from teachclip import __version__
 from teachclip.registry import closest
 
 COMMANDS = {
+    "prepare": "examine the data of a recipe, or write a recipe for your own videos",
     "make-shapes": "make the embedded world: videos, captions, and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",

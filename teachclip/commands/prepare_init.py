@@ -107,7 +107,7 @@ def recipe_text(folder: Path, found: Proposal, *, backbone: str, teacher: str) -
     """Return the recipe, with a comment at what a user may want to change."""
     name = folder.name or "videos"
     pairs = len(found.read.train)
-    batch = max(2, min(64, pairs // 4))
+    batch = max(2, min(64, pairs // 16 * 4))  # at least four steps an epoch, and a multiple of four processes
     validation = "validation: {share: 0.05}   # of the training videos, held out to pick the checkpoint"
     if found.read.validation is not None:
         validation = "# The validation split is that of the captions."

@@ -61,8 +61,8 @@ def tables(found: Examination) -> list[Table]:
         odd = sum(bool(finding.oddities) for finding in mine)
         seconds = sum(finding.facts.duration for finding in mine if finding.facts is not None)
         usable = len(mine) - missing - unreadable
-        rows.append([split, *map(str, (len(mine), usable, missing, unreadable, odd)), f"{seconds / 3600:.1f}"])
-    videos = Table("Videos", ["split", "listed", "usable", "missing", "unreadable", "odd", "hours"], rows)
+        rows.append([split, *map(str, (len(mine), usable, missing, unreadable, odd)), _length(seconds)])
+    videos = Table("Videos", ["split", "listed", "usable", "missing", "unreadable", "odd", "length"], rows)
     words = Table(
         "Captions",
         [
@@ -88,8 +88,12 @@ def tables(found: Examination) -> list[Table]:
     kinds = count_oddities(found.findings)
     reasons = Counter("missing" if f.reason.startswith(MISSING) else "unreadable" for f in found.findings if f.reason)
     counted = [[kind, str(count)] for kind, count in (reasons + kinds).most_common()]
-    files = Table("Files", ["what", "videos"], _file_rows(found.findings))
+    files = Table("Files", ["what", "files"], _file_rows(found.findings))
     return [videos, words, Table("To look at", ["what", "videos"], counted or [["nothing", "0"]]), files]
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _three(values: Sequence[float]) -> str:
@@ -97,9 +101,9 @@ def _three(values: Sequence[float]) -> str:
 
 
 def _file_rows(findings: Sequence[Finding]) -> list[list[str]]:
-    known = [finding.facts for finding in findings if finding.facts is not None]
-    kinds = Counter(f"{facts.codec} in {facts.container}, read by {facts.decoder}" for facts in known)
-    sizes = Counter(f"{facts.shown_width} x {facts.shown_height}" for facts in known)
+    known = {finding.path: finding.facts for finding in findings if finding.facts is not None}
+    kinds = Counter(f"{facts.codec} in {Path(path).suffix}, read by {facts.decoder}" for path, facts in known.items())
+    sizes = Counter(f"{facts.shown_width} x {facts.shown_height}" for facts in known.values())
     shown = [*kinds.most_common(6), *sizes.most_common(4)]
     return [[name, str(count)] for name, count in shown] or [["no readable file", "0"]]
 
@@ -141,6 +145,7 @@ def write_prepare_report(found: Examination, folder: Path) -> list[Path]:
         "verdict": found.verdict,
         "videos": {finding.id: _as_json(finding) for finding in found.findings},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "prepare.json", folder / "prepare.html"]
     write_atomic(paths[0], json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     write_atomic(paths[1], _page(found).encode("utf-8", "replace"))
@@ -165,7 +170,7 @@ def _page(found: Examination) -> str:
     """Return the page: verdict, tables, pictures of a few good videos and of the odd ones, and the unusable ones."""
     good = [strip for strip in found.strips if not strip.finding.oddities]
     odd = [strip for strip in found.strips if strip.finding.oddities]
-    bad = [[f.id, f.split, f.reason] for f in found.findings if f.reason]
+    bad = [[f"{f.split} {f.id}", f.reason] for f in found.findings if f.reason]
     hidden = sum(bool(f.oddities) and not f.reason for f in found.findings) - len(odd)
     lines = "".join(f"<li>{escape(line)}</li>" for line in remarks(found))
     parts = [
@@ -176,7 +181,7 @@ def _page(found: Examination) -> str:
         "<h2>Odd videos</h2>" if odd else "",
         *map(_strip_html, odd),
         f"<p>{hidden} more odd videos are listed in prepare.json.</p>" if hidden > 0 else "",
-        table_html(Table("Videos that cannot be used", ["video", "split", "reason"], bad), text=True) if bad else "",
+        table_html(Table("Videos that cannot be used", ["video", "reason"], bad), text=True) if bad else "",
     ]
     return whole_page(f"Data of {found.recipe}", parts)
 
