@@ -16,6 +16,7 @@ from teachclip.commands.teaching import Teachers, shared_prefix
 from teachclip.commands.towers import freeze, set_clip_weights
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
+from teachclip.data.decoding import OnError
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.inputs import PixelInputs, to_device
 from teachclip.models.backbone import clamp_scale
@@ -50,7 +51,7 @@ class _Pairs:
     count: int
 
     @classmethod
-    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: str) -> _Pairs:
+    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: OnError) -> _Pairs:
         split = _first_pairs(catalog.train, videos)
         decoded = [
             decode_frames(video.path, plan, start=video.start, end=video.end, on_error=on_error)

@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from teachclip.data.catalog import Video
 from teachclip.data.transform import FrameTransform
 from teachclip.data.video import FramePlan, decode_frames
 from teachclip.data.workers import TRANSIENT, Failure, guarded_map
+
+OnError = Literal["skip", "use_decodable"]
+"""What becomes of a damaged video: a failure, or the frames of it that can be decoded."""
 
 
 class Decoded(NamedTuple):
@@ -27,13 +30,12 @@ class Decoded(NamedTuple):
 class Decoding:
     """How videos become frames.
 
-    on_error: `skip` makes a damaged video a failure; `use_decodable` takes the frames of it that can be decoded.
     workers: processes, 0 for one per core; each file takes at most `time_limit` seconds and `memory_limit` bytes.
     """
 
     plan: FramePlan
     transform: FrameTransform
-    on_error: str = "skip"
+    on_error: OnError = "skip"
     workers: int = 0
     time_limit: float = 60.0
     memory_limit: int | None = None
@@ -43,22 +45,17 @@ class Decoding:
         """The shape of a video: (frames, 3, size, size)."""
         return self.plan.count, 3, self.transform.size, self.transform.size
 
-    @property
-    def jitter_seed(self) -> int:
-        """What the jitter of views above 0 depends on."""
-        return getattr(self.plan, "jitter_seed", 0)
-
     def circumstances(self, *, jittered: bool = False) -> dict[str, Any]:
         """Return what frames depend on beside the files; only `jittered` views depend on the seed of the jitter."""
         plan = asdict(self.plan)
-        plan.pop("jitter_seed", None)
+        seed = plan.pop("jitter_seed", 0)
         found = {
             "content": "frames",
             "plan": plan,
             "size": self.transform.size,
             "transform": self.transform.describe(),
         }
-        return {**found, "jitter_seed": self.jitter_seed} if jittered else found
+        return {**found, "jitter_seed": seed} if jittered else found
 
     def run(self, videos: Iterable[tuple[Video, int]]) -> Generator[Decoded | Failure, None, None]:
         """Yield the frames of every (video, view), or why there are none, in order.
@@ -105,7 +102,7 @@ def decode_file(
     size: int | FrameTransform,
     start: float | None = None,
     end: float | None = None,
-    on_error: str = "skip",
+    on_error: OnError = "skip",
     view: int = 0,
 ) -> np.ndarray:
     """Decode one file, or its seconds `start` to `end`, and make its frames square: uint8 (frames, 3, size, size).

@@ -47,10 +47,8 @@ class Frames(Protocol):
 class FrameViews:
     """Stored frames: view k of a video is in store k. The first holds all videos, the others those that train."""
 
-    def __init__(self, stores: Sequence[FrameStore], jitter: dict[str, Any] | None = None):
-        """`jitter`: what views above 0 depend on beyond what view 0 does."""
+    def __init__(self, stores: Sequence[FrameStore]):
         self.stores = tuple(stores)
-        self.jitter = jitter or {}
         ends = np.cumsum([len(store.videos) for store in self.stores])
         self._starts = np.concatenate([[0], ends[:-1]])
         self.failures = {key: reason for store in reversed(self.stores) for key, reason in store.failures.items()}
@@ -85,8 +83,11 @@ class FrameViews:
 
     def circumstances_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
-        found = self.stores[0].circumstances_of(video_ids)
-        return found if views == 1 else {**found, **self.jitter, "views": views}
+        if views == 1:
+            return self.stores[0].circumstances_of(video_ids)
+        found = self.stores[1].circumstances_of(video_ids)  # view 0 depends on less
+        del found["view"]
+        return {**found, "views": views}
 
     @contextmanager
     def ahead(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
@@ -134,4 +135,4 @@ def build_frame_views(
         )
         for view, (folder, rows) in enumerate(wanted)
     ]
-    return FrameViews(stores, {"jitter_seed": decoding.jitter_seed})
+    return FrameViews(stores)

@@ -129,6 +129,7 @@ def build_frame_store(
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
     facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
+    facts = with_names(facts, videos) if view else facts
     row_bytes = bytes_per_video(decoding)
     what = f"{len(videos):,} videos x {decoding.plan.count} frames x {decoding.transform.size}^2"
     check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
@@ -150,6 +151,11 @@ def build_frame_store(
                     store, shard, found, changed, on_error=decoding.on_error, redo=shard not in missing
                 )
     return FrameStore(store, videos, on_error=decoding.on_error)
+
+
+def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
+    """Return facts of files together with their names, on which jitter depends."""
+    return {video.id: {**facts[video.id], "name": video.path.name} for video in videos}
 
 
 def bytes_per_video(decoding: Decoding) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from teachclip.data.catalog import Video
 from teachclip.data.decoding import Decoded, Decoding, is_transient
+from teachclip.data.frames import with_names
 from teachclip.data.workers import Failure
 from teachclip.errors import DataError
 
@@ -53,7 +54,8 @@ class LiveFrames:
 
     def circumstances_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on: the same as of stored ones, for they are the same."""
-        videos = {key: {**self.facts[key], "row": row} for row, key in enumerate(video_ids)}
+        facts = self.facts if views == 1 else with_names(self.facts, self.videos)
+        videos = {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}
         found = {**self.decoding.circumstances(jittered=views > 1), "videos": videos}
         return found if views == 1 else {**found, "views": views}
 

@@ -76,10 +76,19 @@ def test_more_views_need_no_more_of_those_that_are_there(videos, tmp_path):
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "frames").iterdir()}
     ids = ["v0", "v1"]
     assert two.circumstances_of(ids) == alone.circumstances_of(ids)
-    assert two.circumstances_of(ids, 2) == {**two.circumstances_of(ids), "views": 2, "jitter_seed": 0}
+    plain, jittered = two.circumstances_of(ids), two.circumstances_of(ids, 2)
+    assert [fact.pop("name") for fact in jittered["videos"].values()] == ["v0.mp4", "v1.mp4"]
+    assert jittered == {**plain, "views": 2, "jitter_seed": 0}
     for view in (1, 2):
         held = ArrayStore.open(tmp_path / f"frames-view{view}").circumstances
         assert held["view"] == view and "jitter_seed" in held and "jitter_seed" not in held["plan"]
+
+
+def test_a_renamed_file_has_another_jitter(videos, tmp_path):
+    build(videos, tmp_path, 2)
+    moved = videos[1].path.rename(tmp_path / "videos" / "other.mp4")
+    with pytest.raises(StoreError, match=r"frames-view1 .*videos\.v1\.name = \"v1.mp4\" there, \"other.mp4\" now"):
+        build([videos[0], Video("v1", moved), *videos[2:]], tmp_path, 2)
 
 
 def test_a_video_that_fails_in_one_view_is_a_failure(videos, tmp_path, monkeypatch):
