@@ -41,7 +41,6 @@ from teachclip.marks import Mark
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 
 Texts = Mapping[int, str] | None
-
 MAPPED_FILES = 256  # a mapped file holds a file descriptor, of which a process often has only 1024
 
 
@@ -212,8 +211,7 @@ class ArrayStore:
         return [self.path / name for name in (*names, f"shard-{shard:05d}.json")]
 
     def _all_marks(self) -> list[Mark]:
-        missing = set(self.missing_shards())
-        return [self._mark(shard) for shard in range(self.shards) if shard not in missing]
+        return [self._mark(shard) for shard in sorted(set(range(self.shards)).difference(self.missing_shards()))]
 
     def _mark(self, shard: int) -> Mark:
         if shard not in self._marks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from teachclip.inputs import Batch, Inputs, decodes_when_read, read_ahead
 from teachclip.processes import Processes
 from teachclip.store import ArrayStore
 from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,14 @@ class TrainingBatches(Dataset[Batch]):
         batches are put together here, of frames that those decode ahead.
         """
         sources = [*self.extras.values(), self.inputs]
+        live = any(map(decodes_when_read, sources))
+        if live and workers:
+            log.info("frames are decoded by processes of their own: train.workers=%d is not used", workers)
         loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, steps),  # type: ignore[arg-type]
-            num_workers=0 if any(map(decodes_when_read, sources)) else workers,
+            num_workers=0 if live else workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )

@@ -9,6 +9,7 @@ import pytest
 
 from teachclip.commands import distill, evaluate, import_relevance, precompute, train_teacher
 from teachclip.data import decoding
+from teachclip.errors import VideoError
 from teachclip.store import ArrayStore
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -140,6 +141,7 @@ def test_without_a_frame_store_the_losses_are_the_same(project, towers, views, c
             train={**STEPS, "towers": towers, "workers": 2},
         )
         assert run(distill.main, recipe) == 0, capsys.readouterr().err
+        assert ("train.workers=2 is not used" in capsys.readouterr().err) == ((store, towers) == ("none", "tuned"))
     assert np.array_equal(losses(project.folder / "disk"), losses(project.folder / "none"))
     disk, none = (json.loads((project.folder / name / "results.json").read_text()) for name in ("disk", "none"))
     assert disk["test"]["t2v"] == none["test"]["t2v"]
@@ -152,6 +154,36 @@ def test_what_was_computed_with_a_frame_store_serves_without_one(project, monkey
     assert run(precompute.main, recipe) == 0
     monkeypatch.setattr(decoding, "decode_file", None)  # nothing is decoded: features and relevance are there
     assert run(precompute.main, recipe, "frames.store=none") == 0
+
+
+def test_without_a_frame_store_videos_are_decoded_once_for_every_reading(project):
+    recipe, folder = write(project, "run", frames={"store": "none"}), project.root / "videos"
+    view_decoder.decoded(folder)
+    assert run(precompute.main, recipe) == 0
+    lines = view_decoder.decoded(folder)
+    assert len(lines) == (14 + 3) + (8 + 1)  # features of 3 splits and the teacher's tokens; one more tells shapes
+    assert run(evaluate.main, recipe, "--model", "zero_shot") == 0
+    assert view_decoder.decoded(folder) == ["clip11 0", "clip12 0", "clip13 0"]
+
+
+def half_of_clip3(path, plan, size, start, end, on_error, view):
+    if Path(path).stem != "clip3":
+        return view_decoder.jittered(path, plan, size, start, end, on_error, view)
+    if on_error == "skip":
+        raise VideoError(f"{path}: decoding stops after frame 5")
+    return view_decoder.jittered(path, plan, size, start, end, on_error, view)[:2]
+
+
+@pytest.mark.parametrize("store", ["disk", "none"])
+def test_a_video_of_which_a_part_is_used_is_named_in_the_log_and_in_the_results(project, monkeypatch, store, capsys):
+    monkeypatch.setattr(decoding, "decode_file", half_of_clip3)
+    recipe = write(project, "run", frames={"store": store})
+    assert run(distill.main, recipe) == 2
+    assert "clip3.mp4: decoding stops after frame 5" in capsys.readouterr().err
+    assert run(distill.main, recipe, "frames.on_error=use_decodable", f"output={project.folder / 'used'}") == 0
+    assert "only a part of clip3.mp4 c" in capsys.readouterr().err
+    results = json.loads((project.folder / "used" / "results.json").read_text())
+    assert list(results["partly_decoded"]) == ["clip3.mp4"] and results["left_out"] == {}
 
 
 def test_a_teacher_trains_without_a_frame_store(project):
