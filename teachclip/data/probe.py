@@ -101,7 +101,8 @@ def _walk(container: Any, stream: Any) -> Packets:
         damaged = True
     # The times in an AVI are those of decoding; FFmpeg guesses the rest.
     known = len(times) == counted - hidden and len(set(times)) == len(times) and container.format.name != "avi"
-    return Packets(sorted(times) if known else None, duration, counted, hidden, exact and not hidden, damaged)
+    exact = exact and known and not hidden
+    return Packets(sorted(times) if known else None, duration, counted, hidden, exact, damaged)
 
 
 def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> VideoFacts:
@@ -147,7 +148,7 @@ def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> Vide
 
 def _is_interlaced(file: Path, codec: Any) -> bool:
     """Return whether a frame holds two half pictures; where the stream does not say, its first frame does."""
-    order = int(codec.field_order)  # FFmpeg: 0 unknown, 1 progressive, above interlaced
+    order = int(getattr(codec, "field_order", 0))  # 0 unknown (or an old PyAV), 1 progressive, above interlaced
     if order == 0 and codec.codec.canonical_name not in NEVER_INTERLACED:
         frame = _first_frame(file)
         return frame is not None and bool(frame.interlaced_frame)

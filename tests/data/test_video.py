@@ -30,6 +30,7 @@ FILES = {
     "odd.webm": {"codec": "libvpx-vp9", "width": 65, "height": 51},
     "444.mp4": {"codec": "libx264", "pixels": "yuv444p", "width": 66, "height": 50},
     "alpha.mov": {"codec": "qtrle", "pixels": "argb"},
+    "alpha.webm": {"codec": "libvpx-vp9", "pixels": "yuva420p"},
     "long groups.mp4": {"codec": "libx264", "gop": 250},
     # In these decord's seeking returns other frames than asked for, without an error; it has no AV1.
     "h264.avi": {"codec": "libx264"},

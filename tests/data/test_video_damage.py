@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_files import cut_file, read_numbers, write_cover, write_sound, write_video
+from video_files import cut_file, read_number, read_numbers, write_cover, write_sound, write_video
 
 from teachclip.data import video
 from teachclip.data.frame_plans import FramePlan, plan_indices
+from teachclip.data.native_output import captured_stderr
 from teachclip.data.probe import probe_video
 from teachclip.data.video import decode_frames
 from teachclip.errors import VideoError
@@ -202,6 +203,36 @@ def test_random_damage_gives_an_error_or_frames_and_never_a_crash(tmp_path, fold
                 assert frames.dtype == torch.uint8 and len(frames) == 12 and frames.shape[1] == 3
                 assert all(len(frame.unique()) > 1 for frame in frames), f"seed {seed}: a blank frame"
     assert shown == list(range(60))
+
+
+def test_what_decord_paints_over_is_noticed(tmp_path, folder):
+    content, path = whole_file(folder, "a.mp4").read_bytes(), tmp_path / "a.mp4"
+    painted = wrong = 0
+    for seed in range(30):
+        state = np.random.RandomState(seed)
+        damaged = bytearray(content)
+        for place in state.randint(2500, len(content), size=3):  # behind the index
+            damaged[place] ^= 1 << state.randint(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(video.load_decord().DECORDError):
+            bare = video.load_decord().VideoReader(str(path), num_threads=1).get_batch(range(60)).asnumpy()
+            painted += [read_number(frame) for frame in bare] != list(range(60))
+        with contextlib.suppress(VideoError):
+            wrong += read_numbers(decode_frames(path, EVERY)) != list(range(60))
+    assert painted > 5, "decord returns pictures made of parts of others, without an error"
+    assert wrong <= painted / 4, "only damage that is valid code may go unnoticed"
+
+
+def test_only_what_is_printed_meanwhile_is_caught(capfd):
+    with captured_stderr() as printed:
+        os.write(2, b"[h264] concealing errors\n")
+        assert printed() == "[h264] concealing errors\n"
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+    with pytest.raises(ValueError, match="inside"), captured_stderr():
+        raise ValueError("inside")
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
 
 
 @pytest.mark.parametrize("count", [0, 3, 59, 2_000_000_000])
