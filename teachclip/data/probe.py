@@ -77,12 +77,13 @@ def _walk(container: Any, stream: Any) -> Packets:
     import av
 
     times: list[int] = []
-    counted = hidden = duration = 0
+    counted = hidden = empty = duration = 0
     damaged, exact = False, container.format.name.startswith(("mov", "matroska"))
     latest, keyframe = -math.inf, math.inf
     try:
         for packet in container.demux(stream):
             if not packet.size:
+                empty += packet.dts is not None  # "show the last frame on"; the one without a time ends the stream
                 continue
             counted += 1
             damaged = damaged or packet.is_corrupt
@@ -102,7 +103,7 @@ def _walk(container: Any, stream: Any) -> Packets:
     # The times in an AVI are those of decoding; FFmpeg guesses the rest.
     known = len(times) == counted - hidden and len(set(times)) == len(times) and container.format.name != "avi"
     exact = exact and known and not hidden
-    return Packets(sorted(times) if known else None, duration, counted, hidden, exact, damaged)
+    return Packets(sorted(times) if known else None, duration, counted, hidden, empty, exact, damaged)
 
 
 def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> VideoFacts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -72,6 +74,7 @@ class Packets(NamedTuple):
     last_duration: int
     counted: int
     hidden: int
+    empty: int
     exact_seeks: bool
     damaged: bool
 
@@ -87,7 +90,7 @@ def promised_frames(container: Any, stream: Any, packets: Packets, fps: float, c
     if packets.hidden:
         promised = int((float((stream.duration or 0) * (stream.time_base or 0)) - 1) * fps)
     elif container.format.name.startswith("mov"):
-        promised = int(stream.frames)
+        promised = int(stream.frames) - packets.empty
     elif cut_off:
         promised = max(int(stream.frames), int((container.duration or 0) / 1e6 * fps))
     else:
@@ -121,6 +124,7 @@ def reason_against_decord(
     decord shows pixels as squares and half pictures interleaved. Its FFmpeg has no AV1.
     """
     reasons = {
+        "it is not installed": not _has_decord(),
         "it cannot decode AV1": codec.codec.canonical_name == "av1",
         "seeking is not exact in it": not packets.exact_seeks,
         "the file is cut off or damaged": cut_off,
@@ -131,3 +135,8 @@ def reason_against_decord(
         "more than one video stream": len(container.streams.video) > 1,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+@functools.cache
+def _has_decord() -> bool:
+    return importlib.util.find_spec("decord") is not None

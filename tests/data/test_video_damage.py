@@ -269,3 +269,15 @@ def test_a_decoder_that_miscounts_is_not_believed(folder, monkeypatch):
 def test_paths_may_be_text_or_paths(folder):
     path = whole_file(folder, "a.mp4")
     assert torch.equal(decode_frames(str(path), PER_SECOND), decode_frames(Path(path), PER_SECOND))
+
+
+def test_an_empty_sample_that_shows_the_last_frame_on_is_no_loss(tmp_path):
+    content = bytearray(write_video(tmp_path / "a.mp4", codec="mpeg4").read_bytes())
+    table = content.index(b"stsz") + 4 + 4  # behind flags: a common size, the number of samples, the sizes
+    count = int.from_bytes(content[table + 4 : table + 8], "big")
+    last = table + 8 + 4 * (count - 1)
+    content[last : last + 4] = bytes(4)
+    path = tmp_path / "empty.mp4"
+    path.write_bytes(content)
+    assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
+    assert count == 30 and probe_video(path).frames == 29 and not probe_video(path).cut_off
