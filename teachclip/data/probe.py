@@ -80,6 +80,7 @@ def _walk(container: Any, stream: Any) -> Packets:
     counted = hidden = empty = duration = 0
     damaged, exact = False, container.format.name.startswith(("mov", "matroska"))
     latest, keyframe = -math.inf, math.inf
+    vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
             if not packet.size:
@@ -92,7 +93,8 @@ def _walk(container: Any, stream: Any) -> Packets:
             if packet.is_keyframe:
                 keyframe = time if time > latest else math.inf
             exact = exact and time >= keyframe
-            if packet.is_discard:
+            # VP8 stores pictures that are only built on as packets of their own; a bit says whether one is shown
+            if packet.is_discard or (vp8 and not bytes(packet)[0] & 0x10):
                 hidden += 1
             elif pts is not None:
                 times.append(pts)
