@@ -205,6 +205,18 @@ def test_random_damage_gives_an_error_or_frames_and_never_a_crash(tmp_path, fold
     assert shown == list(range(60))
 
 
+def test_half_pictures_are_joined_in_a_damaged_file_too(tmp_path):
+    options = {"x264-params": "tff=1"}
+    whole = write_video(tmp_path / "i.mp4", frames=60, faststart=True, options=options)
+    cut = cut_file(whole, tmp_path / "cut.mp4", share=0.7)
+    numbers = read_numbers(decode_frames(cut, EVERY, on_error="use_decodable"))
+    kept = sorted(set(numbers))
+    assert 20 < len(kept) < 60 and numbers == kept + kept[-1:] * (60 - len(kept))
+    assert set(read_numbers(decode_frames(cut, EVERY, start=1, end=2, on_error="use_decodable"))) == set(
+        range(10, 20)
+    )
+
+
 def test_what_decord_paints_over_is_noticed(tmp_path, folder):
     content, path = whole_file(folder, "a.mp4").read_bytes(), tmp_path / "a.mp4"
     painted = wrong = 0
