@@ -77,12 +77,14 @@ def _walk(container: Any, stream: Any) -> Packets:
     import av
 
     times: list[int] = []
-    counted = hidden = duration = 0
+    counted = hidden = empty = duration = 0
     damaged, exact = False, container.format.name.startswith(("mov", "matroska"))
     latest, keyframe = -math.inf, math.inf
+    vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
             if not packet.size:
+                empty += packet.dts is not None  # "show the last frame on"; the one without a time ends the stream
                 continue
             counted += 1
             damaged = damaged or packet.is_corrupt
@@ -91,7 +93,8 @@ def _walk(container: Any, stream: Any) -> Packets:
             if packet.is_keyframe:
                 keyframe = time if time > latest else math.inf
             exact = exact and time >= keyframe
-            if packet.is_discard:
+            # VP8 stores pictures that are only built on as packets of their own; a bit says whether one is shown
+            if packet.is_discard or (vp8 and not bytes(packet)[0] & 0x10):
                 hidden += 1
             elif pts is not None:
                 times.append(pts)
@@ -101,7 +104,8 @@ def _walk(container: Any, stream: Any) -> Packets:
         damaged = True
     # The times in an AVI are those of decoding; FFmpeg guesses the rest.
     known = len(times) == counted - hidden and len(set(times)) == len(times) and container.format.name != "avi"
-    return Packets(sorted(times) if known else None, duration, counted, hidden, exact and not hidden, damaged)
+    exact = exact and known and not hidden
+    return Packets(sorted(times) if known else None, duration, counted, hidden, empty, exact, damaged)
 
 
 def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> VideoFacts:
@@ -147,7 +151,7 @@ def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> Vide
 
 def _is_interlaced(file: Path, codec: Any) -> bool:
     """Return whether a frame holds two half pictures; where the stream does not say, its first frame does."""
-    order = int(codec.field_order)  # FFmpeg: 0 unknown, 1 progressive, above interlaced
+    order = int(getattr(codec, "field_order", 0))  # 0 unknown (or an old PyAV), 1 progressive, above interlaced
     if order == 0 and codec.codec.canonical_name not in NEVER_INTERLACED:
         frame = _first_frame(file)
         return frame is not None and bool(frame.interlaced_frame)

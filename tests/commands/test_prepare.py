@@ -83,7 +83,8 @@ def test_every_odd_video_is_found_named_and_shown(project, recipe, store, capsys
     assert len(report["overlaps"]) == 1 and "'clip0.mp4'" in report["overlaps"][0]
     assert report["captions"]["test"]["captions_cut"] == 1
     facts = report["videos"]["clip1.mp4"]["facts"]
-    assert (facts["codec"], facts["width"], facts["frames"], facts["duration"]) == ("h264", 64, 24, 2.4)
+    assert (facts["codec"], facts["width"], facts["frames"]) == ("h264", 64, 24)
+    assert facts["duration"] == pytest.approx(2.4)
     assert "3 of 21 videos (14 %) cannot be used, data.max_missing allows 1 %" in captured.out
     assert "train short.mp4: short: 0.3 s" in captured.out
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
@@ -131,7 +132,7 @@ def test_init_writes_a_recipe_that_trains(project, folder, capsys):
     recipe = load_recipe(path)
     assert (recipe.data.format, recipe.data.videos, recipe.teachers) == ("csv", folder, [])
     assert run(prepare.main, path, "data.max_missing=0.2", "text.max_tokens=10") == 0
-    short = ("data.max_missing=0.2", "text.max_tokens=10", "train.epochs=1", "train.workers=0", "frames.count=4")
+    short = ("data.max_missing=0.2", "text.max_tokens=10", "train.epochs=1", "train.workers=0")
     assert run(distill.main, path, *short, "student.temporal_layers=1") == 0
     assert (folder / "teachclip" / "run" / "student" / "config.json").exists()
     assert run(prepare.main, "init", folder) == 2

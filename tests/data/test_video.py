@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,7 @@ FILES = {
     "odd.webm": {"codec": "libvpx-vp9", "width": 65, "height": 51},
     "444.mp4": {"codec": "libx264", "pixels": "yuv444p", "width": 66, "height": 50},
     "alpha.mov": {"codec": "qtrle", "pixels": "argb"},
+    "alpha.webm": {"codec": "libvpx-vp9", "pixels": "yuva420p"},
     "long groups.mp4": {"codec": "libx264", "gop": 250},
     # In these decord's seeking returns other frames than asked for, without an error; it has no AV1.
     "h264.avi": {"codec": "libx264"},
@@ -233,3 +235,22 @@ def test_pyav_steps_in_where_decord_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(video, "_decode_decord", fail)
     assert torch.equal(decode_frames(path, PER_SECOND), both)
+
+
+def test_pictures_of_vp8_that_are_not_shown_do_not_count(tmp_path):
+    source = write_video(tmp_path / "a.webm", codec="libvpx", frames=40, gop=40)
+    path = tmp_path / "b.webm"
+    with av.open(str(source)) as reading, av.open(str(path), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for number, packet in enumerate(reading.demux(video=0)):
+            if packet.size:
+                content = bytearray(bytes(packet))
+                content[0] &= 0xEF if number in (7, 23) else 0xFF
+                hidden = av.Packet(bytes(content))
+                hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+                hidden.is_keyframe, hidden.stream = packet.is_keyframe, stream
+                writing.mux(hidden)
+    shown = [number for number in range(40) if number not in (7, 23)]
+    assert probe_video(path).frames == 38 and probe_video(path).decoder == "PyAV"
+    assert read_numbers(decode_frames(path, FramePlan("intervals", 38))) == shown
+    assert probe_video(source).decoder == "decord"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_files import cut_file, read_numbers, write_cover, write_sound, write_video
+from video_files import cut_file, read_number, read_numbers, write_cover, write_sound, write_video
 
 from teachclip.data import video
 from teachclip.data.frame_plans import FramePlan, plan_indices
+from teachclip.data.native_output import captured_stderr
 from teachclip.data.probe import probe_video
 from teachclip.data.video import decode_frames
 from teachclip.errors import VideoError
@@ -204,6 +205,48 @@ def test_random_damage_gives_an_error_or_frames_and_never_a_crash(tmp_path, fold
     assert shown == list(range(60))
 
 
+def test_half_pictures_are_joined_in_a_damaged_file_too(tmp_path):
+    options = {"x264-params": "tff=1"}
+    whole = write_video(tmp_path / "i.mp4", frames=60, faststart=True, options=options)
+    cut = cut_file(whole, tmp_path / "cut.mp4", share=0.7)
+    numbers = read_numbers(decode_frames(cut, EVERY, on_error="use_decodable"))
+    kept = sorted(set(numbers))
+    assert 20 < len(kept) < 60 and numbers == kept + kept[-1:] * (60 - len(kept))
+    assert set(read_numbers(decode_frames(cut, EVERY, start=1, end=2, on_error="use_decodable"))) == set(
+        range(10, 20)
+    )
+
+
+def test_what_decord_paints_over_is_noticed(tmp_path, folder):
+    content, path = whole_file(folder, "a.mp4").read_bytes(), tmp_path / "a.mp4"
+    painted = wrong = 0
+    for seed in range(30):
+        state = np.random.RandomState(seed)
+        damaged = bytearray(content)
+        for place in state.randint(2500, len(content), size=3):  # behind the index
+            damaged[place] ^= 1 << state.randint(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(video.load_decord().DECORDError):
+            bare = video.load_decord().VideoReader(str(path), num_threads=1).get_batch(range(60)).asnumpy()
+            painted += [read_number(frame) for frame in bare] != list(range(60))
+        with contextlib.suppress(VideoError):
+            wrong += read_numbers(decode_frames(path, EVERY)) != list(range(60))
+    assert painted > 5, "decord returns pictures made of parts of others, without an error"
+    assert wrong <= painted / 4, "only damage that is valid code may go unnoticed"
+
+
+def test_only_what_is_printed_meanwhile_is_caught(capfd):
+    with captured_stderr() as printed:
+        os.write(2, b"[h264] concealing errors\n")
+        assert printed() == "[h264] concealing errors\n"
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+    with pytest.raises(ValueError, match="inside"), captured_stderr():
+        raise ValueError("inside")
+    os.write(2, b"still there\n")
+    assert capfd.readouterr().err == "still there\n"
+
+
 @pytest.mark.parametrize("count", [0, 3, 59, 2_000_000_000])
 def test_a_wrong_number_of_frames_in_the_header_of_a_whole_file_does_not_matter(tmp_path, folder, count):
     content = bytearray(whole_file(folder, "a.avi").read_bytes())
@@ -238,3 +281,15 @@ def test_a_decoder_that_miscounts_is_not_believed(folder, monkeypatch):
 def test_paths_may_be_text_or_paths(folder):
     path = whole_file(folder, "a.mp4")
     assert torch.equal(decode_frames(str(path), PER_SECOND), decode_frames(Path(path), PER_SECOND))
+
+
+def test_an_empty_sample_that_shows_the_last_frame_on_is_no_loss(tmp_path):
+    content = bytearray(write_video(tmp_path / "a.mp4", codec="mpeg4").read_bytes())
+    table = content.index(b"stsz") + 4 + 4  # behind flags: a common size, the number of samples, the sizes
+    count = int.from_bytes(content[table + 4 : table + 8], "big")
+    last = table + 8 + 4 * (count - 1)
+    content[last : last + 4] = bytes(4)
+    path = tmp_path / "empty.mp4"
+    path.write_bytes(content)
+    assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
+    assert count == 30 and probe_video(path).frames == 29 and not probe_video(path).cut_off

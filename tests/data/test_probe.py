@@ -1,0 +1,78 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from video_files import write_video
+
+from teachclip.data import video_facts
+from teachclip.data.file_heads import promised_bytes
+from teachclip.data.probe import probe_video
+
+
+def test_facts_of_a_plain_file(tmp_path):
+    facts = probe_video(write_video(tmp_path / "a.mp4", frames=60, fps=Fraction(30000, 1001), width=96))
+    assert (facts.codec, facts.pixel_format, facts.bit_depth) == ("h264", "yuv420p", 8)
+    assert (facts.width, facts.height, facts.shown_width, facts.shown_height) == (96, 64, 96, 64)
+    assert facts.fps == pytest.approx(29.97, abs=1e-3) and facts.duration == pytest.approx(2.002, abs=1e-3)
+    assert (facts.frames, facts.promised_frames, facts.rotation, facts.pixel_aspect) == (60, 60, 0, 1)
+    assert not (facts.varies or facts.cut_off or facts.interlaced or facts.has_audio)
+    assert (facts.decoder, facts.decoder_reason) == ("decord", "")
+    assert np.allclose(facts.timeline.times, np.arange(60) * 1.001 / 30, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("a.avi", {}, "seeking is not exact"),
+        ("a.mp4", {"codec": "libx265"}, "seeking is not exact"),
+        ("a.webm", {"codec": "libsvtav1"}, "AV1"),
+        ("a.mp4", {"pixels": "yuv420p10le"}, "more than 8 bits"),
+        ("a.webm", {"codec": "libvpx-vp9", "width": 65}, "odd size"),
+        ("a.mp4", {"settings": {"sample_aspect_ratio": Fraction(4, 3)}}, "not square"),
+        ("a.mp4", {"options": {"x264-params": "tff=1"}}, "interlaced"),
+        ("a.mp4", {"frames": 60, "start": -3}, "seeking is not exact"),
+    ],
+)
+def test_the_decoder_and_why_it_is_not_decord(tmp_path, name, options, reason):
+    facts = probe_video(write_video(tmp_path / name, **options))
+    assert facts.decoder == "PyAV" and reason in facts.decoder_reason
+
+
+def test_a_film_with_sound_has_both(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        film, sound = container.add_stream("mpeg4", rate=10), container.add_stream("aac", rate=16000)
+        film.width, film.height, film.pix_fmt = 64, 64, "yuv420p"
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 16000, 1024 * number
+            container.mux([*film.encode(frame), *sound.encode(samples)])
+        container.mux([*film.encode(), *sound.encode()])
+    facts = probe_video(path)
+    assert facts.has_audio and facts.frames == 10 and facts.decoder == "decord"
+
+
+@pytest.mark.parametrize("steps", [1, 3], ids=["one late frame", "a pause of three"])
+def test_a_rate_varies_where_a_frame_is_more_than_one_step_off(tmp_path, steps):
+    times = [number + steps * (number > 20) for number in range(40)]
+    facts = probe_video(write_video(tmp_path / "a.mkv", frames=40, times=times))
+    assert facts.varies == (steps > 1)
+
+
+def test_the_length_that_a_header_promises(tmp_path):
+    for name in ("a.avi", "a.mkv", "a.webm"):
+        content = write_video(tmp_path / name, codec="libvpx-vp9" if "w" in name else "mpeg4").read_bytes()
+        assert promised_bytes(content[:4096]) == len(content), name
+    for short in (b"", b"RIF", b"\x1a\x45\xdf\xa3\x18\x53\x80\x67"):
+        assert promised_bytes(short) == 0
+    live = b"\x1a\x45\xdf\xa3" + b"\x18\x53\x80\x67\x01" + b"\xff" * 7 + bytes(8)
+    assert promised_bytes(live) == 0, "a live recording does not know its length"
+
+
+def test_a_machine_without_decord_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_facts, "_has_decord", lambda: False)
+    facts = probe_video(write_video(tmp_path / "a.mp4"))
+    assert (facts.decoder, facts.decoder_reason) == ("PyAV", "it is not installed")
