@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from teachclip.commands.prepare_report import Strip
     from teachclip.data.catalog import Catalog, Video
+    from teachclip.data.decoding import Decoding
     from teachclip.data.doctor import Finding
     from teachclip.models.processing import StudentProcessor
 
@@ -66,6 +67,7 @@ def prepare(recipe: Recipe) -> None:
 
 def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> Any:
     """Return an `Examination` of all videos and captions."""
+    from teachclip.commands.frame_sources import build_decoding, hashes_file
     from teachclip.commands.prepare_report import MISSING, Examination
     from teachclip.data.doctor import Finding, caption_facts, same_files
     from teachclip.data.file_facts import file_facts
@@ -76,9 +78,9 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
     }
     for split_name, ids in catalog.lost.items():
         findings |= {name: Finding(name, "", split_name, f"{MISSING}: {catalog.left_out[name]}") for name in ids}
-    _probe(recipe, catalog, findings)
+    _probe(build_decoding(recipe, processor.transform), catalog, findings)
     strips = _look(recipe, catalog, processor, findings)
-    facts = file_facts(catalog.videos, recipe.stores / "frames" / "file-hashes.json", progress=True)
+    facts = file_facts(catalog.videos, hashes_file(recipe), progress=True)
     how = processor.preprocessing
     captions = {
         split.name: caption_facts(split, _token_counts(split, how.tokenizer), how.max_tokens)
@@ -96,7 +98,7 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
     )
 
 
-def _probe(recipe: Recipe, catalog: Catalog, findings: dict[str, Finding]) -> None:
+def _probe(decoding: Decoding, catalog: Catalog, findings: dict[str, Finding]) -> None:
     """Ask the packets of every file, once per file, in guarded processes."""
     from tqdm import tqdm
 
@@ -106,12 +108,13 @@ def _probe(recipe: Recipe, catalog: Catalog, findings: dict[str, Finding]) -> No
     files: dict[str, list[str]] = {}
     for video in catalog.videos:
         files.setdefault(str(video.path), []).append(video.id)
-    limits: dict[str, Any] = {
-        "workers": recipe.frames.workers,
-        "time_limit": recipe.frames.time_limit,
-        "memory_limit": int(recipe.frames.memory_limit * 1e9),
-    }
-    outcomes = guarded_map(probe_video, ((path,) for path in files), **limits)
+    outcomes = guarded_map(
+        probe_video,
+        ((path,) for path in files),
+        workers=decoding.workers,
+        time_limit=decoding.time_limit,
+        memory_limit=decoding.memory_limit,
+    )
     with contextlib.closing(outcomes):
         for path, facts in zip(files, tqdm(outcomes, "probe", len(files), unit="file"), strict=True):
             for video_id in files[path]:
