@@ -185,6 +185,8 @@ def test_stop_request_lets_the_child_save_and_leaves_no_process(tmp_path, number
         "    with interruptible(): run_together([job], {}, parallel=1, label='x')\n"
         "except KeyboardInterrupt: raise SystemExit(130)\n"
     )
+    # A job that a shell started in the background ignores SIGINT, and so would all of its children.
+    parent = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{parent}"
     process = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 300
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
