@@ -45,6 +45,15 @@ def process_id(_):
     return os.getpid()
 
 
+def memory(_):
+    return workers.resident_memory()
+
+
+def fresh_memory():
+    """What a worker holds before its first item; the process of the tests may hold much more."""
+    return next(iter(guarded_map(memory, [(None,)], workers=1, time_limit=30)))
+
+
 def cannot_start(_):
     raise RuntimeError("no")
 
@@ -73,7 +82,7 @@ def test_a_hang_or_a_crash_costs_one_item():
 
 def test_a_decoder_that_sleeps_one_that_dies_and_one_that_leaks_cost_their_files_alone():
     kinds = [*"abcd", "hang", *"ef", "crash", *"gh", "leak", *"ijklmnop"]
-    limit = workers.resident_memory() + 600_000_000
+    limit = fresh_memory() + 600_000_000
     found = list(guarded_map(leak, ((kind,) for kind in kinds), workers=2, time_limit=10, memory_limit=limit))
     failed = {kind: got.reason for kind, got in zip(kinds, found, strict=True) if isinstance(got, Failure)}
     assert failed == {
@@ -86,7 +95,7 @@ def test_a_decoder_that_sleeps_one_that_dies_and_one_that_leaks_cost_their_files
 
 
 def test_a_slow_leak_is_not_blamed_on_the_file_that_meets_the_limit():
-    limit = workers.resident_memory() + 400_000_000
+    limit = fresh_memory() + 400_000_000
     found = guarded_map(leak_a_little, ((n,) for n in range(20)), workers=1, time_limit=30, memory_limit=limit)
     assert list(found) == list(range(20)), "1.2 GB are leaked in all"
 
