@@ -61,6 +61,14 @@ def write_npy(path: Path, array: np.ndarray) -> tuple[Path, str]:
     return write_temporary(path, lambda file: np.lib.format.write_array(file, array, allow_pickle=False))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises StoreError if that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: the folder cannot be made: {error.strerror}") from error
+
+
 def write_json(path: Path, value: Any) -> tuple[Path, str]:
     """Write a value as JSON to a temporary file, as `write_temporary` does."""
     return write_temporary(path, lambda file: file.write(json.dumps(value).encode()))
@@ -78,8 +86,10 @@ def write_temporary(path: Path, write: Callable[[Any], object]) -> tuple[Path, s
             write(hashing)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
+            error.filename = str(path)
         raise
     return temporary, hashing.digest.hexdigest()
 

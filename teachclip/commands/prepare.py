@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from teachclip.commands.cli import command, recipe_arguments, say
-from teachclip.errors import DataError
+from teachclip.errors import DataError, StoreError
 from teachclip.recipe import Recipe
 from teachclip.recipe_file import load_recipe
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from teachclip.data.catalog import Catalog, Video
     from teachclip.data.decoding import Decoding
     from teachclip.data.doctor import Finding
+    from teachclip.data.frame_views import Frames
     from teachclip.models.processing import StudentProcessor
 
 GOOD_STRIPS = 6
@@ -50,8 +51,10 @@ def prepare(recipe: Recipe) -> None:
     from teachclip.commands import build
     from teachclip.commands.prepare_report import named_problems, remarks, tables, write_prepare_report
     from teachclip.evaluation.report import markdown_table
+    from teachclip.files import make_folder
     from teachclip.models.backbone import load_config
 
+    make_folder(recipe.output)  # now, not after an hour of decoding
     anything = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_missing": 1.0})})
     catalog = build.build_catalog(anything)
     processor = build.build_processor(recipe, load_config(recipe.student.backbone))
@@ -62,7 +65,8 @@ def prepare(recipe: Recipe) -> None:
         print(line, flush=True)
     for path in write_prepare_report(found, recipe.output):
         say(f"report: {path}")
-    refuse(recipe, catalog, found.findings)
+    if found.refusal:
+        raise DataError(f"training refuses this data: {found.refusal}")
 
 
 def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> Any:
@@ -79,7 +83,7 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
     for split_name, ids in catalog.lost.items():
         findings |= {name: Finding(name, "", split_name, f"{MISSING}: {catalog.left_out[name]}") for name in ids}
     _probe(build_decoding(recipe, processor.transform), catalog, findings)
-    strips = _look(recipe, catalog, processor, findings)
+    strips, trouble = _look(recipe, catalog, processor, findings)
     facts = file_facts(catalog.videos, hashes_file(recipe), progress=True)
     how = processor.preprocessing
     captions = {
@@ -87,13 +91,15 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
         for split in catalog.splits
     }
     hashes = {video_id: fact["sha256"] for video_id, fact in facts.items()}
+    lines, refusal = verdict(recipe, catalog, list(findings.values()), trouble)
     return Examination(
         recipe.name,
         list(findings.values()),
         captions,
         same_files(hashes, {video.id: str(video.path) for video in catalog.videos}),
         describe_overlaps(overlaps(catalog, facts)),
-        verdict(recipe, catalog, list(findings.values())),
+        lines,
+        refusal,
         strips,
     )
 
@@ -124,44 +130,67 @@ def _probe(decoding: Decoding, catalog: Catalog, findings: dict[str, Finding]) -
                     findings[video_id].facts = facts
 
 
-def _look(recipe: Recipe, catalog: Catalog, processor: StudentProcessor, findings: dict[str, Finding]) -> list[Strip]:
-    """Look at the frames of every video, note what is odd, and keep the pictures of the odd and of a few others."""
+def _look(
+    recipe: Recipe, catalog: Catalog, processor: StudentProcessor, findings: dict[str, Finding]
+) -> tuple[list[Strip], str]:
+    """Look at the frames of every video, note what is odd, and keep the pictures of the odd and of a few others.
+
+    Returns the pictures, and why the frame store cannot be used ("" if it can): frames are then decoded without it.
+    """
     from teachclip.commands.prepare_report import PICTURED, Strip
-    from teachclip.data.doctor import facts_oddities, frame_oddities, thumbnails
+    from teachclip.data.doctor import facts_oddities, frame_oddities, part_of, thumbnails
 
     good: list[Strip] = []
     odd: list[Strip] = []
-    for video, frames, remark in _frames(recipe, catalog, processor):
+    store, trouble = _store(recipe, catalog, processor)
+    for video, frames, remark in _frames(recipe, catalog, processor, store):
         finding = findings[video.id]
         if frames is None:
             finding.reason = remark
             continue
         finding.frames = len(frames)
         if remark:
+            finding.is_partial = True
             finding.oddities.append(f"only a part can be decoded: {remark}")
         if finding.facts is not None:
-            finding.oddities += facts_oddities(finding.facts, frames=len(frames), planned=recipe.frames.count)
+            finding.seconds, inside = part_of(finding.facts, video.start, video.end)
+            finding.oddities += facts_oddities(finding.facts, finding.seconds, inside, planned=recipe.frames.count)
         finding.oddities += frame_oddities(frames)
         if finding.oddities and len(odd) < PICTURED:
             odd.append(Strip(finding, thumbnails(frames)))
         elif not finding.oddities and len(good) < GOOD_STRIPS:
             good.append(Strip(finding, thumbnails(frames)))
-    return good + odd
+    return good + odd, trouble
+
+
+def _store(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> tuple[Frames | None, str]:
+    """Return the frame store, filled; or None and why it cannot be used, if it is to be used at all."""
+    from teachclip.commands.frame_sources import build_frames
+    from teachclip.processes import Processes
+
+    if recipe.frames.store == "none":
+        return None, ""
+    videos = sorted(catalog.videos, key=lambda video: video.id)
+    training = sorted(catalog.train.videos, key=lambda video: video.id)
+    try:
+        return build_frames(recipe, Processes(), videos, training, processor.transform, "frames"), ""
+    except StoreError as error:
+        say(f"the frame store cannot be used, so the frames are decoded for this examination alone: {error}")
+        return None, str(error)
 
 
 def _frames(
-    recipe: Recipe, catalog: Catalog, processor: StudentProcessor
+    recipe: Recipe, catalog: Catalog, processor: StudentProcessor, store: Frames | None
 ) -> Iterator[tuple[Video, Tensor | None, str]]:
     """Yield every video with its frames, uint8 (frames, 3, size, size), or None; and why not all or none of them."""
     import torch
     from tqdm import tqdm
 
-    from teachclip.commands.frame_sources import build_decoding, build_frames
+    from teachclip.commands.frame_sources import build_decoding
     from teachclip.data.workers import Failure
-    from teachclip.processes import Processes
 
-    videos = sorted(catalog.videos, key=lambda video: video.id)  # the order of the frame store
-    if recipe.frames.store == "none":
+    videos = sorted(catalog.videos, key=lambda video: video.id)
+    if store is None:
         outcomes = build_decoding(recipe, processor.transform).run((video, 0) for video in videos)
         with contextlib.closing(outcomes):
             for video, found in zip(videos, tqdm(outcomes, "decode", len(videos), unit="video"), strict=True):
@@ -170,7 +199,6 @@ def _frames(
                 else:
                     yield video, torch.from_numpy(found.frames), found.remark
         return
-    store = build_frames(recipe, Processes(), videos, catalog.train.videos, processor.transform, "frames")
     rows = store.rows_of([video.id for video in videos])
     for video, row in zip(videos, tqdm(rows, "look", unit="video"), strict=True):
         if video.id in store.failures:
@@ -186,34 +214,36 @@ def _token_counts(split: Any, tokenizer: Any) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
 
 
-def verdict(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding]) -> list[str]:
-    """Return what can be trained on, split by split, and whether training goes on with what is left out."""
-    bad = {finding.id for finding in findings if finding.reason}
+def verdict(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding], trouble: str) -> tuple[list[str], str]:
+    """Return what can be trained on, split by split, and why training would refuse it ("" if it would not).
+
+    `trouble`: what is wrong with the frame store. Training decides by the same functions.
+    """
+    from teachclip.commands import build
+    from teachclip.data.catalog import refuse_too_many, require_readable
+
+    bad = {finding.id: finding.reason for finding in findings if finding.reason}
     lines = []
     for split in catalog.splits:
         total = len(split.videos) + len(catalog.lost.get(split.name, ()))
         kept = [video.id for video in split.videos if video.id not in bad]
         captions = sum(caption.video_id not in bad for caption in split.captions)
         lines.append(f"{split.name}: {len(kept):,} of {total:,} videos and {captions:,} captions can be used")
-    allowed = recipe.data.max_missing
-    share = len(bad) / len(findings)
-    if share > allowed:
-        lines.append(
-            f"training refuses this: {len(bad):,} of {len(findings):,} videos ({100 * share:.2g} %) cannot be used, "
-            f"data.max_missing allows {100 * allowed:g} %"
-        )
-    elif bad:
-        lines.append(f"training leaves out {len(bad):,} videos ({100 * share:.2g} %, allowed {100 * allowed:g} %)")
-    else:
-        lines.append("nothing is left out")
-    return lines
-
-
-def refuse(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding]) -> None:
-    """Raise DataError if training would refuse the data."""
-    bad = [finding for finding in findings if finding.reason]
-    if len(bad) > recipe.data.max_missing * len(findings):
-        raise DataError(
-            f"{len(bad)} of {len(findings)} videos cannot be used, more than data.max_missing="
-            f"{recipe.data.max_missing:g} allows; training refuses this data"
-        )
+    partly = sum(finding.is_partial for finding in findings)
+    lines += [f"{partly:,} videos are used in part: the rest of them cannot be decoded"] if partly else []
+    unreadable = [name for name, reason in bad.items() if name not in catalog.left_out]
+    try:
+        refuse_too_many(bad, bad, len(findings), recipe.data.max_missing, "cannot be used")
+        require_readable(build.build_catalog(recipe), bad, max_missing=recipe.data.max_missing)
+        if trouble:
+            raise DataError(trouble)
+        if unreadable and recipe.frames.store == "none":
+            raise DataError(
+                f"frames.store=none leaves out no unreadable video, and {len(unreadable)} are; take them out of the "
+                "annotations, or keep the frames on the disk"
+            )
+    except DataError as error:
+        return [*lines, "training refuses this data"], str(error)
+    share, allowed = 100 * len(bad) / len(findings), 100 * recipe.data.max_missing
+    out = f"training leaves out {len(bad):,} videos ({share:.3g} %, allowed {allowed:g} %)"
+    return [*lines, out if bad else "nothing is left out"], ""

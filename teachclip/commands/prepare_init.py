@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from teachclip.commands.cli import say
-from teachclip.data.catalog import Annotations
+from teachclip.data.catalog import SHOWN, Annotations
 from teachclip.data.formats import FORMATS
 from teachclip.data.locate import locate_videos
 from teachclip.errors import DataError, RecipeError
@@ -50,9 +50,9 @@ def init(argv: Sequence[str]) -> None:
     if out.exists():
         raise RecipeError(f"{out} is there already; remove it or give another --out")
     found = propose(folder, args.captions)
-    write_atomic(out, recipe_text(folder, found, backbone=args.backbone, teacher=args.teacher).encode())
+    write_atomic(out, recipe_text(folder, found, out, backbone=args.backbone, teacher=args.teacher).encode())
     say(f"recipe: {out}")
-    say(f"next:   python tools/prepare.py {out}")
+    say(f"next:   python tools/prepare.py {_shell(out)}")
 
 
 def propose(folder: Path, captions: Path | None = None) -> Proposal:
@@ -69,6 +69,9 @@ def propose(folder: Path, captions: Path | None = None) -> Proposal:
     if not located:
         raise DataError(f"{path} names {len(names)} videos, such as {names[0]!r}, but none of them is below {folder}")
     rows = sum(map(len, splits))
+    if lost := [name for name in names if name not in located]:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        say(f"no video file for: {', '.join(lost[:SHOWN])}{more}")
     say(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {kind}, in {path}")
     return Proposal(kind, path, read)
 
@@ -103,7 +106,7 @@ def _find(folder: Path) -> tuple[Path, str]:
     )
 
 
-def recipe_text(folder: Path, found: Proposal, *, backbone: str, teacher: str) -> str:
+def recipe_text(folder: Path, found: Proposal, out: Path, *, backbone: str, teacher: str) -> str:
     """Return the recipe, with a comment at what a user may want to change."""
     name = folder.name or "videos"
     pairs = len(found.read.train)
@@ -114,9 +117,9 @@ def recipe_text(folder: Path, found: Proposal, *, backbone: str, teacher: str) -
     teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
     return f"""# Own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
 #
-# Look at the data:  python tools/prepare.py {_shell(folder / "recipe.yaml")}
-# Check everything:  python tools/distill.py {_shell(folder / "recipe.yaml")} --dry-run
-# Train and export:  accelerate launch tools/distill.py {_shell(folder / "recipe.yaml")}
+# Look at the data:  python tools/prepare.py {_shell(out)}
+# Check everything:  python tools/distill.py {_shell(out)} --dry-run
+# Train and export:  accelerate launch tools/distill.py {_shell(out)}
 # All keys:          python tools/distill.py --help
 name: {_quoted(name)}
 output: {_quoted(str(folder / "teachclip" / "run"))}

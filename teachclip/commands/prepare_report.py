@@ -46,6 +46,8 @@ class Examination(NamedTuple):
     same_content: Sequence[Sequence[str]]
     overlaps: Sequence[str]
     verdict: Sequence[str]
+    refusal: str
+    """Why training would refuse this data; empty if it would not."""
     strips: Sequence[Strip]
     """Of a few good videos and of every odd one."""
 
@@ -59,7 +61,7 @@ def tables(found: Examination) -> list[Table]:
         missing = sum(finding.reason.startswith(MISSING) for finding in mine)
         unreadable = sum(bool(finding.reason) for finding in mine) - missing
         odd = sum(bool(finding.oddities) for finding in mine)
-        seconds = sum(finding.facts.duration for finding in mine if finding.facts is not None)
+        seconds = sum(finding.seconds for finding in mine)
         usable = len(mine) - missing - unreadable
         rows.append([split, *map(str, (len(mine), usable, missing, unreadable, odd)), _length(seconds)])
     videos = Table("Videos", ["split", "listed", "usable", "missing", "unreadable", "odd", "length"], rows)
@@ -120,7 +122,7 @@ def remarks(found: Examination) -> list[str]:
             examples = "; ".join(map(repr, facts["examples_of_several_videos"][:2]))
             count = facts["captions_of_several_videos"]
             lines.append(f"{split}: {count} captions stand for several videos, such as {examples}")
-    return [*lines, *found.overlaps, *found.verdict]
+    return [*lines, *found.overlaps, *found.verdict, *([found.refusal] if found.refusal else [])]
 
 
 def named_problems(found: Examination) -> list[str]:
@@ -143,9 +145,9 @@ def write_prepare_report(found: Examination, folder: Path) -> list[Path]:
         "same_content": found.same_content,
         "overlaps": found.overlaps,
         "verdict": found.verdict,
+        "refusal": found.refusal,
         "videos": {finding.id: _as_json(finding) for finding in found.findings},
     }
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "prepare.json", folder / "prepare.html"]
     write_atomic(paths[0], json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     write_atomic(paths[1], _page(found).encode("utf-8", "replace"))
@@ -162,6 +164,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "reason": finding.reason,
         "oddities": finding.oddities,
         "frames": finding.frames,
+        "seconds": finding.seconds,
         "facts": facts,
     }
 
@@ -190,7 +193,7 @@ def _strip_html(strip: Strip) -> str:
     finding = strip.finding
     facts = finding.facts
     told = (
-        "" if facts is None else f"{facts.duration:.1f} s, {facts.shown_width} x {facts.shown_height}, {facts.codec}"
+        "" if facts is None else f"{finding.seconds:.1f} s, {facts.shown_width} x {facts.shown_height}, {facts.codec}"
     )
     words = "; ".join([told, *finding.oddities])
     name = escape(f"{finding.split} {finding.id}")

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from teachclip.errors import DataError
+
 
 @dataclass(frozen=True)
 class Caption:
-    """One sentence, or one paragraph, about one video. `id` is unique within a split."""
+    """One sentence, or one paragraph, about one video. `id` is unique within a split.
+
+    Raises DataError for a text that no tokenizer takes: half of a surrogate pair, as JSON may escape it, or NUL.
+    """
 
     id: str
     video_id: str
     text: str
+
+    def __post_init__(self) -> None:
+        if "\0" in self.text or any("\ud800" <= letter <= "\udfff" for letter in self.text):
+            raise DataError(f"caption {self.id!r} of {self.video_id!r} is no text: {self.text!r:.80}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,8 +144,8 @@ def load_catalog(
     missing = {**absent, **{key: reason for part in found.left_out.values() for key, reason in part.items()}}
     total = len(ids) + len(missing) - len(absent)
     problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
-    _refuse_too_many(missing, missing, total, max_missing, problem)
-    splits = {name: _build_split(name, group, located) for name, group in groups.items()}
+    refuse_too_many(missing, missing, total, max_missing, problem)
+    splits = {name: _build_split(name, group, located, missing) for name, group in groups.items()}
     lost = {
         name: (*(key for key in group if key in absent), *found.left_out.get(name, ()))
         for name, group in groups.items()
@@ -166,9 +166,11 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
     if not reasons:
         return catalog
     out = {**catalog.left_out, **reasons}
-    _refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.left_out), max_missing, "cannot be read")
+    refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.left_out), max_missing, "cannot be read")
     kept = {video.id: video for video in catalog.videos if video.id not in reasons}
-    splits = {split.name: _build_split(split.name, _by_video(split.captions), kept) for split in catalog.splits}
+    splits = {
+        split.name: _build_split(split.name, _by_video(split.captions), kept, reasons) for split in catalog.splits
+    }
     lost = {
         split.name: (*catalog.lost.get(split.name, ()), *(video.id for video in split.videos if video.id in reasons))
         for split in catalog.splits
@@ -195,17 +197,16 @@ def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> 
     return located
 
 
-def _refuse_too_many(
+def refuse_too_many(
     reasons: Mapping[str, str], out: Mapping[str, str], total: int, max_missing: float, problem: str
 ) -> None:
     """Raise DataError if the share of the videos `out` is above `max_missing`; `reasons` are those to name."""
-    if len(out) <= max_missing * total:
+    if len(out) <= max_missing * total + 1e-9:  # 0.29 * 100 is below 29
         return
-    shown = ", ".join(f"{video_id} ({reason})" for video_id, reason in list(reasons.items())[:SHOWN])
-    more = f" and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
     raise DataError(
-        f"{len(reasons)} of {total} videos {problem}: {shown}{more}; mend them, take them out of the annotations, or "
-        f"leave them out with data.max_missing={math.ceil(1e4 * len(out) / total) / 1e4:g} (now {max_missing:g})"
+        f"{len(reasons)} of {total} videos {problem}: {_some(reasons, reasons)}; mend them, take them out of the "
+        f"annotations, or leave them out with data.max_missing={math.ceil(1e4 * len(out) / total) / 1e4:g} "
+        f"(now {max_missing:g})"
     )
 
 
@@ -217,13 +218,26 @@ def _by_video(captions: Iterable[Caption]) -> dict[str, list[Caption]]:
     return groups
 
 
-def _build_split(name: str, groups: Mapping[str, Sequence[Caption]], videos: Mapping[str, Video]) -> Split:
-    """Return the split of those in `videos`. Raises DataError if there is none."""
+def _build_split(
+    name: str,
+    groups: Mapping[str, Sequence[Caption]],
+    videos: Mapping[str, Video],
+    reasons: Mapping[str, str],
+) -> Split:
+    """Return the split of those in `videos`. Raises DataError, with some of the `reasons`, if there is none."""
     kept = [video_id for video_id in groups if video_id in videos]
+    if not groups:
+        raise DataError(f"split {name}: it has no captions")
     if not kept:
-        raise DataError(f"split {name}: {'none of its videos can be used' if groups else 'it has no captions'}")
+        raise DataError(f"split {name}: none of its videos can be used: {_some(groups, reasons)}")
     captions = tuple(caption for video_id in kept for caption in groups[video_id])
     return Split(name, tuple(videos[video_id] for video_id in kept), captions)
+
+
+def _some(video_ids: Collection[str], reasons: Mapping[str, str]) -> str:
+    """Name a few videos, each with its reason."""
+    shown = ", ".join(f"{video_id} ({reasons.get(video_id, '')})" for video_id in list(video_ids)[:SHOWN])
+    return shown + (f" and {len(video_ids) - SHOWN} more" if len(video_ids) > SHOWN else "")
 
 
 def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
@@ -234,8 +248,8 @@ def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
     groups = _by_video(train.captions)
     return replace(
         catalog,
-        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, videos),
-        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, videos),
+        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, videos, {}),
+        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, videos, {}),
     )
 
 

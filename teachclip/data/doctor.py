@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from teachclip.data.catalog import Split
+from teachclip.data.timeline import find_part
 from teachclip.data.video_facts import VideoFacts
 
 BLACK = 12.0
@@ -26,7 +27,11 @@ SHORT = 1.0
 
 @dataclass
 class Finding:
-    """What is known of one video. `reason`: why it cannot be used; `oddities`: what to look at."""
+    """What is known of one video. `reason`: why it cannot be used; `oddities`: what to look at.
+
+    `facts` are the file's, `seconds` is the length of the part that is the video. `is_partial`: some of it is
+    damaged.
+    """
 
     id: str
     path: str
@@ -35,6 +40,8 @@ class Finding:
     facts: VideoFacts | None = None
     oddities: list[str] = field(default_factory=list)
     frames: int = 0
+    seconds: float = 0.0
+    is_partial: bool = False
 
 
 def frame_oddities(frames: Tensor) -> list[str]:
@@ -54,15 +61,23 @@ def frame_oddities(frames: Tensor) -> list[str]:
     return found
 
 
-def facts_oddities(facts: VideoFacts, *, frames: int, planned: int) -> list[str]:
-    """Return what is odd about a file: `frames` were decoded of it, `planned` is what the frame plan asks for."""
+def part_of(facts: VideoFacts, start: float | None, end: float | None) -> tuple[float, int]:
+    """Return the length in seconds and the number of frames of the part of a file that is a video."""
+    part = find_part(facts.timeline, start, end)
+    stop = min(part.stop, len(facts.timeline.times))
+    return min(part.finish, facts.timeline.duration) - part.begin, stop - part.first
+
+
+def facts_oddities(facts: VideoFacts, seconds: float, frames: int, *, planned: int) -> list[str]:
+    """Return what is odd about a file and the part of it that is a video: `seconds` long, of so many `frames`.
+
+    `planned`: frames that the frame plan asks for.
+    """
     found = []
-    if facts.duration < SHORT:
-        found.append(f"short: {facts.duration:.2g} s")
-    elif facts.frames < planned:
-        found.append(f"few frames: {facts.frames}, the plan asks for {planned}")
+    if seconds < SHORT:
+        found.append(f"short: {seconds:.2g} s")
     elif frames < planned:
-        found.append(f"few frames: the plan finds {frames} of {planned} in its {facts.duration:.3g} s")
+        found.append(f"few frames: {frames}, the plan asks for {planned}")
     if facts.cut_off:
         found.append("cut off or damaged")
     if facts.promised_frames and abs(facts.promised_frames - facts.frames) > 1:

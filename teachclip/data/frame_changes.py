@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from teachclip.data.catalog import SHOWN, Video
@@ -13,9 +13,9 @@ from teachclip.store import ArrayStore
 
 
 def rows_to_decode(
-    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str
+    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str, asked: Collection[str]
 ) -> dict[int, list[int]]:
-    """Return the rows to decode, by shard: what is missing, and failures that may be none any more.
+    """Return the rows to decode, by shard: what is missing, and failures of `asked` videos that may be none any more.
 
     Raises StoreError, naming them, if files have changed whose frames are in the store.
     """
@@ -31,6 +31,7 @@ def rows_to_decode(
     again |= {row for row, reason in failures.items() if is_transient(reason)}
     if on_error == "use_decodable":
         again |= failures.keys() - remarks.keys()
+    again &= {fact["row"] for key, fact in facts.items() if key in asked}
     todo = {shard: list(store.shard_rows(shard)) for shard in missing}
     for row in sorted(again):
         todo.setdefault(row // store.rows_per_shard, []).append(row)

@@ -120,6 +120,7 @@ def build_frame_store(
     A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
     run. What is finished is kept shard by shard, so that a second run goes on where the first one stopped. A second
     run also decodes again what took too long or killed its process, and videos without frames whose file was mended.
+    A complete store may hold other videos beside: those that were taken out of the annotations.
     Several runs at once are safe, but do the work twice.
 
     Raises StoreError, naming what differs, if `path` was made of other videos, another plan or size, if it holds
@@ -129,12 +130,14 @@ def build_frame_store(
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
     facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
+    asked = facts.keys()
+    videos, facts = _with_held(path, videos, facts)
     facts = with_names(facts, videos) if view else facts
     row_bytes = bytes_per_video(decoding)
     what = f"{len(videos):,} videos x {decoding.plan.count} frames x {decoding.transform.size}^2"
     check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
     store = _open(path, videos, facts, decoding, view)
-    todo = rows_to_decode(store, videos, facts, decoding.on_error)
+    todo = rows_to_decode(store, videos, facts, decoding.on_error, asked)
     if todo:
         rows = [row for shard in todo.values() for row in shard]
         bar = tqdm(
@@ -156,6 +159,28 @@ def build_frame_store(
 def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
     """Return facts of files together with their names, on which jitter depends."""
     return {video.id: {**facts[video.id], "name": video.path.name} for video in videos}
+
+
+def _with_held(
+    path: Path, videos: Sequence[Video], facts: dict[str, dict[str, Any]]
+) -> tuple[tuple[Video, ...], dict[str, dict[str, Any]]]:
+    """Return the videos and facts of the complete store at `path` if it holds all `videos` and others beside them.
+
+    So a video may leave the annotations, and the frames of the others stay. Otherwise returns what was given.
+    """
+    if not (path / MANIFEST).exists():
+        return tuple(videos), facts
+    store = ArrayStore.open(path, complete=False)
+    held: dict[str, dict[str, Any]] = store.circumstances.get("videos", {})
+    part = ("start", "end")
+    if not store.complete or not all(
+        key in held and all(fact.get(name) == held[key].get(name) for name in part) for key, fact in facts.items()
+    ):
+        return tuple(videos), facts
+    given = {video.id: video for video in videos}
+    order = sorted(held, key=lambda key: held[key]["row"])
+    both = {key: {**facts[key], "row": held[key]["row"]} if key in facts else held[key] for key in order}
+    return tuple(given.get(key, Video(key, Path(key))) for key in order), both
 
 
 def bytes_per_video(decoding: Decoding) -> int:

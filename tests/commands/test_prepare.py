@@ -86,7 +86,7 @@ def test_every_odd_video_is_found_named_and_shown(project, recipe, store, capsys
     facts = report["videos"]["clip1.mp4"]["facts"]
     assert (facts["codec"], facts["width"], facts["frames"]) == ("h264", 64, 24)
     assert facts["duration"] == pytest.approx(2.4)
-    assert "3 of 21 videos (14 %) cannot be used, data.max_missing allows 1 %" in captured.out
+    assert "3 of 21 videos cannot be used: " in captured.out and "data.max_missing=0.1429 (now 0.01)" in captured.out
     assert "train short.mp4: short: 0.3 s" in captured.out
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "training refuses this data" in errors[0] and "Traceback" not in captured.err
@@ -99,7 +99,7 @@ def test_every_odd_video_is_found_named_and_shown(project, recipe, store, capsys
 def test_what_may_be_left_out_is_said_and_training_then_goes_on(project, recipe, capsys):
     assert run(prepare.main, recipe, "data.max_missing=0.2") == 0
     out = capsys.readouterr().out
-    assert "training leaves out 3 videos (14 %, allowed 20 %)" in out
+    assert "training leaves out 3 videos (14.3 %, allowed 20 %)" in out
     found = re.findall(r"(\w+): (\d+) of (\d+) videos and (\d+) captions can be used", out)
     counts = {split: [int(number) for number in numbers] for split, *numbers in found}
     assert np.sum(list(counts.values()), axis=0).tolist() == [18, 21, 32]
@@ -122,6 +122,67 @@ def test_damaged_videos_are_used_in_part_where_that_is_wanted(project, recipe, c
     assert (
         entry["oddities"][0].startswith("only a part can be decoded: ") and "cut off or damaged" in entry["oddities"]
     )
+
+
+def test_its_own_advice_can_be_followed_without_decoding_again(project, recipe, folder, capsys):
+    assert run(prepare.main, recipe) == 2
+    rows = (folder / "captions.csv").read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if not row.startswith(("page", "cut", "nowhere"))]
+    (folder / "captions.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    assert run(prepare.main, recipe) == 0
+    captured = capsys.readouterr()
+    assert "nothing is left out" in captured.out and "decode: " not in captured.err
+    assert run(distill.main, recipe, "teachers=[]") == 0
+
+
+def test_a_store_that_training_refuses_is_reported_and_the_rest_examined(project, recipe, folder, capsys):
+    run(prepare.main, recipe)
+    write_video(folder / "videos" / "clip1.mp4", frames=30, seed=99)
+    (project.folder / "run" / "prepare.json").unlink()
+    capsys.readouterr()
+    assert run(prepare.main, recipe, "data.max_missing=0.2") == 2
+    captured = capsys.readouterr()
+    assert "clip1.mp4" in captured.out and "files have changed" in captured.out
+    report = report_of(project)
+    assert "files have changed" in report["refusal"]
+    assert report["videos"]["clip1.mp4"]["frames"] > 0 and report["videos"]["black.mp4"]["oddities"] == ["black"]
+
+
+def test_its_verdict_is_that_of_training(project, recipe, folder, capsys):
+    for name in ("again", "clip11", "clip12", "clip13"):
+        path = next(folder.rglob(f"{name}.mp4"))
+        path.write_bytes(b"broken")
+    for main in (prepare.main, distill.main):
+        assert run(main, recipe, "data.max_missing=1", "teachers=[]") == 2
+        assert "split test: none of its videos can be used: clip11.mp4 (" in capsys.readouterr().err
+    assert run(prepare.main, recipe, "data.max_missing=0.9", "data.annotations=" + str(folder / "none.csv")) == 2
+    assert "none.csv cannot be read" in capsys.readouterr().err
+
+
+def test_unreadable_videos_without_a_store_are_refused_as_in_training(project, recipe, capsys):
+    assert run(prepare.main, recipe, "frames.store=none", "data.max_missing=0.5") == 2
+    assert "frames.store=none leaves out no unreadable video, and 2 are" in capsys.readouterr().err
+
+
+def test_parts_of_a_file_are_looked_at_as_parts(project, tmp_path, capsys):
+    write_video(tmp_path / "long.mp4", frames=100)
+    rows = [f"long.mp4,a red circle,{k},{k + 2},train" for k in range(0, 8, 2)]
+    rows += ["long.mp4,a blue circle,9,9.2,test"]
+    (tmp_path / "parts.csv").write_text("video,caption,start,end,split\n" + "\n".join(rows) + "\n")
+    data = {"annotations": str(tmp_path / "parts.csv"), "videos": str(tmp_path), "validation": None}
+    assert run(prepare.main, project(data={**data, "select_on": "test"})) == 0
+    videos = report_of(project)["videos"]
+    assert videos["long.mp4[9-9.2]"]["oddities"] == ["short: 0.2 s"]
+    assert videos["long.mp4[2-4]"]["oddities"] == [] and videos["long.mp4[2-4]"]["seconds"] == pytest.approx(2)
+    assert len(report_of(project)["overlaps"]) == 1
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_first(project, recipe, folder, capsys):
+    assert run(prepare.main, recipe, f"output={folder / 'black.mp4' / 'x'}") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
+    assert len(errors) == 1 and "the folder cannot be made" in errors[0]
+    assert not (project.folder / "stores").exists()
 
 
 # init

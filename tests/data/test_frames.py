@@ -248,15 +248,37 @@ def test_other_settings_are_refused_by_name(videos, tmp_path, options, named):
         build(videos[:1], tmp_path, **options)
 
 
-def test_other_videos_or_another_order_are_refused(videos, tmp_path):
+def test_other_videos_are_refused(videos, tmp_path):
     build(videos[:2], tmp_path)
     with pytest.raises(StoreError, match="made under other circumstances"):
         build(videos[:3], tmp_path)
-    with pytest.raises(StoreError, match="row"):
-        build(videos[1::-1], tmp_path)
     with pytest.raises(StoreError, match="other videos"):
         FrameStore.open(tmp_path / "store", videos[1::-1])
     assert FrameStore.open(tmp_path / "store", videos[:2]).rows_of([videos[1].id]).tolist() == [1]
+
+
+def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(videos, tmp_path, monkeypatch):
+    whole = build(videos, tmp_path)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    kept = [videos[2], videos[0]]
+    videos[1].path.unlink()  # neither listed nor there any more
+    fewer = build(kept, tmp_path)
+    rows = fewer.rows_of([video.id for video in kept])
+    for row, video in zip(rows, kept, strict=True):
+        assert torch.equal(fewer.read([row])[0], whole.read(whole.rows_of([video.id]))[0])
+    ids = [video.id for video in kept]
+    assert fewer.circumstances_of(ids) == whole.circumstances_of(ids)
+    assert decoded(tmp_path) == []
+    kept[0].path.write_bytes(b"changed")
+    with pytest.raises(StoreError, match=f"1 videos whose files have changed .*{kept[0].id}"):
+        build(kept, tmp_path)
+
+
+def test_an_incomplete_store_serves_its_own_videos_alone(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 1)
+    build(videos, tmp_path).store.discard(1)
+    with pytest.raises(StoreError, match="made under other circumstances"):
+        build(videos[:1], tmp_path)
 
 
 def test_damaged_or_useless_cache_of_hashes_is_no_error(videos, tmp_path):

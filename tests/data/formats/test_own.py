@@ -229,3 +229,10 @@ def test_parquet_columns_may_be_categories_or_large_text(tmp_path):
 def test_missing_file_is_named(tmp_path, kind):
     with pytest.raises(DataError, match=f"none.{kind} cannot be read.*No such file"):
         TABLES[kind][1](annotations=tmp_path / f"none.{kind}")
+
+
+@pytest.mark.parametrize("text", ["\ud800 a cat", "a\0cat"])
+def test_half_a_surrogate_pair_and_nul_are_no_text(tmp_path, text):
+    write_jsonl(tmp_path / "own.jsonl", [{"video": "a", "caption": text}])  # which escapes them
+    with pytest.raises(DataError, match="caption 'a:0' of 'a' is no text"):
+        read_jsonl(annotations=tmp_path / "own.jsonl")
