@@ -40,6 +40,8 @@ def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for counts in _distinct(result.get("partial") or {} for result in results):
         parts = ", ".join(f"{count} {split} videos" for split, count in counts.items())
         notes.append(f"Partial: {parts}; the others are missing or could not be read.")
+    for videos in _distinct(sorted(result.get("partly_decoded") or {}) for result in results):
+        notes.append(f"Damaged: {len(videos)} videos are used in part, for the rest of them cannot be decoded.")
     notes += [f"Overlap: {line}." for line in _distinct(line for r in results for line in r.get("overlaps") or ())]
     return notes
 
