@@ -70,7 +70,8 @@ def choose_frames(plan: FramePlan, timeline: Timeline, part: Part, draw: np.rand
 
     Where the rate is constant the published index formulas hold; the `per_second` one only for a part that begins at
     0, as all published ones do: it counts 29.97 frames per second as 29 and would begin a part at 200 seconds 6
-    seconds early. Everywhere else the frame that is shown at the moment counts.
+    seconds early. Everywhere else, and where there are fewer frames per second than are asked for, the frame that is
+    shown at the moment counts.
 
     `draw` jitters: `intervals` draws anywhere in the interval (X-Pool's `rand`), `clip2video` as published,
     `per_second` shifts each frame within its own 1/rate second, where no jitter is published.
@@ -80,7 +81,7 @@ def choose_frames(plan: FramePlan, timeline: Timeline, part: Part, draw: np.rand
         return _as_clip2video(plan, timeline, part, draw)
     if plan.kind == "intervals":
         return _intervals(plan, timeline, part, draw)
-    if timeline.varies or part.begin > 0:
+    if timeline.varies or part.begin > 0 or timeline.fps < plan.rate:
         return _seconds_by_time(plan, timeline, part, draw)
     last = int(part.finish + TOLERANCE) if math.isfinite(part.finish) else None
     indices = plan_indices(plan, len(timeline.times), timeline.fps, start=0, end=last)

@@ -189,3 +189,10 @@ def test_holes_are_closed_in_the_timeline_of_what_is_left():
     timeline = varying(1, 1, 2, 1, 1)
     left = timeline.without_holes(np.array([0, 2, 4]))
     assert left.times.tolist() == [0, 1, 3] and left.duration == 4
+
+
+def test_a_film_of_less_than_a_frame_per_second_is_read_by_time():
+    timeline = Timeline.constant(4, 0.5)
+    assert choose_frames(FramePlan("per_second", 12), timeline, find_part(timeline, None, None), None) == [
+        *(0, 0, 1, 1, 2, 2, 3, 3)
+    ]
