@@ -1,4 +1,4 @@
-"""The teachers: one file each, loaded by name from their official checkpoints."""
+"""The teachers, loaded by name from their official checkpoints. TS2-Net's selection, shift and layout are beside it."""
 
 from __future__ import annotations
 
