@@ -1,4 +1,4 @@
-"""The teachers, loaded by name from their official checkpoints. TS2-Net's selection, shift and layout are beside it."""
+"""The teachers, loaded by name from their official checkpoints; TS2-Net's parts are in files of their own."""
 
 from __future__ import annotations
 
