@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from teachclip.recipe_data import Count, Data, PathValue, Positive, Section, Share, Weight
+from teachclip.recipe_losses import Losses, check_losses
 
 
 class Frames(Section):
@@ -50,6 +51,21 @@ class Student(Section):
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
     mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
+    gate: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="how frame scores become weights; sigmoid: every frame by itself, for several events"
+    )
+    gate_input: Literal["after", "before"] = Field(
+        "after", description="whether the frame-weighting head reads frames after the temporal transformer or before"
+    )
+    gate_rescale: bool = Field(False, description="what that head reads is brought to unit variance")
+    heads: list[Literal["frame", "pooled", "text"]] = Field(
+        default_factory=list, description="light residual heads; a text head is run once per query"
+    )
+    head_width: Count | None = Field(None, description="inner width of the heads; null: 4 x the joint width")
+    sharpening: list[Positive] = Field(
+        default_factory=list,
+        description="factors on the trained gate's scores, tried on the selection split; the best one is exported",
+    )
 
 
 class Optimizer(Section):
@@ -59,6 +75,7 @@ class Optimizer(Section):
     lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
     clip_lr: Weight = Field(1e-7, description="rate of the backbone, when towers are tuned; 0 freezes it")
     aggregation_lr: Positive = Field(1e-3, description="rate of the frame-weighting head (published: 10 x lr)")
+    heads_lr: Positive | None = Field(None, description="rate of the residual heads; null: aggregation_lr")
     weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
     schedule: Literal["published", "warmup_cosine"] = Field(
         "published", description="published: cosine over the whole run; warmup_cosine: cosine after the warm-up"
@@ -153,39 +170,10 @@ class Teaching(Section):
     only: list[str] | None = Field(
         None, min_length=1, description="labels of the teachers that teach; null: all that are listed"
     )
-
-
-class ContrastiveTerm(Section):
-    """Cross-entropy of the matching pairs, in both directions."""
-
-    weight: Weight = 0.2
-
-
-class VideoTextTerm(Section):
-    """Imitate the teachers' video-text relevance."""
-
-    weight: Weight = 1.0
-    kind: Literal["pearson", "cross_entropy", "smooth_l1", "kl"] = "pearson"
-    temperature: Positive = Field(1.0, description="divisor of both logits")
-
-
-class FrameTextTerm(Section):
-    """Imitate the teachers' frame-text relevance."""
-
-    weight: Weight = 2.0
-    kind: Literal["cross_entropy", "pearson", "smooth_l1"] = "cross_entropy"
-    temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
-    targets: Literal["pair", "video"] = Field(
-        "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
+    weighting: Literal["fixed", "confidence"] = Field(
+        "fixed",
+        description="confidence: each pair listens to a teacher by its weight times how sure that teacher is of it",
     )
-
-
-class Losses(Section):
-    """Weighted sum of the terms. Without teachers only the contrastive term is used."""
-
-    contrastive: ContrastiveTerm = ContrastiveTerm()
-    video_text: VideoTextTerm = VideoTextTerm()
-    frame_text: FrameTextTerm = FrameTextTerm()
 
 
 class Evaluation(Section):
@@ -224,7 +212,7 @@ class Recipe(Section):
             raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")
         if taken := {"student", "zero_shot"} & set(labels):
             raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
-        if not self.teachers and self.losses.contrastive.weight == 0:
-            raise ValueError("losses.contrastive.weight is 0 and there are no teachers: nothing to train on")
+        for problem in check_losses(self.losses, self.student, labels, train=self.train, frames=self.frames):
+            raise ValueError(problem)
         _check_float16(self.train, self.optimizer)
         return self

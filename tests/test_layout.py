@@ -19,6 +19,7 @@ LAYERS = [
         "recipe",
         "recipe_data",
         "recipe_file",
+        "recipe_losses",
         "store",
         "files",
         "fingerprint",

@@ -105,6 +105,11 @@ def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, fra
         pooling_temperature=section.pooling_temperature,
         mask_padding=section.mask_padding,
         frames=frames,
+        gate=section.gate,
+        gate_input=section.gate_input,
+        gate_rescale=section.gate_rescale,
+        heads=section.heads,
+        head_width=section.head_width,
     )
 
 
@@ -116,6 +121,7 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
         clip_lr=section.clip_lr,
         aggregation_lr=section.aggregation_lr,
         weight_decay=section.weight_decay,
+        heads_lr=section.heads_lr,
     )
     return build_optimizer(section.name, groups)
 
@@ -163,8 +169,14 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
 def build_terms(recipe: Recipe) -> DistillationTerms:
     """Return the terms of the loss."""
     losses = recipe.losses
+
+    def term(section: Any) -> Term:
+        values = section.model_dump(include={"weight", "kind", "temperature", "end_weight"})
+        return Term(**values)
+
     return DistillationTerms(
-        contrastive=Term(losses.contrastive.weight),
-        video_text=Term(losses.video_text.weight, losses.video_text.kind, losses.video_text.temperature),
-        frame_text=Term(losses.frame_text.weight, losses.frame_text.kind, losses.frame_text.temperature),
+        contrastive=term(losses.contrastive),
+        video_text=term(losses.video_text),
+        frame_text=term(losses.frame_text),
+        sets=term(losses.sets) if losses.uses_sets else None,
     )

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def distill(recipe: Recipe) -> dict[str, Any]:
     """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
     from teachclip.commands import build, teacher_files
-    from teachclip.commands.teaching import build_teachers
+    from teachclip.commands.sharpening import sharpen
+    from teachclip.commands.teaching import build_sets, build_teachers
     from teachclip.commands.towers import freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
@@ -70,12 +71,20 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     freeze(student, towers=train.towers)
     set_clip_weights(student, train.clip_weights)
     teachers = build_teachers(work, split)
+    sets, set_scorer = build_sets(work, split, inputs)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
     accelerator.init_trackers(recipe.name)
     progress = fit(
-        DistillationTask(student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online),
+        DistillationTask(
+            student,
+            build.build_terms(recipe),
+            stored_weights=teachers.weights,
+            online=teachers.online,
+            by_confidence=recipe.teaching.weighting == "confidence",
+            set_scorer=set_scorer,
+        ),
         build.build_optimizer_for(student, recipe.optimizer),
-        TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras),
+        TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras, sets),
         accelerator,
         run,
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
@@ -85,6 +94,13 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     task.load_state_dict(run.best_weights())
     student.float()  # what is measured below is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
+    if recipe.student.sharpening:
+        results["sharpening"] = sharpen(
+            student,
+            recipe.student.sharpening,
+            lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
+            processes,
+        )
     for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if target is not None:
             target_inputs = work.inputs(target, clip, towers=train.towers)

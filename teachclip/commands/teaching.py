@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -10,11 +11,14 @@ from teachclip.commands.cli import say
 from teachclip.commands.teacher_files import build_teacher, teacher_class
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
+from teachclip.errors import RecipeError
 from teachclip.inputs import Inputs, PixelInputs
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.scorer import gives_frame_relevance, reads_relevance
+from teachclip.scorer import FeatureScorer, gives_frame_relevance, reads_relevance
 from teachclip.training.batches import StoredRelevance
+from teachclip.training.set_scorer import SetScorer
+from teachclip.training.sets import SetPlan
 from teachclip.training.task import OnlineTeacher
 
 
@@ -53,6 +57,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
                 split,
                 targets=recipe.losses.frame_text.targets,
                 frame_temperature=section.frame_temperature,
+                clip=recipe.losses.frame_text.clip,
             )
             found.stored.append(relevance)
             found.weights.append(section.weight)
@@ -64,6 +69,27 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.extras[prefix] = known[prefix]
     found.say_frames(recipe)
     return found
+
+
+def build_sets(work: Workspace, split: Split, inputs: Inputs) -> tuple[SetPlan | None, SetScorer | None]:
+    """Return the synthetic videos of a recipe and who scores them, or nothing if it has no set distillation.
+
+    `inputs`: the student's, of the training split. Raises RecipeError for a teacher that cannot score new videos.
+    """
+    recipe, term = work.recipe, work.recipe.losses.sets
+    if not recipe.losses.uses_sets:
+        return None, None
+    options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "seed": recipe.seed}
+    if term.scorer == "backbone":
+        return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
+    section = next(item for item in recipe.teachers if item.label == term.scorer)
+    if reads_relevance(teacher_class(section)):
+        raise RecipeError(f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets")
+    teacher: Any = build_teacher(section, work.device)
+    scored: Inputs = work.inputs_for(teacher, split, work.views)
+    if isinstance(teacher, FeatureScorer) and not hasattr(teacher, "preprocessing") and hasattr(teacher, "clip"):
+        scored = work.feature_inputs(split, teacher.clip, work.views)  # its towers need not run in every step
+    return SetPlan(inputs, term.count, term.texts, **options, scorer=scored), SetScorer(term.scale, teacher)
 
 
 def is_stored(recipe: Recipe, section: TeacherSection) -> bool:

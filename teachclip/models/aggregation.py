@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ class Aggregation(NamedTuple):
     scores: Tensor
     """Raw score of every frame (videos, frames), padded ones too."""
     weights: Tensor
-    """Softmax of the scores at temperature 1 (videos, frames): what is compared with a teacher's frame relevance."""
+    """The gate of the scores at temperature 1 (videos, frames): what is compared with a teacher's frame relevance."""
+    shares: Tensor
+    """What each frame counts in the pooled feature (videos, frames); rows sum to 1, padded frames have 0."""
 
 
 def complete_mask(frame_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -82,25 +85,54 @@ def residual_pooling(tokens: Tensor, mask: Tensor, assignment_centers: Tensor, r
         return F.normalize(F.normalize(residuals, dim=-1).mean(dim=1), dim=-1)
 
 
-class FrameAggregation(nn.Module):
-    """Score every frame by a small network and pool the normalised frames with the scores' softmax.
+GATES = ("softmax", "sigmoid")
 
-    s_i = w2 . ReLU(W1 h_i + b1) + b2;  v = sum_i softmax(s / temperature)_i h_i / |h_i|.
+
+class FrameAggregation(nn.Module):
+    """Score every frame by a small network and pool the normalised frames with the gate of the scores.
+
+    s_i = w2 . ReLU(W1 g_i + b1) + b2;  v = sum_i a_i h_i / |h_i|.
+    Gate `softmax` (as published): a = softmax(s / temperature). Frames compete, so several events share the weight.
+    Gate `sigmoid`: a_i = sigmoid(s_i / temperature), divided by their sum. Every frame is judged by itself, so that a
+    video may hold several events.
+    g are the frames h themselves or, if they are given apart, what the gate reads instead; `rescale` brings them to
+    entries of unit variance, sqrt(dim) g / |g|, so that the network learns as fast on any backbone's scale.
     `temperature`: 0.1 as published. The score network starts from N(0, 0.02) with zero biases.
     """
 
-    def __init__(self, width: int, *, temperature: float = 0.1) -> None:
+    def __init__(self, width: int, *, temperature: float = 0.1, gate: str = "softmax", rescale: bool = False) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
-        self.temperature = temperature
+        self.temperature, self.gate, self.rescale = temperature, gate, rescale
 
-    def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Aggregation:
-        """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames take no weight."""
-        scores = self.score(F.relu(self.hidden(frames))).squeeze(-1).float()
-        shares = masked_softmax(scores, frame_mask, temperature=self.temperature)
+    def forward(
+        self, frames: Tensor, frame_mask: Tensor | None = None, gate_frames: Tensor | None = None
+    ) -> Aggregation:
+        """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames take no weight.
+
+        `gate_frames` (videos, frames, dim): what the gate reads; None: the frames.
+        """
+        read = frames if gate_frames is None else gate_frames
+        if self.rescale:
+            read = F.normalize(read, dim=-1) * math.sqrt(read.shape[-1])
+        scores = self.score(F.relu(self.hidden(read))).squeeze(-1).float()
+        shares = gate_shares(scores, frame_mask, temperature=self.temperature, gate=self.gate)
         pooled = (shares.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
-        return Aggregation(pooled, scores, masked_softmax(scores, frame_mask))
+        return Aggregation(pooled, scores, gate_shares(scores, frame_mask, temperature=1.0, gate=self.gate), shares)
+
+
+def gate_shares(
+    scores: Tensor, frame_mask: Tensor | None = None, *, temperature: float = 1.0, gate: str = "softmax"
+) -> Tensor:
+    """Return what each frame counts for its scores (videos, frames): rows sum to 1, padded frames have 0.
+
+    See `FrameAggregation` for the gates. The sigmoid's is computed as a softmax of log sigmoid(s / temperature), so
+    that it cannot divide by zero.
+    """
+    if gate == "sigmoid":
+        return masked_softmax(F.logsigmoid(scores.float() / temperature), frame_mask)
+    return masked_softmax(scores, frame_mask, temperature=temperature)
 
 
 class MeanAggregation(nn.Module):
@@ -109,9 +141,11 @@ class MeanAggregation(nn.Module):
     It has no parameters; scores are 0 and weights uniform.
     """
 
-    def forward(self, frames: Tensor, frame_mask: Tensor | None = None) -> Aggregation:
+    def forward(
+        self, frames: Tensor, frame_mask: Tensor | None = None, gate_frames: Tensor | None = None
+    ) -> Aggregation:
         """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames do not count."""
         scores = frames.new_zeros(frames.shape[:2], dtype=torch.float32)
         weights = masked_softmax(scores, frame_mask)
         pooled = (weights.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
-        return Aggregation(pooled, scores, weights)
+        return Aggregation(pooled, scores, weights, weights)

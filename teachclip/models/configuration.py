@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from teachclip.errors import CheckpointError
+from teachclip.models.aggregation import GATES
 from teachclip.models.families import family_of, joint_width, text_positions
+from teachclip.models.heads import HEADS
 from teachclip.registry import closest
 
 POOLINGS = ("attention", "mean")
+GATE_INPUTS = ("after", "before")
 _OWN = (
     *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames"),
-    *("pooling", "pooling_temperature", "mask_padding"),
+    *("pooling", "pooling_temperature", "mask_padding", "gate", "gate_input", "gate_rescale", "heads", "head_width"),
 )
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
@@ -35,6 +39,10 @@ class StudentConfig(PreTrainedConfig):
     pooling_temperature: divisor of the frame scores before their softmax.
     mask_padding: whether padded frames are kept from taking weight; False reproduces the official code (its mean
         pooling never counts them).
+    gate, gate_rescale: how frame scores become weights; see `FrameAggregation`.
+    gate_input: whether the scores are of the frames `after` the temporal transformer, as published, or `before` it.
+    heads: which light residual heads there are, of frame, pooled, text; none as published; see `ResidualHead`.
+    head_width: their inner width; None means four times the joint width.
 
     Raises CheckpointError for unknown names, which transformers would accept silently, and for impossible values.
     """
@@ -52,6 +60,11 @@ class StudentConfig(PreTrainedConfig):
         pooling: str = "attention",
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
+        gate: str = "softmax",
+        gate_input: str = "after",
+        gate_rescale: bool = False,
+        heads: Sequence[str] = (),
+        head_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
@@ -61,10 +74,12 @@ class StudentConfig(PreTrainedConfig):
             )
         self.backbone_config = _backbone_config(backbone_config)
         self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)
-        heads = max(1, self.width // 64) if temporal_heads is None else temporal_heads
-        self.temporal_heads = _integer("temporal_heads", heads, least=1)
+        attention_heads = max(1, self.width // 64) if temporal_heads is None else temporal_heads
+        self.temporal_heads = _integer("temporal_heads", attention_heads, least=1)
         if self.width % self.temporal_heads:
-            raise CheckpointError(f"StudentConfig: temporal_heads {heads} does not divide the width {self.width}")
+            raise CheckpointError(
+                f"StudentConfig: temporal_heads {self.temporal_heads} does not divide width {self.width}"
+            )
         if temporal_activation not in ACT2FN:
             raise CheckpointError(
                 f"StudentConfig: temporal_activation {temporal_activation!r} is none of transformers"
@@ -72,17 +87,18 @@ class StudentConfig(PreTrainedConfig):
         self.temporal_activation = temporal_activation
         positions = text_positions(self.backbone_config)
         self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
-        if pooling not in POOLINGS:
-            raise CheckpointError(f"StudentConfig: pooling is {pooling!r}, allowed: {', '.join(POOLINGS)}")
-        self.pooling = pooling
+        self.pooling = _one_of("pooling", pooling, POOLINGS)
         if isinstance(pooling_temperature, bool) or not pooling_temperature > 0:
             raise CheckpointError(
                 f"StudentConfig: pooling_temperature is {pooling_temperature}, expected more than 0"
             )
         self.pooling_temperature = float(pooling_temperature)
-        if not isinstance(mask_padding, bool):
-            raise CheckpointError(f"StudentConfig: mask_padding is {mask_padding!r}, expected true or false")
-        self.mask_padding = mask_padding
+        self.mask_padding = _boolean("mask_padding", mask_padding)
+        self.gate = _one_of("gate", gate, GATES)
+        self.gate_input = _one_of("gate_input", gate_input, GATE_INPUTS)
+        self.gate_rescale = _boolean("gate_rescale", gate_rescale)
+        self.heads = [_one_of("heads", place, HEADS) for place in heads]
+        self.head_width = _integer("head_width", 4 * self.width if head_width is None else head_width, least=1)
         super().__init__(**kwargs)
 
     @property
@@ -107,4 +123,16 @@ def _backbone_config(given: PreTrainedConfig | dict[str, Any] | None) -> PreTrai
 def _integer(name: str, value: int, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected an integer of at least {least}")
+    return value
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise CheckpointError(f"StudentConfig: {name} is {value!r}, allowed: {', '.join(allowed)}")
+    return value
+
+
+def _boolean(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected true or false")
     return value

@@ -5,33 +5,32 @@ Texts and videos become one vector each, so that a search is one dot product per
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from teachclip.errors import CheckpointError, DataError
+from teachclip.errors import DataError
 from teachclip.models import backbone as towers
 from teachclip.models.aggregation import Aggregation, FrameAggregation, MeanAggregation, complete_mask
-from teachclip.models.clip import check_loading_info, first_line, quiet_loading
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
+from teachclip.models.heads import ResidualHeads
 from teachclip.models.outputs import StudentOutput
-from teachclip.models.processing import StudentProcessor, load_processor
+from teachclip.models.saving import SavingMixin
 from teachclip.models.temporal import ResidualLinear, TemporalTransformer
 from teachclip.models.warm_start import start_from_backbone, temporal_settings
 from teachclip.scorer import Tokens
 
 
-class StudentModel(EncodingMixin, PreTrainedModel):
+class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
     """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
-    h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAggregation`.
+    h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAggregation`. If it
+    has `ResidualHeads`, they correct h before pooling, the pooled video, and the text.
     """
 
     config_class = StudentConfig
@@ -53,10 +52,17 @@ class StudentModel(EncodingMixin, PreTrainedModel):
                 activation=config.temporal_activation,
             )
         self.aggregation: FrameAggregation | MeanAggregation = (
-            FrameAggregation(config.width, temperature=config.pooling_temperature)
+            FrameAggregation(
+                config.width,
+                temperature=config.pooling_temperature,
+                gate=config.gate,
+                rescale=config.gate_rescale,
+            )
             if config.pooling == "attention"
             else MeanAggregation()
         )
+        if config.heads:
+            self.heads = ResidualHeads(config.heads, config.width, config.head_width)
         self.processor: Any = None
         self.post_init()
 
@@ -86,11 +92,20 @@ class StudentModel(EncodingMixin, PreTrainedModel):
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
         """Encode texts from raw text features (texts, dim) to {"embeds": (texts, dim)}, L2-normalised."""
-        return {"embeds": F.normalize(text_features.float(), dim=-1)}
+        return {"embeds": F.normalize(self._correct("text", text_features).float(), dim=-1)}
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
+
+    def sets_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
+        """Encode sets of frames that all count alike, raw features (sets, frames, dim), to {"embeds": (sets, dim)}.
+
+        As a video with these frames alone, but without the gate, which is not what such sets teach.
+        """
+        hidden = self._correct("frame", self._temporal(frame_features, frame_mask))
+        pooled = MeanAggregation()(hidden, frame_mask).pooled
+        return {"embeds": F.normalize(self._correct("pooled", pooled), dim=-1)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
         """Encode texts (texts, tokens) to {"embeds": (texts, dim)}, L2-normalised."""
@@ -113,16 +128,26 @@ class StudentModel(EncodingMixin, PreTrainedModel):
 
         `frame_features`: raw features. Raises DataError for more frames than the model has positions.
         """
-        hidden = frame_features
         mask = complete_mask(frame_mask, frame_features)
-        if self.config.temporal_layers:
-            frames = frame_features.shape[1]
-            if frames > self.config.max_frames:
-                raise DataError(f"videos have {frames} frames, this student takes at most {self.config.max_frames}")
-            positions = self.frame_position_embeddings.weight[:frames]
-            hidden = self.temporal(frame_features + positions, mask) + frame_features
+        hidden = self._temporal(frame_features, mask)
         is_masked = self.mask_padding or self.config.pooling == "mean"  # the official mean is masked, its AFA is not
-        return hidden, self.aggregation(hidden, mask if is_masked else None)
+        gate_frames = frame_features if self.config.gate_input == "before" else hidden
+        found = self.aggregation(self._correct("frame", hidden), mask if is_masked else None, gate_frames)
+        return hidden, found._replace(pooled=self._correct("pooled", found.pooled))
+
+    def _temporal(self, frame_features: Tensor, mask: Tensor) -> Tensor:
+        """Apply the temporal transformer, if there is one, to raw features (videos, frames, dim)."""
+        if not self.config.temporal_layers:
+            return frame_features
+        frames = frame_features.shape[1]
+        if frames > self.config.max_frames:
+            raise DataError(f"videos have {frames} frames, this student takes at most {self.config.max_frames}")
+        positions = self.frame_position_embeddings.weight[:frames]
+        return self.temporal(frame_features + positions, mask) + frame_features  # type: ignore[no-any-return]
+
+    def _correct(self, place: str, features: Tensor) -> Tensor:
+        """Apply the residual head of a place, if the student has one there."""
+        return self.heads.correct(place, features) if self.config.heads else features
 
     # The transformers interface
 
@@ -130,7 +155,9 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Return the text tower's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
-        return towers.text_output(self.backbone, input_ids, attention_mask, **kwargs)
+        output = towers.text_output(self.backbone, input_ids, attention_mask, **kwargs)
+        output.pooler_output = self._correct("text", output.pooler_output)
+        return output
 
     def get_video_features(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None
@@ -183,8 +210,6 @@ class StudentModel(EncodingMixin, PreTrainedModel):
             raise DataError("nothing to encode: give texts, videos or both")
         return result
 
-    # Making, loading, saving
-
     @classmethod
     def from_backbone(
         cls,
@@ -195,10 +220,12 @@ class StudentModel(EncodingMixin, PreTrainedModel):
         pooling: str = "attention",
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
+        **options: Any,
     ) -> StudentModel:
         """Start a student from a dual encoder as published for CLIP; see `start_from_backbone` for what is copied.
 
-        `frames`: the most frames that a video will have; see `temporal_settings`. Random parts are drawn from torch's
+        `frames`: the most frames that a video will have; see `temporal_settings`. `options`: more of `StudentConfig`,
+        which refuses unknown ones. Random parts are drawn from torch's
         global generator.
         """
         config = StudentConfig(
@@ -208,35 +235,8 @@ class StudentModel(EncodingMixin, PreTrainedModel):
             pooling=pooling,
             pooling_temperature=pooling_temperature,
             mask_padding=mask_padding,
+            **options,
         )
         model = cls(config)
         start_from_backbone(model, backbone)
         return model.eval()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved student and, if one was saved beside it, its processor.
-
-        As in transformers, but weights that are missing, unexpected or of another shape raise CheckpointError.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        source = "student" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
-        try:
-            with quiet_loading():
-                model, info = super().from_pretrained(
-                    pretrained_model_name_or_path,
-                    *args,
-                    **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
-                )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{source}: cannot be loaded as a student: {first_line(error)}") from error
-        check_loading_info(info, source=source)
-        if pretrained_model_name_or_path is not None:
-            model.processor = load_processor(pretrained_model_name_or_path)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save configuration, weights (safetensors) and the processor, if there is one, into a folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        if isinstance(self.processor, StudentProcessor) and kwargs.get("is_main_process", True):
-            self.processor.save_pretrained(save_directory)

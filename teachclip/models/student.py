@@ -24,6 +24,9 @@ from teachclip.models.processing import StudentProcessor
 
 __all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
 
+OFFICIAL: Mapping[str, Any] = {"gate": "softmax", "gate_input": "after", "gate_rescale": False, "heads": []}
+"""Options that the official layouts have no place for, and what they mean by it."""
+
 AutoConfig.register("teachclip", StudentConfig, exist_ok=True)
 AutoModel.register(StudentConfig, StudentModel, exist_ok=True)
 AutoProcessor.register(StudentConfig, StudentProcessor, exist_ok=True)
@@ -78,6 +81,11 @@ def student_to_official(model: StudentModel) -> dict[str, Tensor]:
     if model.config.temporal_layers and model.config.temporal_heads != heads:
         raise CheckpointError(
             f"student: has {model.config.temporal_heads} temporal heads, the official layout {heads}"
+        )
+    own = [key for key, plain in OFFICIAL.items() if getattr(model.config, key) != plain]
+    if own:
+        raise CheckpointError(
+            f"student: {own[0]} is {getattr(model.config, own[0])}, the official layouts know only {OFFICIAL[own[0]]}"
         )
     if model.config.pooling == "attention":
         if not model.config.temporal_layers:

@@ -19,6 +19,7 @@ from teachclip.inputs import Batch, Inputs, decodes_when_read, read_ahead
 from teachclip.processes import Processes
 from teachclip.store import ArrayStore
 from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
+from teachclip.training.sets import SetPlan
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,18 @@ class StoredRelevance:
 
     @classmethod
     def build(
-        cls, store: ArrayStore, split: Split, *, targets: str, frame_temperature: float = 1.0
+        cls,
+        store: ArrayStore,
+        split: Split,
+        *,
+        targets: str,
+        frame_temperature: float = 1.0,
+        clip: float | None = None,
     ) -> StoredRelevance:
-        """Teach from a relevance store of `split`; `targets` is `pair`, or `video` to aggregate over captions."""
+        """Teach from a relevance store of `split`; `targets` is `pair`, or `video` to aggregate over captions.
+
+        `clip`: see `video_frame_targets`.
+        """
         if targets == "pair" or "frame_text" not in store.arrays:
             return cls(store, None, frame_temperature)
         columns, videos = split.caption_videos, len(split.videos)
@@ -50,7 +60,7 @@ class StoredRelevance:
         for view, own in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
             among = slice(view * videos, (view + 1) * videos)  # each view among the videos' same view
             logits = functools.partial(_columns_of, store, among)
-            found.append(video_frame_targets(own, teacher_confidence(logits, columns), columns))
+            found.append(video_frame_targets(own, teacher_confidence(logits, columns), columns, clip=clip))
         return cls(store, np.concatenate(found), frame_temperature)
 
     @property
@@ -93,11 +103,14 @@ class TrainingBatches(Dataset[Batch]):
         processes: Processes,
         relevances: Sequence[StoredRelevance] = (),
         extras: Mapping[str, Inputs] | None = None,
+        sets: SetPlan | None = None,
     ) -> None:
         """`extras`: more inputs, for online teachers, by the prefix that their names get in the batch.
 
-        Without a prefix they join those of `inputs`: pixels beside a student on stored features.
+        Without a prefix they join those of `inputs`: pixels beside a student on stored features. `sets`: synthetic
+        videos that every batch holds too.
         """
+        self.sets = sets
         self.inputs, self.extras = inputs, dict(extras or {})
         self.split, self.plan = split, plan
         self.share = processes.index, processes.count
@@ -119,6 +132,8 @@ class TrainingBatches(Dataset[Batch]):
             batch[f"video_text.{number}"], frame_text = relevance.batch(rows, columns)
             if frame_text is not None:
                 batch[f"frame_text.{number}"] = frame_text
+        if self.sets is not None:
+            batch.update(self.sets.batch(step, *self.share))
         return batch
 
     def _columns(self, step: int, rows: np.ndarray) -> np.ndarray:

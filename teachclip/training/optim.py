@@ -69,27 +69,31 @@ def parameter_groups(
     clip_lr: float,
     aggregation_lr: float,
     weight_decay: float,
+    heads_lr: float | None = None,
     clip_prefix: str | None = None,
     aggregation_prefix: str = "aggregation.",
 ) -> list[dict[str, Any]]:
     """Return the published groups of a model's trainable parameters, in the published order, empty ones left out.
 
     CLIP, new parameters, and the frame-weighting head, told apart by the prefixes of their names, each with and
-    without decay. No decay is for names that end in `bias` and nothing else: the official rule also spares
-    `LayerNorm` names, but its norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.
+    without decay; then, where there are any, the residual heads, by default at the frame-weighting head's rate. No
+    decay is for names that end in `bias` and nothing else: the official rule also spares `LayerNorm` names, but its
+    norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.
 
-    Each group has `name` ("clip", "new", "aggregation", with "_no_decay" added), `params`, `lr` and `initial_lr` (the
-    rate before the schedule) and `weight_decay`. `clip_prefix` None: see `tower_prefix`. Raises RecipeError if no
-    parameter is trainable.
+    Each group has `name` ("clip", "new", "aggregation", "heads", with "_no_decay" added), `params`, `lr` and
+    `initial_lr` (the rate before the schedule) and `weight_decay`. `clip_prefix` None: see `tower_prefix`. Raises
+    RecipeError if no parameter is trainable.
     """
     clip_prefix = tower_prefix(model) if clip_prefix is None else clip_prefix
-    rates = {"clip": clip_lr, "new": lr, "aggregation": aggregation_lr}
-    order = ("clip", "new", "clip_no_decay", "new_no_decay", "aggregation", "aggregation_no_decay")
+    rates = {"clip": clip_lr, "new": lr, "aggregation": aggregation_lr, "heads": heads_lr or aggregation_lr}
+    order = ["clip", "new", "clip_no_decay", "new_no_decay", "aggregation", "aggregation_no_decay"]
+    order += ["heads", "heads_no_decay"]
     members: dict[str, list[nn.Parameter]] = {name: [] for name in order}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "clip" if name.startswith(clip_prefix) else "new"
             part = "aggregation" if name.startswith(aggregation_prefix) else part
+            part = "heads" if name.startswith("heads.") else part
             members[part + ("_no_decay" if name.endswith("bias") else "")].append(parameter)
     groups = [
         {

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
-from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
+from teachclip.losses import contrastive_loss, frame_text_loss, set_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
 from teachclip.targets import tempered_relevance
 from teachclip.training.distributed import gather_with_gradient
+from teachclip.training.set_scorer import SetScorer
 
 
 class Task(nn.Module, ABC):
@@ -37,15 +38,26 @@ class Term:
     weight: float
     kind: str = ""
     temperature: float = 1.0
+    end_weight: float | None = None
+
+    def weight_at(self, batch: Batch) -> float | Tensor:
+        """Return the weight in a step; `progress` of the batch, 0-d in [0, 1], is how far the run is."""
+        if self.end_weight is None:
+            return self.weight
+        return self.weight + (self.end_weight - self.weight) * batch["progress"]
 
 
 @dataclass(frozen=True)
 class DistillationTerms:
-    """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text."""
+    """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
+
+    Without `sets` there is no set distillation.
+    """
 
     contrastive: Term = Term(0.2)
     video_text: Term = Term(1.0, "pearson")
     frame_text: Term = Term(2.0, "cross_entropy")
+    sets: Term | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,8 @@ class DistillationTask(Task):
     A batch holds this process's pairs (see `teachclip.inputs`) and, for the global batch, `video_rows` (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
-    left out. Stored and online teachers may stand together.
+    left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of
+    `confidence_weights`, pair by pair. With `set_scorer` the batch holds synthetic videos too (see `SetPlan`).
     """
 
     def __init__(
@@ -83,11 +96,14 @@ class DistillationTask(Task):
         *,
         stored_weights: Sequence[float] = (),
         online: Sequence[OnlineTeacher] = (),
+        by_confidence: bool = False,
+        set_scorer: SetScorer | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.terms = terms
         self.stored_weights = tuple(stored_weights)
+        self.by_confidence, self.set_scorer = by_confidence, set_scorer
         self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
 
     def clamp_scale(self) -> None:
@@ -111,24 +127,50 @@ class DistillationTask(Task):
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         losses = {"contrastive": contrastive_loss(logits, same_video)}
         relevances = self._relevances(batch)
-        if not relevances:
-            return {"loss": losses["contrastive"], **losses}
-        video, frame = self.terms.video_text, self.terms.frame_text
-        losses["video_text"] = _weighted_mean(
-            (item.weight, video_text_loss(logits, item.video_text, kind=video.kind, temperature=video.temperature))
-            for item in relevances
-        )
-        total = self.terms.contrastive.weight * losses["contrastive"] + video.weight * losses["video_text"]
-        options: dict[str, Any] = {"kind": frame.kind, "temperature": frame.temperature, "frame_mask": frame_mask}
-        frames = [
-            (item.weight, frame_text_loss(frame_scores, item.frame_text, **options))
-            for item in relevances
-            if item.frame_text is not None
-        ]
-        if frames:
-            losses["frame_text"] = _weighted_mean(frames)
-            total = total + frame.weight * losses["frame_text"]
+        total = losses["contrastive"]
+        if relevances or self.set_scorer is not None:
+            total = self.terms.contrastive.weight_at(batch) * total
+        if relevances:
+            shares = confidence_weights(relevances, same_video) if self.by_confidence else None
+            losses["video_text"] = self._video_text(logits, relevances, shares)
+            total = total + self.terms.video_text.weight_at(batch) * losses["video_text"]
+            if any(item.frame_text is not None for item in relevances):
+                losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, shares)
+                total = total + self.terms.frame_text.weight_at(batch) * losses["frame_text"]
+        if self.set_scorer is not None and self.terms.sets is not None:
+            losses["sets"] = set_loss(*self.set_scorer.logits(self.student, batch))
+            total = total + self.terms.sets.weight_at(batch) * losses["sets"]
         return {"loss": total, **losses}
+
+    def _video_text(self, logits: Tensor, relevances: Sequence[Relevance], shares: Sequence[Tensor] | None) -> Tensor:
+        term = self.terms.video_text
+        options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature}
+        if shares is None:
+            return _weighted_mean(
+                (item.weight, video_text_loss(logits, item.video_text, **options)) for item in relevances
+            )
+        pairs = zip(relevances, shares, strict=True)
+        return sum_of(video_text_loss(logits, item.video_text, **options, pair_weights=own) for item, own in pairs)
+
+    def _frame_text(
+        self,
+        frame_scores: Tensor,
+        frame_mask: Tensor | None,
+        relevances: Sequence[Relevance],
+        shares: Sequence[Tensor] | None,
+    ) -> Tensor:
+        term = self.terms.frame_text
+        options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature, "frame_mask": frame_mask}
+        have = [k for k, item in enumerate(relevances) if item.frame_text is not None]
+        targets = [(k, relevances[k].frame_text) for k in have]
+        if shares is None:
+            return _weighted_mean(
+                (relevances[k].weight, frame_text_loss(frame_scores, target, **options))
+                for k, target in targets
+                if target is not None
+            )
+        mixed = sum_of(shares[k][:, None] * target for k, target in targets if target is not None)
+        return frame_text_loss(frame_scores, mixed, **options)
 
     def _relevances(self, batch: Batch) -> list[Relevance]:
         stored = [
@@ -142,6 +184,24 @@ def _weighted_mean(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
     """Return the mean of some 0-d losses, each with its weight."""
     weights, losses = zip(*terms, strict=True)
     return torch.stack([weight / sum(weights) * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape."""
+    return torch.stack(list(parts)).sum(dim=0)
+
+
+@torch.no_grad()
+def confidence_weights(relevances: Sequence[Relevance], same_video: Tensor) -> list[Tensor]:
+    """Return how much each pair listens to each teacher: (pairs,) per teacher, adding up to 1 over the teachers.
+
+    `w_k p_k / sum_k w_k p_k`, where p_k is what teacher k gives to the pair's own video when it looks for it by the
+    caption among the videos of the batch, `softmax(row)` of its video-text relevance, and w_k its weight in the
+    recipe. `same_video` (pairs, pairs) bool: columns that show the pair's own video.
+    """
+    sure = [item.weight * (item.video_text.float().softmax(-1) * same_video).sum(-1) for item in relevances]
+    total = sum_of(sure).clamp_min(torch.finfo(torch.float32).tiny)
+    return [item / total for item in sure]
 
 
 @torch.no_grad()

@@ -1,0 +1,100 @@
+"""How close every caption is to every video, from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from teachclip.losses.parts import check_matrix, check_shape, check_temperature, correlation_distance, pick
+
+
+def video_text_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "pearson",
+    temperature: float = 1.0,
+    pair_weights: Tensor | None = None,
+) -> Tensor:
+    """Distance of the student's video-text relevance from a teacher's (TeachCLIP, section 3.2.1).
+
+    With `x = student_logits / temperature`, `y = teacher_logits / temperature`, and rows of both directions (texts,
+    then videos by transposing):
+
+    - `pearson` (published default): mean over rows of `1 - corr(softmax(x_row), softmax(y_row))`, both directions
+      added, so in [0, 4]. Blind to scale and shift of the probabilities: it asks for the teacher's preferences, not
+      for its confidence (DIST, Huang et al. 2022). A row that is constant in student or teacher has no correlation;
+      it counts as 1 and gives no gradient. So one pair in a batch gives exactly 2.
+    - `cross_entropy`: mean over ALL elements of `-softmax(y) log softmax(x)`, both directions added. As published; it
+      is the usual soft cross-entropy divided by the row length, hence its published weight of 10.
+    - `kl`: mean over rows of `sum softmax(y) (log softmax(y) - log softmax(x))`, both directions added. Not
+      published. In a square batch its gradient is that of `cross_entropy` times the batch size, and its minimum is 0.
+      No factor `temperature**2` is applied, as in the siblings.
+    - `smooth_l1`: Huber distance with threshold 1, mean over all elements of `x - y`. Compares logits, not
+      distributions, so it also asks for the teacher's scale; both directions are the same and count once.
+
+    With `pair_weights` (pairs,), where text i and video i are pair i, row i of both directions counts that many times
+    in the means, whose divisor stays the same: weights that add up to 1 over several teachers share a pair out.
+
+    `student_logits`, `teacher_logits`: (texts, videos), on the logit scale. Raises ValueError on an unknown kind,
+    unequal shapes, or a temperature that is not positive.
+    """
+    distance = pick("video-text", kind, VIDEO_TEXT_LOSSES)
+    check_temperature(temperature)
+    check_matrix("student_logits", student_logits)
+    check_shape("teacher_logits", teacher_logits, "student_logits", student_logits)
+    square = student_logits.shape[0] == student_logits.shape[1]
+    if pair_weights is not None and not (square and pair_weights.shape == student_logits.shape[:1]):
+        shapes = f"{tuple(pair_weights.shape)} for logits {tuple(student_logits.shape)}"
+        raise ValueError(f"pair_weights needs one weight per pair of square logits, got {shapes}")
+    student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
+    loss = _mean(distance(student, teacher), pair_weights)
+    return loss if kind in SYMMETRIC else loss + _mean(distance(student.T, teacher.T), pair_weights)
+
+
+def set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Distance of what each text finds among sets of frames from what a scorer that keeps every frame finds.
+
+    Mean over texts of `KL(softmax(target_row), softmax(student_row))`, over the sets. Not published: it is the
+    relevance distillation of section 3.2.1 on synthetic videos, from texts to sets alone.
+    `student_logits`, `target_logits`: (texts, sets). Raises ValueError on unequal shapes.
+    """
+    check_matrix("student_logits", student_logits)
+    check_shape("target_logits", target_logits, "student_logits", student_logits)
+    return _video_kl(student_logits.float(), target_logits.detach().float()).mean()
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of all values (rows, ...), each row times its weight (rows,)."""
+    return (values if weights is None else (values.T * weights).T).mean()
+
+
+def _video_pearson(student: Tensor, teacher: Tensor) -> Tensor:
+    return correlation_distance(student.softmax(-1), teacher.softmax(-1))
+
+
+def _video_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    return -(teacher.softmax(-1) * F.log_softmax(student, -1))
+
+
+def _video_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    logs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+
+
+def _video_smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.smooth_l1_loss(student, teacher, reduction="none")
+
+
+VIDEO_TEXT_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pearson": _video_pearson,
+    "cross_entropy": _video_cross_entropy,
+    "smooth_l1": _video_smooth_l1,
+    "kl": _video_kl,
+}
+"""Kinds of `video_text_loss`: distances per row or element of student and teacher logits over the temperature."""
+
+SYMMETRIC = ("smooth_l1",)
+"""Kinds whose two directions are the same; they count once."""

@@ -1,0 +1,43 @@
+"""Light residual heads: small corrections of frames, pooled videos and texts in the joint space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teachclip.models.temporal import ResidualLinear
+
+HEADS = ("frame", "pooled", "text")
+"""Where a head may stand: on every frame before pooling, on the pooled video, on the text."""
+
+
+class ResidualHead(nn.Module):
+    """Return N(x) + W2 GELU(W1 sqrt(dim) N(x) + b1) + b2, with N(x) = x / |x|.
+
+    It starts as the identity on directions: W2 and b2 are zero. sqrt(dim) N(x) has entries of about unit size
+    whatever the backbone's scale is.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, hidden)
+        self.outer = ResidualLinear(hidden, width, start_std=0.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Correct `features` (..., dim), normalised or not. Returns the same shape in float32."""
+        unit = F.normalize(features.float(), dim=-1)
+        return unit + self.outer(F.gelu(self.inner(unit * math.sqrt(unit.shape[-1])))).float()
+
+
+class ResidualHeads(nn.ModuleDict):
+    """The heads of a student by place; where there is none, features pass as they are."""
+
+    def __init__(self, places: Sequence[str], width: int, hidden: int) -> None:
+        super().__init__({place: ResidualHead(width, hidden) for place in places})
+
+    def correct(self, place: str, features: Tensor) -> Tensor:
+        """Apply the head of a place, one of `HEADS`, to features (..., dim)."""
+        return self[place](features) if place in self else features  # type: ignore[no-any-return]

@@ -1,0 +1,109 @@
+"""The part of a recipe that says what a student learns from, and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from teachclip.recipe_data import Count, Positive, Section, Weight
+
+
+class _Term(Section):
+    """What every term has."""
+
+    end_weight: Weight | None = Field(None, description="weight at the end, reached linearly; null: it stays")
+
+
+class ContrastiveTerm(_Term):
+    """Cross-entropy of the matching pairs, in both directions."""
+
+    weight: Weight = 0.2
+
+
+class VideoTextTerm(_Term):
+    """Imitate the teachers' video-text relevance."""
+
+    weight: Weight = 1.0
+    kind: Literal["pearson", "cross_entropy", "smooth_l1", "kl"] = "pearson"
+    temperature: Positive = Field(1.0, description="divisor of both logits")
+
+
+class FrameTextTerm(_Term):
+    """Imitate the teachers' frame-text relevance."""
+
+    weight: Weight = 2.0
+    kind: Literal["cross_entropy", "binary_cross_entropy", "pearson", "smooth_l1"] = Field(
+        "cross_entropy", description="binary_cross_entropy: for student.gate=sigmoid, every frame by itself"
+    )
+    temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
+    targets: Literal["pair", "video"] = Field(
+        "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
+    )
+    clip: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="with targets=video: the share of captions from which on a frame is fully relevant"
+    )
+
+    @model_validator(mode="after")
+    def _clip_needs_video(self) -> FrameTextTerm:
+        if self.clip is not None and self.targets != "video":
+            raise ValueError("clip needs targets=video")
+        return self
+
+
+class SetsTerm(_Term):
+    """Set distillation: random sets of training frames as synthetic videos, scored against random captions."""
+
+    weight: Weight = Field(0.0, description="0: off")
+    scorer: str = Field(
+        "backbone",
+        description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; or the "
+        "label of a teacher",
+    )
+    scale: Positive = Field(
+        40.0, description="of the late interaction's cosines; a teacher's scores stay as they are"
+    )
+    count: Count = Field(512, description="sets per step, over all processes together")
+    texts: Count = Field(512, description="captions per step, over all processes together")
+    frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SetsTerm:
+        if self.frames[0] > self.frames[1]:
+            raise ValueError(f"frames is {self.frames}: the fewest come first")
+        return self
+
+
+class Losses(Section):
+    """Weighted sum of the terms. Without teachers the contrastive term and sets scored by the backbone are used."""
+
+    contrastive: ContrastiveTerm = ContrastiveTerm()
+    video_text: VideoTextTerm = VideoTextTerm()
+    frame_text: FrameTextTerm = FrameTextTerm()
+    sets: SetsTerm = SetsTerm()
+
+    @property
+    def uses_sets(self) -> bool:
+        """Whether there is set distillation at any time of the run."""
+        return bool(self.sets.weight or self.sets.end_weight)
+
+
+def check_losses(losses: Losses, student: Any, labels: Sequence[str], *, train: Any, frames: Any) -> Iterator[str]:
+    """Yield what is wrong between the losses and other parts of a recipe. `labels`: of the teachers."""
+    if not labels and losses.contrastive.weight == 0 and not losses.uses_sets:
+        yield "losses.contrastive.weight is 0 and there are no teachers: nothing to train on"
+    is_binary = losses.frame_text.kind == "binary_cross_entropy"
+    if labels and losses.frame_text.weight and is_binary != (student.gate == "sigmoid"):
+        yield (
+            f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.gate={student.gate}: "
+            "binary_cross_entropy is for the sigmoid gate, the other kinds for softmax"
+        )
+    if not losses.uses_sets:
+        return
+    scorer = losses.sets.scorer
+    if scorer not in ("backbone", *labels):
+        known = ", ".join(("backbone", *labels))
+        yield f"losses.sets.scorer is {scorer!r}; allowed: backbone or the label of a teacher: {known}"
+    if frames.store == "none" and (train.towers == "tuned" or scorer != "backbone"):
+        yield "losses.sets reads frames of many videos at random, which frames.store=none cannot: use disk"

@@ -1,0 +1,94 @@
+"""Synthetic videos for set distillation: which frames and captions a step takes, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from teachclip.errors import LaunchError
+from teachclip.inputs import Batch, Inputs
+
+STUDENT, SCORER = "sets.", "scored_sets."
+"""What the names of the sets' inputs begin with in a batch: those of the student, and of a teacher that scores."""
+
+
+class Draw(NamedTuple):
+    """Some sets: frame number `places[i, j]` (in [0, 1) of the video's length) of video `videos[i, j]`."""
+
+    videos: np.ndarray
+    """(sets, frames) int64."""
+    places: np.ndarray
+    """(sets, frames) float64."""
+    sizes: np.ndarray
+    """(sets,) int64: how many of the frames belong to the set."""
+    texts: np.ndarray
+    """(texts,) int64."""
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """The sets of every step: a function of the seed and the step alone, whatever the number of processes.
+
+    A set holds `fewest` to `most` frames, all numbers alike, each of a random video. `count` sets and `texts`
+    captions are those of all processes together. `inputs` are the student's, of the whole training split; `scorer`
+    those of a teacher that scores the sets, or None.
+    """
+
+    inputs: Inputs
+    count: int
+    texts: int
+    fewest: int
+    most: int
+    seed: int
+    scorer: Inputs | None = field(default=None)
+
+    def draw(self, step: int, index: int = 0, processes: int = 1) -> Draw:
+        """Return the sets of one process. Raises LaunchError if they cannot be shared out evenly."""
+        for name, number in (("count", self.count), ("texts", self.texts)):
+            if number % processes:
+                raise LaunchError(
+                    f"losses.sets.{name} is {number}, which does not divide by {processes} processes; allowed: a "
+                    "multiple"
+                )
+        rng = np.random.default_rng([abs(self.seed), int(self.seed < 0), step, 2])
+        size = (self.count, self.most)
+        found = Draw(
+            rng.integers(self.inputs.video_count, size=size),
+            rng.random(size),
+            rng.integers(self.fewest, self.most + 1, size=self.count),
+            rng.integers(self.inputs.text_count, size=self.texts),
+        )
+        return Draw(*(np.split(part, processes)[index] for part in found))
+
+    def batch(self, step: int, index: int = 0, processes: int = 1) -> Batch:
+        """Return the inputs of one process's sets and captions, for the student and for the teacher that scores."""
+        draw = self.draw(step, index, processes)
+        batch = {STUDENT + name: tensor for name, tensor in read_sets(self.inputs, draw).items()}
+        if self.scorer is not None:
+            batch |= {SCORER + name: tensor for name, tensor in read_sets(self.scorer, draw).items()}
+        return batch
+
+
+def read_sets(inputs: Inputs, draw: Draw) -> Batch:
+    """Read sets as if they were videos: the inputs of `Inputs.videos` and `Inputs.texts`.
+
+    Frames are taken among the valid ones of their video; `frame_mask` (sets, frames) is True on those of the set.
+    """
+    videos, where = np.unique(draw.videos, return_inverse=True)
+    found = inputs.videos(videos)
+    valid = found["frame_mask"]
+    order = torch.argsort((~valid).int(), dim=1, stable=True)  # the valid frames of a video, then the padded ones
+    rows = torch.from_numpy(where.reshape(draw.videos.shape))
+    number = (torch.from_numpy(draw.places) * valid.sum(1)[rows]).long()
+    columns = order[rows, number]
+    frames = "frame_features" if "frame_features" in found else "frames"
+    sizes = torch.from_numpy(draw.sizes)
+    return {
+        **found,
+        frames: found[frames][rows, columns],
+        "frame_mask": torch.arange(draw.videos.shape[1])[None, :] < sizes[:, None],
+        **inputs.texts(draw.texts),
+    }
