@@ -12,6 +12,7 @@ from teachclip.losses import (
     contrastive_loss,
     correlation_distance,
     frame_text_loss,
+    set_loss,
     video_text_loss,
 )
 
@@ -455,3 +456,56 @@ def test_wrong_shapes_are_told_in_one_line(call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Options beyond the paper.
+
+
+def test_binary_cross_entropy_judges_every_frame_against_the_most_relevant_one() -> None:
+    scores, target = draw(3, 4), relevance(3, 4)
+    chance, wanted = (scores / 2).sigmoid(), target / target.amax(-1, keepdim=True)
+    expected = -(wanted * chance.log() + (1 - wanted) * (1 - chance).log()).mean()
+    found = frame_text_loss(scores, 5 * target, kind="binary_cross_entropy", temperature=2.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_binary_cross_entropy_wants_all_frames_of_several_events_at_once() -> None:
+    target = torch.tensor([[0.5, 0.5, 0.0]])
+    both, one = torch.tensor([[9.0, 9.0, -9.0]]), torch.tensor([[9.0, -9.0, -9.0]])
+    loss = [frame_text_loss(scores, target, kind="binary_cross_entropy").item() for scores in (both, one)]
+    assert loss[0] < 1e-3 < loss[1]
+
+
+def test_pair_weights_of_one_change_nothing_and_others_weigh_rows_of_both_directions() -> None:
+    student, teacher = draw(4, 4), draw(4, 4)
+    weights = torch.tensor([0.0, 1.0, 0.5, 2.5])
+    for kind in ("pearson", "cross_entropy", "smooth_l1", "kl"):
+        plain = video_text_loss(student, teacher, kind=kind)
+        same = video_text_loss(student, teacher, kind=kind, pair_weights=torch.ones(4))
+        assert same.item() == pytest.approx(plain.item(), rel=1e-6)
+        half = [
+            video_text_loss(student, teacher, kind=kind, pair_weights=part).item() for part in (weights, 1 - weights)
+        ]
+        assert sum(half) == pytest.approx(plain.item(), rel=1e-5)
+    found = video_text_loss(student, teacher, pair_weights=weights)
+    rows = [
+        correlation_distance(x.softmax(-1), y.softmax(-1)) for x, y in ((student, teacher), (student.T, teacher.T))
+    ]
+    assert found.item() == pytest.approx(sum((weights * row).mean() for row in rows).item(), rel=1e-6)
+
+
+def test_pair_weights_need_pairs() -> None:
+    with pytest.raises(ValueError, match=r"one weight per pair of square logits, got \(3,\) for logits \(4, 4\)"):
+        video_text_loss(draw(4, 4), draw(4, 4), pair_weights=torch.ones(3))
+    with pytest.raises(ValueError, match="square"):
+        video_text_loss(draw(3, 4), draw(3, 4), pair_weights=torch.ones(3))
+
+
+def test_set_loss_is_the_divergence_of_what_each_text_finds() -> None:
+    student, target = draw(3, 5), draw(3, 5)
+    p, q = target.softmax(-1), student.softmax(-1)
+    assert set_loss(student, target).item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+    assert set_loss(target + 3, target).item() == pytest.approx(0, abs=1e-6)
+    assert not set_loss(student, target.requires_grad_()).requires_grad  # no gradient to who is imitated
+    with pytest.raises(ValueError, match="must be equal"):
+        set_loss(draw(3, 5), draw(3, 4))

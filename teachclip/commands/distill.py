@@ -37,7 +37,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
     from teachclip.commands import build, teacher_files
     from teachclip.commands.sharpening import sharpen
-    from teachclip.commands.teaching import build_sets, build_teachers
+    from teachclip.commands.teaching import build_sets, build_task, build_teachers
     from teachclip.commands.towers import freeze, set_clip_weights
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
@@ -46,7 +46,6 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     from teachclip.training.distributed import build_accelerator, processes_of
     from teachclip.training.loop import fit
     from teachclip.training.run import Run
-    from teachclip.training.task import DistillationTask
 
     train = recipe.train
     accelerator = build_accelerator(
@@ -74,15 +73,9 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     sets, set_scorer = build_sets(work, split, inputs)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
     accelerator.init_trackers(recipe.name)
+    task = build_task(recipe, student, teachers, set_scorer)
     progress = fit(
-        DistillationTask(
-            student,
-            build.build_terms(recipe),
-            stored_weights=teachers.weights,
-            online=teachers.online,
-            by_confidence=recipe.teaching.weighting == "confidence",
-            set_scorer=set_scorer,
-        ),
+        task,
         build.build_optimizer_for(student, recipe.optimizer),
         TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras, sets),
         accelerator,
@@ -90,7 +83,6 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
         lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
     )
-    task = DistillationTask(student, build.build_terms(recipe))
     task.load_state_dict(run.best_weights())
     student.float()  # what is measured below is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from teachclip.commands import build, teacher_files
 from teachclip.commands.cli import say
 from teachclip.commands.reading import tokenize
-from teachclip.commands.teaching import Teachers, shared_prefix
+from teachclip.commands.teaching import Teachers, build_set_teacher, build_task, shared_prefix
 from teachclip.commands.towers import freeze, set_clip_weights
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
@@ -29,7 +29,9 @@ from teachclip.scorer import reads_relevance
 from teachclip.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
-from teachclip.training.task import DistillationTask, OnlineTeacher
+from teachclip.training.set_scorer import SetScorer
+from teachclip.training.sets import SetPlan
+from teachclip.training.task import OnlineTeacher
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,13 @@ def dry_run(recipe: Recipe) -> None:
     freeze(student, towers=recipe.train.towers)
     set_clip_weights(student, recipe.train.clip_weights)
     teachers = _teachers(recipe, catalog, pairs, how, device)
-    task = DistillationTask(
-        student, build.build_terms(recipe), stored_weights=teachers.weights, online=teachers.online
-    )
+    sets, set_scorer = _sets(recipe, pairs, how, device)
+    task = build_task(recipe, student, teachers, set_scorer)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     task, optimizer = accelerator.prepare(task.to(device), optimizer)
     plan = BatchPlan(len(split.captions), len(split.captions), 0)
-    batches = TrainingBatches(inputs, split, plan, Processes(), teachers.stored, teachers.extras)
-    losses = task(to_device(batches[0], device))
+    batches = TrainingBatches(inputs, split, plan, Processes(), teachers.stored, teachers.extras, sets)
+    losses = task(to_device({**batches[0], "progress": torch.tensor(0.0)}, device))
     accelerator.backward(losses["loss"])
     optimizer.step()
     clamp_scale(student.backbone)
@@ -150,6 +151,21 @@ def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessin
             found.extras[prefix] = known[prefix]
     found.say_frames(recipe)
     return found
+
+
+def _sets(
+    recipe: Recipe, pairs: _Pairs, how: Preprocessing, device: torch.device
+) -> tuple[SetPlan | None, SetScorer | None]:
+    """Return sets of the decoded frames, a few where the recipe has many, unless their scorer is not there yet."""
+    term, count = recipe.losses.sets, len(pairs.split.videos)
+    section = next((item for item in recipe.teachers if item.label == term.scorer), None)
+    if not recipe.losses.uses_sets or (section is not None and not teacher_files.is_there(section)):
+        return None, None
+    teacher: Any = None if section is None else build_set_teacher(section, device)
+    scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
+    fewest, most = term.frames
+    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, scored)
+    return plan, SetScorer(term.scale, teacher)
 
 
 def _read(teacher: Any, section: TeacherSection, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:

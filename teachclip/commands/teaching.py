@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
+from teachclip.commands import build
 from teachclip.commands.cli import say
 from teachclip.commands.teacher_files import build_teacher, teacher_class
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
 from teachclip.errors import RecipeError
 from teachclip.inputs import Inputs, PixelInputs
+from teachclip.models.student import StudentModel
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer, gives_frame_relevance, reads_relevance
 from teachclip.training.batches import StoredRelevance
 from teachclip.training.set_scorer import SetScorer
 from teachclip.training.sets import SetPlan
-from teachclip.training.task import OnlineTeacher
+from teachclip.training.task import DistillationTask, OnlineTeacher
 
 
 @dataclass
@@ -71,6 +73,27 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
     return found
 
 
+def build_task(
+    recipe: Recipe, student: StudentModel, teachers: Teachers, set_scorer: SetScorer | None = None
+) -> DistillationTask:
+    """Return what is trained: the student with its teachers and terms."""
+    return DistillationTask(
+        student,
+        build.build_terms(recipe),
+        stored_weights=teachers.weights,
+        online=teachers.online,
+        by_confidence=recipe.teaching.weighting == "confidence",
+        set_scorer=set_scorer,
+    )
+
+
+def build_set_teacher(section: TeacherSection, device: torch.device) -> Any:
+    """Load the teacher that scores sets. Raises RecipeError for one that cannot score new videos."""
+    if reads_relevance(teacher_class(section)):
+        raise RecipeError(f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets")
+    return build_teacher(section, device)
+
+
 def build_sets(work: Workspace, split: Split, inputs: Inputs) -> tuple[SetPlan | None, SetScorer | None]:
     """Return the synthetic videos of a recipe and who scores them, or nothing if it has no set distillation.
 
@@ -82,10 +105,7 @@ def build_sets(work: Workspace, split: Split, inputs: Inputs) -> tuple[SetPlan |
     options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "seed": recipe.seed}
     if term.scorer == "backbone":
         return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
-    section = next(item for item in recipe.teachers if item.label == term.scorer)
-    if reads_relevance(teacher_class(section)):
-        raise RecipeError(f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets")
-    teacher: Any = build_teacher(section, work.device)
+    teacher = build_set_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
     scored: Inputs = work.inputs_for(teacher, split, work.views)
     if isinstance(teacher, FeatureScorer) and not hasattr(teacher, "preprocessing") and hasattr(teacher, "clip"):
         scored = work.feature_inputs(split, teacher.clip, work.views)  # its towers need not run in every step

@@ -68,7 +68,7 @@ def set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of all values (rows, ...), each row times its weight (rows,)."""
-    return (values if weights is None else (values.T * weights).T).mean()
+    return (values if weights is None else values * weights.view(-1, *[1] * (values.ndim - 1))).mean()
 
 
 def _video_pearson(student: Tensor, teacher: Tensor) -> Tensor:

@@ -98,6 +98,8 @@ class StudentConfig(PreTrainedConfig):
         self.gate_input = _one_of("gate_input", gate_input, GATE_INPUTS)
         self.gate_rescale = _boolean("gate_rescale", gate_rescale)
         self.heads = [_one_of("heads", place, HEADS) for place in heads]
+        if len(set(self.heads)) < len(self.heads):
+            raise CheckpointError(f"StudentConfig: heads names {max(self.heads, key=self.heads.count)} twice")
         self.head_width = _integer("head_width", 4 * self.width if head_width is None else head_width, least=1)
         super().__init__(**kwargs)
 

@@ -1,0 +1,169 @@
+"""Options beyond the paper, in whole runs of the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from teachclip import load_student
+from teachclip.commands import distill
+from teachclip.errors import RecipeError
+from teachclip.recipe_file import load_recipe
+
+ROOT = Path(__file__).parents[2]
+SMALL_SHARDS = Path(__file__).parent / "small_shards.py"
+SETS = {"weight": 1.0, "end_weight": 0.5, "count": 8, "texts": 4}
+STUDENT = {
+    "gate": "sigmoid",
+    "gate_input": "before",
+    "gate_rescale": True,
+    "pooling_temperature": 0.5,
+    "heads": ["frame", "pooled", "text"],
+    "head_width": 16,
+    "sharpening": [0.5, 4.0],
+}
+LOSSES = {
+    "contrastive": {"weight": 0.1, "end_weight": 0.2},
+    "frame_text": {"weight": 1.0, "kind": "binary_cross_entropy", "targets": "video", "clip": 0.5},
+    "sets": SETS,
+}
+OPTIMIZER = {"heads_lr": 3e-3}
+
+
+def run(main, *arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "sets")):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
+
+
+def launch(processes, tool, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    command = [*launcher, SMALL_SHARDS, tool, *arguments]
+    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+def test_all_options_together_train_export_and_load(project, towers, layers, scorer, capsys):
+    recipe = project(
+        student={**STUDENT, "temporal_layers": layers},
+        losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+        optimizer=OPTIMIZER,
+        teaching={"weighting": "confidence"},
+        train={"towers": towers},
+    )
+    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    logged = losses(project.folder / "run")
+    assert len(logged) == 4 and np.isfinite(logged).all()
+    step = np.arange(4) / 4
+    weights = np.stack([0.1 + 0.1 * step, np.ones(4), np.ones(4), 1 - 0.5 * step], axis=1)
+    np.testing.assert_allclose(logged[:, 0], (logged[:, 1:] * weights).sum(1), rtol=1e-5)
+    results = json.loads((project.folder / "run" / "results.json").read_text())
+    tried = results["sharpening"]["tried"]
+    assert list(tried) == ["1", "0.5", "4"] and tried[f"{results['sharpening']['factor']:g}"] == max(tried.values())
+    student = load_student(project.folder / "run" / "student")
+    assert student.config.pooling_temperature == pytest.approx(0.5 / results["sharpening"]["factor"])
+    assert student.config.heads == STUDENT["heads"] and student.config.gate == "sigmoid"
+    assert results["validation"]["t2v"]["recall_at_1"] == max(tried.values())
+    assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)
+
+
+@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "xpool"), ("tuned", "backbone")])
+def test_two_launched_processes_train_with_all_options_as_one_does(project, towers, scorer):
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        recipe = project(
+            f"{count}.yaml",
+            student={**STUDENT, "sharpening": []},
+            losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+            optimizer=OPTIMIZER,
+            teaching={"weighting": "confidence"},
+            train={"towers": towers},
+            output=str(folder / "run"),
+            stores=str(folder / "stores"),
+        )
+        done = launch(count, "distill", recipe)
+        assert done.returncode == 0, done.stderr
+    one, two = (losses(project.folder / n / "run") for n in "12")
+    np.testing.assert_allclose(two, one, atol=2e-5)
+    assert len(one) == 4 and (one[:, 4] > 0).all()
+
+
+def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):
+    options = {"student": STUDENT, "losses": LOSSES, "optimizer": OPTIMIZER}
+    train = {"checkpoint_every": 2}
+    assert run(distill.main, project("whole.yaml", output=str(project.folder / "whole"), train=train, **options)) == 0
+    recipe = project("part.yaml", output=str(project.folder / "part"), train=train, **options)
+    assert run(distill.main, recipe) == 0
+    for path in (project.folder / "part" / "checkpoints").glob("*-00000004"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert run(distill.main, recipe) == 0
+    assert np.array_equal(losses(project.folder / "whole"), losses(project.folder / "part"))
+
+
+def test_sets_need_neither_teacher_nor_captions_of_the_pair(project):
+    recipe = project(teachers=[], student=STUDENT, losses={"contrastive": {"weight": 0.0}, "sets": SETS})
+    assert run(distill.main, recipe) == 0
+    logged = losses(project.folder / "run", ("loss", "sets"))
+    np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 4), rtol=1e-5)
+
+
+def test_the_sharpening_of_an_undistilled_student_is_chosen_on_validation_alone(project):
+    recipe = project(teachers=[], student={"sharpening": [2.0]})
+    assert run(distill.main, recipe, "data.test=null") == 0
+    results = json.loads((project.folder / "run" / "results.json").read_text())
+    assert set(results["sharpening"]["tried"]) == {"1", "2"}
+
+
+def test_a_dry_run_takes_the_options_along(project, capsys):
+    recipe = project(student=STUDENT, losses={**LOSSES, "frame_text": {"kind": "binary_cross_entropy"}})
+    assert run(distill.main, recipe, "--dry-run") == 0
+    message = capsys.readouterr().err
+    assert "sets " in message and "dry run passed" in message
+
+
+def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
+    scores = project.folder / "scores.npy"
+    np.save(scores, np.zeros((16, 8), np.float32))
+    recipe = project(
+        teachers=[{"name": "scores", "checkpoint": str(scores)}], losses={"sets": {**SETS, "scorer": "scores"}}
+    )
+    assert run(distill.main, recipe) == 2
+    assert "losses.sets.scorer: 'scores' reads its scores from a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.gate=sigmoid"], "losses.frame_text.kind=cross_entropy does not fit student.gate=sigmoid"),
+        (["losses.frame_text.kind=binary_cross_entropy"], "does not fit student.gate=softmax"),
+        (["losses.frame_text.clip=0.5"], "clip needs targets=video"),
+        (
+            ["losses.sets.weight=1", "losses.sets.scorer=xpol"],
+            "allowed: backbone or the label of a teacher: backbone, xpool",
+        ),
+        (["losses.sets.frames=[3,2]"], "the fewest come first"),
+        (["losses.sets.weight=1", "frames.store=none", "train.towers=tuned"], "which frames.store=none cannot"),
+        (["teachers=[]", "losses.contrastive.weight=0"], "nothing to train on"),
+        (["student.heads=[video]"], "student.heads.0: must be 'frame', 'pooled' or 'text', got 'video'"),
+        (["student.sharpening=[0]"], "student.sharpening.0"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_named(project, overrides, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(project(), overrides)
+    assert message in str(error.value)
