@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from teachclip.recipe_data import Count, Positive, Section, Weight
+from teachclip.recipe_data import Count, PathValue, Positive, Section, Weight
 
 
 class _Term(Section):
@@ -67,6 +67,9 @@ class SetsTerm(_Term):
     count: Count = Field(512, description="sets per step, over all processes together")
     texts: Count = Field(512, description="captions per step, over all processes together")
     frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
+
+    videos: PathValue | None = Field(None, description="folder with more videos to draw frames from, unlabelled")
+    captions: PathValue | None = Field(None, description="text file with more captions to draw from, one per line")
 
     @model_validator(mode="after")
     def _in_order(self) -> SetsTerm:

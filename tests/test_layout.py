@@ -29,7 +29,7 @@ LAYERS = [
         "__init__",
     },
     {"data", "models", "losses", "targets"},
-    {"inputs", "precompute", "relevance"},
+    {"inputs", "joined_inputs", "precompute", "relevance"},
     {"evaluation"},
     {"export", "training"},
     {"commands", "__main__"},

@@ -24,7 +24,7 @@ from teachclip.recipe import Optimizer, Recipe, Student, Train
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.training.loop import Schedule
 from teachclip.training.optim import SCHEDULES, build_optimizer, parameter_groups
-from teachclip.training.task import DistillationTerms, Term
+from teachclip.training.terms import DistillationTerms, Term
 
 
 def build_catalog(recipe: Recipe) -> Catalog:

@@ -39,6 +39,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     from teachclip.commands.sharpening import sharpen
     from teachclip.commands.teaching import build_sets, build_task, build_teachers
     from teachclip.commands.towers import freeze, set_clip_weights
+    from teachclip.commands.unpaired import build_unpaired
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
@@ -58,7 +59,9 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     work = build_workspace(
         recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
     )
-    run = Run(recipe.output, {**run.settings, "content": work.content(recipe.teachers)}, processes)
+    unpaired = build_unpaired(work) if recipe.losses.uses_sets else None
+    content = work.content(recipe.teachers) | (unpaired.content() if unpaired else {})
+    run = Run(recipe.output, {**run.settings, "content": content}, processes)
     run.open()
     if processes.is_main:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
@@ -70,7 +73,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     freeze(student, towers=train.towers)
     set_clip_weights(student, train.clip_weights)
     teachers = build_teachers(work, split)
-    sets, set_scorer = build_sets(work, split, inputs)
+    sets, set_scorer = build_sets(work, split, inputs, unpaired)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
     accelerator.init_trackers(recipe.name)
     task = build_task(recipe, student, teachers, set_scorer)

@@ -10,6 +10,7 @@ import torch
 from teachclip.commands import build
 from teachclip.commands.cli import say
 from teachclip.commands.teacher_files import build_teacher, teacher_class
+from teachclip.commands.unpaired import Unpaired
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
 from teachclip.errors import RecipeError
@@ -94,7 +95,9 @@ def build_set_teacher(section: TeacherSection, device: torch.device) -> Any:
     return build_teacher(section, device)
 
 
-def build_sets(work: Workspace, split: Split, inputs: Inputs) -> tuple[SetPlan | None, SetScorer | None]:
+def build_sets(
+    work: Workspace, split: Split, inputs: Inputs, unpaired: Unpaired | None = None
+) -> tuple[SetPlan | None, SetScorer | None]:
     """Return the synthetic videos of a recipe and who scores them, or nothing if it has no set distillation.
 
     `inputs`: the student's, of the training split. Raises RecipeError for a teacher that cannot score new videos.
@@ -103,12 +106,21 @@ def build_sets(work: Workspace, split: Split, inputs: Inputs) -> tuple[SetPlan |
     if not recipe.losses.uses_sets:
         return None, None
     options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "seed": recipe.seed}
+    if unpaired is not None:
+        inputs = unpaired.join(inputs, work.backbone, towers=recipe.train.towers)
     if term.scorer == "backbone":
         return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
     teacher = build_set_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
-    scored: Inputs = work.inputs_for(teacher, split, work.views)
-    if isinstance(teacher, FeatureScorer) and not hasattr(teacher, "preprocessing") and hasattr(teacher, "clip"):
-        scored = work.feature_inputs(split, teacher.clip, work.views)  # its towers need not run in every step
+    # where a teacher can start from features of its own towers, they are stored and need not run in every step
+    has_features = isinstance(teacher, FeatureScorer) and hasattr(teacher, "clip")
+    towers = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "tuned"
+    scored: Inputs = (
+        work.feature_inputs(split, teacher.clip, work.views)
+        if towers == "frozen"
+        else work.inputs_for(teacher, split, work.views)
+    )
+    if unpaired is not None:
+        scored = unpaired.join(scored, teacher, towers=towers)
     return SetPlan(inputs, term.count, term.texts, **options, scorer=scored), SetScorer(term.scale, teacher)
 
 

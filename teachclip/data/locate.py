@@ -23,8 +23,7 @@ def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
     absent from the result; several names may mean one file. Raises DataError if `root` is no folder or holds no
     video, or if a name fits files in several folders.
     """
-    if not root.is_dir():
-        raise DataError(f"video folder {root} {'is a file' if root.exists() else 'does not exist'}")
+    _check_folder(root)
     index: dict[str, list[PurePosixPath]] = {}
     for file in _walk(root):
         for key in {str(file), str(file.with_suffix("")), file.name, file.stem}:
@@ -36,6 +35,23 @@ def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
         if matches := index.get(_normal(str(PurePosixPath(name)))):
             found[name] = root / _choose(root, name, matches)
     return found
+
+
+def find_videos(root: Path) -> dict[str, Path]:
+    """Return every video file below `root` by its path relative to it, in a fixed order.
+
+    Raises DataError if `root` is no folder or holds no video.
+    """
+    _check_folder(root)
+    found = {str(file): root / file for file in _walk(root)}
+    if not found:
+        raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
+    return found
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"video folder {root} {'is a file' if root.exists() else 'does not exist'}")
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:

@@ -88,6 +88,11 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         """Whether padded frames are kept from taking weight."""
         return bool(self.config.mask_padding)
 
+    @property
+    def text_head(self) -> nn.Module | None:
+        """The residual head of texts, which a search runs once per query, if there is one."""
+        return self.heads["text"] if "text" in self.config.heads else None
+
     # The scorer interface
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:

@@ -21,6 +21,7 @@ from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
 from teachclip.targets import tempered_relevance
 from teachclip.training.distributed import gather_with_gradient
 from teachclip.training.set_scorer import SetScorer
+from teachclip.training.terms import DistillationTerms
 
 
 class Task(nn.Module, ABC):
@@ -29,35 +30,6 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def clamp_scale(self) -> None:
         """Keep the factor between cosines and logits within its bounds; called after each step."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of the total loss."""
-
-    weight: float
-    kind: str = ""
-    temperature: float = 1.0
-    end_weight: float | None = None
-
-    def weight_at(self, batch: Batch) -> float | Tensor:
-        """Return the weight in a step; `progress` of the batch, 0-d in [0, 1], is how far the run is."""
-        if self.end_weight is None:
-            return self.weight
-        return self.weight + (self.end_weight - self.weight) * batch["progress"]
-
-
-@dataclass(frozen=True)
-class DistillationTerms:
-    """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
-
-    Without `sets` there is no set distillation.
-    """
-
-    contrastive: Term = Term(0.2)
-    video_text: Term = Term(1.0, "pearson")
-    frame_text: Term = Term(2.0, "cross_entropy")
-    sets: Term | None = None
 
 
 @dataclass(frozen=True)

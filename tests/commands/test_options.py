@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from video_files import write_video
 
 from teachclip import load_student
 from teachclip.commands import distill
@@ -167,3 +168,55 @@ def test_options_that_do_not_fit_together_are_named(project, overrides, message)
     with pytest.raises(RecipeError) as error:
         load_recipe(project(), overrides)
     assert message in str(error.value)
+
+
+# Unpaired videos and captions.
+
+
+@pytest.fixture
+def more(project):
+    folder = project.folder / "more"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(3):
+        write_video(folder / "deep" / f"clip{number}.mp4", frames=12, seed=100 + number)
+    (folder / "broken.mp4").write_text("<html>")
+    (project.folder / "more.txt").write_text("a blue circle over sea\n\na red square\n", encoding="utf-8")
+    return {"videos": str(folder), "captions": str(project.folder / "more.txt")}
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, towers, scorer, capsys):
+    seen = {}
+    for name, given in {"none": {}, "both": more, "videos": {"videos": more["videos"]}}.items():
+        recipe = project(
+            f"{name}.yaml",
+            output=str(project.folder / name),
+            losses={"sets": {**SETS, "scorer": scorer, **given}},
+            train={"towers": towers},
+        )
+        assert run(distill.main, recipe) == 0, capsys.readouterr().err
+        seen[name] = losses(project.folder / name)
+        message = capsys.readouterr().err
+        assert ("unpaired: 3 videos, 2 captions" in message) == (name == "both")
+        assert ("left out unpaired/broken.mp4: " in message) == bool(given)
+    assert not np.allclose(seen["none"], seen["both"], atol=1e-4)
+    assert not np.allclose(seen["videos"], seen["both"], atol=1e-4)
+
+
+def test_changed_unpaired_captions_are_another_run(project, more, capsys):
+    recipe = project(losses={"sets": {**SETS, "captions": more["captions"]}})
+    assert run(distill.main, recipe) == 0
+    Path(more["captions"]).write_text("a blue square\n", encoding="utf-8")
+    assert run(distill.main, recipe) == 2
+    assert "unpaired" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("videos", "nowhere", "video folder nowhere does not exist"), ("captions", "nowhere.txt", "nowhere.txt")],
+)
+def test_unpaired_data_that_is_not_there_is_named(project, key, value, message, capsys):
+    assert run(distill.main, project(losses={"sets": {**SETS, key: value}})) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and message in lines[0]

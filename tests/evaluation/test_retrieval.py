@@ -326,3 +326,23 @@ print((run(9000) - small) // 1024)
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
     assert int(done.stdout) < 40  # MB; the whole matrix would take 324
+
+
+def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
+    from teachclip.models.heads import ResidualHeads
+
+    class Student:
+        text_head = None
+
+        def score(self, texts, videos):
+            return texts["embeds"] @ videos["embeds"].T
+
+    tokens = {"embeds": torch.eye(4)}
+    plain = search_cost(Student(), tokens, tokens, candidates=10)
+    student = Student()
+    student.text_head = ResidualHeads(["text"], 4, 6)["text"]
+    with_head = search_cost(student, tokens, tokens, candidates=10)
+    assert "text_head_flops" not in plain
+    assert with_head["text_head_flops"] == 2 * 2 * 4 * 6 and with_head["text_head_ms"] > 0
+    for name in ("bytes_per_video", "flops_per_query", "candidates"):
+        assert with_head[name] == plain[name]

@@ -18,7 +18,8 @@ from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask, DistillationTerms
+from teachclip.training.task import DistillationTask
+from teachclip.training.terms import DistillationTerms
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 

@@ -11,7 +11,8 @@ from teachclip.inputs import model_inputs
 from teachclip.processes import Processes
 from teachclip.training.set_scorer import SetScorer, late_interaction
 from teachclip.training.sets import SCORER, STUDENT, Draw, SetPlan, read_sets
-from teachclip.training.task import DistillationTask, DistillationTerms, Term
+from teachclip.training.task import DistillationTask
+from teachclip.training.terms import DistillationTerms, Term
 
 INPUTS = TinyPixels.make()
 

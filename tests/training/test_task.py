@@ -2,7 +2,8 @@ import pytest
 import torch
 from tiny import TinyRelevance, tiny_batches, tiny_student
 
-from teachclip.training.task import DistillationTask, DistillationTerms, Relevance, Term, confidence_weights
+from teachclip.training.task import DistillationTask, Relevance, confidence_weights
+from teachclip.training.terms import DistillationTerms, Term
 
 
 class VideoAlone(TinyRelevance):

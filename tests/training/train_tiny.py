@@ -19,7 +19,8 @@ from teachclip.commands.towers import set_clip_weights
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
+from teachclip.training.task import DistillationTask, OnlineTeacher
+from teachclip.training.terms import DistillationTerms
 
 
 def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32") -> None:

@@ -19,7 +19,8 @@ from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import Schedule, fit
 from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parameter_groups, published_schedule
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
+from teachclip.training.task import DistillationTask, OnlineTeacher
+from teachclip.training.terms import DistillationTerms
 
 TEACHERS = ("xclip", "ts2net", "xpool")
 BATCHES = 3

@@ -1,0 +1,38 @@
+"""Inputs of several sources as one."""
+
+import numpy as np
+import torch
+
+from teachclip.joined_inputs import JoinedInputs
+
+
+class Numbers:
+    """Text i is i words long, video i shows frames of value i; everything is moved by `start`."""
+
+    def __init__(self, start, count):
+        self.start, self.text_count, self.video_count = start, count, count
+
+    def texts(self, rows):
+        lengths = torch.from_numpy(rows) + self.start + 1
+        mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        return {"input_ids": lengths[:, None] * mask, "attention_mask": mask.long()}
+
+    def videos(self, rows):
+        values = (torch.from_numpy(rows) + self.start).float()
+        return {"frames": values[:, None, None], "frame_mask": values[:, None] > 1, "mean": torch.ones(3)}
+
+
+def test_rows_go_on_from_one_part_to_the_next_and_keep_their_order():
+    joined, whole = JoinedInputs([Numbers(0, 3), Numbers(3, 4)], [Numbers(0, 3), Numbers(3, 4)]), Numbers(0, 7)
+    assert joined.text_count == joined.video_count == 7
+    for rows in ([5, 0, 3, 2, 3], [1, 0], [6], [2, 3]):
+        for read in ("texts", "videos"):
+            found, wanted = (getattr(inputs, read)(np.array(rows)) for inputs in (joined, whole))
+            assert found.keys() == wanted.keys()
+            for name in wanted:
+                assert torch.equal(found[name], wanted[name]), (rows, name)
+
+
+def test_texts_and_videos_may_be_of_different_parts():
+    joined = JoinedInputs([Numbers(0, 3), Numbers(3, 4)], [Numbers(0, 3)])
+    assert (joined.text_count, joined.video_count) == (7, 3)
