@@ -13,8 +13,10 @@ import torch
 from golden import load_golden
 
 from teachclip.errors import DataError
+from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
 from teachclip.evaluation.retrieval import evaluate_retrieval, ranks_from_matrix, retrieval_ranks
+from teachclip.models.heads import ResidualHeads
 
 INFO, MATRICES = load_golden("07_metrics")
 CASES = {case["name"]: case for case in INFO["cases"]}
@@ -329,8 +331,6 @@ print((run(9000) - small) // 1024)
 
 
 def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
-    from teachclip.models.heads import ResidualHeads
-
     class Student:
         text_head = None
 
