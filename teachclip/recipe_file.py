@@ -52,7 +52,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with all problems of the recipe, one per line when there are several.
     """
     path = Path(path)
-    values = _read_mapping(path, "a recipe")
+    values = _read_mapping(path, "recipe")
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -67,10 +67,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:
-    """Read a YAML file of another strict schema than the recipe's; `what` says what it is, such as "an arms file".
+    """Read a YAML file of another strict schema than the recipe's; `what` says what it is, such as "file of arms".
 
-    Environment variables stay as they stand. Raises RecipeError with all problems of the file, one per line when there
-    are several.
+    Environment variables stay as they stand. Raises RecipeError with all problems of the file, one per line.
     """
     path = Path(path)
     try:
@@ -80,19 +79,15 @@ def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySec
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems)) from None
 
 
-def _the(what: str) -> str:
-    return "the " + what.partition(" ")[2]
-
-
 def _read_mapping(path: Path, what: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot read {_the(what)}: {reason}") from error
+        raise RecipeError(f"{path}: cannot read the {what}: {reason}") from error
     values = _parse(text, where=str(path))
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: {what} is a mapping of sections, got {type(values).__name__}")
+        raise RecipeError(f"{path}: a {what} is a mapping of sections, got {type(values).__name__}")
     return values
 
 

@@ -115,15 +115,20 @@ def run_trial(trial: Trial) -> dict[str, Any]:
 
 
 def run_trials(
-    trials: Sequence[Trial], processes: int, label: str, told: Callable[[int, float], None] | None = None
+    trials: Sequence[Trial],
+    processes: int,
+    label: str,
+    *,
+    told: Callable[[int, float], None] | None = None,
+    threads: int = 1,
 ) -> Results:
-    """Run trials in worker processes of one thread each; what was finished earlier is read. Returns results by name.
+    """Run trials in worker processes of few `threads`; what was finished earlier is read. Returns results by name.
 
     `told(done, seconds)` is called after each of those that run. Raises TrainingError if one fails, after the trials
     that run have ended; what they finished is kept.
     """
     results = {trial.name: kept for trial in trials if (kept := trial.result()) is not None}
-    missing = [trial for trial in trials if trial.name not in results]
+    missing = list({trial.name: trial for trial in trials if trial.name not in results}.values())
     if results:
         say(f"[{label}] {len(results)} of {len(trials)} skipped: already done")
     if not missing:
@@ -131,10 +136,10 @@ def run_trials(
     logs = missing[0].folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+        os.environ[name] = str(threads)
     started = time.monotonic()
     pool = ProcessPoolExecutor(
-        min(processes, len(missing)), multiprocessing.get_context("spawn"), start_worker, (str(logs), 1)
+        min(processes, len(missing)), multiprocessing.get_context("spawn"), start_worker, (str(logs), threads)
     )
     try:
         futures: dict[Future[dict[str, Any]], Trial] = {pool.submit(run_trial, trial): trial for trial in missing}
