@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import types
@@ -108,6 +110,15 @@ def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that `load_recipe` reads back to the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as text that an override `key=text` reads back as the same value."""
+    if isinstance(value, str):
+        with contextlib.suppress(RecipeError):
+            if _parse(value, where="") == value:
+                return value
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def describe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:

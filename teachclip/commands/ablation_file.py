@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from teachclip.commands.gain_arms import Arm, Settings, grid
 from teachclip.errors import RecipeError
 from teachclip.recipe_data import Count, Section
-from teachclip.recipe_file import load_section
+from teachclip.recipe_file import load_section, value_text
 from teachclip.registry import closest
 
 FIRST_SEED = 300
@@ -107,13 +105,6 @@ def load_comparison(path: str | Path) -> Comparison:
     )
 
 
-def written(value: Any) -> str:
-    """Write a value of a grid as an override that the recipe reads back as the same value."""
-    if isinstance(value, str) and yaml.safe_load(value or "''") == value:
-        return value
-    return repr(value) if isinstance(value, float) else json.dumps(value)
-
-
 def _seed_problems(file: ArmsFile, seeds: Sequence[int]) -> Iterator[str]:
     for key, values in (("tune_seeds", file.tune_seeds), ("seeds", seeds)):
         if not values:
@@ -191,7 +182,7 @@ def _settings_of(part: ArmEntry | ArmsFile) -> tuple[Settings, ...]:
     if part.settings is not None:
         return tuple(tuple(setting) for setting in part.settings)
     values: Mapping[str, Sequence[Any]] = part.grid or {}
-    return grid({key: [written(value) for value in options] for key, options in values.items()})
+    return grid({key: [value_text(value) for value in options] for key, options in values.items()})
 
 
 def _twice(values: Sequence[Any]) -> Any:

@@ -65,8 +65,10 @@ class Plan:
         }
 
     def settings(self, arm: Arm, setting: Settings) -> Settings:
-        """Return all overrides of an arm with one of its settings."""
-        return (*self.comparison.common, *arm.fixed, *setting, *self.last)
+        """Return all overrides of an arm with one of its settings; of several of one key the last."""
+        given = (*self.comparison.common, *arm.fixed, *setting, *self.last)
+        keys = [text.partition("=")[0] for text in given]
+        return tuple(text for place, text in enumerate(given) if keys[place] not in keys[place + 1 :])
 
     def load(self, settings: Settings) -> Recipe:
         """Return the recipe as the first seed reads it."""

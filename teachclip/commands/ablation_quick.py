@@ -42,7 +42,6 @@ def quick(plan: Plan) -> Plan:
 
 
 def _different(tried: tuple[Settings, ...]) -> tuple[Settings, ...]:
-    """Return the settings that are still different when all take equally many steps."""
+    """Return the settings that are still different when all are equally long."""
     length = ("train.steps=", "train.epochs=", "train.evaluate_every=", "train.batch_size=")
-    found = {tuple(text for text in setting if not text.startswith(length)): setting for setting in reversed(tried)}
-    return tuple(setting for setting in tried if setting in found.values())
+    return tuple(dict.fromkeys(tuple(text for text in setting if not text.startswith(length)) for setting in tried))

@@ -156,7 +156,9 @@ def _about(plan: Plan) -> list[str]:
             f"Every arm was tuned alike: {settings} settings, each on the validation split of the same tuning seeds "
             f"({', '.join(map(str, plan.tune_seeds))}); the highest mean R@1 (text to video) is chosen."
         )
+    quick = ["A quick run: it shows that the comparison runs. Its numbers mean nothing."] if plan.last else []
     return [
+        *quick,
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} fresh seeds "
         f"({', '.join(map(str, seeds))}); differences are paired by seed. {what}",
         f"{tuned} The step is chosen on validation in every run. Test was read after all choices. `sum` adds R@1, "

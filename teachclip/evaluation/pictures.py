@@ -107,7 +107,8 @@ def draw_frames(
 def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str, label: str) -> None:
     """Draw one line per arm: its mean, its confidence interval and every seed as a dot, into a PNG file.
 
-    `rows`: mappings with `label`, `mean`, `low`, `high` (None: no interval) and `values`. `label`: of the axis.
+    `rows`: mappings with `label`, `mean`, `low`, `high` (None: no interval) and `values`, in percent. `label`: of the
+    axis.
     """
     figure = _figure(9.0, 1.2 + 0.42 * len(rows))
     axes = figure.add_subplot()
@@ -120,6 +121,8 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str,
         _label(axes, f"{row['mean']:.1f}", row["mean"], place - 0.12)
     axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["label"], 34)) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0), min(high, 100))
     axes.set_xlabel(label, color=SOFT)
     axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=11, color=INK)
     axes.grid(axis="x", color="#e4e6ea", zorder=0)
