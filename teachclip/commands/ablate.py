@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from teachclip.commands.ablation_file import load_comparison
+from tqdm import tqdm
+
+from teachclip.commands.ablation_file import ArmsFile, load_comparison
 from teachclip.commands.ablation_plan import Plan, build_plan, check_own_data
 from teachclip.commands.ablation_quick import quick
 from teachclip.commands.children import interruptible
@@ -17,6 +21,14 @@ from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
 from teachclip.commands.demo_plan import find_recipe
 from teachclip.commands.trials import only_one, positive_count, run_trials
+from teachclip.recipe_file import describe_keys
+
+DESCRIPTION = (
+    "Compare arms, ways to train the student of a recipe, on your own data or on embedded worlds. Every arm gets the "
+    "same number of trials on validation; what is chosen there is trained once on every fresh seed and measured on "
+    "test, which nothing is chosen on. After an interruption the same command goes on. recipes/ablations holds files "
+    "of arms to start from."
+)
 
 
 @command
@@ -24,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Tune every arm on the tuning seeds, run the chosen settings on fresh seeds, and report."""
     parser = argparse.ArgumentParser(
         prog="teachclip ablate",
-        description="Compare arms, ways to train the student of a recipe, on your own data or on embedded worlds. "
-        "Every arm gets the same number of trials on validation; what is chosen there is trained once on every fresh "
-        "seed and measured on test, which nothing is chosen on. After an interruption the same command goes on. "
-        "recipes/ablations holds files of arms to start from.",
+        description=textwrap.fill(DESCRIPTION, 100),
+        epilog="keys of a file of arms:\n" + "\n".join(describe_keys(ArmsFile)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, such as recipes/shapes_xpool.yaml")
     parser.add_argument(
@@ -99,7 +110,8 @@ def _teller(tuning: int, tests: int, processes: int) -> Callable[[int, float], N
     def told(done: int, seconds: float) -> None:
         if done == few:
             left = seconds / done * (tuning - done), seconds / done * tests
-            say(f"about {_minutes(left[0])} of tuning left, then {_minutes(left[1])} of test, by the first {done}")
+            said = f"about {_minutes(left[0])} of tuning left, then {_minutes(left[1])} of test, by the first {done}"
+            tqdm.write(said, file=sys.stderr)  # above the progress bar
 
     return told
 

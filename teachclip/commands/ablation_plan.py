@@ -156,24 +156,33 @@ class Plan:
 
     def check(self) -> None:
         """Load the recipe with every override. Raises RecipeError, one line per problem."""
-        problems = list(dict.fromkeys(self._problems()))
-        if problems:
-            raise RecipeError("\n".join(problems))
+        found: dict[str, dict[str, None]] = {}
+        for name, problem in self._problems():
+            found.setdefault(problem, {})[name] = None
+        if found:
+            everyone = len(self.comparison.arms)
+            raise RecipeError(
+                "\n".join(
+                    problem if len(names) == everyone else f"arm {', '.join(names)}: {problem}"
+                    for problem, names in found.items()
+                )
+            )
 
-    def _problems(self) -> Iterator[str]:
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of an arm and what is wrong with it."""
         test = None
         for arm in self.comparison.arms:
             for setting in arm.grid:
                 try:
                     recipe = self.load(self.settings(arm, setting))
                 except TeachclipError as error:
-                    yield from (f"arm {arm.name}: {line}" for line in str(error).splitlines())
+                    yield from ((arm.name, line) for line in str(error).splitlines())
                     continue
-                yield from (f"arm {arm.name}: {problem}" for problem in self._peeks(recipe))
+                yield from ((arm.name, problem) for problem in self._peeks(recipe))
                 own = (recipe.data.format, recipe.data.annotations, recipe.data.test)
                 test = test or own
                 if own != test:
-                    yield f"arm {arm.name}: it has another test split than the first arm; give data.test to all arms"
+                    yield arm.name, "it has another test split than the first arm; give data.test to all arms"
 
     def _peeks(self, recipe: Recipe) -> Iterator[str]:
         """Say what would let the choice see test, or mix the seeds up."""
@@ -199,16 +208,23 @@ class Plan:
 
 
 def check_own_data(plan: Plan) -> None:
-    """Read the annotations of the recipe's own data; raise DataError if they have no validation or no test split."""
+    """Read the annotations of the recipe's own data, before anything runs.
+
+    Raises DataError or RecipeError if they have no validation or no test split, or if a teacher is not there.
+    """
+    from teachclip.commands import teacher_files
     from teachclip.commands.build import build_catalog, build_selection
 
-    if plan.world is None:
-        arm = plan.comparison.arms[0]
-        recipe = plan.load(plan.settings(arm, arm.grid[0]))
-        catalog = build_catalog(recipe)
-        build_selection(recipe, catalog)
-        if catalog.test is None:
-            raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
+    if plan.world is not None:
+        return
+    recipes = [plan.load(plan.settings(arm, arm.grid[0])) for arm in plan.comparison.arms]
+    catalog = build_catalog(recipes[0])
+    build_selection(recipes[0], catalog)
+    if catalog.test is None:
+        raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
+    for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
+        if not teacher_files.is_there(section):
+            raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")
 
 
 def build_plan(folder: Path, recipe: Path, comparison: Comparison, common: Path) -> Plan:

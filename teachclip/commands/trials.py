@@ -127,10 +127,11 @@ def run_trials(
     `told(done, seconds)` is called after each of those that run. Raises TrainingError if one fails, after the trials
     that run have ended; what they finished is kept.
     """
-    results = {trial.name: kept for trial in trials if (kept := trial.result()) is not None}
-    missing = list({trial.name: trial for trial in trials if trial.name not in results}.values())
+    known = {trial.name: trial for trial in trials}
+    results = {name: kept for name, trial in known.items() if (kept := trial.result()) is not None}
+    missing = [trial for name, trial in known.items() if name not in results]
     if results:
-        say(f"[{label}] {len(results)} of {len(trials)} skipped: already done")
+        say(f"[{label}] {len(results)} of {len(known)} skipped: already done")
     if not missing:
         return results
     logs = missing[0].folder / "logs"

@@ -1,5 +1,6 @@
 import json
 import statistics
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,21 @@ def worlds(tmp_path, arms):
         return build_plan(tmp_path / "out", SHAPES, load_comparison(path), tmp_path / "world")
 
     return plan
+
+
+class InThisProcess:
+    """Runs what is submitted at once: starting processes takes longer than the trials here."""
+
+    def __init__(self, *options):
+        pass
+
+    def submit(self, run, trial):
+        future = Future()
+        future.set_result(run(trial))
+        return future
+
+    def shutdown(self, **options):
+        pass
 
 
 def lines(path):
@@ -193,6 +209,44 @@ def test_worlds_whose_choice_would_see_test_or_mix_seeds_are_refused(worlds, ove
         plan.check()
 
 
+def test_a_problem_of_all_arms_is_told_once(worlds):
+    with pytest.raises(RecipeError) as caught:
+        worlds(set=["data.select_on=test", "data.validation={videos: 5}"]).check()
+    assert str(caught.value).startswith("data.select_on is test") and "\n" not in str(caught.value)
+
+
+def test_preparing_a_seed_makes_its_world_and_teacher_with_that_seed_and_deletes_nothing(worlds, monkeypatch):
+    calls = []
+    monkeypatch.setattr("teachclip.commands.make_shapes.make_shapes", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(
+        "teachclip.commands.train_teacher.train_teacher", lambda recipe, section: calls.append(section.training.seed)
+    )
+    monkeypatch.setattr("teachclip.commands.ablation_trials._store", lambda recipe: content())
+    measured = {"zero_shot": 1, "teachers": {}}
+    monkeypatch.setattr("teachclip.commands.ablation_trials._measure", lambda recipe: measured)
+    for name in ("default", "noisy"):
+        job = worlds(worlds={"preset": name}).preparing()[-1]
+        kept = job.folder / "seed-7" / "kept"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("here before")
+        for key, value in job.places().items():
+            monkeypatch.setenv(key, value)
+        assert job.run() == {"content": {"": content()}, **measured}
+        (where,), options = calls[0]
+        assert where == str(job.folder / "seed-7" / "world")
+        assert (options["seed"], options["clip_from"], calls[1:]) == (7, job.world.common, [7])
+        assert options.get("preset", "default") == name and ("preset" in options) == (name != "default")
+        assert kept.read_text() == "here before"
+        calls.clear()
+
+
+def test_the_time_that_is_left_is_told_once_after_the_first_trials(capsys):
+    told = ablate._teller(tuning=20, tests=8, processes=2)
+    for done in range(1, 21):
+        told(done, 30.0 * done)
+    assert capsys.readouterr().err == "about 8 min of tuning left, then 4 min of test, by the first 4\n"
+
+
 def test_an_arm_with_another_test_split_is_refused(worlds):
     plan = worlds(arms=[UNDISTILLED, {"name": "b", "set": ["data.test=${SHAPES_ROOT}/test_full.csv"]}])
     with pytest.raises(RecipeError, match="arm b: it has another test split"):
@@ -204,13 +258,14 @@ def test_an_arm_with_another_test_split_is_refused(worlds):
     [
         ({"data": {"select_on": "test"}}, "data.select_on is test"),
         ({"data": {"validation": None}}, "there is no validation split to select on"),
+        ({"teachers": [{"name": "xpool", "checkpoint": "none.pth"}]}, "teacher xpool: none.pth does not exist"),
     ],
 )
 def test_own_data_without_an_honest_choice_is_refused_in_one_line(project, arms, capsys, changes, told):
     recipe = project(**changes)
     assert main([str(recipe), "--arms", str(arms()), "--out", str(project.folder / "out")]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert told in errors[0]
+    assert len(errors) == 1 and told in errors[0]
     assert not (project.folder / "out").exists()
 
 
@@ -367,18 +422,19 @@ def test_a_file_that_comes_along_is_found_by_its_name(capsys, tmp_path):
 
 
 def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing(project, arms, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.commands.trials.ProcessPoolExecutor", InThisProcess)
     out = project.folder / "out"
-    path = arms(seeds=[5], grid={"optimizer.aggregation_lr": [1e-3, 1e-2]})
+    path = arms(seeds=[5, 6], grid={"optimizer.aggregation_lr": [1e-3, 1e-2]})
     asked = [str(project()), "--arms", str(path), "--out", str(out), "--processes", "1", "--quick"]
     assert main(asked) == 0
     report = json.loads((out / "report.json").read_text())
     for arm in report["arms"].values():
-        assert [run["test"]["videos"] for run in arm["runs"]] == [3]
+        assert [run["test"]["videos"] for run in arm["runs"]] == [3, 3]
         assert all(run["seconds"] > 0 and run["parameters"] > 0 for run in arm["runs"])
     assert report["others"]["teacher_xpool"]["runs"][0]["cost"]["bytes_per_video"] > 0
     for file in (out / "trials").glob("tune-*.json"):
         assert "test" not in json.loads(file.read_text())["result"]
-    assert len(list((out / "trials").glob("*.json"))) == 1 + 4 + 2
+    assert len(list((out / "trials").glob("*.json"))) == 1 + 4 + 4
     assert not list((out / "runs").iterdir())
     capsys.readouterr()
 
@@ -386,7 +442,7 @@ def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing
     monkeypatch.setattr("teachclip.commands.trials.ProcessPoolExecutor", None)
     before = json.loads((out / "report.json").read_text())
     assert main(asked) == 0
-    assert "2 of 2 skipped: already done" in capsys.readouterr().err
+    assert "4 of 4 skipped: already done" in capsys.readouterr().err
     after = json.loads((out / "report.json").read_text())
     assert {**after, "run": 0} == {**before, "run": 0}
 
