@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
     folder = args.out or runs / "ablations" / (args.arms.stem + ("-quick" if args.quick else ""))
-    arms = args.arms if args.arms.exists() else find_recipe(f"ablations/{args.arms.with_suffix('.yaml').name}")
+    bare = not args.arms.suffix and args.arms.name == str(args.arms)
+    arms = find_recipe(f"ablations/{args.arms}.yaml") if bare else args.arms
     plan = build_plan(folder, args.recipe, load_comparison(arms), runs / "shapes")
     if args.quick:
         plan = quick(plan)

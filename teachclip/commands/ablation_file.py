@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from teachclip.commands.gain_arms import Arm, Settings, grid
 from teachclip.errors import RecipeError
@@ -23,12 +23,23 @@ OURS = ("seed", "output", "stores")
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
+def _seeds(value: Any) -> Any:
+    """Check a number of seeds, or a list of them."""
+    for count in [value] if not isinstance(value, list) else value:
+        if isinstance(count, bool) or not isinstance(count, int) or (count < 1 and count is value):
+            raise ValueError("must be a number of seeds, 1 or more, or a list of seeds")
+    return value
+
+
+Seeds = Annotated[Any, AfterValidator(_seeds)]
+
+
 class Worlds(Section):
     """Every seed is a new embedded world: videos, captions and teachers."""
 
     preset: str = Field("default", description="which kind of world")
-    train_videos: Count = 700
-    test_videos: Count = 300
+    train_videos: Count | None = Field(None, description="with those for validation; null: as the preset says")
+    test_videos: Count | None = Field(None, description="null: as the preset says")
     clip_from: str | None = Field(None, description="folder of the world whose CLIP all seeds start from")
 
 
@@ -49,7 +60,7 @@ class ArmsFile(Section):
     title: str
     worlds: Worlds | None = Field(None, description="null: the recipe's own data; a seed is the student's")
     tune_seeds: list[int] = Field(min_length=1, description="seeds on whose validation split settings are chosen")
-    seeds: Count | list[int] = Field(8, description="fresh seeds to measure on: how many (from 300), or which")
+    seeds: Seeds = Field(8, description="fresh seeds to measure on: how many (from 300), or which")
     set: list[str] = Field(default_factory=list, description="overrides for every arm")
     grid: dict[str, Values] | None = Field(None, description="the grid of arms without one of their own")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")

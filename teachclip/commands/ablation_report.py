@@ -62,7 +62,7 @@ def build_ablation_report(plan: Plan, prepared: Results, candidates: Candidates,
         "title": plan.comparison.title,
         "version": __version__,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
-        "about": _about(plan),
+        "about": _about(plan, next(iter(prepared.values()))["splits"]),
         "tune_seeds": list(plan.tune_seeds),
         "seeds": list(plan.comparison.seeds),
         "tables": [[table.title, list(table.header), [list(row) for row in table.rows]] for table in tables],
@@ -139,17 +139,16 @@ def _single(arm: ArmRuns) -> ArmRuns:
     return ArmRuns(arm.name, arm.label, arm.runs[:1]) if same else arm
 
 
-def _about(plan: Plan) -> list[str]:
+def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
     seeds, settings = plan.comparison.seeds, len(plan.comparison.arms[0].grid)
-    if plan.world is None:
-        what = "A seed is the student's initialisation and batches; data and teachers are the same for all seeds."
-    else:
+    what = "A seed is the student's initialisation and batches; data and teachers are the same for all seeds."
+    if plan.world is not None:
         kind = "" if plan.world.preset == "default" else f" ({plan.world.preset})"
         what = (
-            f"A seed is a new embedded world{kind}: {plan.world.train_videos} videos to train and validate on and "
-            f"{plan.world.test_videos} for test, new captions, teachers, initialisation and batches; the pre-trained "
-            "CLIP is the same."
+            f"A seed is a new embedded world{kind}: new videos, captions, teachers, initialisation and batches; the "
+            "pre-trained CLIP is the same."
         )
+    sizes = "; ".join(f"{name} {videos:,} videos, {texts:,} captions" for name, (videos, texts) in splits.items())
     tuned = "Nothing was tuned: every arm has one setting."
     if plan.tuned:
         tuned = (
@@ -160,7 +159,8 @@ def _about(plan: Plan) -> list[str]:
     return [
         *quick,
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} fresh seeds "
-        f"({', '.join(map(str, seeds))}); differences are paired by seed. {what}",
+        f"({', '.join(map(str, seeds))}); differences are paired by seed. {what} Data of a "
+        f"seed: {sizes}.",
         f"{tuned} The step is chosen on validation in every run. Test was read after all choices. `sum` adds R@1, "
         "R@5 and R@10 of both directions. A value on the edge of the grid may be better still beyond it; with two "
         "values every choice is on the edge.",

@@ -30,8 +30,9 @@ class WorldPlan:
     """What the embedded world of every seed is, and the world whose CLIP all of them start from."""
 
     preset: str
-    train_videos: int
-    test_videos: int
+    train_videos: int | None
+    """None: as many as the preset says; so with those for test."""
+    test_videos: int | None
     common: Path
 
 
@@ -58,7 +59,8 @@ class Prepare(_OfSeed):
     """Make what all students of a seed share: world, teachers, stores; and measure what needs no student.
 
     `settings` are the overrides for every arm. The result has `content`, hashes of all that students train on and are
-    measured on, by variant; and with `measure` `zero_shot` and `teachers`, evaluated on test.
+    measured on, by variant; `splits`, videos and captions of each split of the first variant; and with `measure`
+    `zero_shot` and `teachers`, evaluated on test.
     """
 
     variants: tuple[tuple[str, Settings], ...] = ()
@@ -84,6 +86,7 @@ class Prepare(_OfSeed):
         if self.world is not None:
             self._make_world(self.world)
         content: dict[str, dict[str, str]] = {}
+        splits: list[dict[str, list[int]]] = []
         trained: set[str] = set()
         for variant, settings in self.variants:
             recipe = variant_recipe(self.recipe, settings, variant)
@@ -91,24 +94,25 @@ class Prepare(_OfSeed):
                 if section.training is not None and section.checkpoint not in trained:
                     self._train_teacher(recipe, section)
                     trained.add(section.checkpoint)
-            content.setdefault(variant, {}).update(_store(recipe))
-        if not self.measure:
-            return {"content": content}
-        return {"content": content, **_measure(load_recipe(self.recipe, self.settings))}
+            hashes, sizes = _store(recipe)
+            content.setdefault(variant, {}).update(hashes)
+            splits.append(sizes)
+        result = {"content": content, "splits": splits[0]}
+        return {**result, **_measure(load_recipe(self.recipe, self.settings))} if self.measure else result
 
     def _make_world(self, world: WorldPlan) -> None:
         from teachclip.commands.make_shapes import make_shapes
 
-        kind: dict[str, Any] = {} if world.preset == "default" else {"preset": world.preset}
+        asked: dict[str, Any] = {} if world.preset == "default" else {"preset": world.preset}
+        sizes = {"train_videos": world.train_videos, "test_videos": world.test_videos}
+        asked |= {name: count for name, count in sizes.items() if count is not None}
         make_shapes(
             self.places()["SHAPES_ROOT"],
-            train_videos=world.train_videos,
-            test_videos=world.test_videos,
             seed=self.seed,
             workers=1,
             clip_from=world.common,
             progress=False,
-            **kind,
+            **asked,
         )
 
     def _train_teacher(self, recipe: Recipe, section: TeacherSection) -> None:
@@ -193,8 +197,11 @@ def variant_recipe(path: Path, settings: Settings, variant: str) -> Recipe:
     return load_recipe(path, [*settings, f"stores={recipe.stores}-{variant}"]) if variant else recipe
 
 
-def _store(recipe: Recipe) -> dict[str, str]:
-    """Store frames, features and relevance, so that students find them; return the hashes of what they depend on."""
+def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Store frames, features and relevance, so that students find them.
+
+    Returns the hashes of what they depend on, and the number of videos and captions of every split.
+    """
     from teachclip.commands import teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
@@ -210,7 +217,8 @@ def _store(recipe: Recipe) -> dict[str, str]:
         for section in recipe.teachers:
             work.relevance(section)
     own = {"test": fingerprint_of(work.circumstances(test, work.backbone, {}))}
-    return {**work.content(recipe.teachers), **own}
+    sizes = {split.name: [len(split.videos), len(split.captions)] for split in work.catalog.splits}
+    return {**work.content(recipe.teachers), **own}, sizes
 
 
 def _measure(recipe: Recipe) -> dict[str, Any]:

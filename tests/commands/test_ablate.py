@@ -95,7 +95,10 @@ def made_up(plan):
     prepared = {}
     for job in plan.preparing():
         measured = {**metrics(10.0 + job.seed), "cost": COST}
-        prepared[job.name] = {"content": {"": content()}, "zero_shot": measured, "teachers": {"xpool": measured}}
+        prepared[job.name] = {
+            **{"content": {"": content()}, "splits": {"train": [400, 3200], "test": [300, 1500]}},
+            **{"zero_shot": measured, "teachers": {"xpool": measured}},
+        }
     tuned, tests = {}, {}
     for job in plan.tuning(prepared):
         second = any(" ".join(arm.grid[1]) in " ".join(job.settings) for arm in plan.comparison.arms)
@@ -118,7 +121,8 @@ def test_all_problems_of_a_file_are_told_at_once_with_the_nearest_name(arms):
     assert "arms.yaml: titel is unknown; did you mean title?" in found
     assert "arms.yaml: worlds.presets is unknown; did you mean worlds.preset?" in found
     assert "arms.yaml: arms.1.nmae is unknown; did you mean arms.1.name?" in found
-    assert "arms.1.name is missing" in text and "seeds" in text
+    assert "arms.1.name is missing" in text
+    assert "seeds: must be a number of seeds, 1 or more, or a list of seeds, got 0" in text
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
@@ -133,6 +137,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
         ({"baseline": "undistiled"}, "baseline: no arm 'undistiled'; did you mean undistilled?"),
         ({"compare": [["published", "nobody"]]}, "compare: no arm 'nobody'"),
         ({"tune_seeds": [1, 1]}, "tune_seeds: 1 stands twice"),
+        ({"seeds": [True, 2]}, "seeds: must be a number of seeds"),
         ({"seeds": []}, "seeds: give at least one seed"),
         ({"worlds": {}, "seeds": [2, 3]}, "seeds: 2 also in tune_seeds"),
         ({"set": ["seed=3"]}, "set: seed is set by the comparison itself"),
@@ -221,20 +226,22 @@ def test_preparing_a_seed_makes_its_world_and_teacher_with_that_seed_and_deletes
     monkeypatch.setattr(
         "teachclip.commands.train_teacher.train_teacher", lambda recipe, section: calls.append(section.training.seed)
     )
-    monkeypatch.setattr("teachclip.commands.ablation_trials._store", lambda recipe: content())
+    monkeypatch.setattr("teachclip.commands.ablation_trials._store", lambda recipe: (content(), {"train": [2, 4]}))
     measured = {"zero_shot": 1, "teachers": {}}
     monkeypatch.setattr("teachclip.commands.ablation_trials._measure", lambda recipe: measured)
     for name in ("default", "noisy"):
-        job = worlds(worlds={"preset": name}).preparing()[-1]
+        sizes = {"train_videos": 40, "test_videos": 20} if name == "default" else {}
+        job = worlds(worlds={"preset": name, **sizes}).preparing()[-1]
         kept = job.folder / "seed-7" / "kept"
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("here before")
         for key, value in job.places().items():
             monkeypatch.setenv(key, value)
-        assert job.run() == {"content": {"": content()}, **measured}
+        assert job.run() == {"content": {"": content()}, "splits": {"train": [2, 4]}, **measured}
         (where,), options = calls[0]
         assert where == str(job.folder / "seed-7" / "world")
         assert (options["seed"], options["clip_from"], calls[1:]) == (7, job.world.common, [7])
+        assert options.get("train_videos") == (None if name == "noisy" else 40)
         assert options.get("preset", "default") == name and ("preset" in options) == (name != "default")
         assert kept.read_text() == "here before"
         calls.clear()
@@ -377,6 +384,7 @@ def test_the_report_says_how_to_repeat_a_student_and_keeps_every_trial(worlds):
     report = build_ablation_report(plan, *made_up(plan))
     text = ablation_markdown(report, None)
     assert "pip install 'teachclip[report]'" in text
+    assert "train 400 videos, 3,200 captions; test 300 videos, 1,500 captions" in text
     command = report["commands"]["as published"]
     assert f"TEACHCLIP_RUNS={plan.folder / 'seed-5'}" in command
     assert "optimizer.aggregation_lr=0.001 train.steps=6 seed=5 output=" in command
@@ -419,6 +427,8 @@ def test_a_file_that_comes_along_is_found_by_its_name(capsys, tmp_path):
     assert main([str(SHAPES), "--arms", "shapes_options", "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "arm frames_alone" in capsys.readouterr().err
     assert main([str(SHAPES), "--arms", "nowhere", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert main([str(SHAPES), "--arms", "no/arms.yaml", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "error: no/arms.yaml: cannot read the file of arms: No such file" in capsys.readouterr().err
 
 
 def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing(project, arms, capsys, monkeypatch):
