@@ -172,7 +172,9 @@ class Train(_OfSeed):
 
     def run(self) -> dict[str, Any]:
         """Train with the main command; only the numbers are kept."""
+        from teachclip.commands import teaching, workspace  # noqa: F401  (what loads long, before the clock starts)
         from teachclip.commands.distill import distill
+        from teachclip.training import loop  # noqa: F401
 
         output = self.folder / "runs" / self.name
         settings = (*self.overrides(), f"output={output}")
