@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import types
@@ -16,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 from teachclip.errors import RecipeError
 from teachclip.recipe import Recipe
 from teachclip.registry import closest
+
+AnySection = typing.TypeVar("AnySection", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -50,14 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with all problems of the recipe, one per line when there are several.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
-    values = _parse(text, where=str(path))
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
+    values = _read_mapping(path, "recipe")
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -65,10 +62,35 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(values, item) for item in error.errors()]
+        problems += [_explain(item, Recipe) for item in error.errors()]
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
     return _choose_teachers(recipe, where=path.name)
+
+
+def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:
+    """Read a YAML file of another strict schema than the recipe's; `what` says what it is, such as "file of arms".
+
+    Environment variables stay as they stand. Raises RecipeError with all problems of the file, one per line.
+    """
+    path = Path(path)
+    try:
+        return model.model_validate(_read_mapping(path, what))
+    except ValidationError as error:
+        problems = [_explain(item, model) for item in error.errors()]
+        raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems)) from None
+
+
+def _read_mapping(path: Path, what: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot read the {what}: {reason}") from error
+    values = _parse(text, where=str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a {what} is a mapping of sections, got {type(values).__name__}")
+    return values
 
 
 def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
@@ -88,6 +110,15 @@ def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that `load_recipe` reads back to the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as text that an override `key=text` reads back as the same value."""
+    if isinstance(value, str):
+        with contextlib.suppress(RecipeError):
+            if _parse(value, where="") == value:
+                return value
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def describe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
@@ -163,12 +194,12 @@ def _expand(value: Any, where: str, problems: list[str]) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _explain(values: Any, item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     """Turn one pydantic error into `key: what was got; what is allowed`."""
     location, kind, message = item["loc"], item["type"], item["msg"]
     key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        names = _known_names(location[:-1])
+        names = _known_names(location[:-1], root)
         prefix = ".".join(str(part) for part in location[:-1])
         hint = closest(str(location[-1]), names)
         if prefix and hint:
@@ -184,8 +215,8 @@ def _explain(values: Any, item: Any) -> str:
     return f"{key}: {message}"
 
 
-def _known_names(location: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] | None = Recipe
+def _known_names(location: Sequence[str | int], root: type[BaseModel]) -> list[str]:
+    model: type[BaseModel] | None = root
     for part in location:
         if isinstance(part, int):
             continue

@@ -19,7 +19,7 @@ import numpy as np
 
 from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
-from teachclip.commands.measure_gain import positive_count
+from teachclip.commands.trials import positive_count
 from teachclip.errors import DataError
 
 DISTINCT = 8

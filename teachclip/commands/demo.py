@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     places = {"TEACHCLIP_RUNS": str(args.runs), "SHAPES_ROOT": str(args.runs / "shapes")}
     defaults = {"TEACHCLIP_RUNS": "runs", "SHAPES_ROOT": "runs/shapes"}
     shown = {key: value for key, value in places.items() if os.environ.get(key, defaults[key]) != value}
-    with _environment({**places, "HF_HUB_OFFLINE": "1"}), interruptible():
+    with environment({**places, "HF_HUB_OFFLINE": "1"}), interruptible():
         run(Demo.build(args.runs, range(1, args.seeds + 1), args.threads, shown))
 
 
@@ -157,7 +157,7 @@ def _count(text: str) -> int:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables, for this process and its children, until the block ends."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)

@@ -15,7 +15,6 @@ from teachclip.commands.cli import say
 from teachclip.commands.demo import usable_cores
 from teachclip.commands.gain_arms import COMPARISONS, Family
 from teachclip.commands.gain_plan import SHARPNESS, Plan, picks
-from teachclip.commands.gain_trials import places
 from teachclip.evaluation.gain import (
     ArmRuns,
     Candidate,
@@ -186,7 +185,7 @@ def _commands(plan: Plan, candidates: Mapping[tuple[str, str], Sequence[Candidat
     for family in plan.families:
         for arm in family.arms:
             job = plan.test_job(plan.seeds[0], family, arm, picks(candidates[family.name, arm.name])["tuned"])
-            where = " ".join(f"{key}={value}" for key, value in places(job).items())
+            where = " ".join(f"{key}={value}" for key, value in job.places().items())
             words = " ".join(map(shlex.quote, (*job.settings, f"seed={job.seed}")))
             found[f"{family.label}: {arm.label}"] = (
                 f"{where} accelerate launch tools/distill.py recipes/{job.recipe.name} {words}"

@@ -1,24 +1,18 @@
 """One trial of `teachclip measure-gain`: prepare the world of a seed, or train one student on it and measure it.
 
-Trials run in worker processes, and everything in them goes through the commands that a user would type. A finished
-trial is one small JSON file with what it depends on; the same trial is not run again.
+Everything in them goes through the commands that a user would type.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from teachclip import __version__
-from teachclip.errors import TeachclipError, TrainingError
-from teachclip.files import write_atomic
+from teachclip.commands.trials import Trial, seed_places
 from teachclip.fingerprint import fingerprint_of
 from teachclip.recipe import Recipe
 from teachclip.recipe_file import load_recipe
@@ -33,7 +27,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Trial):
     """What one call of a worker does.
 
     `kind` is `world` (make it, train its teacher, precompute), `tune` (train a student, measure it on validation) or
@@ -74,61 +68,13 @@ class Job:
             }
         )
 
-    @property
-    def result_file(self) -> Path:
-        """Where the result is kept."""
-        return self.folder / "trials" / f"{self.name}.json"
+    def places(self) -> dict[str, str]:
+        """Return the environment in which the recipe finds the world and the stores of the job's seed."""
+        return seed_places(self.folder, self.seed)
 
-    def result(self) -> dict[str, Any] | None:
-        """Return the result of an earlier run of exactly this job, or None."""
-        try:
-            kept = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return dict(kept["result"]) if kept.get("fingerprint") == self.fingerprint else None
-
-
-def places(job: Job) -> dict[str, str]:
-    """Return the environment in which the recipe finds the world and the stores of the job's seed."""
-    home = job.folder / f"seed-{job.seed}"
-    return {"SHAPES_ROOT": str(home / "world"), "TEACHCLIP_RUNS": str(home)}
-
-
-def start_worker(log_folder: str, threads: int) -> None:
-    """Set a worker process up: its own log instead of the terminal, its share of the cores, no network."""
-    import torch
-
-    path = Path(log_folder) / f"worker-{os.getpid()}.log"
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch.set_num_threads(threads)
-
-
-def run_job(job: Job) -> dict[str, Any]:
-    """Run a job, unless its result is there, keep the result and return it.
-
-    Raises TrainingError that names the job if anything goes wrong; the worker's log has all of it.
-    """
-    kept = job.result()
-    if kept is not None:
-        return kept
-    print(f"== {job.name}: {' '.join(job.settings)}", flush=True)
-    os.environ.update(places(job))
-    try:
-        result = _KINDS[job.kind](job)
-    except TeachclipError as error:
-        raise TrainingError(f"{job.name}: {error}") from error
-    except Exception as error:
-        traceback.print_exc()
-        raise TrainingError(f"{job.name}: {type(error).__name__}: {error}; see the logs in {job.folder}") from error
-    record = {"name": job.name, "settings": list(job.settings), "fingerprint": job.fingerprint, "result": result}
-    job.result_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(job.result_file, json.dumps(record, indent=1).encode())
-    return result
+    def run(self) -> dict[str, Any]:
+        """Do what the kind of the job says."""
+        return _KINDS[self.kind](self)
 
 
 def _recipe(job: Job, overrides: Sequence[str] = ()) -> Recipe:
@@ -144,7 +90,7 @@ def _make_world(job: Job) -> dict[str, Any]:
 
     _discard_other(job)
     make_shapes(
-        places(job)["SHAPES_ROOT"],
+        job.places()["SHAPES_ROOT"],
         train_videos=job.sizes.train_videos,
         test_videos=job.sizes.test_videos,
         seed=job.seed,
@@ -169,7 +115,7 @@ def _make_world(job: Job) -> dict[str, Any]:
 
 def _discard_other(job: Job) -> None:
     """Delete the folder of the seed if it was made under other circumstances, and note those of now."""
-    home = Path(places(job)["TEACHCLIP_RUNS"])
+    home = Path(job.places()["TEACHCLIP_RUNS"])
     mark = home / "fingerprint"
     if home.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != job.fingerprint):
         shutil.rmtree(home)

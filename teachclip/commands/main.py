@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "all of it on the embedded world, with a report",
     "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",
     "measure-teachers": "what each teacher teaches, over several seeds",
+    "ablate": "compare ways to train a student fairly, on your data or on embedded worlds",
     "bench-data": "how fast videos are decoded and stored frames are read",
 }
 

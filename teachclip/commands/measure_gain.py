@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command, say
 from teachclip.commands.demo import usable_cores
 from teachclip.commands.gain_arms import FAMILIES
 from teachclip.commands.gain_plan import Plan, quick, whole
-from teachclip.commands.gain_trials import Job, run_job, start_worker
-from teachclip.errors import LaunchError, TrainingError
+from teachclip.commands.trials import only_one, positive_count, run_trials
 from teachclip.evaluation.gain import Candidate
 
 Candidates = Mapping[tuple[str, str], Sequence[Candidate]]
@@ -83,50 +76,13 @@ def measure(plan: Plan, processes: int, build: Callable[..., dict[str, Any]], wr
     if not (plan.common / "clip" / "model.safetensors").exists():
         say(f"making {plan.common}, whose CLIP all seeds share")
         make_shapes(plan.common, workers=processes)
-    worlds = run_jobs(plan.worlds(), processes, "1/3 worlds and teachers")
-    tuned = run_jobs(plan.tuning(), processes, "2/3 tuning on validation")
+    worlds = run_trials(plan.worlds(), processes, "1/3 worlds and teachers")
+    tuned = run_trials(plan.tuning(), processes, "2/3 tuning on validation")
     candidates = gather_candidates(plan, tuned)
-    tests = run_jobs(plan.testing(candidates), processes, "3/3 fresh seeds, test")
+    tests = run_trials(plan.testing(candidates), processes, "3/3 fresh seeds, test")
     report = build(plan, worlds, candidates, tests)
     report["run"] = {"processes": processes, "minutes of this run": round((time.monotonic() - started) / 60, 1)}
     write(report, plan.folder)
-
-
-def run_jobs(jobs: Sequence[Job], processes: int, label: str) -> dict[str, dict[str, Any]]:
-    """Run jobs in worker processes of one thread each; what was finished earlier is read. Returns results by name.
-
-    Raises TrainingError if one fails, after the jobs that run have ended; what they finished is kept.
-    """
-    results = {job.name: kept for job in jobs if (kept := job.result()) is not None}
-    missing = [job for job in jobs if job.name not in results]
-    if results:
-        say(f"[{label}] {len(results)} of {len(jobs)} skipped: already done")
-    if not missing:
-        return results
-    logs = missing[0].folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-    pool = ProcessPoolExecutor(
-        min(processes, len(missing)), multiprocessing.get_context("spawn"), start_worker, (str(logs), 1)
-    )
-    try:
-        futures: dict[Future[dict[str, Any]], Job] = {pool.submit(run_job, job): job for job in missing}
-        # smoothing=0: the time left from the mean rate, as trials differ in length
-        bar = tqdm(as_completed(futures), total=len(missing), desc=label, unit="trial", smoothing=0)
-        for future in bar:
-            results[futures[future].name] = future.result()
-    except BrokenProcessPool as error:
-        raise TrainingError(
-            f"{label}: a worker process died, perhaps for want of memory; its log is in {logs}"
-        ) from error
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
 
 
 def gather_candidates(plan: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> Candidates:
@@ -141,28 +97,3 @@ def gather_candidates(plan: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> Can
                     scores = tuple(run["sharpness"][factor]["t2v"]["recall_at_1"] for run in runs)
                     entries.append(Candidate(setting, float(factor), scores))
     return found
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Raise LaunchError if another process measures in the same folder. Where files cannot be locked, go on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LaunchError(
-                f"{folder}: another measurement runs there; wait for it, or give another --out"
-            ) from error
-        except (ImportError, OSError):  # Windows, or a file system without locks
-            pass
-        yield
-
-
-def positive_count(text: str) -> int:
-    """Read a whole number of at least 1 from the command line."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

@@ -11,8 +11,9 @@ from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command
 from teachclip.commands.demo import usable_cores
 from teachclip.commands.gain_plan import quick, whole
-from teachclip.commands.measure_gain import measure, only_one, positive_count
+from teachclip.commands.measure_gain import measure
 from teachclip.commands.teacher_arms import RECIPE, teacher_family
+from teachclip.commands.trials import only_one, positive_count
 
 
 @command

@@ -6,6 +6,7 @@ chosen there is trained once on every fresh seed and measured on its test split.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,8 +143,11 @@ def gain_verdicts(differences: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def edges(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
-    """Name the settings whose chosen value is the smallest or largest of those tried: more might be better."""
+def edges(chosen: Candidate, candidates: Sequence[Candidate], *, least: int = 3) -> list[str]:
+    """Name the settings whose chosen value is the smallest or largest of those tried: more might be better.
+
+    Only settings with numbers, of which at least `least` different ones were tried.
+    """
     tried: dict[str, set[float]] = {}
     for candidate in candidates:
         for key, value in _numbers(candidate).items():
@@ -151,13 +155,17 @@ def edges(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     return [
         f"{key}={value:g}"
         for key, value in _numbers(chosen).items()
-        if len(tried[key]) > 2 and value in (min(tried[key]), max(tried[key]))
+        if len(tried[key]) >= least and value in (min(tried[key]), max(tried[key]))
     ]
 
 
 def _numbers(candidate: Candidate) -> dict[str, float]:
-    pairs = (setting.split("=", 1) for setting in candidate.settings)
-    return {key: float(value) for key, value in pairs} | {"sharpness": candidate.sharpness}
+    found = {}
+    for setting in candidate.settings:
+        key, _, value = setting.partition("=")
+        with contextlib.suppress(ValueError):
+            found[key] = float(value)
+    return found | {"sharpness": candidate.sharpness}
 
 
 def _value(run: Mapping[str, Any], path: Sequence[str]) -> float:

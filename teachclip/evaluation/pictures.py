@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,32 @@ def draw_frames(
             "\n".join(textwrap.wrap(label, 18)), rotation=0, ha="right", va="center", fontsize=9, color=INK
         )
         _plain(axes)
+    _save(figure, path)
+
+
+def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str, label: str) -> None:
+    """Draw one line per arm: its mean, its confidence interval and every seed as a dot, into a PNG file.
+
+    `rows`: mappings with `label`, `mean`, `low`, `high` (None: no interval) and `values`, in percent. `label`: of the
+    axis.
+    """
+    figure = _figure(9.0, 1.2 + 0.42 * len(rows))
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        colour = PALETTE[2]
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=5, alpha=0.35, zorder=2)
+        axes.plot(row["values"], [place] * len(row["values"]), "o", ms=3, mfc="white", mec=INK, mew=0.7, zorder=4)
+        axes.plot([row["mean"]], [place], "D", ms=6, color=colour, zorder=3)
+        _label(axes, f"{row['mean']:.1f}", row["mean"], place - 0.12)
+    axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["label"], 34)) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0), min(high, 100))
+    axes.set_xlabel(label, color=SOFT)
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=11, color=INK)
+    axes.grid(axis="x", color="#e4e6ea", zorder=0)
+    _plain(axes)
     _save(figure, path)
 
 

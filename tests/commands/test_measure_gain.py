@@ -12,8 +12,9 @@ from teachclip.commands.gain_arms import FAMILIES, family, grid
 from teachclip.commands.gain_frames import weight_by_kind
 from teachclip.commands.gain_plan import SHARPNESS, picks, whole
 from teachclip.commands.gain_report import build_gain_report, gain_markdown
-from teachclip.commands.gain_trials import Job, Sizes, run_job
+from teachclip.commands.gain_trials import Job, Sizes
 from teachclip.commands.measure_gain import main
+from teachclip.commands.trials import run_trial
 from teachclip.errors import DataError, TrainingError
 from teachclip.evaluation.gain import Candidate
 from teachclip.recipe_file import load_recipe
@@ -107,14 +108,14 @@ def test_finished_trial_is_not_run_again(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setitem(gain_trials._KINDS, "tune", lambda job: calls.append(job) or {"step": 7})
     job = make_job(tmp_path)
-    assert run_job(job) == run_job(job) == {"step": 7}
+    assert run_trial(job) == run_trial(job) == {"step": 7}
     assert len(calls) == 1
 
 
 def test_result_of_another_trial_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setitem(gain_trials._KINDS, "tune", lambda job: {"step": 7})
     job = make_job(tmp_path)
-    run_job(job)
+    run_trial(job)
     record = json.loads(job.result_file.read_text())
     job.result_file.write_text(json.dumps({**record, "fingerprint": "other"}))
     assert job.result() is None
@@ -128,7 +129,7 @@ def test_failing_trial_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(gain_trials._KINDS, "tune", fail)
     with pytest.raises(TrainingError, match=r"tune-200-arm-\w+: no videos"):
-        run_job(make_job(tmp_path))
+        run_trial(make_job(tmp_path))
 
 
 def test_weights_by_kind_add_up_to_one():

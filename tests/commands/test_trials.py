@@ -1,0 +1,53 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from teachclip.commands import trials
+from teachclip.commands.trials import Trial, run_trials
+from teachclip.errors import DataError, TrainingError
+
+
+@dataclass(frozen=True)
+class Square(Trial):
+    """A trial that needs no training; numbers below 0 fail."""
+
+    folder: Path
+    number: int
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self):
+        return f"square-{self.number}"
+
+    @property
+    def fingerprint(self):
+        return str(self.number)
+
+    def places(self):
+        return {}
+
+    def run(self):
+        if self.number < 0:
+            raise DataError("no videos")
+        with open(self.folder / f"ran-{self.number}", "a") as file:
+            file.write("x")
+        return {"square": self.number**2}
+
+
+def test_trials_run_in_other_processes_once_each_and_a_failing_one_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    told = []
+    asked = [Square(tmp_path, 2), Square(tmp_path, 3), Square(tmp_path, 2), Square(tmp_path, -1)]
+    with pytest.raises(TrainingError, match="square--1: no videos"):
+        run_trials(asked, 1, "squares", told=lambda done, seconds: told.append(done))
+    assert told == [1, 2]
+    monkeypatch.setattr(trials, "ProcessPoolExecutor", None)
+    assert run_trials(asked[:3], 1, "squares") == {"square-2": {"square": 4}, "square-3": {"square": 9}}
+    assert "2 of 2 skipped: already done" in capsys.readouterr().err
+    assert (tmp_path / "ran-2").read_text() == (tmp_path / "ran-3").read_text() == "x"
+    kept = json.loads((tmp_path / "trials" / "square-2.json").read_text())
+    assert kept == {"name": "square-2", "settings": [], "fingerprint": "2", "result": {"square": 4}}
+    assert "== square-2" in next((tmp_path / "logs").iterdir()).read_text()
