@@ -154,8 +154,7 @@ def test_a_folder_made_before_there_were_presets_counts_as_finished(world, tmp_p
     assert set(manifest["settings"]["world"]) == {"train_videos", "test_videos", "seed"}
     assert not make_shapes(folder, **SMALL, preset="default")
     with pytest.raises(
-        DataError,
-        match=r'holds another world \(world\.preset absent there, "plain" now; world\.preset_numbers .*"border":false',
+        DataError, match=r'\(world\.preset absent there, "plain" now; .*\.preset_numbers .*"border":false'
     ):
         make_shapes(folder, **SMALL, preset="plain")
     assert content(folder) == content(world)
