@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachclip.commands.cli import command, say
+from teachclip.data.shapes_presets import PRESETS, find_preset
 from teachclip.data.shapes_video import ENCODER
 from teachclip.data.shapes_world import WorldPlan, video_id, write_world
 from teachclip.errors import DataError
@@ -30,8 +31,9 @@ WORLD_FILES = ("annotations.json", "train.csv", "test.csv", "test_full.csv", "tr
 def make_shapes(
     folder: str | Path,
     *,
-    train_videos: int = 700,
-    test_videos: int = 300,
+    preset: str = "default",
+    train_videos: int | None = None,
+    test_videos: int | None = None,
     seed: int = 0,
     clip_seed: int = 0,
     workers: int = 2,
@@ -41,19 +43,26 @@ def make_shapes(
 ) -> bool:
     """Make what is missing of a world in `folder`; returns whether anything was.
 
-    `seed` changes videos and captions, `clip_seed` the tiny CLIP. `clip`: another plan of pre-training, in place of
+    `preset` names one of `PRESETS`, which also says how many videos there are where the caller does not. `seed`
+    changes videos and captions, `clip_seed` the tiny CLIP. `clip`: another plan of pre-training, in place of
     the usual one with `clip_seed`. `clip_from`: the folder of another world whose CLIP is copied, as all seeds of an
-    experiment should start from one CLIP. Raises DataError if the folder holds something else, and StoreError if it
-    cannot be written.
+    experiment should start from one CLIP. Raises DataError if the folder holds something else or the preset is
+    unknown, and StoreError if the folder cannot be written.
     """
     from teachclip.training.pretrain import PretrainingPlan
 
-    world = WorldPlan(train_videos, test_videos, seed)
+    numbers = find_preset(preset)
+    world = WorldPlan(
+        numbers.train_videos if train_videos is None else train_videos,
+        numbers.test_videos if test_videos is None else test_videos,
+        seed,
+        preset,
+    )
     if workers < 1:
         raise DataError(f"workers is {workers}; allowed: 1 or more")
     pretraining = clip or PretrainingPlan(seed=clip_seed)
     clip_settings = asdict(pretraining) if clip_from is None else _clip_record(Path(clip_from) / "clip")["settings"]
-    settings = {"version": VERSION, "world": asdict(world), "encoder": dict(ENCODER), "clip": clip_settings}
+    settings = {"version": VERSION, "world": world.settings(), "encoder": dict(ENCODER), "clip": clip_settings}
     root = Path(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -141,17 +150,27 @@ def _finish(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / STARTED).unlink(missing_ok=True)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, but where there is none nothing; keeps a line per preset."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Make a world from the command line."""
     parser = argparse.ArgumentParser(
         prog="make_shapes",
-        description=f"{__doc__} A second call makes only what is missing.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=f"{__doc__}\nA second call makes only what is missing.",
+        epilog="presets:\n" + "\n".join(f"  {name:12} {preset.summary}" for name, preset in PRESETS.items()),
+        formatter_class=_Help,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the world")
-    parser.add_argument("--train-videos", type=int, default=700, help="videos with noisy captions, to train on")
-    parser.add_argument("--test-videos", type=int, default=300, help="videos with clean captions, to test on")
+    parser.add_argument("--preset", default="default", help="what is hard in the world; see below")
+    own = "(default: the preset says)"
+    parser.add_argument("--train-videos", type=int, help=f"videos with noisy captions, to train on {own}")
+    parser.add_argument("--test-videos", type=int, help=f"videos with clean captions, to test on {own}")
     parser.add_argument("--seed", type=int, default=0, help="of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="of the tiny CLIP's pre-training")
     parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this finished world instead of training one")
@@ -159,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     made = make_shapes(
         args.out,
+        preset=args.preset,
         train_videos=args.train_videos,
         test_videos=args.test_videos,
         seed=args.seed,
@@ -170,4 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{args.out}: {'made' if made else 'already made, nothing to do'}")
     found, ceiling = results["clip"]["frame_recall_at_1"], results["oracle_recall_at_1"]
     say(f"the tiny CLIP finds {found:.0f} % of 500 single frames by their captions")
+    overrides = find_preset(args.preset).overrides
+    if overrides:
+        say(f"a recipe for it needs: {' '.join(overrides)}")
     say(f"who knows all about the test videos finds {ceiling:.0f} % of them by one caption: some fit several videos")

@@ -1,20 +1,23 @@
-"""The embedded world "shapes": what happens in its videos and what their captions say.
+"""The embedded world "shapes": what happens in its videos.
 
 A video is a row of shots. One or two of them show an EVENT (a coloured shape at a place before a scene), which the
 captions describe. The others are DISTRACTORS (an event too, but inside a checkered border and never captioned) or
 EMPTY scenes. To find a video by its caption a model must look at the right frames, which is what a teacher with
-attention over frames does well and what its student has to learn.
+attention over frames does well and what its student has to learn. That is the preset `default`; what differs in
+others is in `shapes_presets`.
 
-Nothing here draws or writes: see `shapes_video` for pictures and files.
+Nothing here says, draws or writes: see `shapes_captions`, and `shapes_video` for pictures and files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+from teachclip.data.shapes_presets import DEFAULT, Preset
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (225, 40, 40),
@@ -49,23 +52,9 @@ SCENES: Mapping[str, tuple[int, int, int]] = {
 
 COLUMNS = (16, 32, 48)
 FRAME_SIZE = 64
-FRAME_COUNT = 36
 FRAME_RATE = 8
 EVENT_LENGTHS = (4, 7)
 FILLER_LENGTHS = (3, 6)
-DISTRACTOR_SHARE = 0.9
-"""Probability that a shot without an event is a distractor; otherwise it is an empty scene."""
-
-TRAIN_DROP = 0.25
-TEST_DROP = 0.10
-"""Probability that a caption leaves an attribute out."""
-
-THEN_SHARE = 0.2
-WRONG_SHARE = 0.05
-CORRUPTED_SHARE = 0.10
-REDRAW_SHARE = 0.35
-"""Training captions of two-event videos that name both; that belong to another video; with errors; and the
-probability that such an error hits an attribute."""
 
 Kind = Literal["event", "distractor", "empty"]
 
@@ -109,13 +98,6 @@ class Shot:
         return len(self.columns)
 
 
-class Phrase(NamedTuple):
-    """A caption and what it claims: attribute -> word, per event that it names."""
-
-    text: str
-    claims: tuple[Mapping[str, str], ...]
-
-
 class Purpose:
     """What a random stream is for. Streams of one seed never overlap, so adding a video changes no other video."""
 
@@ -131,13 +113,14 @@ def stream(purpose: int, seed: int, index: int = 0) -> np.random.Generator:
     return np.random.default_rng([purpose, seed, index])
 
 
-def _choose(rng: np.random.Generator, words: Sequence[str]) -> str:
+def choose(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Draw one of some words, all equally likely."""
     return words[int(rng.integers(len(words)))]
 
 
 def sample_event(rng: np.random.Generator) -> Event:
     """Draw one of the 1728 events, all equally likely."""
-    return Event(**{name: _choose(rng, words) for name, words in ATTRIBUTES.items()})
+    return Event(**{name: choose(rng, words) for name, words in ATTRIBUTES.items()})
 
 
 def _sample_columns(rng: np.random.Generator, length: int) -> tuple[int, ...]:
@@ -159,90 +142,38 @@ def _sample_filler_lengths(rng: np.random.Generator, frames: int) -> list[int]:
     return lengths
 
 
-def sample_shots(rng: np.random.Generator) -> tuple[Shot, ...]:
-    """Draw the shots of a video; their lengths add up to FRAME_COUNT, one or two of them show an event."""
+def sample_shots(rng: np.random.Generator, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
+    """Draw the shots of a video; their lengths add up to the preset's frames, some of them show an event."""
     shots = []
-    for _ in range(int(rng.integers(1, 3))):
+    for _ in range(int(rng.integers(preset.events[0], preset.events[1] + 1))):
         event = sample_event(rng)
         length = int(rng.integers(EVENT_LENGTHS[0], EVENT_LENGTHS[1] + 1))
         shots.append(Shot("event", event.scene, event, _sample_columns(rng, length)))
-    for length in _sample_filler_lengths(rng, FRAME_COUNT - sum(shot.length for shot in shots)):
+    for length in _sample_filler_lengths(rng, preset.frames - sum(shot.length for shot in shots)):
         event = sample_event(rng)
         columns = _sample_columns(rng, length)
-        if rng.random() < DISTRACTOR_SHARE:
+        if rng.random() < preset.distractor_share:
             shots.append(Shot("distractor", event.scene, event, columns))
         else:
             shots.append(Shot("empty", event.scene, None, columns))
     return tuple(shots[i] for i in rng.permutation(len(shots)))
 
 
+def sample_story(seed: int, index: int, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
+    """Return the shots of video number `index` of the world `seed`.
+
+    With twins, an odd video has the shots of the one before, its first and last event exchanged.
+    """
+    if not preset.twins:
+        return sample_shots(stream(Purpose.STORY, seed, index), preset)
+    shots = list(sample_shots(stream(Purpose.STORY, seed, index // 2), preset))
+    if index % 2:
+        places = [place for place, shot in enumerate(shots) if shot.kind == "event"]
+        first, last = places[0], places[-1]
+        shots[first], shots[last] = shots[last], shots[first]
+    return tuple(shots)
+
+
 def events_of(shots: Sequence[Shot]) -> tuple[Event, ...]:
     """Return the captioned events in the order in which they are seen."""
     return tuple(shot.event for shot in shots if shot.kind == "event" and shot.event is not None)
-
-
-def describe_event(event: Event, rng: np.random.Generator, drop: float) -> Phrase:
-    """Say `event` in words, leaving every attribute out with probability `drop`; colour or shape always stays."""
-    kept: dict[str, str] = {}
-    while "colour" not in kept and "shape" not in kept:
-        kept = {name: word for name, word in asdict(event).items() if rng.random() >= drop}
-    words = [kept[name] for name in ("size", "colour") if name in kept] + [kept.get("shape", "shape")]
-    words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    if "place" in kept:
-        words += ["in" if kept["place"] == "middle" else "at", "the", kept["place"]]
-    if "scene" in kept:
-        words += ["over", kept["scene"]]
-    return Phrase(" ".join(words), (kept,))
-
-
-def _corrupt(event: Event, rng: np.random.Generator) -> Event:
-    return Event(
-        **{
-            name: _choose(rng, ATTRIBUTES[name]) if rng.random() < REDRAW_SHARE else word
-            for name, word in asdict(event).items()
-        }
-    )
-
-
-def training_caption(events: Sequence[Sequence[Event]], video: int, rng: np.random.Generator) -> Phrase:
-    """Write one noisy caption for `video`, a row of `events` (the events of every training video)."""
-    if len(events) > 1 and rng.random() < WRONG_SHARE:
-        video = (video + int(rng.integers(1, len(events)))) % len(events)
-    named = list(events[video])
-    if len(named) > 1 and rng.random() >= THEN_SHARE:
-        named = [named[int(rng.integers(len(named)))]]
-    if rng.random() < CORRUPTED_SHARE:
-        named = [_corrupt(event, rng) for event in named]
-    phrases = [describe_event(event, rng, TRAIN_DROP) for event in named]
-    return Phrase(" then ".join(phrase.text for phrase in phrases), sum((phrase.claims for phrase in phrases), ()))
-
-
-def test_caption(events: Sequence[Event], rng: np.random.Generator) -> Phrase:
-    """Write one correct caption that names one of a video's events."""
-    return describe_event(events[int(rng.integers(len(events)))], rng, TEST_DROP)
-
-
-test_caption.__test__ = False  # type: ignore[attr-defined]  # the name is not a test's
-
-
-def vocabulary() -> list[str]:
-    """Return every word that a caption can hold, each once."""
-    words = {"a", "an", "shape", "at", "in", "the", "over", "then"}
-    for values in ATTRIBUTES.values():
-        words.update(values)
-    return sorted(words)
-
-
-def satisfies(events: Sequence[Event], phrase: Phrase) -> bool:
-    """Tell whether every claim of `phrase` is true of some event."""
-    facts = [asdict(event).items() for event in events]
-    return all(any(claim.items() <= fact for fact in facts) for claim in phrase.claims)
-
-
-def oracle_recall_at_1(events: Sequence[Sequence[Event]], phrases: Sequence[Phrase]) -> float:
-    """Return the text-to-video recall at 1, in percent, of someone who knows all: row i of both belongs together.
-
-    It is below 100 because a short caption can be true of several videos.
-    """
-    shares = [1 / sum(satisfies(video, phrase) for video in events) for phrase in phrases]
-    return 100 * float(np.mean(shares))

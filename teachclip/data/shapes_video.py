@@ -16,7 +16,6 @@ import numpy as np
 from teachclip.data.shapes import (
     COLOURS,
     COLUMNS,
-    FRAME_COUNT,
     FRAME_RATE,
     FRAME_SIZE,
     PLACES,
@@ -27,9 +26,10 @@ from teachclip.data.shapes import (
     Purpose,
     Shot,
     sample_event,
-    sample_shots,
+    sample_story,
     stream,
 )
+from teachclip.data.shapes_presets import DEFAULT, Preset
 
 BORDER_WIDTH = 5
 BORDER_COLOURS = np.array([(245, 20, 215), (15, 20, 15)], np.float32)
@@ -41,7 +41,7 @@ FRAME_JITTER = 0.5
 ENCODER = {
     "preset": "veryfast",
     "crf": "18",
-    "g": str(FRAME_COUNT),
+    "g": "36",
     "bf": "0",
     "threads": "1",
     "flags": "+bitexact",
@@ -115,8 +115,8 @@ def _finish(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(frames + noise + 0.5, 0, 255).astype(np.uint8)
 
 
-def render_shots(shots: Sequence[Shot], rng: np.random.Generator) -> np.ndarray:
-    """Draw a video: (frames, size, size, 3) uint8, RGB."""
+def render_shots(shots: Sequence[Shot], rng: np.random.Generator, *, border: bool = True) -> np.ndarray:
+    """Draw a video: (frames, size, size, 3) uint8, RGB; `border`: whether distractors have theirs."""
     frames = np.empty((sum(shot.length for shot in shots), FRAME_SIZE, FRAME_SIZE, 3), np.float32)
     start = 0
     for shot in shots:
@@ -124,7 +124,7 @@ def render_shots(shots: Sequence[Shot], rng: np.random.Generator) -> np.ndarray:
         part[:] = draw_backdrop(shot.scene, rng)
         if shot.event is not None:
             draw_event(part, shot.event, np.array(shot.columns), rng)
-        if shot.kind == "distractor":
+        if shot.kind == "distractor" and border:
             part[:, _BORDER_MASK] = _BORDER_PIXELS[_BORDER_MASK]
         start += shot.length
     return _finish(frames, rng)
@@ -164,7 +164,7 @@ def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, option
     os.replace(part, path)
 
 
-def write_video(path: Path, seed: int, index: int) -> None:
+def write_video(path: Path, seed: int, index: int, preset: Preset = DEFAULT) -> None:
     """Draw and write video number `index` of the world `seed`."""
-    shots = sample_shots(stream(Purpose.STORY, seed, index))
-    encode_mp4(render_shots(shots, stream(Purpose.PICTURE, seed, index)), path)
+    shots = sample_story(seed, index, preset)
+    encode_mp4(render_shots(shots, stream(Purpose.PICTURE, seed, index), border=preset.border), path)

@@ -23,25 +23,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from teachclip.data.shapes import (
-    FRAME_COUNT,
-    FRAME_RATE,
-    SHAPES,
-    Phrase,
-    Purpose,
-    Shot,
-    events_of,
-    oracle_recall_at_1,
-    sample_shots,
-    stream,
-    test_caption,
-    training_caption,
-)
+from teachclip.data.shapes import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_story, stream
+from teachclip.data.shapes_captions import Phrase, oracle_recall_at_1, test_caption, training_caption
+from teachclip.data.shapes_presets import Preset, find_preset, preset_settings
 from teachclip.data.shapes_video import write_video
 from teachclip.errors import DataError
 from teachclip.files import explain_failed_write, write_atomic
 
-TRAIN_CAPTIONS = 8
 TEST_CAPTIONS = 5
 VIDEO_BYTES = 25_000
 """About the size of one file, for the message when the disk is full."""
@@ -54,11 +42,29 @@ class WorldPlan:
     train_videos: int = 700
     test_videos: int = 300
     seed: int = 0
+    preset: str = "default"
 
     def __post_init__(self) -> None:
         for name, least in (("train_videos", 1), ("test_videos", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        for name in ("train_videos", "test_videos") if self.numbers.twins else ():
+            if getattr(self, name) % 2:
+                raise DataError(
+                    f"{name} is {getattr(self, name)}; allowed: even numbers, as {self.preset} makes twins"
+                )
+
+    @property
+    def numbers(self) -> Preset:
+        """The numbers of the preset. Raises DataError if there is none of that name."""
+        return find_preset(self.preset)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what identifies the world in a manifest; worlds of `default` do not name their preset."""
+        return {
+            **{name: getattr(self, name) for name in ("train_videos", "test_videos", "seed")},
+            **preset_settings(self.preset),
+        }
 
     @property
     def videos(self) -> int:
@@ -73,17 +79,18 @@ def video_id(index: int) -> str:
 
 def tell_world(plan: WorldPlan) -> dict[str, bytes]:
     """Return the content of every file of the world but the videos, by name."""
-    stories = [sample_shots(stream(Purpose.STORY, plan.seed, index)) for index in range(plan.videos)]
+    preset = plan.numbers
+    stories = [sample_story(plan.seed, index, preset) for index in range(plan.videos)]
     events = [events_of(story) for story in stories]
     captions: list[list[Phrase]] = []
     for index in range(plan.videos):
         if index < plan.train_videos:
             rng = stream(Purpose.TRAIN_CAPTION, plan.seed, index)
             training = events[: plan.train_videos]
-            captions.append([training_caption(training, index, rng) for _ in range(TRAIN_CAPTIONS)])
+            captions.append([training_caption(training, index, rng, preset) for _ in range(preset.train_captions)])
         else:
             rng = stream(Purpose.TEST_CAPTION, plan.seed, index)
-            captions.append([test_caption(events[index], rng) for _ in range(TEST_CAPTIONS)])
+            captions.append([test_caption(events[index], rng, preset) for _ in range(TEST_CAPTIONS)])
     test = range(plan.train_videos, plan.videos)
     tested = [captions[index][0] for index in test]
     rows = [(f"ret{n}", f"shapes{i}", video_id(i), captions[i][0].text) for n, i in enumerate(test)]
@@ -115,13 +122,16 @@ def write_world(folder: Path, plan: WorldPlan, *, workers: int = 2, progress: bo
         raise explain_failed_write(error, folder, "the annotations", 1_000_000) from error
     missing = [index for index in range(plan.videos) if not (videos / f"{video_id(index)}.mp4").exists()]
     if missing:
-        _write_videos(videos, plan.seed, missing, workers=workers, progress=progress)
+        _write_videos(videos, plan, missing, workers=workers, progress=progress)
     return len(missing)
 
 
-def _write_videos(folder: Path, seed: int, indices: Sequence[int], *, workers: int, progress: bool) -> None:
+def _write_videos(folder: Path, plan: WorldPlan, indices: Sequence[int], *, workers: int, progress: bool) -> None:
+    preset = plan.numbers
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(write_video, folder / f"{video_id(index)}.mp4", seed, index) for index in indices]
+        jobs = [
+            pool.submit(write_video, folder / f"{video_id(index)}.mp4", plan.seed, index, preset) for index in indices
+        ]
         try:
             done = tqdm(as_completed(jobs), total=len(jobs), desc="make videos", unit="video", disable=not progress)
             for job in done:
@@ -143,7 +153,7 @@ def _annotations(
             "url": f"shapes://{plan.seed}/{video_id(index)}",
             "video_id": video_id(index),
             "start time": 0.0,
-            "end time": FRAME_COUNT / FRAME_RATE,
+            "end time": plan.numbers.frames / FRAME_RATE,
             "split": "train" if index < plan.train_videos else "test",
             "id": index,
         }
@@ -162,7 +172,7 @@ def _truth(plan: WorldPlan, stories: Sequence[Sequence[Shot]], ceiling: float) -
     for index, shots in enumerate(stories):
         start, events = 0, []
         for shot in shots:
-            shares[shot.kind] += shot.length / (FRAME_COUNT * plan.videos)
+            shares[shot.kind] += shot.length / (plan.numbers.frames * plan.videos)
             if shot.kind == "event" and shot.event is not None:
                 events.append({**asdict(shot.event), "start": start, "stop": start + shot.length})
             start += shot.length

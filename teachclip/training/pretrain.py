@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from teachclip.data.shapes import FRAME_SIZE, Purpose, describe_event, stream, vocabulary
+from teachclip.data.shapes import FRAME_SIZE, Purpose, stream
+from teachclip.data.shapes_captions import describe_event, vocabulary
 from teachclip.data.shapes_video import render_singles
 from teachclip.data.transform import CLIP_MEAN, CLIP_STD, normalize
 from teachclip.errors import DataError, TrainingError

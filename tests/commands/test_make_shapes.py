@@ -1,10 +1,12 @@
 """The command that makes the embedded world: skip, resume, refuse."""
 
 import json
+import shutil
 
 import pytest
 
 from teachclip.commands.make_shapes import main, make_shapes
+from teachclip.data.shapes_presets import PRESETS, Preset
 from teachclip.errors import DataError
 from teachclip.training.pretrain import PretrainingPlan
 
@@ -118,6 +120,7 @@ def test_a_clip_cannot_come_from_a_folder_without_one(tmp_path):
         (["--workers", "0"], "error: workers is 0; allowed: 1 or more\n"),
         (["--train-videos", "0"], "error: train_videos is 0; allowed: 1 or more\n"),
         (["--seed", "-1"], "error: seed is -1; allowed: 0 or more\n"),
+        (["--preset", "nosy"], f"error: unknown preset 'nosy'; known: {', '.join(PRESETS)}; did you mean noisy?\n"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
@@ -139,3 +142,38 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for option in ("--out", "--train-videos", "--test-videos", "--seed", "--clip-seed", "--clip-from", "--workers"):
         assert option in text
+    assert "--preset" in text and "None" not in text
+    for name, preset in PRESETS.items():
+        assert any(line.split(maxsplit=1) == [name, preset.summary] for line in text.splitlines()), name
+
+
+def test_a_folder_made_before_there_were_presets_counts_as_finished(world, tmp_path):
+    folder = tmp_path / "w"
+    shutil.copytree(world, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["settings"]["world"]) == {"train_videos", "test_videos", "seed"}
+    assert not make_shapes(folder, **SMALL, preset="default")
+    with pytest.raises(
+        DataError, match=r'\(world\.preset absent there, "plain" now; .*\.preset_numbers .*"border":false'
+    ):
+        make_shapes(folder, **SMALL, preset="plain")
+    assert content(folder) == content(world)
+
+
+def test_a_preset_says_how_many_videos_there_are_unless_the_user_does(world, tmp_path, monkeypatch):
+    few = {**PRESETS, "few": Preset("few videos", train_videos=3, test_videos=2)}
+    monkeypatch.setattr("teachclip.data.shapes_presets.PRESETS", few)
+    options = {"clip_from": world, "preset": "few", "progress": False}
+    make_shapes(tmp_path / "a", **options)
+    make_shapes(tmp_path / "b", **options, train_videos=2)
+    assert [len(list((tmp_path / name / "videos").iterdir())) for name in "ab"] == [5, 4]
+    assert not make_shapes(tmp_path / "a", **options)
+
+
+def test_the_command_makes_a_preset_and_says_what_its_recipe_needs(world, tmp_path, capsys):
+    arguments = ["--train-videos", "2", "--test-videos", "1", "--clip-from", str(world)]
+    assert main(["--out", str(tmp_path / "w"), "--preset", "long", *arguments]) == 0
+    assert "needs: frames.count=24" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "w" / "manifest.json").read_text())["settings"]
+    assert settings["world"]["preset"] == "long"
+    assert settings["world"]["preset_numbers"] == {"frames": 72, "events": [2, 4]}

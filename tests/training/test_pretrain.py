@@ -7,7 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from teachclip.data.shapes import Purpose, describe_event, sample_event, stream, vocabulary
+from teachclip.data.shapes import Purpose, sample_event, stream
+from teachclip.data.shapes_captions import describe_event, vocabulary
 from teachclip.errors import DataError, TrainingError
 from teachclip.models.clip import load_clip
 from teachclip.training import pretrain

@@ -1,0 +1,113 @@
+"""Presets of the embedded world: worlds that differ in what is hard, so that nothing is fitted to one of them.
+
+A preset is a `Preset`, that is the numbers in which it differs from `default`, under a name in `PRESETS`. To add one,
+write one entry. All presets draw the same events and share the words of their captions, and so one tiny CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from teachclip.errors import DataError
+from teachclip.registry import closest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the videos and captions of a world are like. The values here are those of `default`."""
+
+    summary: str
+    """One line for `--help`; says what is hard."""
+
+    overrides: tuple[str, ...] = ()
+    """What a recipe for `default` should change, as KEY=VALUE."""
+
+    train_videos: int = 700
+    test_videos: int = 300
+    """How many videos are made unless the user says otherwise."""
+
+    frames: int = 36
+    """Frames per video, at 8 per second."""
+
+    events: tuple[int, int] = (1, 2)
+    """Fewest and most events per video."""
+
+    distractor_share: float = 0.9
+    """Probability that a shot without an event is a distractor; otherwise it is an empty scene."""
+
+    border: bool = True
+    """Whether distractors have the checkered border that tells them from events in a single frame."""
+
+    train_captions: int = 8
+    """Captions per training video; a test video always has 5."""
+
+    then_share: float = 0.2
+    """Share of the training captions of videos with several events that name two of them, "A then B"."""
+
+    test_then: bool = False
+    """Whether test captions name two events too; otherwise one."""
+
+    twins: bool = False
+    """Whether videos come in pairs with the same shots, the first and the last event exchanged in the second."""
+
+    wrong_share: float = 0.05
+    """Share of the training captions that belong to another video."""
+
+    corrupted_share: float = 0.10
+    """Share of the training captions with errors."""
+
+
+DEFAULT = Preset("1 or 2 events per video; most other shots are distractors with a border")
+
+PRESETS: Mapping[str, Preset] = {
+    "default": DEFAULT,
+    # With 90 % of distractors that look like events, a video is a crowd of eight, of which captions mean one, and no
+    # model finds much. Half as many keep the chance of a sharp teacher, and empty scenes that a gate can skip.
+    "plain": Preset(
+        "distractors look like events: no frame tells which are captioned", border=False, distractor_share=0.45
+    ),
+    "one_caption": Preset("one training caption per video in place of 8", train_captions=1),
+    "noisy": Preset(
+        "20 % of training captions belong to another video, 30 % hold errors", wrong_share=0.2, corrupted_share=0.3
+    ),
+    "long": Preset(
+        "videos of twice the length with 2 to 4 events", overrides=("frames.count=24",), frames=72, events=(2, 4)
+    ),
+    "many": Preset("1600 videos to train on in place of 400, besides 300 for validation", train_videos=1900),
+    # The text tower of the tiny CLIP was never shown "then". In it the feature of "A then B" is mostly that of A, so
+    # that a student finds the right twin by weighing the event that comes first: it needs a temporal transformer, and
+    # one that trains faster than `default` asks for. A model without one cannot do better than toss a coin.
+    "order": Preset(
+        "every video has a twin with its two events in the other order; captions say which came first",
+        overrides=("optimizer.lr=3e-4",),
+        events=(2, 2),
+        then_share=1.0,
+        test_then=True,
+        twins=True,
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset of a name. Raises DataError, with the nearest name, if there is none."""
+    if name not in PRESETS:
+        raise DataError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}{closest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """Return what a world's manifest records of a preset: nothing of `default`, else its name and what differs.
+
+    Numbers of videos are recorded elsewhere; summary and overrides change no file.
+    """
+    if name == "default":
+        return {}
+    apart = ("summary", "overrides", "train_videos", "test_videos")
+    usual = asdict(DEFAULT)
+    numbers = asdict(find_preset(name)).items()
+    return {
+        "preset": name,
+        "preset_numbers": {key: value for key, value in numbers if key not in apart and value != usual[key]},
+    }
