@@ -63,8 +63,8 @@ DEFAULT = Preset("1 or 2 events per video; most other shots are distractors with
 
 PRESETS: Mapping[str, Preset] = {
     "default": DEFAULT,
-    # With 90 % of distractors that look like events, a video is a crowd of eight, of which captions mean one, and no
-    # model finds much. Half as many keep the chance of a sharp teacher, and empty scenes that a gate can skip.
+    # Here a gate that sees one frame at a time can learn to skip empty scenes and nothing else, so there are more of
+    # them: with the 90 % of `default` nearly every frame would show an event, eight or so per video.
     "plain": Preset(
         "distractors look like events: no frame tells which are captioned", border=False, distractor_share=0.45
     ),
@@ -78,7 +78,7 @@ PRESETS: Mapping[str, Preset] = {
     "many": Preset("1600 videos to train on in place of 400, besides 300 for validation", train_videos=1900),
     # The text tower of the tiny CLIP was never shown "then". In it the feature of "A then B" is mostly that of A, so
     # that a student finds the right twin by weighing the event that comes first: it needs a temporal transformer, and
-    # one that trains faster than `default` asks for. A model without one cannot do better than toss a coin.
+    # a higher rate of learning than `default`. A model without one can only toss a coin between twins.
     "order": Preset(
         "every video has a twin with its two events in the other order; captions say which came first",
         overrides=("optimizer.lr=3e-4",),
