@@ -77,7 +77,7 @@ def compare(plan: Plan, processes: int) -> dict[str, Any]:
         say(f"making {plan.world.common}, whose CLIP all seeds share")
         make_shapes(plan.world.common, workers=processes)
     preparing, counts = plan.preparing(), plan.counts()
-    threads = max(1, usable_cores() // min(processes, len(preparing)))
+    threads = 1 if plan.world else usable_cores()
     prepared = run_trials(preparing, processes, "1/3 prepare", threads=threads)
     tuning = plan.tuning(prepared)
     told = _teller(sum(job.result() is None for job in tuning), counts["test"], processes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from teachclip.data.annotations import Annotations
 from teachclip.data.formats import FORMATS
+from teachclip.errors import RecipeError
 from teachclip.registry import resolve
 
 
@@ -21,9 +22,10 @@ def without_test(format_name: str) -> str:
 
 
 def __getattr__(name: str) -> Callable[..., Annotations]:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    read = resolve("data format", name, FORMATS)
+    try:
+        read = resolve("data format", name, FORMATS)
+    except RecipeError as error:
+        raise AttributeError(str(error)) from error
 
     def read_without_test(**files: Any) -> Annotations:
         found: Annotations = read(**files)

@@ -59,7 +59,9 @@ class ArmsFile(Section):
 
     title: str
     worlds: Worlds | None = Field(None, description="null: the recipe's own data; a seed is the student's")
-    tune_seeds: list[int] = Field(min_length=1, description="seeds on whose validation split settings are chosen")
+    tune_seeds: list[int] = Field(
+        [200, 201], min_length=1, description="seeds on whose validation split settings are chosen"
+    )
     seeds: Seeds = Field(8, description="fresh seeds to measure on: how many (from 300), or which")
     set: list[str] = Field(default_factory=list, description="overrides for every arm")
     grid: dict[str, Values] | None = Field(None, description="the grid of arms without one of their own")

@@ -96,6 +96,10 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     os.environ.update(trial.places())
     try:
         result = trial.run()
+    except KeyboardInterrupt:
+        if multiprocessing.parent_process() is not None:
+            os._exit(130)  # a worker that only raised it would take up the next trial
+        raise
     except TeachclipError as error:
         raise TrainingError(f"{trial.name}: {error}") from error
     except Exception as error:

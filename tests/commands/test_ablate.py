@@ -9,6 +9,7 @@ import yaml
 
 from teachclip.commands import ablate
 from teachclip.commands.ablate import main
+from teachclip.commands.ablation_data import without_test
 from teachclip.commands.ablation_file import load_comparison
 from teachclip.commands.ablation_plan import build_plan
 from teachclip.commands.ablation_quick import quick
@@ -170,6 +171,7 @@ def test_an_arm_like_another_starts_from_its_overrides_and_its_settings(arms):
     assert known["minus"].fixed == known["least"].fixed == ("a=1", "a=0")
     assert known["minus"].grid == known["plus"].grid == (("optimizer.lr=1e-3",), ("optimizer.lr=1e-4",))
     assert known["least"].grid == known["plus"].grid[::-1]
+    assert found.tune_seeds == (1, 2) and found.seeds == (5, 6, 7)
     assert found.pairs == (("minus", "least"), ("plus", "least"))
 
 
@@ -276,10 +278,11 @@ def test_own_data_without_an_honest_choice_is_refused_in_one_line(project, arms,
     assert not (project.folder / "out").exists()
 
 
-def test_tuning_reads_data_without_a_test_split(project):
-    path = project()
+@pytest.mark.parametrize("name", ["csv", "teachclip.data.formats.own:read_csv"])
+def test_tuning_reads_data_without_a_test_split(project, name):
+    path = project(data={"format": name})
     plain = load_recipe(path)
-    hidden = load_recipe(path, ["data.format=teachclip.commands.ablation_data:csv", "data.test=null"])
+    hidden = load_recipe(path, [f"data.format={without_test(name)}", "data.test=null"])
     before, after = build_catalog(plain), build_catalog(hidden)
     assert before.test is not None and after.test is None
     assert after.validation == before.validation and after.train == before.train

@@ -51,3 +51,18 @@ def test_trials_run_in_other_processes_once_each_and_a_failing_one_is_named(tmp_
     kept = json.loads((tmp_path / "trials" / "square-2.json").read_text())
     assert kept == {"name": "square-2", "settings": [], "fingerprint": "2", "result": {"square": 4}}
     assert "== square-2" in next((tmp_path / "logs").iterdir()).read_text()
+
+
+@dataclass(frozen=True)
+class Stopped(Square):
+    """A trial that is interrupted, as the training loop is by a signal."""
+
+    def run(self):
+        (self.folder / f"ran-{self.number}").write_text("x")
+        raise KeyboardInterrupt
+
+
+def test_a_worker_that_is_interrupted_does_not_take_up_the_next_trial(tmp_path):
+    with pytest.raises(TrainingError, match="a worker process died"):
+        run_trials([Stopped(tmp_path, number) for number in range(3)], 1, "stopped")
+    assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-0"]
