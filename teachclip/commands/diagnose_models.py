@@ -1,4 +1,4 @@
-"""What a diagnosis needs of the models on a split: a student's frames and shares, a teacher's relevance, all scores."""
+"""What a diagnosis needs of the models on a split: a student's frames and shares, a teacher's relevance, scores."""
 
 from __future__ import annotations
 

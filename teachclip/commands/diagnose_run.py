@@ -1,4 +1,4 @@
-"""A diagnosis of a recipe's student: everything measured, as JSON-able data, and the pictures of the worst queries."""
+"""A diagnosis of a recipe's student: all measurements as JSON-able data, and the pictures of the worst queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from teachclip.data.catalog import Split
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.diagnosis import Step, gap_of, parts_of_gap
 from teachclip.evaluation.diagnosis_agreement import TOP, mean_spearman, share_overlap, top_overlap, worst_captions
-from teachclip.evaluation.diagnosis_steps import Asked, ladder_steps, steps_beside
+from teachclip.evaluation.diagnosis_steps import Asked, all_steps
 from teachclip.evaluation.diagnosis_vectors import Features, can_cross_fit, pair_relevance
 from teachclip.models.families import family_of
 from teachclip.models.student import load_student
@@ -63,7 +63,7 @@ def diagnose(
     report |= _gap(features, asked, taught, heavy)
     report["agreement"] = _agreement(features, asked, taught, heavy)
     report["frames"] = _by_kind(work, split, features, asked)
-    rows = worst_captions(taught.ranks.t2v, heavy.ranks.t2v, worst)
+    rows = worst_captions(taught.ranks.t2v, heavy.ranks.t2v, split.caption_videos, worst)
     report["worst"], films = _worst(work, split, rows, features, asked, (taught, heavy))
     return report, films
 
@@ -72,14 +72,14 @@ def _gap(features: Features, asked: Asked | None, taught: Scored, heavy: Scored)
     """Return the ladder, its parts and what is beside it."""
     say("measuring the steps from student to teacher")
     metrics = [scored.metrics()["t2v"] for scored in (taught, heavy)]
-    ladder = ladder_steps(features, asked, *metrics)
-    remarks = [] if asked is not None else ["This teacher gives no frame relevance: parts about frames are left out."]
+    ladder, beside = all_steps(features, asked, *metrics)
+    remarks = [] if asked is not None else ["This teacher gives no frame relevance: what needs it is left out."]
     return {
         "cross_fitted": can_cross_fit(features.owners),
         "ladder": [_plain(step) for step in ladder],
         "parts": parts_of_gap(ladder),
         "gap": gap_of(ladder),
-        "beside": [_plain(step) for step in steps_beside(features, asked)],
+        "beside": [_plain(step) for step in beside],
         "remarks": remarks,
     }
 

@@ -51,11 +51,16 @@ def share_overlap(left: Tensor, right: Tensor) -> float:
     return float(torch.minimum(left, right).sum(dim=1).mean())
 
 
-def worst_captions(student_ranks: np.ndarray, teacher_ranks: np.ndarray, count: int) -> np.ndarray:
+def worst_captions(
+    student_ranks: np.ndarray, teacher_ranks: np.ndarray, caption_videos: np.ndarray, count: int
+) -> np.ndarray:
     """Return the captions whose right video the student ranks the most places behind the teacher's rank of it.
 
-    Both (captions,), ranks from 1. At most `count` rows, the worst first, and none where the student is not behind.
+    All (captions,), ranks from 1. At most `count` rows, the worst first, one per video, and none where the student
+    is not behind.
     """
     behind = student_ranks - teacher_ranks
-    order = np.argsort(-behind, kind="stable")[:count]
-    return order[behind[order] > 0]
+    order = np.argsort(-behind, kind="stable")
+    _, firsts = np.unique(caption_videos[order], return_index=True)
+    worst = order[np.sort(firsts)][:count]
+    return worst[behind[worst] > 0]

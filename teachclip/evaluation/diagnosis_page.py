@@ -29,8 +29,8 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
         for label, found in report["models"].items()
     ]
     ways = [f"{way} {name}" for way in ("t2v", "v2t") for name in NAMES]
-    parts = {part["name"]: part for part in report["parts"]}
-    ladder = [[*_recalls(step), *_part(parts.get(step["name"]))] for step in report["ladder"]]
+    parts = {part["step"]: part for part in report["parts"]}
+    ladder = [[*_recalls(step), *_part(parts.get(step["label"]))] for step in report["ladder"]]
     gap = f"{report['gap']['recall_at_1']:+.1f}"
     ladder.append(["gap", *(f"{report['gap'][name]:+.1f}" for name in RECALLS), gap, "sum of the parts"])
     tables = [
@@ -73,14 +73,14 @@ def subtitle(report: Mapping[str, Any]) -> str:
 def terminal_text(report: Mapping[str, Any]) -> str:
     """Return the tables and the plain words for a terminal."""
     tables = [f"{table.title}\n{markdown_table(table)}" for table in diagnosis_tables(report)]
-    return "\n\n".join([subtitle(report), *tables, "\n".join([*verdicts(dict(report)), *report["remarks"]])])
+    return "\n\n".join([subtitle(report), *tables, "\n".join([*verdicts(report), *report["remarks"]])])
 
 
 def diagnosis_page(report: Mapping[str, Any], films: Sequence[Mapping[str, Sequence[np.ndarray]]]) -> str:
     """Return the page. `films`: per worst query the pictures of `right` and `first`, uint8 (3, height, width)."""
     title = f"Diagnosis of {report['recipe']}"
     height = picture_height([picture for film in films for row in film.values() for picture in row])
-    notes = "".join(f"<li>{escape(line)}</li>" for line in [*verdicts(dict(report)), *report["remarks"]])
+    notes = "".join(f"<li>{escape(line)}</li>" for line in [*verdicts(report), *report["remarks"]])
     retrieval, ladder, beside, *others = diagnosis_tables(report)
     queries = "".join(_query(*pair, height) for pair in zip(report["worst"], films, strict=True))
     return whole_page(
@@ -189,9 +189,9 @@ _FRAMES = (
     "nothing. Student: mean share of its videos' frames. Teacher: mean relevance for each caption's own video."
 )
 _QUERIES = (
-    "Those whose right video the student ranks the most places behind the teacher. Below each frame, S: the student's "
-    "share of the frame, which is the same for every caption; T: the teacher's relevance of the frame for this very "
-    "caption."
+    "Those whose right video the student ranks the most places behind the teacher; of each video the worst caption. "
+    "Below each frame, S: the student's share of the frame, which is the same for every caption; T: the teacher's "
+    "relevance of the frame for this very caption."
 )
 _STYLE = """
 .parts { margin: .75rem 0 1.25rem; max-width: 36rem; }
@@ -202,8 +202,9 @@ _STYLE = """
 summary { color: var(--soft); font-size: .9rem; cursor: pointer; margin-top: .4rem; }
 dl { font-size: .9rem; margin: .4rem 0; } dt { font-weight: 600; } dd { margin: 0 0 .45rem; }
 .query { border-top: 1px solid var(--line); margin-top: 1rem; }
-.query h3 { font-size: 1rem; margin: .8rem 0 .1rem; overflow-wrap: anywhere; }
-.query h4 { font-size: .85rem; font-weight: 500; color: var(--soft); margin: .6rem 0 .25rem; overflow-wrap: anywhere; }
+.query h3 { font-size: 1rem; margin: .8rem 0 .1rem; }
+.query h4 { font-size: .85rem; font-weight: 500; color: var(--soft); margin: .6rem 0 .25rem; }
+.query h4, .query h3, dd, main > p { overflow-wrap: anywhere; }
 .query p { margin: 0; font-size: .9rem; }
 .film { display: flex; flex-wrap: wrap; gap: .35rem; }
 .frame { width: 4.6rem; }

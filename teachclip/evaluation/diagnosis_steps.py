@@ -1,7 +1,12 @@
-"""The steps of a diagnosis, measured: the ladder from student to teacher, and results beside it."""
+"""The steps of a diagnosis, measured: the ladder from student to teacher, and results beside it.
+
+Where videos have several captions, what is made for a video from captions is measured on others (cross-fitting).
+Where they have one, that cannot be: the ladder then holds only what a query may know, and the rest stands beside it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +29,11 @@ from teachclip.evaluation.diagnosis_vectors import (
 )
 from teachclip.scorer import Teacher, Tokens
 
-MAX_PAIRS = 1_000_000
-"""The most pairs that a teacher is asked for its frame relevance of; a sample of the captions where there are more."""
+MAX_PAIRS = 2**20
+"""Of how many pairs a teacher is asked for its frame relevance at most; a sample of captions where there are more."""
 FACTORS = (1.0, 3.0)
 """Vectors are fitted at the student's scale times each of these; the better result counts."""
+FRAME_CHOICE, TEMPORAL = "frame selection", "temporal transformer"
 
 
 class Asked(NamedTuple):
@@ -41,92 +47,132 @@ class Asked(NamedTuple):
     """(captions, frames): its relevance for each caption's own video."""
 
 
-def ladder_steps(
-    features: Features, asked: Asked | None, student: dict[str, float], teacher: dict[str, float]
-) -> list[Step]:
-    """Return the steps from the student to the teacher, whose own text-to-video metrics are given.
+class Steps(NamedTuple):
+    """The ladder from student to teacher, whose differences are the parts of the gap, and results beside it."""
+
+    ladder: list[Step]
+    beside: list[Step]
+
+
+def all_steps(
+    features: Features,
+    asked: Asked | None,
+    student: dict[str, float],
+    teacher: dict[str, float],
+    *,
+    max_pairs: int = MAX_PAIRS,
+) -> Steps:
+    """Measure all steps. `student`, `teacher`: their own text-to-video metrics, as `measure` returns them.
 
     Without `asked` (a teacher without frame relevance) there is no step of frame choice.
     """
     crossed = can_cross_fit(features.owners)
-    ladder = [Step("student", "student", "The exported student as it is.", student)]
-    if asked is not None:
-        ladder += _choice_steps(features, asked.own, cross_fitted=crossed)
-    best = best_step([*ladder, *fitted_steps(features, cross_fitted=crossed)])
-    how = (
-        "The best single vector per video that was found, text tower fixed: the highest R@1 of the steps above and "
-        f"of vectors fitted to captions by gradient descent, at two temperatures. It was: {best.label}."
+    first = Step("student", "student", "The exported student as it is.", student)
+    conditioned = [] if asked is None else conditioned_steps(features, asked, max_pairs=max_pairs)
+    if crossed:
+        middle = [] if asked is None else choice_steps(features, asked.own, cross_fitted=True)
+        best = best_step([first, *middle, *fitted_steps(features, cross_fitted=True)])
+        how = (
+            "The best single vector per video that was found, text tower fixed: the highest R@1 of the steps above "
+            f"and of vectors fitted to other captions of the video, at two temperatures. It was: {best.label}. "
+            f"{best.how}"
+        )
+        middle.append(Step("one_vector", "best one vector", how, best.metrics, "a better vector"))
+        how = "The teacher as it is. The part is what it finds and the best one vector per video does not."
+        return Steps(
+            [first, *middle, Step("teacher", "teacher", how, teacher, "beyond one vector")],
+            [*_beside(features, asked, cross_fitted=True), *conditioned],
+        )
+    whole = [step for step in conditioned if step.captions == len(features.texts)]
+    how = "The teacher as it is. The part is all that the choice of frames does not explain."
+    return Steps(
+        [first, *whole, Step("teacher", "teacher", how, teacher, "the rest")],
+        [*_beside(features, asked, cross_fitted=False), *conditioned[len(whole) :]],
     )
-    ladder.append(Step("one_vector", "best one vector", how, best.metrics, "a better vector"))
-    how = "The teacher as it is. The part is all that it finds and the best one vector per video does not."
-    return [*ladder, Step("teacher", "teacher", how, teacher, "beyond one vector")]
 
 
-def _choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -> list[Step]:
-    """Return the steps that pool the student's frames, then the tower's, by the teacher's choice of frames."""
+def _beside(features: Features, asked: Asked | None, *, cross_fitted: bool) -> list[Step]:
+    """Return what is no step of the ladder: upper bounds, and one vector per frame with the same features."""
+    steps = [] if asked is None else choice_steps(features, asked.own, cross_fitted=False)[:1]
+    steps += fitted_steps(features, cross_fitted=False, factors=FACTORS[-1:])
+    for name, frames in _frame_sets(features).items():
+        found = measure(closest_frame_scores(features.texts, frames, features.mask), features.owners.cpu().numpy())
+        how = f"The highest cosine of the caption with any of {name}: one vector per frame, no teacher."
+        steps.append(Step("closest_frame", f"closest of {name}", how, found))
+    if asked is not None and cross_fitted:
+        steps.append(_closest_chosen(features, asked.own))
+    return steps
+
+
+def choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -> list[Step]:
+    """Return the steps that pool the student's frames, then the tower's, by the teacher's choice of frames.
+
+    `relevance`: (captions, frames), the teacher's for each caption's own video.
+    """
     whose = "of the video's OTHER captions" if cross_fitted else "of all captions of the video, the query included,"
     how = (
-        "The student's frames, pooled by the mean of the teacher's frame relevance "
-        f"{whose} instead of by the student's own shares. It knows captions of the split: no model can do that."
+        f"The student's frames, pooled by the mean of the teacher's frame relevance {whose} instead of by the "
+        "student's own shares. It knows captions of the split"
+        + (": a diagnosis, not a model." if cross_fitted else " and the query itself: an upper bound.")
     )
+    label = "+ teacher's choice of frames" if cross_fitted else "teacher's choice of frames, in sample"
 
     def pooled(frames: Tensor) -> dict[str, float]:
         scores = scores_by_fold(
             features,
-            lambda keep: pool(frames, chosen_shares(relevance, features, keep)),
+            lambda keep, rows: features.texts[rows] @ pool(frames, chosen_shares(relevance, features, keep)).T,
             cross_fitted=cross_fitted,
         )
         return measure(scores, features.owners.cpu().numpy())
 
-    steps = [Step("frame_choice", "+ teacher's choice of frames", how, pooled(features.frames), "frame selection")]
+    steps = [Step("frame_choice", label, how, pooled(features.frames), FRAME_CHOICE)]
     if features.tower_frames is not None:
         how = "The same choice, over the frames as the tower gives them, before the temporal transformer."
         found = pooled(features.tower_frames)
-        steps.append(Step("tower_frames", "+ frames as the tower gives them", how, found, "temporal transformer"))
+        steps.append(Step("tower_frames", "+ frames as the tower gives them", how, found, TEMPORAL))
     return steps
 
 
-def fitted_steps(features: Features, *, cross_fitted: bool) -> list[Step]:
-    """Return vectors fitted to captions, at each of `FACTORS`, measured on captions they were not fitted to.
+def fitted_steps(features: Features, *, cross_fitted: bool, factors: Sequence[float] = FACTORS) -> list[Step]:
+    """Return the results of vectors fitted to captions, at the student's scale times each of `factors`.
 
-    Not `cross_fitted`, they are measured on the very captions that they were fitted to: an upper bound.
+    Cross-fitted, they are measured on captions that they were not fitted to; otherwise on the very same.
     """
     steps = []
-    for factor in FACTORS:
+    for factor in factors:
         scale = factor * features.scale
 
-        def make(keep: Tensor, scale: float = scale) -> Tensor:
-            return fit_vectors(features.vectors, features.texts[keep], features.owners[keep], scale=scale)
+        def score(keep: Tensor, rows: Tensor, scale: float = scale) -> Tensor:
+            texts, owners = features.texts[keep], features.owners[keep]
+            return features.texts[rows] @ fit_vectors(features.vectors, texts, owners, scale=scale).T
 
-        scores = scores_by_fold(features, make, cross_fitted=cross_fitted)
-        where = f"measured on other captions ({FOLDS} folds)" if cross_fitted else "measured on the same captions"
+        scores = scores_by_fold(features, score, cross_fitted=cross_fitted)
+        where = (
+            f"other captions, in {FOLDS} folds" if cross_fitted else "the same captions: an upper bound of one vector"
+        )
         how = (
             "One free vector per video, fitted by gradient descent (Adam, softmax cross-entropy with scale "
-            f"{scale:.0f}) to captions of the split from the student's own vector on; {where}."
+            f"{scale:.0f}) to captions of the split, from the student's own vector on; measured on {where}."
         )
-        label = f"fitted vectors, scale {scale:.0f}" + ("" if cross_fitted else ", in sample")
+        label = f"fitted vectors, scale {scale:.0f}" if cross_fitted else "fitted vectors, in sample"
         steps.append(Step("fitted", label, how, measure(scores, features.owners.cpu().numpy())))
     return steps
 
 
-def steps_beside(features: Features, asked: Asked | None) -> list[Step]:
-    """Return results that are no step of the ladder: bounds, and many vectors per video with the same features."""
-    owners = features.owners.cpu().numpy()
-    steps = []
-    if can_cross_fit(features.owners):
-        if asked is not None:
-            shares = chosen_shares(asked.own, features, torch.ones(len(owners), dtype=torch.bool))
-            how = "As in the ladder, but by the relevance of all captions, the query included: an upper bound."
-            found = measure(features.texts @ pool(features.frames, shares).T, owners)
-            steps.append(Step("frame_choice_in_sample", "teacher's choice, query included", how, found))
-        found_here = best_step(fitted_steps(features, cross_fitted=False))
-        how = "Vectors fitted to all captions and measured on these: an upper bound of one vector per video."
-        steps.append(Step("fitted_in_sample", "fitted vectors, in sample", how, found_here.metrics))
-    for name, frames in _frame_sets(features).items():
-        found = measure(closest_frame_scores(features.texts, frames, features.mask), owners)
-        how = f"The highest cosine of the caption with any of {name}: one vector per frame, no teacher."
-        steps.append(Step("closest_frame", f"closest of {name}", how, found))
-    return steps + (conditioned_steps(features, asked) if asked is not None else [])
+def _closest_chosen(features: Features, relevance: Tensor) -> Step:
+    """Return the result of one vector for each of those frames that the teacher chooses for other captions."""
+
+    def score(keep: Tensor, rows: Tensor) -> Tensor:
+        equal = 1 / features.mask.sum(dim=1, keepdim=True).clamp_min(1)
+        chosen = features.mask & (chosen_shares(relevance, features, keep) >= equal / 2)
+        return closest_frame_scores(features.texts[rows], features.frames, chosen | ~chosen.any(dim=1, keepdim=True))
+
+    found = measure(scores_by_fold(features, score, cross_fitted=True), features.owners.cpu().numpy())
+    how = (
+        "The highest cosine of the caption with any of those student's frames that have at least half of an equal "
+        "share in the teacher's relevance for other captions of the video: one vector per frame."
+    )
+    return Step("closest_chosen", "closest of the teacher's choice", how, found)
 
 
 def _frame_sets(features: Features) -> dict[str, Tensor]:
@@ -135,22 +181,29 @@ def _frame_sets(features: Features) -> dict[str, Tensor]:
 
 
 def conditioned_steps(features: Features, asked: Asked, *, max_pairs: int = MAX_PAIRS) -> list[Step]:
-    """Return the results of pooling every video anew for each caption, by the teacher's relevance of that pair."""
+    """Return the results of pooling every video anew for each caption, by the teacher's relevance of that pair.
+
+    Of more than `max_pairs` pairs of captions and videos, a sample of the captions that are spread evenly.
+    """
     videos, captions = len(features.vectors), len(features.texts)
     wanted = max(1, min(captions, max_pairs // videos))
     rows = np.unique(np.linspace(0, captions - 1, wanted).astype(np.int64))
     sets = _frame_sets(features)
+    products = {name: frames @ frames.transpose(1, 2) for name, frames in sets.items()}
     parts: dict[str, list[Tensor]] = {name: [] for name in sets}
     for block in caption_blocks(rows, videos):
         pairs = np.repeat(block, videos), np.tile(np.arange(videos), len(block))
         found = pair_relevance(asked.teacher, asked.texts, asked.videos, *pairs, temperature=asked.temperature)
         relevance = found.reshape(len(block), videos, -1).to(features.frames.device)
         for name, frames in sets.items():
-            parts[name].append(conditioned_scores(features.texts[block], frames, relevance))
+            parts[name].append(conditioned_scores(features.texts[block], frames, products[name], relevance))
     owners = features.owners.cpu().numpy()[rows]
-    sample = "" if len(rows) == captions else f" A sample of {len(rows)} of the {captions} captions."
-    how = "pooled anew for every caption by the teacher's relevance for that pair: many vectors per video."
-    return [
-        Step("text_conditioned", f"{name}, pooled per caption", f"{name} {how}{sample}".capitalize(), measured)
-        for name, measured in ((name, measure(torch.cat(found), owners)) for name, found in parts.items())
-    ]
+    how = "pooled anew for every caption by the teacher's relevance for that pair: as many vectors as captions."
+    if len(rows) < captions:
+        how += f" A sample of {len(rows)} of the {captions} captions."
+    steps = []
+    for (name, found), part in zip(parts.items(), (FRAME_CHOICE, TEMPORAL), strict=False):
+        label, said = f"{name}, pooled per caption", f"{name[0].upper()}{name[1:]} {how}"
+        measured = measure(torch.cat(found), owners)
+        steps.append(Step("text_conditioned", label, said, measured, part, len(rows)))
+    return steps

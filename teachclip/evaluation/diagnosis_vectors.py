@@ -68,19 +68,20 @@ def can_cross_fit(owners: Tensor) -> bool:
     return bool((counts > 1).float().mean() >= 0.5)
 
 
-def scores_by_fold(features: Features, make: Callable[[Tensor], Tensor], *, cross_fitted: bool) -> Tensor:
-    """Return the cosines (captions, videos) of captions and vectors that `make` gives.
+def scores_by_fold(features: Features, score: Callable[[Tensor, Tensor], Tensor], *, cross_fitted: bool) -> Tensor:
+    """Return the scores (captions, videos) that `score` gives.
 
-    `make` takes which captions it may use (captions,) bool and returns vectors (videos, dim). Cross-fitted, each fold
-    is scored by vectors of all other folds; otherwise all captions make the vectors and are scored by them.
+    `score` takes which captions it may use to make something of videos, and which it scores, both (captions,) bool,
+    and returns (scored captions, videos). Cross-fitted, each fold is scored with what all other folds made; otherwise
+    all captions are used and scored.
     """
     if not cross_fitted:
-        return features.texts @ make(torch.ones(len(features.texts), dtype=torch.bool)).T
+        every = torch.ones(len(features.texts), dtype=torch.bool)
+        return score(every, every)
     folds = caption_folds(features.owners)
     scores = features.texts.new_zeros(len(features.texts), len(features.vectors))
     for fold in folds.unique().tolist():
-        out = folds == fold
-        scores[out] = features.texts[out] @ make(~out).T
+        scores[folds == fold] = score(folds != fold, folds == fold)
     return scores
 
 
@@ -136,14 +137,14 @@ def closest_frame_scores(texts: Tensor, frames: Tensor, mask: Tensor, *, block: 
     return torch.cat(parts)
 
 
-def conditioned_scores(texts: Tensor, frames: Tensor, relevance: Tensor) -> Tensor:
+def conditioned_scores(texts: Tensor, frames: Tensor, products: Tensor, relevance: Tensor) -> Tensor:
     """Return the cosine of each text with each video's frames, pooled by a relevance of their own (texts, videos).
 
-    `texts`: (texts, dim), `frames`: (videos, frames, dim), both normalised; `relevance`: (texts, videos, frames).
+    `texts`: (texts, dim), `frames`: (videos, frames, dim), both normalised; `products`: (videos, frames, frames), of
+    a video's frames with each other; `relevance`: (texts, videos, frames).
     """
     cosines = torch.einsum("td,vfd->tvf", texts, frames)
-    gram = frames @ frames.transpose(1, 2)
-    length = torch.einsum("tvf,vfg,tvg->tv", relevance, gram, relevance).clamp_min(1e-12).sqrt()
+    length = torch.einsum("tvf,vfg,tvg->tv", relevance, products, relevance).clamp_min(1e-12).sqrt()
     return (relevance * cosines).sum(dim=-1) / length
 
 
