@@ -50,8 +50,8 @@ def best_step(steps: Sequence[Step]) -> Step:
 def parts_of_gap(ladder: Sequence[Step]) -> list[dict[str, Any]]:
     """Return the parts of the gap between the first and the last step, in points of each recall.
 
-    One mapping per step but the first: the label of the `step`, the `label` of the part and its `RECALLS`. They add up to
-    `gap_of` the ladder.
+    One mapping per step but the first: the label of the `step`, the `label` of the part and its `RECALLS`. They add
+    up to `gap_of` the ladder.
     """
     return [
         {"step": after.label, "label": after.part, **_difference(before, after)} for before, after in pairwise(ladder)

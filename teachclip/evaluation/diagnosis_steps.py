@@ -33,7 +33,7 @@ MAX_PAIRS = 2**20
 """Of how many pairs a teacher is asked for its frame relevance at most; a sample of captions where there are more."""
 FACTORS = (1.0, 3.0)
 """Vectors are fitted at the student's scale times each of these; the better result counts."""
-FRAME_CHOICE, TEMPORAL = "frame selection", "temporal transformer"
+TEMPORAL = "temporal transformer"
 
 
 class Asked(NamedTuple):
@@ -125,7 +125,7 @@ def choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -
         )
         return measure(scores, features.owners.cpu().numpy())
 
-    steps = [Step("frame_choice", label, how, pooled(features.frames), FRAME_CHOICE)]
+    steps = [Step("frame_choice", label, how, pooled(features.frames), "frame selection")]
     if features.tower_frames is not None:
         how = "The same choice, over the frames as the tower gives them, before the temporal transformer."
         found = pooled(features.tower_frames)
@@ -202,8 +202,8 @@ def conditioned_steps(features: Features, asked: Asked, *, max_pairs: int = MAX_
     if len(rows) < captions:
         how += f" A sample of {len(rows)} of the {captions} captions."
     steps = []
-    for (name, found), part in zip(parts.items(), (FRAME_CHOICE, TEMPORAL), strict=False):
+    for (name, scores), part in zip(parts.items(), ("frames chosen per caption", TEMPORAL), strict=False):
         label, said = f"{name}, pooled per caption", f"{name[0].upper()}{name[1:]} {how}"
-        measured = measure(torch.cat(found), owners)
+        measured = measure(torch.cat(scores), owners)
         steps.append(Step("text_conditioned", label, said, measured, part, len(rows)))
     return steps
