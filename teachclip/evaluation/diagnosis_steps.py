@@ -28,11 +28,16 @@ from teachclip.evaluation.diagnosis_vectors import (
     scores_by_fold,
 )
 from teachclip.scorer import Teacher, Tokens
+from teachclip.targets import tempered_relevance
 
 MAX_PAIRS = 2**20
 """Of how many pairs a teacher is asked for its frame relevance at most; a sample of captions where there are more."""
 FACTORS = (1.0, 3.0)
 """Vectors are fitted at the student's scale times each of these; the better result counts."""
+SHARPER = (1.0, 0.3, 0.1, 0.03, 0.01)
+"""Temperatures at which a teacher's choice of frames is tried, for some teachers' relevance is nearly uniform."""
+POWERS = (0.5, 2.0, 3.0, 5.0)
+"""Powers of the student's own shares that are tried."""
 TEMPORAL = "temporal transformer"
 
 
@@ -93,7 +98,8 @@ def all_steps(
 
 def _beside(features: Features, asked: Asked | None, *, cross_fitted: bool) -> list[Step]:
     """Return what is no step of the ladder: upper bounds, and one vector per frame with the same features."""
-    steps = [] if asked is None else choice_steps(features, asked.own, cross_fitted=False)[:1]
+    steps = [_sharpened(features)]
+    steps += [] if asked is None else choice_steps(features, asked.own, cross_fitted=False)[:1]
     steps += fitted_steps(features, cross_fitted=False, factors=FACTORS[-1:])
     for name, frames in _frame_sets(features).items():
         found = measure(closest_frame_scores(features.texts, frames, features.mask), features.owners.cpu().numpy())
@@ -117,20 +123,46 @@ def choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -
     )
     label = "+ teacher's choice of frames" if cross_fitted else "teacher's choice of frames, in sample"
 
-    def pooled(frames: Tensor) -> dict[str, float]:
+    def pooled(frames: Tensor, temperature: float) -> dict[str, float]:
+        sharper = tempered_relevance(relevance, temperature)
         scores = scores_by_fold(
             features,
-            lambda keep, rows: features.texts[rows] @ pool(frames, chosen_shares(relevance, features, keep)).T,
+            lambda keep, rows: features.texts[rows] @ pool(frames, chosen_shares(sharper, features, keep)).T,
             cross_fitted=cross_fitted,
         )
         return measure(scores, features.owners.cpu().numpy())
 
-    steps = [Step("frame_choice", label, how, pooled(features.frames), "frame selection")]
+    tried = [Step(f"{t:g}", label, "", pooled(features.frames, t), "frame selection") for t in SHARPER]
+    best = best_step(tried)
+    steps = [best._replace(name="frame_choice", how=f"{how} {_at(best.name)}")]
     if features.tower_frames is not None:
         how = "The same choice, over the frames as the tower gives them, before the temporal transformer."
-        found = pooled(features.tower_frames)
+        found = pooled(features.tower_frames, float(best.name))
         steps.append(Step("tower_frames", "+ frames as the tower gives them", how, found, TEMPORAL))
     return steps
+
+
+def _at(temperature: str) -> str:
+    return f"The relevance is taken at temperature {temperature}, the best here of {_listed(SHARPER)}."
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _sharpened(features: Features) -> Step:
+    """Return the result of the student's own shares, sharper or flatter than it was trained with."""
+    owners = features.owners.cpu().numpy()
+    tried = []
+    for power in POWERS:
+        shares = tempered_relevance(features.shares, 1 / power)
+        found = measure(features.texts @ pool(features.frames, shares).T, owners)
+        how = (
+            f"The student's own frames and shares, each share to the power {power:g} and brought to sum 1 again; the "
+            f"best here of the powers {_listed(POWERS)}. It needs no teacher and no caption: choose it on validation."
+        )
+        tried.append(Step("sharpened", "student, its shares sharpened", how, found))
+    return best_step(tried)
 
 
 def fitted_steps(features: Features, *, cross_fitted: bool, factors: Sequence[float] = FACTORS) -> list[Step]:
@@ -190,20 +222,29 @@ def conditioned_steps(features: Features, asked: Asked, *, max_pairs: int = MAX_
     rows = np.unique(np.linspace(0, captions - 1, wanted).astype(np.int64))
     sets = _frame_sets(features)
     products = {name: frames @ frames.transpose(1, 2) for name, frames in sets.items()}
-    parts: dict[str, list[Tensor]] = {name: [] for name in sets}
+    parts: dict[tuple[str, float], list[Tensor]] = {(name, t): [] for name in sets for t in SHARPER}
     for block in caption_blocks(rows, videos):
         pairs = np.repeat(block, videos), np.tile(np.arange(videos), len(block))
         found = pair_relevance(asked.teacher, asked.texts, asked.videos, *pairs, temperature=asked.temperature)
         relevance = found.reshape(len(block), videos, -1).to(features.frames.device)
-        for name, frames in sets.items():
-            parts[name].append(conditioned_scores(features.texts[block], frames, products[name], relevance))
+        for (name, t), scores in parts.items():
+            sharper = tempered_relevance(relevance, t)
+            scores.append(conditioned_scores(features.texts[block], sets[name], products[name], sharper))
     owners = features.owners.cpu().numpy()[rows]
     how = "pooled anew for every caption by the teacher's relevance for that pair: as many vectors as captions."
     if len(rows) < captions:
         how += f" A sample of {len(rows)} of the {captions} captions."
-    steps = []
-    for (name, scores), part in zip(parts.items(), ("frames chosen per caption", TEMPORAL), strict=False):
-        label, said = f"{name}, pooled per caption", f"{name[0].upper()}{name[1:]} {how}"
-        measured = measure(torch.cat(scores), owners)
-        steps.append(Step("text_conditioned", label, said, measured, part, len(rows)))
-    return steps
+    measured = {key: measure(torch.cat(scores), owners) for key, scores in parts.items()}
+    first = next(iter(sets))
+    best = best_step([Step(f"{t:g}", "", "", measured[first, t]) for t in SHARPER]).name
+    return [
+        Step(
+            "text_conditioned",
+            f"{name}, pooled per caption",
+            f"{name[0].upper()}{name[1:]} {how} {_at(best)}",
+            measured[name, float(best)],
+            part,
+            len(rows),
+        )
+        for name, part in zip(sets, ("frames chosen per caption", TEMPORAL), strict=False)
+    ]
