@@ -12,7 +12,7 @@ from torch import Tensor
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
 from teachclip.errors import CheckpointError
-from teachclip.evaluation.diagnosis_steps import Asked
+from teachclip.evaluation.diagnosis_choice import Asked
 from teachclip.evaluation.diagnosis_vectors import Features, pair_relevance, pool
 from teachclip.evaluation.metrics import rank_metrics
 from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix

@@ -18,7 +18,8 @@ from teachclip.data.catalog import Split
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.diagnosis import Step, gap_of, parts_of_gap
 from teachclip.evaluation.diagnosis_agreement import TOP, mean_spearman, share_overlap, top_overlap, worst_captions
-from teachclip.evaluation.diagnosis_steps import Asked, all_steps
+from teachclip.evaluation.diagnosis_choice import Asked
+from teachclip.evaluation.diagnosis_steps import all_steps
 from teachclip.evaluation.diagnosis_vectors import Features, can_cross_fit, pair_relevance
 from teachclip.models.families import family_of
 from teachclip.models.student import load_student

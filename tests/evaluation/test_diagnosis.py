@@ -20,7 +20,8 @@ from teachclip.evaluation.diagnosis_agreement import (
     top_overlap,
     worst_captions,
 )
-from teachclip.evaluation.diagnosis_steps import Asked, all_steps, conditioned_steps, fitted_steps
+from teachclip.evaluation.diagnosis_choice import Asked, closest_chosen, conditioned_steps, sharpened
+from teachclip.evaluation.diagnosis_steps import all_steps, fitted_steps
 from teachclip.evaluation.diagnosis_vectors import (
     Features,
     can_cross_fit,
@@ -300,3 +301,26 @@ def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
     assert "up to 5.0 points" in lines[1] and len(lines) == 2
     assert "not behind the teacher at R@1 (+3.0 points)" in verdicts(report(-3.0, True))[0]
     assert "'in sample': upper bounds" in verdicts(report(12.5, False))[-1]
+
+
+def test_a_flat_relevance_is_sharpened_before_it_chooses_frames():
+    features, asked = made_up(seed=3)
+    cosines = torch.einsum("cd,cfd->cf", features.texts, features.frames[features.owners])
+    flat = (0.05 * cosines).softmax(dim=-1)  # right, but nearly uniform
+    assert share_overlap(flat, features.shares[features.owners]) > 0.98
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    ladder = all_steps(features, asked._replace(own=flat), student, student).ladder
+    assert student["recall_at_1"] < ladder[1].metrics["recall_at_1"]
+    assert "at temperature 1," not in ladder[1].how
+    assert closest_chosen(features, asked.own).metrics["recall_at_1"] == 100
+
+
+def test_shares_that_are_too_flat_gain_by_being_sharpened():
+    features, _ = made_up(seed=4)
+    shares = torch.tensor([0.2, 0.35, 0.23, 0.22]).repeat(VIDEOS, 1)
+    features = replace(features, shares=shares, vectors=pool(features.frames, shares))
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    found = sharpened(features)
+    assert found.metrics["recall_at_1"] >= student["recall_at_1"]
+    power = measure(features.texts @ pool(features.frames, shares**2).T, features.owners.numpy())
+    assert found.metrics["recall_at_1"] >= power["recall_at_1"]
