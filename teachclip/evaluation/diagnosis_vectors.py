@@ -19,7 +19,7 @@ from teachclip.targets import tempered_relevance
 
 FOLDS = 5
 """Into how many folds the captions of a video are cut; with fewer captions each is a fold of its own."""
-FIT_STEPS, FIT_BATCH = 150, 2048
+FIT_STEPS, FIT_BATCH = 200, 512
 """How long vectors are fitted, and with how many captions at a time."""
 PAIR_ELEMENTS = 4_000_000
 """Numbers of the teacher's tokens that are held for pairs at once."""
