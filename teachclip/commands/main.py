@@ -17,6 +17,7 @@ COMMANDS = {
     "import-relevance": "take scores of any embedder or reranker as a teacher's relevance",
     "distill": "distil the teachers into the student",
     "evaluate": "evaluate a student, a teacher or zero-shot CLIP",
+    "diagnose": "where the gap between a student and its teacher comes from",
     "export": "write a student for use elsewhere",
     "demo": "all of it on the embedded world, with a report",
     "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",

@@ -1,0 +1,326 @@
+"""The numbers of a diagnosis against closed forms: ranks, agreement, shares, fitted vectors, the parts of the gap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from teachclip.evaluation import diagnosis_vectors
+from teachclip.evaluation.diagnosis import RECALLS, Step, best_step, gap_of, measure, parts_of_gap, verdicts
+from teachclip.evaluation.diagnosis_agreement import (
+    average_ranks,
+    mean_spearman,
+    share_overlap,
+    spearman,
+    top_overlap,
+    worst_captions,
+)
+from teachclip.evaluation.diagnosis_choice import Asked, closest_chosen, conditioned_steps, sharpened
+from teachclip.evaluation.diagnosis_steps import all_steps, fitted_steps
+from teachclip.evaluation.diagnosis_vectors import (
+    Features,
+    can_cross_fit,
+    caption_folds,
+    chosen_shares,
+    closest_frame_scores,
+    conditioned_scores,
+    fit_vectors,
+    pair_relevance,
+    pool,
+    scores_by_fold,
+)
+
+VIDEOS, FRAMES, DIM = 6, 4, 16
+
+
+class FrameTeacher:
+    """Says softmax(10 cos) of frames, and keeps how many pairs it was asked for at once."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def frame_relevance(self, texts, videos):
+        self.sizes.append(len(texts["embeds"]))
+        return (10 * torch.einsum("pd,pfd->pf", texts["embeds"], videos["frames"])).softmax(dim=-1)
+
+
+def made_up(captions_per_video=3, *, tower=True, seed=0):
+    """Return features whose captions each tell of one frame of their video, and a teacher's answers for them."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = normalize(torch.randn(VIDEOS, FRAMES, DIM, generator=generator), dim=-1)
+    owners = torch.arange(VIDEOS).repeat_interleave(captions_per_video)
+    noise = 0.1 * torch.randn(len(owners), DIM, generator=generator)
+    texts = normalize(frames[owners, 1] + noise, dim=-1)
+    shares = torch.full((VIDEOS, FRAMES), 1 / FRAMES)
+    features = Features(
+        texts,
+        frames,
+        frames if tower else None,
+        torch.ones_like(shares).bool(),
+        shares,
+        pool(frames, shares),
+        20.0,
+        owners,
+    )
+    teacher, tokens = FrameTeacher(), ({"embeds": texts}, {"frames": frames})
+    own = pair_relevance(teacher, *tokens, np.arange(len(owners)), owners.numpy(), temperature=1.0)
+    return features, Asked(teacher, *tokens, 1.0, own)
+
+
+def recalls(*values):
+    return dict(zip(RECALLS, values, strict=True))
+
+
+# agreement
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    assert average_ranks(np.array([10, 20, 20, 5])).tolist() == [2, 3.5, 3.5, 1]
+    assert average_ranks(np.array([7.0, 7, 7])).tolist() == [2, 2, 2]
+    assert average_ranks(np.array([0.3, -1, 2])).tolist() == [2, 1, 3]
+
+
+def test_rank_correlation_has_its_closed_forms():
+    left, right = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 4, 3, 50])
+    squares = 4 * 1
+    assert spearman(left, right) == pytest.approx(1 - 6 * squares / (5 * 24))
+    assert spearman(left, np.exp(left)) == pytest.approx(1)
+    assert spearman(left, -left) == pytest.approx(-1)
+    assert spearman(np.array([1.0, 2, 2, 3]), np.array([1.0, 2, 3, 4])) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(spearman(left, np.ones(5)))
+
+
+def test_captions_without_a_ranking_do_not_count_in_the_mean():
+    left = torch.tensor([[1.0, 2, 3], [3, 2, 1], [1, 1, 1]])
+    assert mean_spearman(left, torch.tensor([[1.0, 2, 3]] * 3)) == pytest.approx(0)
+    assert mean_spearman(torch.ones(2, 3), left[:2]) is None
+
+
+def test_overlaps_of_first_videos_and_of_shares():
+    left, right = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]]), torch.tensor([[4.0, 3, 2, 1], [4, 1, 2, 3]])
+    assert top_overlap(left, right, top=2) == pytest.approx((1 + 0.5) / 2)
+    assert top_overlap(left, right) == 1  # of four videos all are among the first ten
+    shares = torch.tensor([[0.5, 0.5, 0], [0.2, 0.3, 0.5]])
+    assert share_overlap(shares, shares) == pytest.approx(1)
+    assert share_overlap(shares, torch.tensor([[0, 0, 1.0], [0.5, 0.5, 0]])) == pytest.approx((0 + 0.5) / 2)
+
+
+def test_the_worst_captions_come_first_once_per_video_and_only_where_the_student_is_behind():
+    student, teacher = np.array([9, 30, 5, 1, 7, 2]), np.array([1, 2, 5, 4, 1, 1])
+    owners = np.array([0, 0, 1, 1, 2, 3])
+    assert worst_captions(student, teacher, owners, 9).tolist() == [1, 4, 5]
+    assert worst_captions(student, teacher, owners, 1).tolist() == [1]
+    assert worst_captions(teacher, teacher, owners, 9).tolist() == []
+
+
+# shares and vectors
+
+
+def test_captions_go_to_folds_in_turn_and_sisters_are_counted():
+    assert caption_folds(torch.tensor([0, 0, 0, 1, 2, 2]), 2).tolist() == [0, 1, 0, 0, 0, 1]
+    assert can_cross_fit(torch.tensor([0, 0, 1, 2])) and not can_cross_fit(torch.tensor([0, 0, 1, 2, 3]))
+
+
+def test_cross_fitting_scores_every_caption_once_with_what_it_did_not_make():
+    features, _ = made_up(captions_per_video=7)
+    seen = torch.zeros(len(features.texts), dtype=torch.int64)
+
+    def score(keep, rows):
+        assert not (keep & rows).any() and (keep | rows).all()
+        seen[rows] += 1
+        return features.texts[rows] @ features.vectors.T
+
+    assert torch.equal(scores_by_fold(features, score, cross_fitted=True), features.texts @ features.vectors.T)
+    assert (seen == 1).all()
+    scores_by_fold(features, lambda keep, rows: (keep & rows).float()[:, None], cross_fitted=False)
+
+
+def test_chosen_shares_are_means_over_kept_captions_and_the_students_own_without_any():
+    features, _ = made_up(captions_per_video=2)
+    own = normalize(torch.rand(VIDEOS, FRAMES), p=1, dim=-1)
+    mask = torch.ones(VIDEOS, FRAMES).bool()
+    mask[1, 3] = False
+    features = replace(features, shares=own, mask=mask)
+    relevance = torch.zeros(2 * VIDEOS, FRAMES)
+    relevance[0], relevance[1] = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 0.5, 0.5, 0])
+    relevance[2] = torch.tensor([0.25, 0.25, 0, 0.5])
+    keep = torch.zeros(2 * VIDEOS, dtype=torch.bool)
+    keep[:3] = True
+    found = chosen_shares(relevance, features, keep)
+    assert torch.allclose(found[0], torch.tensor([0.5, 0.25, 0.25, 0]))
+    assert torch.allclose(found[1], torch.tensor([0.5, 0.5, 0, 0]))  # nothing on the padded frame
+    assert torch.equal(found[2:], own[2:])
+
+
+def test_fitted_vectors_recover_known_vectors():
+    generator = torch.Generator().manual_seed(0)
+    known = normalize(torch.randn(12, DIM, generator=generator), dim=-1)
+    owners = torch.arange(12).repeat(20)
+    texts = normalize(known[owners] + 0.05 * torch.randn(240, DIM, generator=generator), dim=-1)
+    start = normalize(torch.randn(12, DIM, generator=generator), dim=-1)
+    found = fit_vectors(start, texts, owners, scale=5.0, batch=100)
+    assert torch.allclose(found.norm(dim=-1), torch.ones(12), atol=1e-5)
+    assert (start * known).sum(-1).mean() < 0.3 < 0.85 < (found * known).sum(-1).min()
+    assert measure(known @ found.T, np.arange(12))["recall_at_1"] == 100
+    assert torch.equal(fit_vectors(start, texts[:0], owners[:0], scale=5.0), start)
+
+
+def test_fitting_is_the_same_every_time_and_leaves_torchs_generator_alone():
+    features, _ = made_up()
+    state = torch.get_rng_state()
+    found = [fit_vectors(features.vectors, features.texts, features.owners, scale=20.0, steps=5) for _ in range(2)]
+    assert torch.equal(*found) and torch.equal(state, torch.get_rng_state())
+
+
+def test_scores_of_many_vectors_agree_with_pooling_each_pair():
+    features, _ = made_up()
+    mask = features.mask.clone()
+    mask[2, 1] = False
+    relevance = torch.rand(len(features.texts), VIDEOS, FRAMES)
+    found = conditioned_scores(
+        features.texts, features.frames, features.frames @ features.frames.transpose(1, 2), relevance
+    )
+    closest = closest_frame_scores(features.texts, features.frames, mask, block=4)
+    for text, row in zip(features.texts, range(len(relevance)), strict=True):
+        pooled = pool(features.frames, relevance[row])
+        torch.testing.assert_close(found[row], pooled @ text, atol=1e-5, rtol=0)
+        for video in range(VIDEOS):
+            torch.testing.assert_close(closest[row, video], (features.frames[video][mask[video]] @ text).max())
+
+
+def test_pairs_are_asked_for_in_parts_that_fit(monkeypatch):
+    features, asked = made_up()
+    rows, columns = np.arange(18), features.owners.numpy()
+    monkeypatch.setattr(diagnosis_vectors, "PAIR_ELEMENTS", 5 * (DIM + FRAMES * DIM))
+    teacher = FrameTeacher()
+    found = pair_relevance(teacher, asked.texts, asked.videos, rows, columns, temperature=1.0)
+    assert teacher.sizes == [5, 5, 5, 3]
+    torch.testing.assert_close(found, asked.own)
+    sharper = pair_relevance(teacher, asked.texts, asked.videos, rows, columns, temperature=0.5)
+    torch.testing.assert_close(sharper, asked.own**2 / (asked.own**2).sum(-1, keepdim=True))
+
+
+# the ladder
+
+
+def test_parts_add_up_to_the_gap_and_may_be_negative():
+    ladder = [
+        Step("a", "a", "", recalls(20, 30, 40)),
+        Step("b", "b", "", recalls(35.5, 30, 41), "first"),
+        Step("c", "c", "", recalls(30, 20, 40), "second"),
+    ]
+    parts = parts_of_gap(ladder)
+    assert [(part["step"], part["label"], part["recall_at_1"]) for part in parts] == [
+        ("b", "first", 15.5),
+        ("c", "second", -5.5),
+    ]
+    for name in RECALLS:
+        assert sum(part[name] for part in parts) == pytest.approx(gap_of(ladder)[name])
+    assert best_step(ladder).name == "b"
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize("frames", [True, False], ids=["with_frames", "without_frames"])
+def test_every_ladder_goes_from_student_to_teacher_and_adds_up(captions, frames):
+    features, asked = made_up(captions)
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    ladder, beside = all_steps(features, asked if frames else None, student, recalls(99, 100, 100))
+    names = [step.name for step in ladder]
+    middle = ["frame_choice", "tower_frames"] * frames + ["one_vector"]
+    assert names == ["student", *(middle if captions > 1 else ["text_conditioned"] * 2 * frames), "teacher"]
+    assert all(step.part for step in ladder[1:]) and all(step.how for step in [*ladder, *beside])
+    parts = parts_of_gap(ladder)
+    for name in RECALLS:
+        assert sum(part[name] for part in parts) == pytest.approx(gap_of(ladder)[name])
+        assert gap_of(ladder)[name] == recalls(99, 100, 100)[name] - student[name]
+    assert ("frame_choice" in {step.name for step in beside}) == frames
+
+
+def test_a_teacher_that_knows_the_right_frame_explains_a_gap_of_frame_choice():
+    features, asked = made_up(seed=3)
+    wrong = torch.zeros(VIDEOS, FRAMES)
+    wrong[:, 0] = 1
+    features = replace(features, shares=wrong, vectors=pool(features.frames, wrong), tower_frames=None)
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    ladder = all_steps(features, asked, student, recalls(100, 100, 100)).ladder
+    parts = {part["label"]: part["recall_at_1"] for part in parts_of_gap(ladder)}
+    assert parts == {
+        "frame selection": 100 - student["recall_at_1"],
+        "a better vector": 0,
+        "beyond one vector": 0,
+    }
+    assert student["recall_at_1"] < 50
+
+
+def test_the_best_vector_is_never_worse_than_the_steps_before_it():
+    features, asked = made_up()
+    perfect = recalls(100, 100, 100)
+    ladder = all_steps(features, asked, perfect, perfect).ladder
+    assert ladder[-2].name == "one_vector" and ladder[-2].metrics == perfect
+    assert "It was: student." in ladder[-2].how
+
+
+def test_vectors_are_measured_on_captions_that_they_were_not_fitted_to():
+    features, _ = made_up(2, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    features = replace(features, texts=normalize(torch.randn(features.texts.shape, generator=generator), dim=-1))
+    (held_out,) = fitted_steps(features, cross_fitted=True, factors=[1.0])
+    (in_sample,) = fitted_steps(features, cross_fitted=False, factors=[1.0])
+    assert in_sample.metrics["recall_at_1"] > 90 and held_out.metrics["recall_at_1"] < 50  # nothing to learn
+
+
+def test_many_captions_are_sampled_and_the_sample_is_no_part_of_the_gap():
+    features, asked = made_up(1, tower=False)
+    (step,) = conditioned_steps(features, asked, max_pairs=3 * VIDEOS)
+    assert step.captions == 3 and "sample of 3 of the 6 captions" in step.how
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    ladder, beside = all_steps(features, asked, student, recalls(9, 9, 9), max_pairs=3 * VIDEOS)
+    assert [step.name for step in ladder] == ["student", "teacher"]
+    assert "text_conditioned" in {step.name for step in beside}
+
+
+def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
+    def report(gap, crossed):
+        parts = [{"label": "frame selection", "recall_at_1": gap}]
+        return {
+            "gap": recalls(gap, 0, 0),
+            "parts": parts,
+            "beside": [],
+            "ladder": [],
+            "videos": 100,
+            "cross_fitted": crossed,
+        }
+
+    lines = verdicts(report(12.5, True))
+    assert lines[0] == "The student is 12.5 R@1 behind the teacher, which is: frame selection +12.5."
+    assert "up to 5.0 points" in lines[1] and len(lines) == 2
+    assert "not behind the teacher at R@1 (+3.0 points)" in verdicts(report(-3.0, True))[0]
+    assert "'in sample': upper bounds" in verdicts(report(12.5, False))[-1]
+
+
+def test_a_flat_relevance_is_sharpened_before_it_chooses_frames():
+    features, asked = made_up(seed=3)
+    cosines = torch.einsum("cd,cfd->cf", features.texts, features.frames[features.owners])
+    flat = (0.05 * cosines).softmax(dim=-1)  # right, but nearly uniform
+    assert share_overlap(flat, features.shares[features.owners]) > 0.98
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    ladder = all_steps(features, asked._replace(own=flat), student, student).ladder
+    assert student["recall_at_1"] < ladder[1].metrics["recall_at_1"]
+    assert "at temperature 1," not in ladder[1].how
+    assert closest_chosen(features, asked.own).metrics["recall_at_1"] == 100
+
+
+def test_shares_that_are_too_flat_gain_by_being_sharpened():
+    features, _ = made_up(seed=4)
+    shares = torch.tensor([0.2, 0.35, 0.23, 0.22]).repeat(VIDEOS, 1)
+    features = replace(features, shares=shares, vectors=pool(features.frames, shares))
+    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
+    found = sharpened(features)
+    assert found.metrics["recall_at_1"] >= student["recall_at_1"]
+    power = measure(features.texts @ pool(features.frames, shares**2).T, features.owners.numpy())
+    assert found.metrics["recall_at_1"] >= power["recall_at_1"]

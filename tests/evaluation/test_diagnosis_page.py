@@ -1,0 +1,131 @@
+"""The page of a diagnosis: whole, escaped, with pictures inside, and small."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from teachclip.evaluation.diagnosis_page import (
+    PICTURE_BYTES,
+    data_uri,
+    diagnosis_page,
+    jpeg,
+    picture_height,
+    terminal_text,
+)
+
+EVIL = "<script>alert('a & b')</script>"
+METRICS = {"recall_at_1": 12.5, "recall_at_5": 50.0, "recall_at_10": 75.0}
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed without having been opened, or the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.seen.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def picture(size=(120, 160), seed=0):
+    return np.random.RandomState(seed).randint(0, 256, (3, *size)).astype(np.uint8)
+
+
+def row(video, *, teacher=True):
+    return {
+        "video": video,
+        "frame_count": 9,
+        "frames": [0, 4],
+        "student": [0.25, 0.75],
+        "teacher": [0.9, 0.1] if teacher else None,
+    }
+
+
+def made_up_report(*, teacher=True):
+    steps = [
+        {"name": "student", "label": "student", "how": EVIL, **METRICS},
+        {"name": "teacher", "label": "teacher", "how": "As it is.", **dict.fromkeys(METRICS, 80.0)},
+    ]
+    query = {"caption": EVIL, "caption_id": "c", "student_rank": 31, "teacher_rank": 2}
+    return {
+        "recipe": EVIL,
+        "student": EVIL,
+        "teacher": EVIL,
+        "split": "test",
+        "videos": 100,
+        "captions": 300,
+        "models": {"student": {"t2v": METRICS, "v2t": METRICS}},
+        "cross_fitted": True,
+        "ladder": steps,
+        "parts": [{"step": "teacher", "label": EVIL, **{key: 80 - METRICS[key] for key in METRICS}}],
+        "gap": {key: 80 - METRICS[key] for key in METRICS},
+        "beside": [{"name": "closest_frame", "label": EVIL, "how": EVIL, **METRICS}],
+        "agreement": [{"name": "spearman", "label": EVIL, "how": EVIL, "value": None}],
+        "frames": {EVIL: {"event": 0.5, "empty": 0.5}},
+        "remarks": [EVIL],
+        "worst": [{**query, "right": row(EVIL, teacher=teacher), "first": row(EVIL, teacher=teacher)}],
+    }
+
+
+def page_of(report):
+    pictures = [picture(seed=seed) for seed in range(2)]
+    return diagnosis_page(report, [{"right": pictures, "first": pictures}])
+
+
+def test_the_page_is_whole_escapes_every_text_and_needs_no_network():
+    page = page_of(made_up_report())
+    parser = Balance()
+    parser.feed(page)
+    assert not parser.open and "script" not in parser.seen
+    assert "alert(&#x27;a &amp; b&#x27;)" in page
+    assert not re.search(r"https?:|url\(|@import|src=\"(?!data:image/jpeg)", page)
+
+
+def test_the_page_holds_the_pictures_and_both_weights_below_them():
+    page = page_of(made_up_report())
+    assert page.count("<img ") == 4
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    image = Image.open(io.BytesIO(base64.b64decode(sources[0])))
+    assert image.size == (128, 96)
+    for text in ("S 25%", "S 75%", "T 90%", "T 10%", "2 of 9 frames", "student 31, teacher 2"):
+        assert text in page
+
+
+def test_a_teacher_without_frames_has_no_bars():
+    page = page_of(made_up_report(teacher=False))
+    assert "S 25%" in page and 'class="bar T"' not in page
+
+
+def test_nothing_to_show_is_said():
+    page = diagnosis_page({**made_up_report(), "worst": [], "frames": {}}, [])
+    assert "No query is ranked worse by the student." in page and "<img " not in page
+
+
+def test_the_terminal_gets_the_tables():
+    text = terminal_text(made_up_report())
+    assert "| gap " in text and "+67.5" in text and "sum of the parts" in text
+
+
+def test_pictures_are_made_smaller_until_they_fit():
+    small = [picture((64, 64))] * 10
+    assert picture_height(small) == 96
+    assert Image.open(io.BytesIO(jpeg(small[0], 96))).size == (64, 64)  # never enlarged
+    many = [picture((96, 96))] * 480  # noise: the worst that JPEG can meet
+    height = picture_height(many)
+    assert height < 96
+    assert len(jpeg(many[0], height)) * 480 <= PICTURE_BYTES
+    assert len(data_uri(many[0], height)) * 480 < 3_000_000
