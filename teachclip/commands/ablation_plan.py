@@ -7,7 +7,7 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from teachclip.commands.ablation_trials import Prepare, Train, WorldPlan
 from teachclip.commands.demo import environment
 from teachclip.commands.gain_arms import Arm, Settings
 from teachclip.commands.trials import seed_places
+from teachclip.data.shapes_presets import find_preset
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.evaluation.gain import Candidate, choose
 from teachclip.files import file_hash
@@ -232,6 +233,8 @@ def build_plan(folder: Path, recipe: Path, comparison: Comparison, common: Path)
     worlds = comparison.worlds
     world = None
     if worlds is not None:
+        needed = find_preset(worlds.preset).overrides
+        comparison = replace(comparison, common=(*needed, *comparison.common))
         clip_from = Path(worlds.clip_from) if worlds.clip_from else common
         world = WorldPlan(worlds.preset, worlds.train_videos, worlds.test_videos, clip_from)
     return Plan(folder, recipe, comparison, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from teachclip.evaluation.metrics import rank_metrics
 from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix
 from teachclip.evaluation.run import Blocks
 from teachclip.inputs import encode_split
-from teachclip.models.aggregation import Aggregation, masked_softmax
 from teachclip.models.backbone import log_scale
 from teachclip.models.mean_pooling import MeanPooling, TowerFeatures
 from teachclip.models.student import StudentModel
@@ -87,10 +87,12 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     parts = []
     for part in _spans_once(len(frames), blocks.video_block):
         hidden, aggregation = student.aggregate(frames[part], mask[part])
+        hidden = student.correct("frame", hidden)
         own = student.videos_from_features(frames[part], mask[part])["embeds"]
-        parts.append((F.normalize(hidden.float(), dim=-1), pooling_shares(student, aggregation, mask[part]), own))
+        parts.append((F.normalize(hidden.float(), dim=-1), aggregation.shares, own))
     hidden, shares, own = (torch.cat(found) for found in zip(*parts, strict=True))
-    worst = float((pool(hidden, shares) - own).abs().max())
+    correct = partial(student.correct, "pooled")
+    worst = float((pool(hidden, shares, correct) - own).abs().max())
     if worst > ALIKE:
         raise CheckpointError(
             f"the student does not pool its frames as a sum by shares (vectors differ by {worst:.2g}): the diagnosis "
@@ -99,28 +101,21 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     features = Features(
         texts=F.normalize(text_tokens["embeds"].float(), dim=-1),
         frames=hidden,
-        tower_frames=F.normalize(frames.float(), dim=-1) if student.config.temporal_layers else None,
+        tower_frames=F.normalize(student.correct("frame", frames).float(), dim=-1)
+        if student.config.temporal_layers
+        else None,
         mask=mask,
         shares=shares,
         vectors=own,
         scale=float(log_scale(student.backbone).exp()),
         owners=torch.from_numpy(split.caption_videos).to(work.device),
+        correct=correct,
     )
     return features, score_all(student, text_tokens, {"embeds": own}, split.caption_videos, blocks)
 
 
 def _spans_once(items: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, items)) for start in range(0, items, size)]
-
-
-def pooling_shares(student: StudentModel, aggregation: Aggregation, mask: Tensor) -> Tensor:
-    """Return what each frame counts in the pooled vector (videos, frames), rows add up to 1."""
-    found = getattr(aggregation, "shares", None)
-    if found is not None:
-        return found  # type: ignore[no-any-return]
-    temperature = getattr(student.aggregation, "temperature", 1.0)
-    is_masked = student.mask_padding or student.config.pooling == "mean"
-    return masked_softmax(aggregation.scores, mask if is_masked else None, temperature=temperature)
 
 
 def ask_teacher(

@@ -17,7 +17,6 @@ from teachclip.evaluation.diagnosis_vectors import (
     closest_frame_scores,
     conditioned_scores,
     pair_relevance,
-    pool,
     scores_by_fold,
 )
 from teachclip.scorer import Teacher, Tokens
@@ -85,7 +84,7 @@ def _chosen(features: Features, frames: Tensor, relevance: Tensor, *, cross_fitt
     """Return the metrics of frames pooled by the mean relevance of a video's captions."""
 
     def score(keep: Tensor, rows: Tensor) -> Tensor:
-        return features.texts[rows] @ pool(frames, chosen_shares(relevance, features, keep)).T
+        return features.texts[rows] @ features.pool(frames, chosen_shares(relevance, features, keep)).T
 
     scores = scores_by_fold(features, score, cross_fitted=cross_fitted)
     return measure(scores, features.owners.cpu().numpy())
@@ -105,7 +104,7 @@ def sharpened(features: Features) -> Step:
     tried = []
     for power in POWERS:
         shares = tempered_relevance(features.shares, 1 / power)
-        found = measure(features.texts @ pool(features.frames, shares).T, owners)
+        found = measure(features.texts @ features.pool(features.frames, shares).T, owners)
         how = (
             f"The student's own frames and shares, each share to the power {power:g} and brought to sum 1 again; the "
             f"best here of the powers {_listed(POWERS)}. It needs no teacher and no caption: choose it on validation."

@@ -45,11 +45,20 @@ class Features:
     """The student's factor between cosines and logits."""
     owners: Tensor
     """(captions,): the row of each caption's video."""
+    correct: Callable[[Tensor], Tensor] = lambda pooled: pooled
+    """What the student does to a pooled video (videos, dim): its residual head, if it has one."""
+
+    def pool(self, frames: Tensor, shares: Tensor) -> Tensor:
+        """Return the L2-normalised sum of normalised frames (videos, frames, dim) by shares (videos, frames).
+
+        As the student does: its residual head of pooled videos comes after the sum.
+        """
+        return pool(frames, shares, self.correct)
 
 
-def pool(frames: Tensor, shares: Tensor) -> Tensor:
+def pool(frames: Tensor, shares: Tensor, correct: Callable[[Tensor], Tensor] = lambda pooled: pooled) -> Tensor:
     """Return the L2-normalised sum of normalised frames (videos, frames, dim) by shares (videos, frames)."""
-    return F.normalize((shares.unsqueeze(-1) * frames).sum(dim=1), dim=-1)
+    return F.normalize(correct((shares.unsqueeze(-1) * frames).sum(dim=1)), dim=-1)
 
 
 def caption_folds(owners: Tensor, folds: int = FOLDS) -> Tensor:
@@ -139,6 +148,8 @@ def closest_frame_scores(texts: Tensor, frames: Tensor, mask: Tensor, *, block: 
 
 def conditioned_scores(texts: Tensor, frames: Tensor, products: Tensor, relevance: Tensor) -> Tensor:
     """Return the cosine of each text with each video's frames, pooled by a relevance of their own (texts, videos).
+
+    A residual head of pooled videos takes no part.
 
     `texts`: (texts, dim), `frames`: (videos, frames, dim), both normalised; `products`: (videos, frames, frames), of
     a video's frames with each other; `relevance`: (texts, videos, frames).

@@ -97,7 +97,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
         """Encode texts from raw text features (texts, dim) to {"embeds": (texts, dim)}, L2-normalised."""
-        return {"embeds": F.normalize(self._correct("text", text_features).float(), dim=-1)}
+        return {"embeds": F.normalize(self.correct("text", text_features).float(), dim=-1)}
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
@@ -108,9 +108,9 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
 
         As a video with these frames alone, but without the gate, which is not what such sets teach.
         """
-        hidden = self._correct("frame", self._temporal(frame_features, frame_mask))
+        hidden = self.correct("frame", self._temporal(frame_features, frame_mask))
         pooled = MeanAggregation()(hidden, frame_mask).pooled
-        return {"embeds": F.normalize(self._correct("pooled", pooled), dim=-1)}
+        return {"embeds": F.normalize(self.correct("pooled", pooled), dim=-1)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
         """Encode texts (texts, tokens) to {"embeds": (texts, dim)}, L2-normalised."""
@@ -137,8 +137,8 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         hidden = self._temporal(frame_features, mask)
         is_masked = self.mask_padding or self.config.pooling == "mean"  # the official mean is masked, its AFA is not
         gate_frames = frame_features if self.config.gate_input == "before" else hidden
-        found = self.aggregation(self._correct("frame", hidden), mask if is_masked else None, gate_frames)
-        return hidden, found._replace(pooled=self._correct("pooled", found.pooled))
+        found = self.aggregation(self.correct("frame", hidden), mask if is_masked else None, gate_frames)
+        return hidden, found._replace(pooled=self.correct("pooled", found.pooled))
 
     def _temporal(self, frame_features: Tensor, mask: Tensor) -> Tensor:
         """Apply the temporal transformer, if there is one, to raw features (videos, frames, dim)."""
@@ -150,8 +150,8 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         positions = self.frame_position_embeddings.weight[:frames]
         return self.temporal(frame_features + positions, mask) + frame_features  # type: ignore[no-any-return]
 
-    def _correct(self, place: str, features: Tensor) -> Tensor:
-        """Apply the residual head of a place, if the student has one there."""
+    def correct(self, place: str, features: Tensor) -> Tensor:
+        """Apply the residual head of a place, one of `HEADS`, to features (..., dim), if there is one."""
         return self.heads.correct(place, features) if self.config.heads else features
 
     # The transformers interface
@@ -161,7 +161,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Return the text tower's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
         output = towers.text_output(self.backbone, input_ids, attention_mask, **kwargs)
-        output.pooler_output = self._correct("text", output.pooler_output)
+        output.pooler_output = self.correct("text", output.pooler_output)
         return output
 
     def get_video_features(

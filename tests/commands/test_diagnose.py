@@ -129,3 +129,16 @@ def test_scores_of_training_pairs_and_absent_splits_are_refused(project, finishe
     recipe = recipe_with(project, data={"select_on": "test", "validation": None})
     assert run(diagnose.main, recipe, "--split", "validation") == 2
     assert "tiny: the data has no validation split; it has: train, test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+def test_a_student_with_heads_and_a_sigmoid_gate_is_pooled_as_it_pools(project, towers):
+    student = {"temporal_layers": 1, "gate": "sigmoid", "gate_input": "before", "heads": ["frame", "pooled", "text"]}
+    losses = {"frame_text": {"kind": "binary_cross_entropy"}, "sets": {"weight": 1.0, "count": 8, "texts": 4}}
+    recipe = recipe_with(project, student={**student, "sharpening": [3.0]}, losses=losses, train={"towers": towers})
+    assert run(distill.main, recipe) == 0
+    assert run(diagnose.main, recipe) == 0
+    report, _ = read(project.folder / "run" / "diagnosis")
+    adds_up(report)
+    results = json.loads((project.folder / "run" / "results.json").read_text())
+    assert report["models"]["student"]["t2v"] == results["test"]["t2v"]
