@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from teachclip.commands.ablation_file import ArmsFile, load_comparison
+from teachclip.commands.ablation_file import ArmsFile, load_comparison, with_preset
 from teachclip.commands.ablation_plan import Plan, build_plan, check_own_data
 from teachclip.commands.ablation_quick import quick
 from teachclip.commands.children import interruptible
@@ -44,16 +44,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--arms", type=Path, required=True, metavar="FILE", help="file of arms, or one of recipes/ablations by name"
     )
-    parser.add_argument("--out", type=Path, help="folder of the comparison (default runs/ablations/<name of FILE>)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the comparison (default runs/ablations/<name of FILE>[-PRESET])"
+    )
+    parser.add_argument("--preset", help="another preset of embedded worlds than the file of arms names")
     parser.add_argument("--processes", type=positive_count, help="trials at once (default: all cores; with a GPU 1)")
     parser.add_argument("--quick", action="store_true", help="20 steps, 2 settings, 2 seeds: shows that it runs")
     parser.add_argument("--dry-run", action="store_true", help="check every override, print the plan, and stop")
     args = parser.parse_args(argv)
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
-    folder = args.out or runs / "ablations" / (args.arms.stem + ("-quick" if args.quick else ""))
+    name = args.arms.stem + (f"-{args.preset}" if args.preset else "") + ("-quick" if args.quick else "")
+    folder = args.out or runs / "ablations" / name
     bare = not args.arms.suffix and args.arms.name == str(args.arms)
     arms = find_recipe(f"ablations/{args.arms}.yaml") if bare else args.arms
-    plan = build_plan(folder, args.recipe, load_comparison(arms), runs / "shapes")
+    comparison = load_comparison(arms)
+    if args.preset:
+        comparison = with_preset(comparison, args.preset)
+    plan = build_plan(folder, args.recipe, comparison, runs / "shapes")
     if args.quick:
         plan = quick(plan)
     plan.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +116,14 @@ def load_comparison(path: str | Path) -> Comparison:
         pairs=tuple(pairs),
         teachers=file.teachers,
     )
+
+
+def with_preset(comparison: Comparison, preset: str) -> Comparison:
+    """Return the comparison in worlds of another preset. Raises RecipeError if it makes no worlds."""
+    if comparison.worlds is None:
+        raise RecipeError(f"--preset {preset}: the file of arms has no `worlds`; its data is the recipe's own")
+    title = f"{comparison.title}: {preset}"
+    return replace(comparison, title=title, worlds=comparison.worlds.model_copy(update={"preset": preset}))
 
 
 def _seed_problems(file: ArmsFile, seeds: Sequence[int]) -> Iterator[str]:

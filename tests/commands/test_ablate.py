@@ -467,3 +467,24 @@ def test_a_second_comparison_in_the_same_folder_is_refused(project, arms, capsys
     assert main(asked) == 0
     assert codes == [2]
     assert "another measurement runs there" in capsys.readouterr().err
+
+
+def test_a_preset_on_the_command_line_brings_its_own_overrides_and_folder(capsys):
+    def dry(preset, arms):
+        recipe = ROOT / "recipes" / "shapes_plus.yaml"
+        code = main([str(recipe), "--arms", arms, "--preset", preset, "--dry-run"])
+        return code, capsys.readouterr().err
+
+    code, said = dry("long", "shapes_presets")
+    assert code == 0 and "in runs/ablations/shapes_presets-long" in said
+    code, said = dry("lang", "shapes_presets")
+    assert code == 2 and "unknown preset 'lang'" in said and "did you mean long" in said
+    code, said = dry("long", "own_data")
+    assert code == 2 and "has no `worlds`" in said
+
+
+def test_the_overrides_of_a_preset_stand_before_those_of_the_file(worlds):
+    plan = worlds(worlds={"preset": "long"})
+    assert plan.load(plan.settings(plan.comparison.arms[1], ())).frames.count == 24
+    own = worlds(worlds={"preset": "long"}, set=["frames.count=6"])
+    assert own.load(own.settings(own.comparison.arms[1], ())).frames.count == 6
