@@ -36,9 +36,20 @@ def cost_table(title: str, arms: Sequence[ArmRuns], efforts: Mapping[str, Effort
         effort = efforts.get(arm.name)
         row = [arm.label, *((_spread(effort.seconds), f"{effort.parameters:,}") if effort else ("", ""))]
         row += [f"{cost['bytes_per_video']:,.0f}", human_count(cost["flops_per_query"])] if cost else ["", ""]
-        times = [run["cost"]["ms_per_query"] for run in arm.runs if run.get("cost")]
-        rows.append([*row, f"{statistics.median(times):.3g}" if times else ""])
-    return Table(title, [*header, f"ms per query, {candidates:,} videos"], rows)
+        row.append(_median_of(arm, "ms_per_query"))
+        if any("text_head_flops" in found for found in costs):
+            flops = cost.get("text_head_flops", 0)
+            row.append(f"{human_count(flops)}, {_median_of(arm, 'text_head_ms')} ms" if flops else "")
+        rows.append(row)
+    header.append(f"ms per query, {candidates:,} videos")
+    header += ["text head, once per query"] if any("text_head_flops" in found for found in costs) else []
+    return Table(title, header, rows)
+
+
+def _median_of(arm: ArmRuns, key: str) -> str:
+    """Return the median over an arm's runs of one of its costs, or nothing if it was not measured."""
+    values = [run["cost"][key] for run in arm.runs if key in (run.get("cost") or {})]
+    return f"{statistics.median(values):.3g}" if values else ""
 
 
 def choices_table(
