@@ -156,6 +156,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         teachers=teachers,
         backbone=recipe.student.backbone,
         layers=recipe.student.temporal_layers,
+        options=_options(recipe),
         frames=recipe.frames.count,
         plan=recipe.frames.plan,
         selected=results.get("selected_on", "validation"),
@@ -165,6 +166,16 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
 
 
+def _options(recipe: Recipe) -> str:
+    """Say what the student has or learned from beyond the paper."""
+    student, losses = recipe.student, recipe.losses
+    found = [f"{student.gate} gate"] if student.gate != "softmax" else []
+    found += [f"residual heads: {', '.join(student.heads)}"] if student.heads else []
+    found += ["set distillation"] if losses.uses_sets else []
+    found += ["gate sharpened on validation"] if student.sharpening else []
+    return "".join(f"; {text}" for text in found)
+
+
 _BODY = """
 # {name}
 
@@ -172,7 +183,7 @@ A compact model for video search by text, trained with teachclip (the TeachCLIP 
 A video is one vector, a query is one vector, and their dot product is the score.
 
 - Teachers: {teachers}
-- Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation
+- Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
 - Frames: {frames} per video, plan `{plan}`
 - Checkpoint selected on: {selected}; one training run, seed {seed}
 

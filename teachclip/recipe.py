@@ -212,7 +212,7 @@ class Recipe(Section):
             raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")
         if taken := {"student", "zero_shot"} & set(labels):
             raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
-        for problem in check_losses(self.losses, self.student, labels, train=self.train, frames=self.frames):
+        for problem in check_losses(self):
             raise ValueError(problem)
         _check_float16(self.train, self.optimizer)
         return self

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from teachclip.errors import RecipeError
 from teachclip.recipe import Recipe
+from teachclip.recipe_losses import check_losses
 from teachclip.registry import closest
 
 AnySection = typing.TypeVar("AnySection", bound=BaseModel)
@@ -104,7 +105,10 @@ def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
             known = ", ".join(listed) or "none"
             hint = closest(label, listed)
             raise RecipeError(f"{where}: teaching.only: no teacher {label!r}; listed: {known}{hint}")
-    return recipe.model_copy(update={"teachers": [listed[label] for label in dict.fromkeys(wanted)]})
+    chosen = recipe.model_copy(update={"teachers": [listed[label] for label in dict.fromkeys(wanted)]})
+    for problem in check_losses(chosen):
+        raise RecipeError(f"{where}: teaching.only: {problem}")
+    return chosen
 
 
 def dump_recipe(recipe: Recipe) -> str:

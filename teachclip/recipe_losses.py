@@ -13,7 +13,13 @@ from teachclip.recipe_data import Count, PathValue, Positive, Section, Weight
 class _Term(Section):
     """What every term has."""
 
-    end_weight: Weight | None = Field(None, description="weight at the end, reached linearly; null: it stays")
+    weight: Weight
+    end_weight: Weight | None = Field(None, description="weight at the last step, reached linearly; null: it stays")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the term has a weight at any time of the run."""
+        return bool(self.weight or self.end_weight)
 
 
 class ContrastiveTerm(_Term):
@@ -64,7 +70,7 @@ class SetsTerm(_Term):
     scale: Positive = Field(
         40.0, description="of the late interaction's cosines; a teacher's scores stay as they are"
     )
-    count: Count = Field(512, description="sets per step, over all processes together")
+    count: Annotated[int, Field(ge=2)] = Field(512, description="sets per step, over all processes together")
     texts: Count = Field(512, description="captions per step, over all processes together")
     frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
 
@@ -89,24 +95,36 @@ class Losses(Section):
     @property
     def uses_sets(self) -> bool:
         """Whether there is set distillation at any time of the run."""
-        return bool(self.sets.weight or self.sets.end_weight)
+        return self.sets.is_used
 
 
-def check_losses(losses: Losses, student: Any, labels: Sequence[str], *, train: Any, frames: Any) -> Iterator[str]:
-    """Yield what is wrong between the losses and other parts of a recipe. `labels`: of the teachers."""
+def check_losses(recipe: Any) -> Iterator[str]:
+    """Yield what is wrong between the losses of a recipe and its other parts."""
+    losses, student, labels = recipe.losses, recipe.student, [teacher.label for teacher in recipe.teachers]
     if not labels and losses.contrastive.weight == 0 and not losses.uses_sets:
         yield "losses.contrastive.weight is 0 and there are no teachers: nothing to train on"
     is_binary = losses.frame_text.kind == "binary_cross_entropy"
-    if labels and losses.frame_text.weight and is_binary != (student.gate == "sigmoid"):
+    if labels and losses.frame_text.is_used and is_binary != (student.gate == "sigmoid"):
         yield (
             f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.gate={student.gate}: "
             "binary_cross_entropy is for the sigmoid gate, the other kinds for softmax"
         )
-    if not losses.uses_sets:
+    if losses.uses_sets:
+        yield from _check_sets(recipe, ["backbone", *labels])
+
+
+def _check_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
+    term, student = recipe.losses.sets, recipe.student
+    if term.scorer not in scorers:
+        known = ", ".join(scorers)
+        yield f"losses.sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
+    if not student.heads and not student.temporal_layers:
+        yield "losses.sets teaches residual heads and the temporal transformer; this student has neither"
+    if term.frames[1] > recipe.frames.count:
+        yield f"losses.sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
+    if recipe.frames.store != "none":
         return
-    scorer = losses.sets.scorer
-    if scorer not in ("backbone", *labels):
-        known = ", ".join(("backbone", *labels))
-        yield f"losses.sets.scorer is {scorer!r}; allowed: backbone or the label of a teacher: {known}"
-    if frames.store == "none" and (train.towers == "tuned" or scorer != "backbone"):
+    if recipe.train.towers == "tuned" or term.scorer != "backbone":
         yield "losses.sets reads frames of many videos at random, which frames.store=none cannot: use disk"
+    if term.videos is not None:
+        yield "losses.sets.videos needs frames.store=disk"

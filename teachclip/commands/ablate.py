@@ -13,8 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from teachclip.commands.ablation_checks import check_own_data, check_plan
 from teachclip.commands.ablation_file import ArmsFile, load_comparison, with_preset
-from teachclip.commands.ablation_plan import Plan, build_plan, check_own_data
+from teachclip.commands.ablation_plan import Plan, build_plan
 from teachclip.commands.ablation_quick import quick
 from teachclip.commands.children import interruptible
 from teachclip.commands.cli import command, say
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = build_plan(folder, args.recipe, comparison, runs / "shapes")
     if args.quick:
         plan = quick(plan)
-    plan.check()
+    check_plan(plan)
     check_own_data(plan)
     _say_plan(plan, settings=args.dry_run)
     if args.dry_run:

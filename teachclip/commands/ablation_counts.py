@@ -48,3 +48,12 @@ def trained_by(recipe: Recipe) -> str:
     for teacher in values["teachers"]:
         del teacher["checkpoint"]
     return fingerprint_of(values)
+
+
+def unpaired_stamps(recipe: Recipe) -> dict[str, list[int]]:
+    """Return size and time of the files that set distillation draws from beside the training pairs."""
+    term, files = recipe.losses.sets, list[Path]()
+    if recipe.losses.uses_sets:
+        files += [term.captions] if term.captions is not None else []
+        files += sorted(path for path in term.videos.rglob("*") if path.is_file()) if term.videos is not None else []
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()}

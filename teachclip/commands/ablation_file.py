@@ -134,10 +134,10 @@ def _seed_problems(file: ArmsFile, seeds: Sequence[int]) -> Iterator[str]:
             yield f"{key}: {twice} stands twice"
         if values and min(values) < 0:
             yield f"{key}: {min(values)} is negative; allowed: 0 or more"
-    if file.worlds is not None and (both := sorted({*file.tune_seeds} & {*seeds})):
+    if both := sorted({*file.tune_seeds} & {*seeds}):
         yield (
-            f"seeds: {', '.join(map(str, both))} also in tune_seeds: settings chosen on a world may not be measured "
-            "on its test split; take other seeds"
+            f"seeds: {', '.join(map(str, both))} also in tune_seeds: what was chosen with a seed may not be measured "
+            "with it; take other seeds"
         )
 
 

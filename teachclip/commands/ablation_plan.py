@@ -6,20 +6,19 @@ runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from teachclip.commands.ablation_counts import prepared_by, stored_by, trained_by
+from teachclip.commands.ablation_counts import prepared_by, stored_by, trained_by, unpaired_stamps
 from teachclip.commands.ablation_file import Comparison
 from teachclip.commands.ablation_trials import Prepare, Train, WorldPlan
 from teachclip.commands.demo import environment
 from teachclip.commands.gain_arms import Arm, Settings
 from teachclip.commands.trials import seed_places
 from teachclip.data.shapes_presets import find_preset
-from teachclip.errors import RecipeError, TeachclipError
 from teachclip.evaluation.gain import Candidate, choose
 from teachclip.files import file_hash
 from teachclip.fingerprint import fingerprint_of
@@ -74,7 +73,7 @@ class Plan:
     def load(self, settings: Settings) -> Recipe:
         """Return the recipe as the first seed reads it."""
         if settings not in self._known:
-            with environment(self._places()):
+            with environment(self.places()):
                 self._known[settings] = load_recipe(self.recipe, settings)
         return self._known[settings]
 
@@ -138,7 +137,9 @@ class Plan:
         content = prepared[f"prepare-{seed}" if self.world else "prepare"]["content"][variant]
         read = ["train", "selection", *(f"teacher {teacher.label}" for teacher in recipe.teachers)]
         read += ["test"] if kind == "test" else []
-        counts = {"recipe": trained_by(recipe), "data": {name: content[name] for name in read}}
+        counts: dict[str, Any] = {"recipe": trained_by(recipe), "data": {name: content[name] for name in read}}
+        if unpaired := unpaired_stamps(recipe):
+            counts["unpaired"] = unpaired
         return Train(self.folder, self.recipe, seed, self.world, settings, counts, kind, arm.name, variant)
 
     def candidates(self, tuned: Results, prepared: Results) -> dict[str, list[Candidate]]:
@@ -155,77 +156,9 @@ class Plan:
         """Return the setting of every arm with the highest mean; the only one where nothing was tuned."""
         return {name: choose(tried) if self.tuned else tried[0] for name, tried in candidates.items()}
 
-    def check(self) -> None:
-        """Load the recipe with every override. Raises RecipeError, one line per problem."""
-        found: dict[str, dict[str, None]] = {}
-        for name, problem in self._problems():
-            found.setdefault(problem, {})[name] = None
-        if found:
-            everyone = len(self.comparison.arms)
-            raise RecipeError(
-                "\n".join(
-                    problem if len(names) == everyone else f"arm {', '.join(names)}: {problem}"
-                    for problem, names in found.items()
-                )
-            )
-
-    def _problems(self) -> Iterator[tuple[str, str]]:
-        """Yield the name of an arm and what is wrong with it."""
-        test = None
-        for arm in self.comparison.arms:
-            for setting in arm.grid:
-                try:
-                    recipe = self.load(self.settings(arm, setting))
-                except TeachclipError as error:
-                    yield from ((arm.name, line) for line in str(error).splitlines())
-                    continue
-                yield from ((arm.name, problem) for problem in self._peeks(recipe))
-                own = (recipe.data.format, recipe.data.annotations, recipe.data.test)
-                test = test or own
-                if own != test:
-                    yield arm.name, "it has another test split than the first arm; give data.test to all arms"
-
-    def _peeks(self, recipe: Recipe) -> Iterator[str]:
-        """Say what would let the choice see test, or mix the seeds up."""
-        data = recipe.data
-        if data.select_on == "test":
-            yield "data.select_on is test: the checkpoint would be chosen on test; allowed: validation"
-        elif self.world is not None and data.validation is None:
-            yield "data.validation is null: there is no validation split to choose on; give data.validation.videos=N"
-        if self.world is None:
-            return
-        home = Path(self._places()["TEACHCLIP_RUNS"])
-        teachers = {f"teachers.{t.label}.checkpoint": Path(t.checkpoint) for t in recipe.teachers if t.training}
-        places = {"data.annotations": data.annotations, "data.videos": data.videos, "stores": recipe.stores}
-        for key, path in {**places, **teachers}.items():
-            if not path.is_relative_to(home):
-                yield (
-                    f"{key} is {path} for every seed, but worlds makes new ones; write it with "
-                    "${SHAPES_ROOT:-runs/shapes} or ${TEACHCLIP_RUNS:-runs}, as recipes/shapes_xpool.yaml does"
-                )
-
-    def _places(self) -> dict[str, str]:
+    def places(self) -> dict[str, str]:
+        """Return the environment of the first seed: where its world is, or nothing for own data."""
         return seed_places(self.folder, self.comparison.seeds[0]) if self.world else {}
-
-
-def check_own_data(plan: Plan) -> None:
-    """Read the annotations of the recipe's own data, before anything runs.
-
-    Raises DataError or RecipeError if they have no validation or no test split, or if a teacher is not there.
-    """
-    from teachclip.commands import teacher_files
-    from teachclip.commands.build import build_catalog, build_selection
-
-    if plan.world is not None:
-        return
-    recipes = [plan.load(plan.settings(arm, arm.grid[0])) for arm in plan.comparison.arms]
-    catalog = build_catalog(recipes[0])
-    build_selection(recipes[0], catalog)
-    if catalog.test is None:
-        raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
-    for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
-        if not teacher_files.is_there(section):
-            raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")
 
 
 def build_plan(folder: Path, recipe: Path, comparison: Comparison, common: Path) -> Plan:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachclip import __version__
 from teachclip.commands.ablation_data import without_test
 from teachclip.commands.gain_arms import Settings
-from teachclip.commands.trials import Trial, seed_places
+from teachclip.commands.trials import Trial, code_hash, seed_places
 from teachclip.fingerprint import fingerprint_of
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
@@ -75,7 +74,7 @@ class Prepare(_OfSeed):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on; own files count as they are now, with the teacher made."""
-        counts = {**self.counts, "measure": self.measure, "version": __version__}
+        counts = {**self.counts, "measure": self.measure, "code": code_hash()}
         if self.world is None:
             return fingerprint_of({**counts, "files": self._stamps()})
         sizes = {key: value for key, value in vars(self.world).items() if key != "common"}
@@ -163,7 +162,7 @@ class Train(_OfSeed):
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on."""
         return fingerprint_of(
-            {"kind": self.kind, "seed": self.seed, "counts": dict(self.counts), "version": __version__}
+            {"kind": self.kind, "seed": self.seed, "counts": dict(self.counts), "code": code_hash()}
         )
 
     def overrides(self) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from teachclip.recipe import Optimizer, Recipe, Student, Train
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.training.loop import Schedule
 from teachclip.training.optim import SCHEDULES, build_optimizer, parameter_groups
+from teachclip.training.sets import check_shares
 from teachclip.training.terms import DistillationTerms, Term
 
 
@@ -94,6 +96,8 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     build_selection(recipe, catalog)
     plan = BatchPlan(len(catalog.train.captions), train.batch_size, recipe.seed)
     plan.local(0, processes.index, processes.count)
+    if recipe.losses.uses_sets:
+        check_shares(recipe.losses.sets.count, recipe.losses.sets.texts, processes.count)
 
 
 def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:
@@ -158,12 +162,39 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:
         del entry["training"], entry["label"]
+    _drop_unused_options(values, recipe)
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        if own["training"] is not None and own["training"]["optimizer"]["heads_lr"] is None:
+            del own["training"]["optimizer"]["heads_lr"]
         return {**shared, "clip": recipe.student.backbone, "teacher": own}
     return values
+
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "student": ("gate", "gate_input", "gate_rescale", "heads", "head_width", "sharpening"),
+    "optimizer": ("heads_lr",),
+    "teaching": ("weighting",),
+}
+"""Options beyond the paper: a run without them goes on where one of before they existed stopped."""
+
+
+def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
+    """Name options in a run's settings only where they are used."""
+    for section, keys in _OPTIONS.items():
+        usual = type(getattr(recipe, section)).model_fields
+        for key in keys:
+            if values[section][key] == usual[key].get_default(call_default_factory=True):
+                del values[section][key]
+    losses = values["losses"]
+    if not recipe.losses.uses_sets:
+        del losses["sets"]
+    for term in losses.values():
+        for key in ("end_weight", "clip"):
+            if key in term and term[key] is None:
+                del term[key]
 
 
 def build_terms(recipe: Recipe) -> DistillationTerms:

@@ -39,7 +39,7 @@ def weigh_frames(demo: Demo) -> None:
     from teachclip.commands import teacher_files
     from teachclip.commands.workspace import build_workspace
     from teachclip.inputs import pixel_values
-    from teachclip.models.aggregation import masked_softmax
+    from teachclip.models.aggregation import gate_shares
     from teachclip.models.student import load_student
     from teachclip.processes import Processes
 
@@ -64,7 +64,8 @@ def weigh_frames(demo: Demo) -> None:
             student = load_student(demo.folder / f"{arm}-{demo.seeds[0]}" / "student")
             scores = student(pixel_values=pixels, frame_mask=mask).frame_scores
             # the weights that pool the frames, not those that the loss compares (temperature 1)
-            pooled = masked_softmax(scores, mask, temperature=student.config.pooling_temperature)
+            config = student.config
+            pooled = gate_shares(scores, mask, temperature=config.pooling_temperature, gate=config.gate)
             weights[arm] = pooled[0].tolist()
     facts = {
         "video": split.videos[video].id,

@@ -39,7 +39,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     from teachclip.commands.sharpening import sharpen
     from teachclip.commands.teaching import build_sets, build_task, build_teachers
     from teachclip.commands.towers import freeze, set_clip_weights
-    from teachclip.commands.unpaired import build_unpaired
+    from teachclip.commands.unpaired import build_unpaired, check_unpaired
     from teachclip.commands.workspace import build_workspace
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.run import evaluate
@@ -56,6 +56,7 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
     teacher_files.check_teachers(recipe)
+    check_unpaired(recipe)
     work = build_workspace(
         recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
     )

@@ -12,8 +12,9 @@ from torch import Tensor
 from teachclip.commands import build, teacher_files
 from teachclip.commands.cli import say
 from teachclip.commands.reading import tokenize
-from teachclip.commands.teaching import Teachers, build_set_teacher, build_task, shared_prefix
+from teachclip.commands.teaching import Teachers, build_task, shared_prefix
 from teachclip.commands.towers import freeze, set_clip_weights
+from teachclip.commands.unpaired import check_unpaired
 from teachclip.data.batches import BatchPlan
 from teachclip.data.catalog import Catalog, Split
 from teachclip.data.decoding import OnError
@@ -105,6 +106,7 @@ def dry_run(recipe: Recipe) -> None:
     device = accelerator.device
     catalog = build.build_catalog(recipe)
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
+    check_unpaired(recipe)
     backbone = build.build_backbone(recipe)
     processor = build.build_processor(recipe, backbone.config)
     pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe), recipe.frames.on_error)
@@ -158,13 +160,15 @@ def _sets(
 ) -> tuple[SetPlan | None, SetScorer | None]:
     """Return sets of the decoded frames, a few where the recipe has many, unless their scorer is not there yet."""
     term, count = recipe.losses.sets, len(pairs.split.videos)
+    teacher_files.check_set_scorer(recipe)
     section = next((item for item in recipe.teachers if item.label == term.scorer), None)
     if not recipe.losses.uses_sets or (section is not None and not teacher_files.is_there(section)):
         return None, None
-    teacher: Any = None if section is None else build_set_teacher(section, device)
+    teacher: Any = None if section is None else teacher_files.build_teacher(section, device)
     scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
     fewest, most = term.frames
-    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, scored)
+    least = getattr(teacher, "min_frames", 1)
+    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, scored, least)
     return plan, SetScorer(term.scale, teacher)
 
 

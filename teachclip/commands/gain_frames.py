@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from teachclip.commands import build, teacher_files
+from teachclip.commands.sharpening import set_pooling_temperature
 from teachclip.commands.workspace import Workspace, build_workspace
 from teachclip.data.catalog import Split
 from teachclip.data.frame_plans import plan_indices
@@ -19,7 +20,7 @@ from teachclip.errors import DataError
 from teachclip.evaluation.gain import FRAME_KINDS
 from teachclip.evaluation.run import evaluate
 from teachclip.inputs import encode_split
-from teachclip.models.aggregation import masked_softmax
+from teachclip.models.aggregation import gate_shares
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.processes import Processes
@@ -48,9 +49,9 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
     measured = {}
     for factor in factors:
         temperature = recipe.student.pooling_temperature / factor
-        student.aggregation.temperature = temperature
+        set_pooling_temperature(student, temperature)
         metrics = evaluate(student, inputs, split, build.build_blocks(recipe), DEVICE)
-        weights = masked_softmax(scores, videos["frame_mask"], temperature=temperature)
+        weights = gate_shares(scores, videos["frame_mask"], temperature=temperature, gate=student.config.gate)
         measured[f"{factor:g}"] = {**metrics, "frames": weight_by_kind(weights, kinds)}
     return measured
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachclip import __version__
-from teachclip.commands.trials import Trial, seed_places
+from teachclip.commands.trials import Trial, code_hash, seed_places
 from teachclip.fingerprint import fingerprint_of
 from teachclip.recipe import Recipe
 from teachclip.recipe_file import load_recipe
@@ -64,7 +63,7 @@ class Job(Trial):
                 "settings": list(self.settings),
                 "sharpness": list(self.sharpness),
                 "content": dict(self.content),
-                "version": __version__,
+                "code": code_hash(),
             }
         )
 

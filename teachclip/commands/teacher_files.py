@@ -39,6 +39,17 @@ def check_teachers(recipe: Recipe) -> None:
                 f"video: it needs frames.views=1, got {recipe.frames.views}"
             )
         check_sizes(recipe, section, teacher)
+    check_set_scorer(recipe)
+
+
+def check_set_scorer(recipe: Recipe) -> None:
+    """Raise RecipeError if the teacher that is to score sets can only read scores of the videos that there are."""
+    for section in recipe.teachers:
+        asked = recipe.losses.uses_sets and recipe.losses.sets.scorer == section.label
+        if asked and reads_relevance(teacher_class(section)):
+            raise RecipeError(
+                f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets"
+            )
 
 
 def check_sizes(recipe: Recipe, section: TeacherSection, teacher: Any) -> None:

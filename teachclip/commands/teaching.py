@@ -13,7 +13,6 @@ from teachclip.commands.teacher_files import build_teacher, teacher_class
 from teachclip.commands.unpaired import Unpaired
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Split
-from teachclip.errors import RecipeError
 from teachclip.inputs import Inputs, PixelInputs
 from teachclip.models.student import StudentModel
 from teachclip.recipe import Recipe
@@ -88,13 +87,6 @@ def build_task(
     )
 
 
-def build_set_teacher(section: TeacherSection, device: torch.device) -> Any:
-    """Load the teacher that scores sets. Raises RecipeError for one that cannot score new videos."""
-    if reads_relevance(teacher_class(section)):
-        raise RecipeError(f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets")
-    return build_teacher(section, device)
-
-
 def build_sets(
     work: Workspace, split: Split, inputs: Inputs, unpaired: Unpaired | None = None
 ) -> tuple[SetPlan | None, SetScorer | None]:
@@ -110,7 +102,7 @@ def build_sets(
         inputs = unpaired.join(inputs, work.backbone, towers=recipe.train.towers)
     if term.scorer == "backbone":
         return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
-    teacher = build_set_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
+    teacher: Any = build_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
     # where a teacher can start from features of its own towers, they are stored and need not run in every step
     has_features = isinstance(teacher, FeatureScorer) and hasattr(teacher, "clip")
     towers = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "tuned"
@@ -121,7 +113,9 @@ def build_sets(
     )
     if unpaired is not None:
         scored = unpaired.join(scored, teacher, towers=towers)
-    return SetPlan(inputs, term.count, term.texts, **options, scorer=scored), SetScorer(term.scale, teacher)
+    least = getattr(teacher, "min_frames", 1)
+    plan = SetPlan(inputs, term.count, term.texts, **options, scorer=scored, scorer_width=least)
+    return plan, SetScorer(term.scale, teacher)
 
 
 def is_stored(recipe: Recipe, section: TeacherSection) -> bool:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -25,6 +28,18 @@ from tqdm import tqdm
 from teachclip.commands.cli import say
 from teachclip.errors import LaunchError, TeachclipError, TrainingError
 from teachclip.files import write_atomic
+
+
+@functools.cache
+def code_hash() -> str:
+    """Return the hash of all code that a trial runs: results of another version are not mixed with its own."""
+    digest = hashlib.sha256()
+    for package in ("teachclip", "teachers"):
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            for path in sorted(Path(folder).rglob("*.py")):
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 class Trial(ABC):

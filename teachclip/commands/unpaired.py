@@ -10,15 +10,17 @@ from typing import Any
 from torch import nn
 
 from teachclip.commands.cli import say
-from teachclip.commands.frame_sources import build_frames
+from teachclip.commands.frame_sources import build_frames, hashes_file
 from teachclip.commands.workspace import Workspace
 from teachclip.data.catalog import Caption, Split, Video
+from teachclip.data.file_facts import file_facts
 from teachclip.data.formats.tables import read_lines
 from teachclip.data.locate import find_videos
 from teachclip.errors import DataError
 from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import Inputs
 from teachclip.joined_inputs import JoinedInputs
+from teachclip.recipe import Recipe
 
 NAME = "unpaired"
 
@@ -35,6 +37,7 @@ class Unpaired:
     split: Split
     has_videos: bool
     has_captions: bool
+    training_videos: int
 
     def content(self) -> dict[str, Any]:
         """Return the hash of what is drawn from."""
@@ -51,42 +54,68 @@ class Unpaired:
             own = self.work.feature_inputs(self.split, clip)
         else:
             own = self.work.inputs_for(model, self.split)
+        views = [own] * (inputs.video_count // self.training_videos)  # as often as a training video, with its views
         return JoinedInputs(
-            [inputs, own] if self.has_captions else [inputs], [inputs, own] if self.has_videos else [inputs]
+            [inputs, own] if self.has_captions else [inputs], [inputs, *views] if self.has_videos else [inputs]
         )
 
 
 def build_unpaired(work: Workspace) -> Unpaired | None:
     """Read and decode the unpaired videos and captions of a recipe, or return None if it has none.
 
-    A video that cannot be read is left out, by name. Raises DataError if there is nothing to read at all.
+    A video that cannot be read is left out, by name, and so is one whose file is among those to validate or test on.
+    Raises DataError if there is nothing to read at all.
     """
     term, train = work.recipe.losses.sets, work.catalog.train
     if term.videos is None and term.captions is None:
         return None
     videos = list(train.videos[:1])
     if term.videos is not None:
-        videos = [Video(f"{NAME}/{name}", path) for name, path in find_videos(term.videos).items()]
-        suffix = (
-            f"{NAME}-{fingerprint_of({'videos': [video.id for video in videos]})[:8]}"  # other videos, other stores
-        )
-        frames = build_frames(work.recipe, work.processes, videos, (), work.processor.transform, f"frames-{suffix}")
-        for video_id, reason in sorted(frames.failures.items()):
-            say(f"left out {video_id}: {reason}")
-        every, videos = tuple(videos), [video for video in videos if video.id not in frames.failures]
-        if not videos:
-            raise DataError(f"{term.videos}: no video can be read")
+        videos = _without_held_out(work, find_videos(term.videos))
+        suffix = _name({"videos": [video.id for video in videos]})
+        frames = work.recipe.frames.model_copy(update={"views": 1})
+        recipe, every = work.recipe.model_copy(update={"frames": frames}), tuple(videos)
 
         def decode(transform: Any, name: str) -> Any:
-            return build_frames(work.recipe, work.processes, every, (), transform, f"{name}-{suffix}")
+            return build_frames(recipe, work.processes, every, (), transform, f"{name}-{suffix}")
 
-        work = replace(work, frames=frames, decode=decode, _tokenized={}, _other_frames={})
+        found = decode(work.processor.transform, "frames")
+        for video_id, reason in sorted(found.failures.items()):
+            say(f"left out {video_id}: {reason}")
+        videos = [video for video in videos if video.id not in found.failures]
+        if not videos:
+            raise DataError(f"{term.videos}: no video can be read")
+        work = replace(work, recipe=recipe, frames=found, decode=decode, _tokenized={}, _other_frames={})
     texts = [caption.text for caption in train.captions]
     if term.captions is not None:
         texts = _read_captions(term.captions)
     split = _as_split(videos, texts)
     say(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
-    return Unpaired(work, split, term.videos is not None, term.captions is not None)
+    return Unpaired(work, split, term.videos is not None, term.captions is not None, len(train.videos))
+
+
+def check_unpaired(recipe: Recipe) -> None:
+    """Raise DataError, before anything is decoded, if unpaired videos or captions are not there."""
+    term = recipe.losses.sets
+    if recipe.losses.uses_sets and term.videos is not None:
+        find_videos(term.videos)
+    if recipe.losses.uses_sets and term.captions is not None:
+        _read_captions(term.captions)
+
+
+def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]:
+    """Return the unpaired videos but for those whose content is that of a video to validate or test on."""
+    held_out = [video for split in work.catalog.splits if split is not work.catalog.train for video in split.videos]
+    videos = [Video(f"{NAME}/{name}", path) for name, path in files.items()]
+    hashes = hashes_file(work.recipe)
+    known, found = (file_facts(part, hashes, progress=False) for part in (held_out, videos))
+    seen = {fact.get("sha256") for fact in known.values()} - {None}
+    kept = [video for video in videos if found[video.id].get("sha256") not in seen]
+    if len(kept) < len(videos):
+        say(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
+    if not kept:
+        raise DataError(f"{work.recipe.losses.sets.videos} holds no other videos than those to validate or test on")
+    return kept
 
 
 def _read_captions(path: Path) -> list[str]:

@@ -71,7 +71,8 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     """Say in plain words which parts the gap has, and how sure the numbers are."""
     gap, parts = report["gap"]["recall_at_1"], report["parts"]
     if gap <= 0:
-        lines = [f"The student is not behind the teacher at R@1 ({-gap:+.1f} points): there is no gap to explain."]
+        ahead = f"{abs(gap):.1f} points ahead"
+        lines = [f"The student is not behind the teacher at R@1 ({ahead}): there is no gap to explain."]
     else:
         named = ", ".join(f"{part['label']} {part['recall_at_1']:+.1f}" for part in parts)
         lines = [f"The student is {gap:.1f} R@1 behind the teacher, which is: {named}."]

@@ -25,6 +25,7 @@ def frame_text_loss(
     kind: str = "cross_entropy",
     temperature: float = 1.0,
     frame_mask: Tensor | None = None,
+    pair_weights: Tensor | None = None,
 ) -> Tensor:
     """Distance of the student's frame weights from a teacher's frame relevance (TeachCLIP, section 3.2.2).
 
@@ -49,6 +50,9 @@ def frame_text_loss(
     padded frames hold has no influence, not even NaN; relevance that a teacher gave to them is dropped and the rest
     scaled to sum 1. A pair without a valid frame, or without any relevance on its valid frames, is left out.
 
+    With `pair_weights` (pairs,) a pair counts that many times in the mean, whose divisor stays the same: weights that
+    add up to 1 over several teachers share a pair out.
+
     `frame_scores`: (pairs, frames), the raw scores of the frame-weighting head, no softmax. `frame_relevance`:
     (pairs, frames), non-negative. `frame_mask`: (pairs, frames) bool, True on real frames. Raises ValueError on an
     unknown kind, wrong shapes, or a temperature that is not positive.
@@ -66,28 +70,33 @@ def frame_text_loss(
     relevance = relevance / total.masked_fill(total == 0, 1)
     # The most negative number instead of -inf: a pair without valid frames stays finite and is then left out.
     scores = (frame_scores.float() / temperature).masked_fill(~mask, torch.finfo(torch.float32).min)
-    return loss(scores, relevance, mask)
+    values, valid = loss(scores, relevance, mask)
+    if pair_weights is not None:
+        if pair_weights.shape != scores.shape[:1]:
+            raise ValueError(f"pair_weights has shape {tuple(pair_weights.shape)}; needed ({len(scores)},)")
+        values = values * pair_weights.view(-1, *[1] * (values.ndim - 1))
+    return _masked_mean(values, valid)
 
 
-def _frame_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
-    return _masked_mean(-relevance * F.log_softmax(scores, -1), mask)
+def _frame_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return -relevance * F.log_softmax(scores, -1), mask
 
 
-def _frame_binary_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+def _frame_binary_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     largest = relevance.amax(-1, keepdim=True)
     target = relevance / largest.masked_fill(largest == 0, 1)
     scores = scores.masked_fill(~mask, 0)  # what padded frames hold is dropped below and must stay finite until then
-    return _masked_mean(F.binary_cross_entropy_with_logits(scores, target, reduction="none"), mask)
+    return F.binary_cross_entropy_with_logits(scores, target, reduction="none"), mask
 
 
-def _frame_pearson(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+def _frame_pearson(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     weights = F.log_softmax(scores, -1).exp()
-    return _masked_mean(correlation_distance(weights, relevance, mask), mask.any(-1))
+    return correlation_distance(weights, relevance, mask), mask.any(-1)
 
 
-def _frame_smooth_l1(scores: Tensor, relevance: Tensor, mask: Tensor) -> Tensor:
+def _frame_smooth_l1(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     weights = F.log_softmax(scores, -1).exp()
-    return _masked_mean(F.smooth_l1_loss(weights, relevance, reduction="none"), mask)
+    return F.smooth_l1_loss(weights, relevance, reduction="none"), mask
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -95,10 +104,12 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
-FRAME_TEXT_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+FRAME_TEXT_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "cross_entropy": _frame_cross_entropy,
     "binary_cross_entropy": _frame_binary_cross_entropy,
     "pearson": _frame_pearson,
     "smooth_l1": _frame_smooth_l1,
 }
-"""Kinds of `frame_text_loss`: functions of scores over the temperature, relevance and mask, each (pairs, frames)."""
+"""Kinds of `frame_text_loss`: functions of scores over the temperature, relevance and mask, each (pairs, frames).
+
+They return values, per element or per pair, and which of them are valid."""

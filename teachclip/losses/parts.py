@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def _centred_unit(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return unit, varies.squeeze(-1)
 
 
-def pick(what: str, kind: str, table: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+def pick(what: str, kind: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """Return the kind of a loss. Raises ValueError if there is none of that name."""
     if kind not in table:
         raise ValueError(f"unknown kind of {what} loss {kind!r}; known: {', '.join(table)}")

@@ -29,7 +29,8 @@ class ResidualHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Correct `features` (..., dim), normalised or not. Returns the same shape in float32."""
         unit = F.normalize(features.float(), dim=-1)
-        return unit + self.outer(F.gelu(self.inner(unit * math.sqrt(unit.shape[-1])))).float()
+        scaled = (unit * math.sqrt(unit.shape[-1])).to(self.inner.weight.dtype)  # a student may be in half precision
+        return unit + self.outer(F.gelu(self.inner(scaled))).float()
 
 
 class ResidualHeads(nn.ModuleDict):

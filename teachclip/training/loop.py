@@ -66,7 +66,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
             task.train()
-            batch["progress"] = torch.tensor(progress.step / schedule.steps)
+            batch["progress"] = torch.tensor(progress.step / max(1, schedule.steps - 1))
             batch = to_device(batch, accelerator.device)
             losses = task(batch)
             accelerator.backward(losses["loss"])

@@ -29,8 +29,8 @@ class SetScorer:
     def logits(self, student: StudentModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the student's logits and the target's, both (texts, sets) of all processes, float32.
 
-        What the sets teach is the temporal transformer and the residual heads: no gradient reaches the towers, and
-        the gate takes no part, for every frame of a set counts alike.
+        What the sets teach is the temporal transformer, the residual heads and the logit scale: no gradient reaches
+        the towers, and the gate takes no part, for every frame of a set counts alike.
         """
         features = _features(student, _part(batch, STUDENT))
         texts = student.texts_from_features(features["text"])["embeds"]
@@ -66,10 +66,12 @@ def _part(batch: Batch, prefix: str) -> Batch:
 @torch.no_grad()
 def _features(student: StudentModel, inputs: Batch) -> Tokens:
     """Return raw features of the backbone: `text` (texts, dim), `frames` (sets, frames, dim), and `mask`."""
-    towers = TowerFeatures(student.backbone)
+    towers, was_training = TowerFeatures(student.backbone), student.training
+    towers.eval()  # some families have dropout, which would blur the targets
     text, frames = inputs.get("text_features"), inputs.get("frame_features")
     if text is None:
         text = encode_text_batch(towers, inputs)["features"]
     if frames is None:
         frames = encode_video_batch(towers, inputs)["frame_features"]
+    student.train(was_training)
     return {"text": text.float(), "frames": frames.float(), "mask": inputs["frame_mask"]}

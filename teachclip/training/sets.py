@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -43,16 +43,13 @@ class SetPlan:
     fewest: int
     most: int
     seed: int
-    scorer: Inputs | None = field(default=None)
+    scorer: Inputs | None = None
+    scorer_width: int = 1
+    """Fewest frames that the teacher takes: smaller sets are padded."""
 
     def draw(self, step: int, index: int = 0, processes: int = 1) -> Draw:
         """Return the sets of one process. Raises LaunchError if they cannot be shared out evenly."""
-        for name, number in (("count", self.count), ("texts", self.texts)):
-            if number % processes:
-                raise LaunchError(
-                    f"losses.sets.{name} is {number}, which does not divide by {processes} processes; allowed: a "
-                    "multiple"
-                )
+        check_shares(self.count, self.texts, processes)
         rng = np.random.default_rng([abs(self.seed), int(self.seed < 0), step, 2])
         size = (self.count, self.most)
         found = Draw(
@@ -68,15 +65,29 @@ class SetPlan:
         draw = self.draw(step, index, processes)
         batch = {STUDENT + name: tensor for name, tensor in read_sets(self.inputs, draw).items()}
         if self.scorer is not None:
-            batch |= {SCORER + name: tensor for name, tensor in read_sets(self.scorer, draw).items()}
+            found = read_sets(self.scorer, draw, width=self.scorer_width)
+            batch |= {SCORER + name: tensor for name, tensor in found.items()}
         return batch
 
 
-def read_sets(inputs: Inputs, draw: Draw) -> Batch:
+def check_shares(count: int, texts: int, processes: int) -> None:
+    """Raise LaunchError unless sets and captions of a step can be shared out evenly."""
+    for name, number in (("count", count), ("texts", texts)):
+        if number % processes:
+            raise LaunchError(
+                f"losses.sets.{name} is {number}, which does not divide by {processes} processes; allowed: a multiple"
+            )
+
+
+def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:
     """Read sets as if they were videos: the inputs of `Inputs.videos` and `Inputs.texts`.
 
     Frames are taken among the valid ones of their video; `frame_mask` (sets, frames) is True on those of the set.
+    Sets get at least `width` frames, padded ones behind those that were drawn.
     """
+    if (missing := width - draw.videos.shape[1]) > 0:
+        videos, places = (np.pad(part, ((0, 0), (0, missing)), mode="edge") for part in (draw.videos, draw.places))
+        draw = draw._replace(videos=videos, places=places)
     videos, where = np.unique(draw.videos, return_inverse=True)
     found = inputs.videos(videos)
     valid = found["frame_mask"]

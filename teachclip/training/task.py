@@ -5,6 +5,7 @@ The task as a whole is what DDP wraps, so that both towers and the logit scale a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -141,8 +142,12 @@ class DistillationTask(Task):
                 for k, target in targets
                 if target is not None
             )
-        mixed = sum_of(shares[k][:, None] * target for k, target in targets if target is not None)
-        return frame_text_loss(frame_scores, mixed, **options)
+        total = sum_of(shares[k] for k in have).clamp_min(torch.finfo(torch.float32).tiny)
+        return sum_of(
+            frame_text_loss(frame_scores, target, **options, pair_weights=shares[k] / total)
+            for k, target in targets
+            if target is not None
+        )
 
     def _relevances(self, batch: Batch) -> list[Relevance]:
         stored = [
@@ -171,9 +176,12 @@ def confidence_weights(relevances: Sequence[Relevance], same_video: Tensor) -> l
     caption among the videos of the batch, `softmax(row)` of its video-text relevance, and w_k its weight in the
     recipe. `same_video` (pairs, pairs) bool: columns that show the pair's own video.
     """
-    sure = [item.weight * (item.video_text.float().softmax(-1) * same_video).sum(-1) for item in relevances]
-    total = sum_of(sure).clamp_min(torch.finfo(torch.float32).tiny)
-    return [item / total for item in sure]
+    sure = []
+    for item in relevances:  # in logarithms: a teacher may be so wrong about a pair that its share underflows
+        logits = item.video_text.float()
+        own = logits.masked_fill(~same_video, float("-inf")).logsumexp(-1)
+        sure.append(own - logits.logsumexp(-1) + math.log(item.weight))
+    return list(torch.stack(sure).softmax(dim=0))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ class Term:
     end_weight: float | None = None
 
     def weight_at(self, batch: Batch) -> float | Tensor:
-        """Return the weight in a step; `progress` of the batch, 0-d in [0, 1], is how far the run is."""
+        """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
         if self.end_weight is None:
             return self.weight
         return self.weight + (self.end_weight - self.weight) * batch["progress"]

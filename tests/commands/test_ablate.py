@@ -9,6 +9,7 @@ import yaml
 
 from teachclip.commands import ablate
 from teachclip.commands.ablate import main
+from teachclip.commands.ablation_checks import check_plan
 from teachclip.commands.ablation_data import without_test
 from teachclip.commands.ablation_file import load_comparison
 from teachclip.commands.ablation_plan import build_plan
@@ -192,7 +193,7 @@ def test_the_files_of_arms_that_come_along_fit_their_recipe(tmp_path):
 def test_every_override_is_checked_before_anything_runs(worlds):
     plan = worlds(arms=[UNDISTILLED, {"name": "b", "set": ["optimizer.lrr=1"]}, {"name": "c", "set": ["seeed=1"]}])
     with pytest.raises(RecipeError) as caught:
-        plan.check()
+        check_plan(plan)
     assert str(caught.value).splitlines() == [
         "arm b: shapes_xpool.yaml: optimizer.lrr is unknown; did you mean optimizer.lr?",
         "arm c: shapes_xpool.yaml: seeed is unknown; did you mean seed?",
@@ -213,12 +214,12 @@ def test_worlds_whose_choice_would_see_test_or_mix_seeds_are_refused(worlds, ove
     plan = worlds(arms=[{"name": "a", "set": []}, {"name": "b", "like": "a"}])
     plan = replace(plan, comparison=replace(plan.comparison, common=(override,)))
     with pytest.raises(RecipeError, match=told):
-        plan.check()
+        check_plan(plan)
 
 
 def test_a_problem_of_all_arms_is_told_once(worlds):
     with pytest.raises(RecipeError) as caught:
-        worlds(set=["data.select_on=test", "data.validation={videos: 5}"]).check()
+        check_plan(worlds(set=["data.select_on=test", "data.validation={videos: 5}"]))
     assert str(caught.value).startswith("data.select_on is test") and "\n" not in str(caught.value)
 
 
@@ -258,8 +259,8 @@ def test_the_time_that_is_left_is_told_once_after_the_first_trials(capsys):
 
 def test_an_arm_with_another_test_split_is_refused(worlds):
     plan = worlds(arms=[UNDISTILLED, {"name": "b", "set": ["data.test=${SHAPES_ROOT}/test_full.csv"]}])
-    with pytest.raises(RecipeError, match="arm b: it has another test split"):
-        plan.check()
+    with pytest.raises(RecipeError, match=r"arm b: data\.test is not that of the first arm"):
+        check_plan(plan)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ def test_the_last_override_of_a_key_is_the_only_one(worlds):
 
 def test_a_quick_plan_is_small_and_its_settings_still_differ(worlds):
     plan = quick(worlds())
-    plan.check()
+    check_plan(plan)
     assert plan.counts() == {"prepare": 3, "tune": 4, "test": 4}
     for arm in plan.comparison.arms:
         recipes = [plan.load(plan.settings(arm, setting)) for setting in arm.grid]
@@ -352,7 +353,7 @@ def test_a_quick_run_leaves_no_hasty_teacher_where_a_real_one_belongs(project, a
     missing = project.folder / "teacher.pth"
     recipe = project(teachers=[{"name": "xpool", "checkpoint": str(missing), "training": training}])
     plan = quick(build_plan(project.folder / "out", recipe, load_comparison(arms()), Path()))
-    plan.check()
+    check_plan(plan)
     small = plan.load(plan.comparison.common)
     assert Path(small.teachers[0].checkpoint) == project.folder / "out" / "teachers" / "xpool.pth"
     assert small.teachers[0].training.train.steps == 20
@@ -488,3 +489,46 @@ def test_the_overrides_of_a_preset_stand_before_those_of_the_file(worlds):
     assert plan.load(plan.settings(plan.comparison.arms[1], ())).frames.count == 24
     own = worlds(worlds={"preset": "long"}, set=["frames.count=6"])
     assert own.load(own.settings(own.comparison.arms[1], ())).frames.count == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.sharpening=[2.0]", "arm b: student.sharpening is .2.0., a choice that the first arm does not have"),
+        ("data.validation={videos: 1}", "arm b: data.validation is not that of the first arm"),
+        ("data.max_missing=0.5", "arm b: data.max_missing is not that of the first arm"),
+    ],
+)
+def test_arms_with_other_choices_or_data_are_refused(worlds, override, message):
+    with pytest.raises(RecipeError, match=message):
+        check_plan(worlds(arms=[UNDISTILLED, {"name": "b", "set": [override]}]))
+
+
+def test_an_arm_may_go_without_the_sharpening_that_the_others_have(worlds):
+    left_out = {"name": "b", "set": ["student.sharpening=[]"]}
+    check_plan(worlds(set=["student.sharpening=[2.0]"], arms=[UNDISTILLED, left_out]))
+
+
+def test_unpaired_videos_that_may_be_test_videos_are_refused(worlds):
+    sets = ["losses.sets.weight=1", "losses.sets.videos=${SHAPES_ROOT}/videos"]
+    with pytest.raises(RecipeError, match="which may hold test videos"):
+        check_plan(worlds(arms=[UNDISTILLED, {"name": "b", "set": sets}]))
+
+
+def test_a_trial_depends_on_the_code_and_on_unpaired_files(worlds, tmp_path, monkeypatch):
+    captions = tmp_path / "more.txt"
+    captions.write_text("a red circle\n")
+    plan = worlds(set=["losses.sets.weight=1", f"losses.sets.captions={captions}"])
+    arm = plan.comparison.arms[0]
+    content = {"prepare-5": {"content": {"": {"train": "1", "selection": "2", "test": "3"}}}}
+
+    def fingerprint():
+        return plan.train_job("test", 5, arm, arm.grid[0], content).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    captions.write_text("a red circle\na blue one\n")
+    other = fingerprint()
+    assert other != first
+    monkeypatch.setattr("teachclip.commands.ablation_trials.code_hash", lambda: "other code")
+    assert fingerprint() not in (first, other)

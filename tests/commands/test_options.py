@@ -68,7 +68,7 @@ def test_all_options_together_train_export_and_load(project, towers, layers, sco
     assert run(distill.main, recipe) == 0, capsys.readouterr().err
     logged = losses(project.folder / "run")
     assert len(logged) == 4 and np.isfinite(logged).all()
-    step = np.arange(4) / 4
+    step = np.arange(4) / 3
     weights = np.stack([0.1 + 0.1 * step, np.ones(4), np.ones(4), 1 - 0.5 * step], axis=1)
     np.testing.assert_allclose(logged[:, 0], (logged[:, 1:] * weights).sum(1), rtol=1e-5)
     results = json.loads((project.folder / "run" / "results.json").read_text())
@@ -120,7 +120,7 @@ def test_sets_need_neither_teacher_nor_captions_of_the_pair(project):
     recipe = project(teachers=[], student=STUDENT, losses={"contrastive": {"weight": 0.0}, "sets": SETS})
     assert run(distill.main, recipe) == 0
     logged = losses(project.folder / "run", ("loss", "sets"))
-    np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 4), rtol=1e-5)
+    np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 3), rtol=1e-5)
 
 
 def test_the_sharpening_of_an_undistilled_student_is_chosen_on_validation_alone(project):
@@ -160,6 +160,13 @@ def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
         (["losses.sets.frames=[3,2]"], "the fewest come first"),
         (["losses.sets.weight=1", "frames.store=none", "train.towers=tuned"], "which frames.store=none cannot"),
         (["teachers=[]", "losses.contrastive.weight=0"], "nothing to train on"),
+        (["losses.sets.weight=1", "student.temporal_layers=0"], "this student has neither"),
+        (["losses.sets.weight=1", "losses.sets.frames=[1,9]"], "but videos have 4 frames"),
+        (
+            ["losses.sets.weight=1", "frames.store=none", "losses.sets.videos=x"],
+            "sets.videos needs frames.store=disk",
+        ),
+        (["losses.frame_text.weight=0", "losses.frame_text.end_weight=1", "student.gate=sigmoid"], "does not fit"),
         (["student.heads=[video]"], "student.heads.0: must be 'frame', 'pooled' or 'text', got 'video'"),
         (["student.sharpening=[0]"], "student.sharpening.0"),
     ],
@@ -202,6 +209,36 @@ def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, tower
         assert ("left out unpaired/broken.mp4: " in message) == bool(given)
     assert not np.allclose(seen["none"], seen["both"], atol=1e-4)
     assert not np.allclose(seen["videos"], seen["both"], atol=1e-4)
+
+
+def test_unpaired_videos_that_are_held_out_are_left_out_by_their_content(project, capsys):
+    recipe = project(losses={"sets": {**SETS, "videos": str(project.root / "videos")}})
+    assert run(distill.main, recipe) == 0
+    message = capsys.readouterr().err
+    assert "left out 6 of 14 unpaired videos: to validate or test on" in message and "unpaired: 8 videos" in message
+
+
+def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(project, more, capsys):
+    recipe = project(losses={"sets": {**SETS, **more}}, frames={"views": 2})
+    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    assert np.isfinite(losses(project.folder / "run")).all()
+
+
+def test_a_run_without_options_has_the_settings_of_before_they_existed(project):
+    assert run(distill.main, project()) == 0
+    settings = json.loads((project.folder / "run" / "settings.json").read_text())
+    assert set(settings["student"]) == {"backbone", "temporal_layers", "pooling_temperature", "mask_padding"}
+    assert set(settings["losses"]) == {"contrastive", "video_text", "frame_text"}
+    assert settings["losses"]["contrastive"] == {"weight": 0.2}
+    assert "heads_lr" not in settings["optimizer"] and "weighting" not in settings["teaching"]
+
+
+def test_the_scorer_of_sets_must_be_among_the_teachers_that_teach(project):
+    xpool = str(project.root / "teacher.pth")
+    teachers = [{"name": "xpool", "checkpoint": xpool}, {"name": "xpool", "label": "other", "checkpoint": xpool}]
+    path = project(teachers=teachers, losses={"sets": {**SETS, "scorer": "xpool"}})
+    with pytest.raises(RecipeError, match=r"teaching\.only: losses\.sets\.scorer is 'xpool'"):
+        load_recipe(path, ["teaching.only=[other]"])
 
 
 def test_changed_unpaired_captions_are_another_run(project, more, capsys):

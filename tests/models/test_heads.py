@@ -171,3 +171,17 @@ def test_the_official_layout_refuses_what_it_cannot_hold(options: dict) -> None:
 
 def test_a_head_is_as_wide_inside_as_it_is_told() -> None:
     assert ResidualHead(WIDTH, 9).inner.weight.shape == (9, WIDTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_with_heads_runs_in_half_precision(dtype: torch.dtype) -> None:
+    made = student(heads=["frame", "pooled", "text"], gate="sigmoid")
+    ids = torch.tensor([[0, 3, 4, made.config.backbone_config.text_config.eos_token_id]])
+    pixels = torch.randn(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        whole = made(input_ids=ids, pixel_values=pixels)
+        half = made.to(dtype)(input_ids=ids, pixel_values=pixels.to(dtype))
+        features = made.get_text_features(ids).pooler_output
+    assert_close(half.text_embeds, whole.text_embeds, atol=0.05, rtol=0)
+    assert_close(half.video_embeds, whole.video_embeds, atol=0.05, rtol=0)
+    assert features.isfinite().all()

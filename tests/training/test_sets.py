@@ -157,3 +157,13 @@ def test_without_teachers_sets_and_contrast_are_weighed_together():
     total = 0.3 * found["contrastive"].item() + 2 * found["sets"].item()
     assert found["loss"].item() == pytest.approx(total, rel=1e-6)
     assert torch.equal(plain["loss"], plain["contrastive"])  # undistilled as before: its weight has no part
+
+
+def test_sets_are_padded_to_the_frames_that_a_teacher_needs():
+    draw = plan(fewest=1, most=2).draw(0)
+    plain, padded = read_sets(INPUTS, draw), read_sets(INPUTS, draw, width=4)
+    assert padded["frames"].shape[1] == 4 and padded["frame_mask"].shape == (12, 4)
+    assert torch.equal(padded["frames"][:, :2], plain["frames"])
+    assert torch.equal(padded["frame_mask"][:, :2], plain["frame_mask"]) and not padded["frame_mask"][:, 2:].any()
+    batch = plan(scorer=INPUTS, scorer_width=3).batch(0)
+    assert batch[STUDENT + "frames"].shape[1] == 2 and batch[SCORER + "frames"].shape[1] == 3

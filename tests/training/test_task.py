@@ -89,6 +89,13 @@ def test_confidence_counts_all_columns_of_the_own_video_and_the_weight_of_the_re
     torch.testing.assert_close(second, torch.full((3,), 0.25))
 
 
+def test_confidence_of_teachers_that_are_far_off_still_adds_up_to_one():
+    far, farther = [[0.0, 300.0], [0.0, 0.0]], [[0.0, 400.0], [0.0, 0.0]]
+    first, second = confidence_weights([relevance_of(far), relevance_of(farther)], torch.eye(2, dtype=torch.bool))
+    torch.testing.assert_close(first, torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(second, torch.tensor([0.0, 0.5]))
+
+
 def test_one_teacher_by_confidence_teaches_as_it_does_alone(losses):
     plain = losses((TinyRelevance, 1))
     by_confidence = losses((TinyRelevance, 1), by_confidence=True)
