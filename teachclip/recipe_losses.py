@@ -74,6 +74,9 @@ class SetsTerm(_Term):
     texts: Count = Field(512, description="captions per step, over all processes together")
     frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
 
+    repeats: Count = Field(
+        1, description="a frame counts 1 to so many times, as an event does that is seen in several frames"
+    )
     videos: PathValue | None = Field(None, description="folder with more videos to draw frames from, unlabelled")
     captions: PathValue | None = Field(None, description="text file with more captions to draw from, one per line")
 

@@ -168,7 +168,7 @@ def _sets(
     scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
     fewest, most = term.frames
     least = getattr(teacher, "min_frames", 1)
-    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, scored, least)
+    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats, scored, least)
     return plan, SetScorer(term.scale, teacher)
 
 

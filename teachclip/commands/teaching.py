@@ -97,7 +97,8 @@ def build_sets(
     recipe, term = work.recipe, work.recipe.losses.sets
     if not recipe.losses.uses_sets:
         return None, None
-    options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "seed": recipe.seed}
+    options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "repeats": term.repeats}
+    options["seed"] = recipe.seed
     if unpaired is not None:
         inputs = unpaired.join(inputs, work.backbone, towers=recipe.train.towers)
     if term.scorer == "backbone":

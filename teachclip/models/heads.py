@@ -18,12 +18,13 @@ class ResidualHead(nn.Module):
     """Return N(x) + W2 GELU(W1 sqrt(dim) N(x) + b1) + b2, with N(x) = x / |x|.
 
     It starts as the identity on directions: W2 and b2 are zero. sqrt(dim) N(x) has entries of about unit size
-    whatever the backbone's scale is.
+    whatever the backbone's scale is. W1 starts from N(0, 0.05): at 0.02, as other new layers do, GELU is nearly
+    linear at first and the head learns less in the same time.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, hidden)
+        self.inner = ResidualLinear(width, hidden, start_std=0.05)
         self.outer = ResidualLinear(hidden, width, start_std=0.0)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -103,13 +103,14 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
 
-    def sets_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
-        """Encode sets of frames that all count alike, raw features (sets, frames, dim), to {"embeds": (sets, dim)}.
+    def sets_from_features(self, frame_features: Tensor, shares: Tensor) -> Tokens:
+        """Encode sets of frames, raw features (sets, frames, dim), to {"embeds": (sets, dim)}.
 
-        As a video with these frames alone, but without the gate, which is not what such sets teach.
+        As a video with these frames alone, but by given `shares` (sets, frames), 0 on padded frames, instead of the
+        gate's: the gate is not what such sets teach.
         """
-        hidden = self.correct("frame", self._temporal(frame_features, frame_mask))
-        pooled = MeanAggregation()(hidden, frame_mask).pooled
+        hidden = self.correct("frame", self._temporal(frame_features, shares > 0))
+        pooled = (shares.unsqueeze(-1) * F.normalize(hidden.float(), dim=-1)).sum(dim=1)
         return {"embeds": F.normalize(self.correct("pooled", pooled), dim=-1)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:

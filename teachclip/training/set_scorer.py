@@ -32,9 +32,10 @@ class SetScorer:
         What the sets teach is the temporal transformer, the residual heads and the logit scale: no gradient reaches
         the towers, and the gate takes no part, for every frame of a set counts alike.
         """
-        features = _features(student, _part(batch, STUDENT))
+        inputs = _part(batch, STUDENT)
+        features = _features(student, inputs)
         texts = student.texts_from_features(features["text"])["embeds"]
-        sets = student.sets_from_features(features["frames"], features["mask"])["embeds"]
+        sets = student.sets_from_features(features["frames"], inputs["shares"])["embeds"]
         own = student.score({"embeds": gather_with_gradient(texts)}, {"embeds": gather_with_gradient(sets)})
         return own, self._targets(features, _part(batch, SCORER))
 

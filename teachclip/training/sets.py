@@ -24,6 +24,8 @@ class Draw(NamedTuple):
     """(sets, frames) float64."""
     sizes: np.ndarray
     """(sets,) int64: how many of the frames belong to the set."""
+    counts: np.ndarray
+    """(sets, frames) int64: how many times each frame counts."""
     texts: np.ndarray
     """(texts,) int64."""
 
@@ -32,7 +34,8 @@ class Draw(NamedTuple):
 class SetPlan:
     """The sets of every step: a function of the seed and the step alone, whatever the number of processes.
 
-    A set holds `fewest` to `most` frames, all numbers alike, each of a random video. `count` sets and `texts`
+    A set holds `fewest` to `most` frames, all numbers alike, each of a random video, and each counts 1 to `repeats`
+    times, as an event counts that is seen in several frames. `count` sets and `texts`
     captions are those of all processes together. `inputs` are the student's, of the whole training split; `scorer`
     those of a teacher that scores the sets, or None.
     """
@@ -43,6 +46,7 @@ class SetPlan:
     fewest: int
     most: int
     seed: int
+    repeats: int = 1
     scorer: Inputs | None = None
     scorer_width: int = 1
     """Fewest frames that the teacher takes: smaller sets are padded."""
@@ -56,6 +60,7 @@ class SetPlan:
             rng.integers(self.inputs.video_count, size=size),
             rng.random(size),
             rng.integers(self.fewest, self.most + 1, size=self.count),
+            rng.integers(1, self.repeats + 1, size=size),
             rng.integers(self.inputs.text_count, size=self.texts),
         )
         return Draw(*(np.split(part, processes)[index] for part in found))
@@ -82,12 +87,16 @@ def check_shares(count: int, texts: int, processes: int) -> None:
 def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:
     """Read sets as if they were videos: the inputs of `Inputs.videos` and `Inputs.texts`.
 
-    Frames are taken among the valid ones of their video; `frame_mask` (sets, frames) is True on those of the set.
+    Frames are taken among the valid ones of their video; `frame_mask` (sets, frames) is True on those of the set, and
+    `shares` (sets, frames) says what each counts; rows sum to 1.
     Sets get at least `width` frames, padded ones behind those that were drawn.
     """
     if (missing := width - draw.videos.shape[1]) > 0:
-        videos, places = (np.pad(part, ((0, 0), (0, missing)), mode="edge") for part in (draw.videos, draw.places))
-        draw = draw._replace(videos=videos, places=places)
+        more = {
+            name: np.pad(getattr(draw, name), ((0, 0), (0, missing)), "edge")
+            for name in ("videos", "places", "counts")
+        }
+        draw = draw._replace(**more)
     videos, where = np.unique(draw.videos, return_inverse=True)
     found = inputs.videos(videos)
     valid = found["frame_mask"]
@@ -96,10 +105,12 @@ def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:
     number = (torch.from_numpy(draw.places) * valid.sum(1)[rows]).long()
     columns = order[rows, number]
     frames = "frame_features" if "frame_features" in found else "frames"
-    sizes = torch.from_numpy(draw.sizes)
+    mask = torch.arange(draw.videos.shape[1])[None, :] < torch.from_numpy(draw.sizes)[:, None]
+    shares = torch.from_numpy(draw.counts).float() * mask
     return {
         **found,
         frames: found[frames][rows, columns],
-        "frame_mask": torch.arange(draw.videos.shape[1])[None, :] < sizes[:, None],
+        "frame_mask": mask,
+        "shares": shares / shares.sum(1, keepdim=True),
         **inputs.texts(draw.texts),
     }

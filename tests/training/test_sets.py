@@ -41,8 +41,9 @@ def test_sets_that_cannot_be_shared_out_evenly_are_refused(changes):
 
 
 def test_all_numbers_of_frames_all_videos_and_all_places_are_drawn():
-    draw = plan(count=4000, texts=4000, fewest=1, most=3).draw(0)
+    draw = plan(count=4000, texts=4000, fewest=1, most=3, repeats=3).draw(0)
     assert np.bincount(draw.sizes).tolist()[1:] == pytest.approx([4000 / 3] * 3, rel=0.1)
+    assert set(draw.counts.ravel()) == {1, 2, 3}
     assert set(draw.videos.ravel()) == set(range(INPUTS.video_count))
     assert set(draw.texts) == set(range(INPUTS.text_count))
     assert 0 <= draw.places.min() < 0.01 and 0.99 < draw.places.max() < 1
@@ -51,12 +52,16 @@ def test_all_numbers_of_frames_all_videos_and_all_places_are_drawn():
 def test_a_set_holds_the_frames_that_were_drawn_and_never_a_padded_one():
     videos = np.array([[0, 1], [1, 2], [1, 1]])
     places = np.array([[0.99, 0.99], [0.0, 0.5], [0.6, 0.4]])  # video 1 has two real frames, the others three
-    found = read_sets(INPUTS, Draw(videos, places, np.array([2, 2, 1]), np.array([4, 0])))
+    sizes, counts = np.array([2, 2, 1]), np.array([[1, 3], [1, 1], [2, 5]])
+    found = read_sets(INPUTS, Draw(videos, places, sizes, counts, np.array([4, 0])))
+        INPUTS, Draw(videos, places, np.array([2, 2, 1]), np.array([[1, 3], [1, 1], [2, 5]]), np.array([4, 0]))
+    )
     expected = [[(0, 2), (1, 1)], [(1, 0), (2, 1)], [(1, 1), (1, 0)]]
     for i, row in enumerate(expected):
         for j, (video, frame) in enumerate(row):
             assert torch.equal(found["frames"][i, j], INPUTS.frames[video, frame])
     assert found["frame_mask"].tolist() == [[True, True], [True, True], [True, False]]
+    assert found["shares"].tolist() == [[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]]
     assert torch.equal(found["input_ids"], INPUTS.ids[[4, 0]])
 
 
@@ -65,7 +70,7 @@ def test_real_frames_that_do_not_come_first_are_found():
         pass
 
     late = Late(INPUTS.frames, INPUTS.mask.flip(1), INPUTS.ids)  # video 1: frames 1 and 2 are real
-    draw = Draw(np.array([[1, 1]]), np.array([[0.0, 0.9]]), np.array([2]), np.array([0]))
+    draw = Draw(np.array([[1, 1]]), np.array([[0.0, 0.9]]), np.array([2]), np.ones((1, 2), int), np.array([0]))
     found = read_sets(late, draw)
     assert torch.equal(found["frames"][0], INPUTS.frames[1, 1:3])
 
@@ -118,7 +123,7 @@ def test_the_student_of_sets_and_its_target_are_what_they_are_said_to_be():
         frames = out.get_image_features(pixels.flatten(0, 1)).pooler_output.unflatten(0, pixels.shape[:2])
         texts = out.get_text_features(part["input_ids"], part["attention_mask"]).pooler_output
         assert_close(target, 7 * late_interaction(texts, frames, part["frame_mask"]))
-        sets = student.sets_from_features(frames, part["frame_mask"])
+        sets = student.sets_from_features(frames, part["shares"])
         assert_close(own, student.score(student.texts_from_features(texts), sets))
     assert own.shape == target.shape == (6, 12)
 
