@@ -92,11 +92,9 @@ def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:
     Sets get at least `width` frames, padded ones behind those that were drawn.
     """
     if (missing := width - draw.videos.shape[1]) > 0:
-        more = {
-            name: np.pad(getattr(draw, name), ((0, 0), (0, missing)), "edge")
-            for name in ("videos", "places", "counts")
-        }
-        draw = draw._replace(**more)
+        more = ((0, 0), (0, missing))
+        videos, places, counts = (np.pad(part, more, "edge") for part in (draw.videos, draw.places, draw.counts))
+        draw = draw._replace(videos=videos, places=places, counts=counts)
     videos, where = np.unique(draw.videos, return_inverse=True)
     found = inputs.videos(videos)
     valid = found["frame_mask"]
