@@ -53,7 +53,7 @@ def test_a_set_holds_the_frames_that_were_drawn_and_never_a_padded_one():
     videos = np.array([[0, 1], [1, 2], [1, 1]])
     places = np.array([[0.99, 0.99], [0.0, 0.5], [0.6, 0.4]])  # video 1 has two real frames, the others three
     sizes, counts = np.array([2, 2, 1]), np.array([[1, 3], [1, 1], [2, 5]])
-    )
+    found = read_sets(INPUTS, Draw(videos, places, sizes, counts, np.array([4, 0])))
     expected = [[(0, 2), (1, 1)], [(1, 0), (2, 1)], [(1, 1), (1, 0)]]
     for i, row in enumerate(expected):
         for j, (video, frame) in enumerate(row):
