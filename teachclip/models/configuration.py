@@ -78,7 +78,7 @@ class StudentConfig(PreTrainedConfig):
         self.temporal_heads = _integer("temporal_heads", attention_heads, least=1)
         if self.width % self.temporal_heads:
             raise CheckpointError(
-                f"StudentConfig: temporal_heads {self.temporal_heads} does not divide width {self.width}"
+                f"StudentConfig: temporal_heads {self.temporal_heads} does not divide the width {self.width}"
             )
         if temporal_activation not in ACT2FN:
             raise CheckpointError(

@@ -299,7 +299,7 @@ def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
     lines = verdicts(report(12.5, True))
     assert lines[0] == "The student is 12.5 R@1 behind the teacher, which is: frame selection +12.5."
     assert "up to 5.0 points" in lines[1] and len(lines) == 2
-    assert "not behind the teacher at R@1 (+3.0 points)" in verdicts(report(-3.0, True))[0]
+    assert "not behind the teacher at R@1 (3.0 points ahead)" in verdicts(report(-3.0, True))[0]
     assert "'in sample': upper bounds" in verdicts(report(12.5, False))[-1]
 
 
