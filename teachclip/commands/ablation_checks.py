@@ -45,7 +45,7 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                 )
             tried = recipe.student.sharpening
             factors = factors if factors is not None else tried
-            if tried and tried != factors:
+            if not set(tried) <= set(factors):
                 yield (
                     arm.name,
                     f"student.sharpening is {tried}, a choice that the first arm does not have: {factors}",
