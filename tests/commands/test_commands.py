@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from launching import launch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -21,7 +22,6 @@ from teachclip.commands import distill, evaluate, export, precompute, train_teac
 from teachclip.store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
-SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
 
 
 def run(main, *arguments):
@@ -206,14 +206,6 @@ def test_frame_targets_of_the_whole_video_change_only_the_frame_term(project):
     assert pair[-1, 2] != video[-1, 2]  # at first all frames weigh the same, and any target costs the same
 
 
-def accelerate_launch(processes, tool, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    command = [*launcher, SMALL_SHARDS, tool, *arguments]
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-
-
 def test_two_launched_processes_store_and_train_as_one_does(project):
     for count in (1, 2):
         folder = project.folder / str(count)
@@ -221,7 +213,7 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
             f"{count}.yaml", train={"towers": "tuned"}, output=str(folder / "run"), stores=str(folder / "stores")
         )
         for tool in ("precompute", "distill"):
-            done = accelerate_launch(count, tool, recipe)
+            done = launch(count, tool, recipe)
             assert done.returncode == 0, done.stderr
     assert len(list((project.folder / "2" / "stores" / "relevance-xpool").glob("shard-*.json"))) == 4
     for name in ("video_text", "frame_text"):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import launch
 from video_files import write_video
 
 from teachclip import load_student
@@ -18,7 +16,6 @@ from teachclip.errors import RecipeError
 from teachclip.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2]
-SMALL_SHARDS = Path(__file__).parent / "small_shards.py"
 SETS = {"weight": 1.0, "end_weight": 0.5, "count": 8, "texts": 4}
 STUDENT = {
     "gate": "sigmoid",
@@ -44,14 +41,6 @@ def run(main, *arguments):
 def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "sets")):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return np.array([[line[name] for name in names] for line in lines if "loss" in line])
-
-
-def launch(processes, tool, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    command = [*launcher, SMALL_SHARDS, tool, *arguments]
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("towers", ["frozen", "tuned"])

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from other_teachers import Pixels
 from tiny_models import FRAMES, tiny_clip
 
@@ -20,7 +18,6 @@ from teachclip.store import ArrayStore
 from teachers.xclip import XCLIP
 
 ROOT = Path(__file__).parents[2]
-SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
 
 
 def run(main, *arguments):
@@ -114,21 +111,12 @@ def test_two_processes_store_and_train_with_every_kind_as_one_does(project, kind
             stores=str(folder / "stores"),
         )
         for tool in ("precompute", "distill"):
-            done = launch(count, tool, recipe)
+            done = launch(count, tool, recipe, paths=(Path(__file__).parent, ROOT / "tests", ROOT))
             assert done.returncode == 0, done.stderr
     for label in kinds:
         one, two = (ArrayStore.open(project.folder / n / "stores" / f"relevance-{label}") for n in "12")
         assert np.array_equal(one.read("video_text", slice(None)), two.read("video_text", slice(None)))
     np.testing.assert_allclose(*(losses(project.folder / n / "run") for n in "12"), atol=1e-5)
-
-
-def launch(processes, tool, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    command = [*launcher, SMALL_SHARDS, tool, *arguments]
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
 
 
 def test_dry_run_takes_every_kind_along_and_writes_nothing(project, kinds, capsys):

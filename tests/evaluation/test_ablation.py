@@ -3,7 +3,7 @@ import pytest
 from teachclip.evaluation.ablation import Effort, choices_table, cost_table, recall_intervals, tried_table
 from teachclip.evaluation.gain import ArmRuns, Candidate, edges
 from teachclip.evaluation.intervals import t_quantile
-from teachclip.evaluation.pictures import can_draw, draw_intervals
+from teachclip.evaluation.pictures import draw_intervals
 
 
 def arm(*values, chosen=None, cost=None):
@@ -60,7 +60,6 @@ def test_the_text_head_has_a_column_where_some_arm_has_one():
     assert [row[-1] for row in table.rows] == ["", "262k, 0.03 ms"]
 
 
-@pytest.mark.skipif(not can_draw(), reason="matplotlib is not installed")
 def test_the_picture_of_intervals_is_a_png(tmp_path):
     path = tmp_path / "recall.png"
     draw_intervals(recall_intervals([arm(10.0, 12.0), arm(10.0)]), path, title="A title", label="R@1")
