@@ -156,7 +156,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         teachers=teachers,
         backbone=recipe.student.backbone,
         layers=recipe.student.temporal_layers,
-        options=_options(recipe),
+        options=_options(recipe, results),
         frames=recipe.frames.count,
         plan=recipe.frames.plan,
         selected=results.get("selected_on", "validation"),
@@ -166,13 +166,19 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
 
 
-def _options(recipe: Recipe) -> str:
+def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
+    factor = results.get("sharpening", {}).get("factor", 1)
     found = [f"{student.gate} gate"] if student.gate != "softmax" else []
+    found += ["gate before the temporal transformer"] if student.gate_input != "after" else []
+    found += ["rescaled gate input"] if student.gate_rescale else []
+    found += [f"gate sharpened {factor:g} times"] if factor != 1 else []
     found += [f"residual heads: {', '.join(student.heads)}"] if student.heads else []
     found += ["set distillation"] if losses.uses_sets else []
-    found += ["gate sharpened on validation"] if student.sharpening else []
+    if recipe.teachers:
+        found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
+        found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
     return "".join(f"; {text}" for text in found)
 
 
@@ -185,7 +191,7 @@ A video is one vector, a query is one vector, and their dot product is the score
 - Teachers: {teachers}
 - Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
 - Frames: {frames} per video, plan `{plan}`
-- Checkpoint selected on: {selected}; one training run, seed {seed}
+- Checkpoint, and sharpness if any, selected on: {selected}; one training run, seed {seed}
 
 ```python
 from teachclip import load_student

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from teachclip.recipe_data import Count, Data, PathValue, Positive, Section, Share, Weight
 from teachclip.recipe_losses import Losses, check_losses
@@ -57,7 +57,7 @@ class Student(Section):
     gate_input: Literal["after", "before"] = Field(
         "after", description="whether the frame-weighting head reads frames after the temporal transformer or before"
     )
-    gate_rescale: bool = Field(False, description="what that head reads is brought to unit variance")
+    gate_rescale: bool = Field(False, description="what that head reads is brought to a mean square of 1")
     heads: list[Literal["frame", "pooled", "text"]] = Field(
         default_factory=list, description="light residual heads; a text head is run once per query"
     )
@@ -66,6 +66,13 @@ class Student(Section):
         default_factory=list,
         description="factors on the trained gate's scores, tried on the selection split; the best one is exported",
     )
+
+    @field_validator("heads")
+    @classmethod
+    def _each_once(cls, heads: list[str]) -> list[str]:
+        if twice := [place for place in dict.fromkeys(heads) if heads.count(place) > 1]:
+            raise ValueError(f"{twice[0]} stands twice")
+        return heads
 
 
 class Optimizer(Section):
@@ -212,7 +219,7 @@ class Recipe(Section):
             raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")
         if taken := {"student", "zero_shot"} & set(labels):
             raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
-        for problem in check_losses(self):
-            raise ValueError(problem)
+        if problems := list(check_losses(self)):
+            raise ValueError("; ".join(problems))
         _check_float16(self.train, self.optimizer)
         return self

@@ -106,8 +106,8 @@ def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
             hint = closest(label, listed)
             raise RecipeError(f"{where}: teaching.only: no teacher {label!r}; listed: {known}{hint}")
     chosen = recipe.model_copy(update={"teachers": [listed[label] for label in dict.fromkeys(wanted)]})
-    for problem in check_losses(chosen):
-        raise RecipeError(f"{where}: teaching.only: {problem}")
+    if problems := list(check_losses(chosen)):
+        raise RecipeError(f"{where}: teaching.only: {'; '.join(problems)}")
     return chosen
 
 

@@ -88,7 +88,10 @@ class SetsTerm(_Term):
 
 
 class Losses(Section):
-    """Weighted sum of the terms. Without teachers the contrastive term and sets scored by the backbone are used."""
+    """Weighted sum of the terms. Without teachers the contrastive term and sets scored by the backbone are used.
+
+    Without teachers and sets the contrastive term is the whole loss, with weight 1.
+    """
 
     contrastive: ContrastiveTerm = ContrastiveTerm()
     video_text: VideoTextTerm = VideoTextTerm()
@@ -104,8 +107,12 @@ class Losses(Section):
 def check_losses(recipe: Any) -> Iterator[str]:
     """Yield what is wrong between the losses of a recipe and its other parts."""
     losses, student, labels = recipe.losses, recipe.student, [teacher.label for teacher in recipe.teachers]
-    if not labels and losses.contrastive.weight == 0 and not losses.uses_sets:
-        yield "losses.contrastive.weight is 0 and there are no teachers: nothing to train on"
+    terms = [losses.contrastive, losses.sets, *([losses.video_text, losses.frame_text] if labels else [])]
+    if not any(term.is_used for term in terms):
+        who = "" if labels else " and there are no teachers"
+        yield f"every term of losses that is used has weight 0{who}: nothing to train on"
+    if not labels and not losses.uses_sets and losses.contrastive.end_weight is not None:
+        yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
     is_binary = losses.frame_text.kind == "binary_cross_entropy"
     if labels and losses.frame_text.is_used and is_binary != (student.gate == "sigmoid"):
         yield (

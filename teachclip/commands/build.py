@@ -209,5 +209,5 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
         contrastive=term(losses.contrastive),
         video_text=term(losses.video_text),
         frame_text=term(losses.frame_text),
-        sets=term(losses.sets) if losses.uses_sets else None,
+        sets=term(losses.sets),
     )

@@ -21,7 +21,10 @@ class Caption:
 
     def __post_init__(self) -> None:
         if "\0" in self.text or any("\ud800" <= letter <= "\udfff" for letter in self.text):
-            raise DataError(f"caption {self.id!r} of {self.video_id!r} is no text: {self.text!r:.80}")
+            allowed = "Unicode without NUL and halves of surrogate pairs"
+            raise DataError(
+                f"caption {self.id!r} of {self.video_id!r} is no text: {self.text!r:.80}; allowed: {allowed}"
+            )
 
 
 @dataclass(frozen=True)

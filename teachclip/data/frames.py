@@ -158,7 +158,7 @@ def build_frame_store(
 
 def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
     """Return facts of files together with their names, on which jitter depends."""
-    return {video.id: {**facts[video.id], "name": video.path.name} for video in videos}
+    return {video.id: {"name": video.path.name, **facts[video.id]} for video in videos}
 
 
 def _with_held(

@@ -96,7 +96,7 @@ class FrameAggregation(nn.Module):
     Gate `sigmoid`: a_i = sigmoid(s_i / temperature), divided by their sum. Every frame is judged by itself, so that a
     video may hold several events.
     g are the frames h themselves or, if they are given apart, what the gate reads instead; `rescale` brings them to
-    entries of unit variance, sqrt(dim) g / |g|, so that the network learns as fast on any backbone's scale.
+    entries of mean square 1, sqrt(dim) g / |g|, so that the network learns as fast on any backbone's scale.
     `temperature`: 0.1 as published. The score network starts from N(0, 0.02) with zero biases.
     """
 

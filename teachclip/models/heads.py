@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachclip.models.temporal import ResidualLinear
+from teachclip.models.temporal import StdLinear
 
 HEADS = ("frame", "pooled", "text")
 """Where a head may stand: on every frame before pooling, on the pooled video, on the text."""
@@ -24,8 +24,8 @@ class ResidualHead(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.inner = ResidualLinear(width, hidden, start_std=0.05)
-        self.outer = ResidualLinear(hidden, width, start_std=0.0)
+        self.inner = StdLinear(width, hidden, start_std=0.05)
+        self.outer = StdLinear(hidden, width, start_std=0.0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Correct `features` (..., dim), normalised or not. Returns the same shape in float32."""

@@ -21,7 +21,7 @@ from teachclip.models.encoding import EncodingMixin
 from teachclip.models.heads import ResidualHeads
 from teachclip.models.outputs import StudentOutput
 from teachclip.models.saving import SavingMixin
-from teachclip.models.temporal import ResidualLinear, TemporalTransformer
+from teachclip.models.temporal import StdLinear, TemporalTransformer
 from teachclip.models.warm_start import start_from_backbone, temporal_settings
 from teachclip.scorer import Tokens
 
@@ -61,15 +61,14 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
             if config.pooling == "attention"
             else MeanAggregation()
         )
-        if config.heads:
-            self.heads = ResidualHeads(config.heads, config.width, config.head_width)
+        self.heads = ResidualHeads(config.heads, config.width, config.head_width)
         self.processor: Any = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02) with zero biases, or with the deviation that a `ResidualLinear` names."""
+        """N(0, 0.02) with zero biases, or with the deviation that a `StdLinear` names."""
         super()._init_weights(module)
-        if isinstance(module, ResidualLinear):
+        if isinstance(module, StdLinear):
             torch.nn.init.normal_(module.weight, std=module.start_std)
 
     def train(self, mode: bool = True) -> StudentModel:
@@ -153,7 +152,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
 
     def correct(self, place: str, features: Tensor) -> Tensor:
         """Apply the residual head of a place, one of `HEADS`, to features (..., dim), if there is one."""
-        return self.heads.correct(place, features) if self.config.heads else features
+        return self.heads.correct(place, features)
 
     # The transformers interface
 

@@ -53,8 +53,8 @@ def official_blocks(stack: TemporalTransformer, *, prefix: str) -> dict[str, Ten
     return result
 
 
-class ResidualLinear(nn.Linear):
-    """A linear layer that writes to the residual stream: it starts smaller, the more layers there are."""
+class StdLinear(nn.Linear):
+    """A linear layer whose weights start from N(0, start_std), where other new layers start from N(0, 0.02)."""
 
     def __init__(self, inputs: int, outputs: int, *, start_std: float) -> None:
         super().__init__(inputs, outputs)
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv_proj = nn.Linear(width, 3 * width)
-        self.out_proj = ResidualLinear(width, width, start_std=start_std)
+        self.out_proj = StdLinear(width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
         """Attend within `hidden` (videos, tokens, width). `key_mask` (videos, 1, 1, tokens): False is never read."""
@@ -85,7 +85,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = ACT2FN[activation]
         self.fc1 = nn.Linear(width, inner_width)
-        self.fc2 = ResidualLinear(inner_width, width, start_std=start_std)
+        self.fc2 = StdLinear(inner_width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map `hidden` (..., width) to the same shape."""
@@ -135,7 +135,7 @@ class TemporalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = inner_width or 4 * width
-        std = 0.02 / math.sqrt(2 * max(1, layers))
+        std = 0.02 / math.sqrt(2 * max(1, layers))  # of what writes to the residual stream
         options: dict[str, Any] = {"eps": eps, "start_std": std, "activation": activation}
         self.layers = nn.ModuleList(TemporalBlock(width, heads, inner, **options) for _ in range(layers))
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from teachclip.models.families import family_of, joint_width, text_positions
 from teachclip.models.layouts import transformers_to_openai
-from teachclip.models.temporal import ResidualLinear, TemporalTransformer, rename_blocks
+from teachclip.models.temporal import StdLinear, TemporalTransformer, rename_blocks
 
 if TYPE_CHECKING:
     from teachclip.models.modeling import StudentModel
@@ -64,11 +64,11 @@ def temporal_settings(config: PreTrainedConfig, *, frames: int = 0) -> dict[str,
 def start_at_random(*parts: nn.Module) -> None:
     """Start parts that CLIP may have no counterpart for, as CLIP4Clip's code does, from torch's global generator.
 
-    Linear weights and tables from N(0, 0.02), less where a `ResidualLinear` says so; biases 0; norms the identity.
+    Linear weights and tables from N(0, 0.02), less where a `StdLinear` says so; biases 0; norms the identity.
     """
     for module in (module for part in parts for module in part.modules()):
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=module.start_std if isinstance(module, ResidualLinear) else 0.02)
+            nn.init.normal_(module.weight, std=module.start_std if isinstance(module, StdLinear) else 0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.LayerNorm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -97,6 +98,11 @@ class _Gather(torch.autograd.Function):
         torch.distributed.all_reduce(total)
         start = ctx.rows * torch.distributed.get_rank()
         return total[start : start + ctx.rows]
+
+
+def gather_tokens(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join the rows of all processes of every tensor of a text or video, as `gather_with_gradient` does."""
+    return {name: gather_with_gradient(tensor) for name, tensor in tokens.items()}
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teachclip.inputs import Batch, encode_text_batch, encode_video_batch
+from teachclip.models.encoding import evaluating
 from teachclip.models.mean_pooling import TowerFeatures
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens
-from teachclip.training.distributed import gather_with_gradient
+from teachclip.training.distributed import gather_tokens, gather_with_gradient
 from teachclip.training.sets import SCORER, STUDENT
 
 
@@ -41,12 +42,13 @@ class SetScorer:
 
     @torch.no_grad()
     def _targets(self, features: Tokens, inputs: Batch) -> Tensor:
-        if self.teacher is None:
-            found = {name: gather_with_gradient(tensor) for name, tensor in features.items()}
-            return self.scale * late_interaction(found["text"], found["frames"], found["mask"])
-        texts, videos = encode_text_batch(self.teacher, inputs), encode_video_batch(self.teacher, inputs)
-        texts, videos = ({n: gather_with_gradient(t) for n, t in tokens.items()} for tokens in (texts, videos))
-        return self.teacher.score(texts, videos).float()
+        with torch.autocast(features["text"].device.type, enabled=False):
+            if self.teacher is None:
+                found = gather_tokens(features)
+                return self.scale * late_interaction(found["text"], found["frames"], found["mask"])
+            texts = gather_tokens(encode_text_batch(self.teacher, inputs))
+            videos = gather_tokens(encode_video_batch(self.teacher, inputs))
+            return self.teacher.score(texts, videos).float()
 
 
 def late_interaction(text_features: Tensor, frame_features: Tensor, frame_mask: Tensor) -> Tensor:
@@ -67,12 +69,11 @@ def _part(batch: Batch, prefix: str) -> Batch:
 @torch.no_grad()
 def _features(student: StudentModel, inputs: Batch) -> Tokens:
     """Return raw features of the backbone: `text` (texts, dim), `frames` (sets, frames, dim), and `mask`."""
-    towers, was_training = TowerFeatures(student.backbone), student.training
-    towers.eval()  # some families have dropout, which would blur the targets
+    towers = TowerFeatures(student.backbone)
     text, frames = inputs.get("text_features"), inputs.get("frame_features")
-    if text is None:
-        text = encode_text_batch(towers, inputs)["features"]
-    if frames is None:
-        frames = encode_video_batch(towers, inputs)["frame_features"]
-    student.train(was_training)
+    with evaluating(student):  # some families have dropout, which would blur the targets
+        if text is None:
+            text = encode_text_batch(towers, inputs)["features"]
+        if frames is None:
+            frames = encode_video_batch(towers, inputs)["frame_features"]
     return {"text": text.float(), "frames": frames.float(), "mask": inputs["frame_mask"]}

@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from teachclip.errors import LaunchError
 from teachclip.inputs import Batch, Inputs
 
 STUDENT, SCORER = "sets.", "scored_sets."
 """What the names of the sets' inputs begin with in a batch: those of the student, and of a teacher that scores."""
+
+BLOCK = 64
+"""Videos whose frames are in memory at a time while sets are read."""
 
 
 class Draw(NamedTuple):
@@ -88,27 +92,41 @@ def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:
     """Read sets as if they were videos: the inputs of `Inputs.videos` and `Inputs.texts`.
 
     Frames are taken among the valid ones of their video; `frame_mask` (sets, frames) is True on those of the set, and
-    `shares` (sets, frames) says what each counts; rows sum to 1.
-    Sets get at least `width` frames, padded ones behind those that were drawn.
+    `shares` (sets, frames) says what each counts; rows sum to 1. Padded frames, behind those of the set and up to at
+    least `width`, are zero.
     """
     if (missing := width - draw.videos.shape[1]) > 0:
         more = ((0, 0), (0, missing))
         videos, places, counts = (np.pad(part, more, "edge") for part in (draw.videos, draw.places, draw.counts))
         draw = draw._replace(videos=videos, places=places, counts=counts)
-    videos, where = np.unique(draw.videos, return_inverse=True)
-    found = inputs.videos(videos)
-    valid = found["frame_mask"]
-    order = torch.argsort((~valid).int(), dim=1, stable=True)  # the valid frames of a video, then the padded ones
-    rows = torch.from_numpy(where.reshape(draw.videos.shape))
-    number = (torch.from_numpy(draw.places) * valid.sum(1)[rows]).long()
-    columns = order[rows, number]
-    frames = "frame_features" if "frame_features" in found else "frames"
-    mask = torch.arange(draw.videos.shape[1])[None, :] < torch.from_numpy(draw.sizes)[:, None]
-    shares = torch.from_numpy(draw.counts).float() * mask
+    mask = np.arange(draw.videos.shape[1]) < draw.sizes[:, None]
+    shares = torch.from_numpy(draw.counts * mask).float()
     return {
-        **found,
-        frames: found[frames][rows, columns],
-        "frame_mask": mask,
+        **_read_frames(inputs, draw.videos[mask], draw.places[mask], torch.from_numpy(mask)),
+        "frame_mask": torch.from_numpy(mask),
         "shares": shares / shares.sum(1, keepdim=True),
         **inputs.texts(draw.texts),
     }
+
+
+def _read_frames(inputs: Inputs, videos: np.ndarray, places: np.ndarray, mask: Tensor) -> Batch:
+    """Read one frame of each of `videos` into the True places of `mask` (sets, frames), in order.
+
+    Videos are read in blocks: their other frames, most of what is read, are in memory for one block only.
+    """
+    known, where = np.unique(videos, return_inverse=True)
+    slots = mask.flatten().nonzero().squeeze(1)
+    batch: Batch = {}
+    for start in range(0, len(known), BLOCK):
+        found = inputs.videos(known[start : start + BLOCK])
+        name = "frame_features" if "frame_features" in found else "frames"
+        frames, valid = found.pop(name), found.pop("frame_mask")
+        order = torch.argsort((~valid).int(), dim=1, stable=True)  # the valid frames of a video, then the padded ones
+        now = np.flatnonzero((where >= start) & (where < start + BLOCK))
+        rows = torch.from_numpy(where[now] - start)
+        number = (torch.from_numpy(places[now]) * valid.sum(1)[rows]).long()
+        picked = frames[rows, order[rows, number]]
+        if not batch:
+            batch = {**found, name: picked.new_zeros(mask.numel(), *picked.shape[1:])}
+        batch[name][slots[now]] = picked
+    return {**batch, name: batch[name].unflatten(0, mask.shape)}

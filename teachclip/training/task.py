@@ -20,7 +20,7 @@ from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
 from teachclip.targets import tempered_relevance
-from teachclip.training.distributed import gather_with_gradient
+from teachclip.training.distributed import gather_tokens, gather_with_gradient
 from teachclip.training.set_scorer import SetScorer
 from teachclip.training.terms import DistillationTerms
 
@@ -59,7 +59,8 @@ class DistillationTask(Task):
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of
-    `confidence_weights`, pair by pair. With `set_scorer` the batch holds synthetic videos too (see `SetPlan`).
+    `confidence_weights`, pair by pair. With `set_scorer` the batch holds synthetic videos too (see `SetPlan`). With
+    an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the last.
     """
 
     def __init__(
@@ -90,18 +91,24 @@ class DistillationTask(Task):
         videos = gather_with_gradient(out.video_embeds.float())
         frame_scores = gather_with_gradient(out.frame_scores.float())
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
+        sets = None if self.set_scorer is None else self.set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.score({"embeds": texts}, {"embeds": videos})
-            return self._losses(batch, logits, frame_scores, frame_mask)
+            return self._losses(batch, logits, frame_scores, frame_mask, sets)
 
     def _losses(
-        self, batch: Batch, logits: Tensor, frame_scores: Tensor, frame_mask: Tensor | None
+        self,
+        batch: Batch,
+        logits: Tensor,
+        frame_scores: Tensor,
+        frame_mask: Tensor | None,
+        sets: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         losses = {"contrastive": contrastive_loss(logits, same_video)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
-        if relevances or self.set_scorer is not None:
+        if relevances or sets is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             shares = confidence_weights(relevances, same_video) if self.by_confidence else None
@@ -110,8 +117,8 @@ class DistillationTask(Task):
             if any(item.frame_text is not None for item in relevances):
                 losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, shares)
                 total = total + self.terms.frame_text.weight_at(batch) * losses["frame_text"]
-        if self.set_scorer is not None and self.terms.sets is not None:
-            losses["sets"] = set_loss(*self.set_scorer.logits(self.student, batch))
+        if sets is not None:
+            losses["sets"] = set_loss(*sets)
             total = total + self.terms.sets.weight_at(batch) * losses["sets"]
         return {"loss": total, **losses}
 
@@ -193,17 +200,13 @@ def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
             for key, value in batch.items()
             if key.startswith(item.prefix) and not key.endswith("_features")
         }
-        texts = _gather_tokens(encode_text_batch(item.teacher, inputs))
-        videos = _gather_tokens(encode_video_batch(item.teacher, inputs))
+        texts = gather_tokens(encode_text_batch(item.teacher, inputs))
+        videos = gather_tokens(encode_video_batch(item.teacher, inputs))
         frame_text = None
         if gives_frame_relevance(item.teacher):
             found = item.teacher.frame_relevance(texts, videos).float()
             frame_text = tempered_relevance(found, item.frame_temperature)
         return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
-
-
-def _gather_tokens(tokens: Tokens) -> Tokens:
-    return {name: gather_with_gradient(tensor) for name, tensor in tokens.items()}
 
 
 class TeacherTask(Task):
@@ -224,8 +227,8 @@ class TeacherTask(Task):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""
-        texts = _gather_tokens(encode_text_batch(self.teacher, batch))
-        videos = _gather_tokens(encode_video_batch(self.teacher, batch))
+        texts = gather_tokens(encode_text_batch(self.teacher, batch))
+        videos = gather_tokens(encode_video_batch(self.teacher, batch))
         with torch.autocast(batch["frame_mask"].device.type, enabled=False):
             texts = {name: _as_float(tensor) for name, tensor in texts.items()}
             videos = {name: _as_float(tensor) for name, tensor in videos.items()}

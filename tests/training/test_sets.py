@@ -54,10 +54,11 @@ def test_a_set_holds_the_frames_that_were_drawn_and_never_a_padded_one():
     places = np.array([[0.99, 0.99], [0.0, 0.5], [0.6, 0.4]])  # video 1 has two real frames, the others three
     sizes, counts = np.array([2, 2, 1]), np.array([[1, 3], [1, 1], [2, 5]])
     found = read_sets(INPUTS, Draw(videos, places, sizes, counts, np.array([4, 0])))
-    expected = [[(0, 2), (1, 1)], [(1, 0), (2, 1)], [(1, 1), (1, 0)]]
+    expected = [[(0, 2), (1, 1)], [(1, 0), (2, 1)], [(1, 1)]]
     for i, row in enumerate(expected):
         for j, (video, frame) in enumerate(row):
             assert torch.equal(found["frames"][i, j], INPUTS.frames[video, frame])
+    assert not found["frames"][2, 1].any(), "a frame behind the set's size is zero, whatever was drawn there"
     assert found["frame_mask"].tolist() == [[True, True], [True, True], [True, False]]
     assert found["shares"].tolist() == [[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]]
     assert torch.equal(found["input_ids"], INPUTS.ids[[4, 0]])
