@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--arms", type=Path, required=True, metavar="FILE", help="file of arms, or one of recipes/ablations by name"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of the comparison (default runs/ablations/<name of FILE>[-PRESET])"
+        "--out",
+        type=Path,
+        help="folder of the comparison (default runs/ablations/RECIPE-FILE[-PRESET][-quick], RECIPE alone if FILE is "
+        "named like it)",
     )
     parser.add_argument("--preset", help="another preset of embedded worlds than the file of arms names")
     parser.add_argument("--processes", type=positive_count, help="trials at once (default: all cores; with a GPU 1)")
@@ -54,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check every override, print the plan, and stop")
     args = parser.parse_args(argv)
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
-    name = args.arms.stem + (f"-{args.preset}" if args.preset else "") + ("-quick" if args.quick else "")
-    folder = args.out or runs / "ablations" / name
+    names = [args.recipe.stem, args.arms.stem, args.preset, "quick" if args.quick else None]
+    folder = args.out or runs / "ablations" / "-".join(filter(None, dict.fromkeys(names)))
     bare = not args.arms.suffix and args.arms.name == str(args.arms)
     arms = find_recipe(f"ablations/{args.arms}.yaml") if bare else args.arms
     comparison = load_comparison(arms)

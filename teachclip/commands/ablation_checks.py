@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from teachclip.commands.ablation_plan import Plan
+from teachclip.commands.gain_arms import Arm
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.recipe import Recipe
 
@@ -28,7 +30,8 @@ def check_plan(plan: Plan) -> None:
 def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield the name of an arm and what is wrong with it."""
     test, factors = None, None
-    for arm in plan.comparison.arms:
+    made: dict[str, Any] = {}
+    for arm in _baseline_first(plan):
         for setting in arm.grid:
             try:
                 recipe = plan.load(plan.settings(arm, setting))
@@ -41,15 +44,26 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
             if other := [key for key in own if own[key] != test[key]]:
                 yield (
                     arm.name,
-                    f"data.{other[0]} is not that of the first arm: all must be measured on the same data",
+                    f"data.{other[0]} is not that of the baseline: all must be measured on the same data",
                 )
             tried = recipe.student.sharpening
             factors = factors if factors is not None else tried
             if not set(tried) <= set(factors):
                 yield (
                     arm.name,
-                    f"student.sharpening is {tried}, a choice that the first arm does not have: {factors}",
+                    f"student.sharpening is {tried}, a choice that the baseline does not have: {factors}",
                 )
+            for teacher in (teacher for teacher in recipe.teachers if teacher.training is not None):
+                if made.setdefault(teacher.checkpoint, teacher.training) != teacher.training:
+                    yield (
+                        arm.name,
+                        f"teachers.{teacher.label}.training is not that of another arm, but both write "
+                        f"{teacher.checkpoint}; give it a checkpoint of its own",
+                    )
+
+
+def _baseline_first(plan: Plan) -> list[Arm]:
+    return sorted(plan.comparison.arms, key=lambda arm: arm.name != plan.comparison.baseline)
 
 
 def _peeks(plan: Plan, recipe: Recipe) -> Iterator[str]:
@@ -64,10 +78,11 @@ def _peeks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if plan.world is None:
         return
     home = Path(plan.places()["TEACHCLIP_RUNS"])
-    teachers = {f"teachers.{t.label}.checkpoint": Path(t.checkpoint) for t in recipe.teachers if t.training}
-    places = {"data.annotations": data.annotations, "data.videos": data.videos, "stores": recipe.stores}
-    for key, path in {**places, **teachers}.items():
-        if not path.is_relative_to(home):
+    places: dict[str, Path | None] = {f"data.{key}": getattr(data, key) for key in ("annotations", "train", "test")}
+    places |= {"data.videos": data.videos, "stores": recipe.stores}
+    places |= {f"teachers.{t.label}.checkpoint": Path(t.checkpoint) for t in recipe.teachers if t.training}
+    for key, path in places.items():
+        if path is not None and not path.is_relative_to(home):
             yield (
                 f"{key} is {path} for every seed, but worlds makes new ones; write it with "
                 "${SHAPES_ROOT:-runs/shapes} or ${TEACHCLIP_RUNS:-runs}, as recipes/shapes_xpool.yaml does"
@@ -83,18 +98,22 @@ def _overlap(one: Path, other: Path) -> bool:
 def check_own_data(plan: Plan) -> None:
     """Read the annotations of the recipe's own data, before anything runs.
 
-    Raises DataError or RecipeError if they have no validation or no test split, or if a teacher is not there.
+    Raises DataError or RecipeError if they have no validation or no test split, if a teacher is not there, or if set
+    distillation would draw from what is tested on.
     """
     from teachclip.commands import teacher_files
     from teachclip.commands.build import build_catalog, build_selection
+    from teachclip.commands.unpaired import check_unseen
 
     if plan.world is not None:
         return
-    recipes = [plan.load(plan.settings(arm, arm.grid[0])) for arm in plan.comparison.arms]
+    recipes = [plan.load(plan.settings(arm, setting)) for arm in plan.comparison.arms for setting in arm.grid]
     catalog = build_catalog(recipes[0])
     build_selection(recipes[0], catalog)
     if catalog.test is None:
         raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
+    for recipe in recipes:
+        check_unseen(recipe, catalog.test)
     for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
         if not teacher_files.is_there(section):
             raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")

@@ -8,6 +8,8 @@ from typing import Any
 from teachclip.fingerprint import fingerprint_of
 from teachclip.recipe import Recipe
 
+Stamps = dict[str, list[int]]
+
 
 def stored_by(recipe: Recipe) -> dict[str, Any]:
     """Return what tells the stores of one recipe from those of another on the same machine."""
@@ -50,10 +52,14 @@ def trained_by(recipe: Recipe) -> str:
     return fingerprint_of(values)
 
 
-def unpaired_stamps(recipe: Recipe) -> dict[str, list[int]]:
-    """Return size and time of the files that set distillation draws from beside the training pairs."""
-    term, files = recipe.losses.sets, list[Path]()
-    if recipe.losses.uses_sets:
-        files += [term.captions] if term.captions is not None else []
-        files += sorted(path for path in term.videos.rglob("*") if path.is_file()) if term.videos is not None else []
-    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()}
+def unpaired_stamps(recipe: Recipe) -> Stamps:
+    """Return the stamps of what set distillation draws from beside the training pairs."""
+    term = recipe.losses.sets
+    return file_stamps(term.captions, term.videos) if recipe.losses.uses_sets else {}
+
+
+def file_stamps(*paths: Path | None) -> Stamps:
+    """Return size and time of files, and of all files below folders; what is not there is left out."""
+    given = [path for path in paths if path is not None]
+    files = {file for path in given for file in (path, *path.rglob("*")) if file.is_file()}
+    return {str(file): [(found := file.stat()).st_size, found.st_mtime_ns] for file in sorted(files)}

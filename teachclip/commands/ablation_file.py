@@ -87,6 +87,8 @@ class Comparison:
     arms: tuple[Arm, ...]
     pairs: tuple[tuple[str, str], ...]
     """What is compared with what."""
+    baseline: str
+    """Name of the arm whose choices no other arm may exceed."""
     teachers: bool
 
 
@@ -114,6 +116,7 @@ def load_comparison(path: str | Path) -> Comparison:
         common=tuple(file.set),
         arms=arms,
         pairs=tuple(pairs),
+        baseline=baseline,
         teachers=file.teachers,
     )
 
@@ -145,6 +148,11 @@ def _name_problems(file: ArmsFile) -> Iterator[str]:
     names = [entry.name for entry in file.arms]
     if twice := _twice([name.lower() for name in names]):
         yield f"arms: name {twice!r} stands twice"
+    if twice := _twice([entry.label or entry.name for entry in file.arms]):
+        yield f"arms: label {twice!r} stands twice; tables tell arms apart by it"
+    for name in names:
+        if name == "zero_shot" or name.startswith("teacher_"):
+            yield f"arms.{name}: the report calls another model so; give the arm another name"
     asked = [(f"arms.{entry.name}.like", entry.like) for entry in file.arms if entry.like]
     asked += [("baseline", file.baseline)] if file.baseline is not None else []
     asked += [("compare", name) for pair in file.compare or () for name in pair]

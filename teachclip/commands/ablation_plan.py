@@ -1,7 +1,6 @@
-"""The plan of `teachclip ablate`: the trials that follow from a recipe and its arms, and what is refused.
+"""The plan of `teachclip ablate`: the trials that follow from a recipe and its arms.
 
-Settings are chosen on validation alone. Whatever would let the choice see a test split is refused before anything
-runs.
+Settings are chosen on validation alone; `ablation_checks` refuses whatever would let the choice see a test split.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from teachclip.commands.ablation_counts import prepared_by, stored_by, trained_by, unpaired_stamps
+from teachclip.commands.ablation_counts import Stamps, prepared_by, stored_by, trained_by, unpaired_stamps
 from teachclip.commands.ablation_file import Comparison
 from teachclip.commands.ablation_trials import Prepare, Train, WorldPlan
 from teachclip.commands.demo import environment
@@ -39,6 +38,7 @@ class Plan:
     last: Settings = ()
     """Overrides after all others, which make a quick run quick."""
     _known: dict[Settings, Recipe] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _stamps: dict[str, Stamps] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tuned(self) -> bool:
@@ -80,7 +80,7 @@ class Plan:
     def variant(self, settings: Settings) -> str:
         """Return the name of the stores of an arm that reads other data, frames or teachers; "" for the common ones.
 
-        A teacher that is left out, or one more, needs no stores of its own.
+        A teacher that is left out needs no stores of its own.
         """
         common, own = (self.load(chosen) for chosen in ((*self.comparison.common, *self.last), settings))
         known = {teacher.label: stored_by(common)["teachers"][teacher.label] for teacher in common.teachers}
@@ -138,9 +138,16 @@ class Plan:
         read = ["train", "selection", *(f"teacher {teacher.label}" for teacher in recipe.teachers)]
         read += ["test"] if kind == "test" else []
         counts: dict[str, Any] = {"recipe": trained_by(recipe), "data": {name: content[name] for name in read}}
-        if unpaired := unpaired_stamps(recipe):
+        if unpaired := self._unpaired(recipe):
             counts["unpaired"] = unpaired
         return Train(self.folder, self.recipe, seed, self.world, settings, counts, kind, arm.name, variant)
+
+    def _unpaired(self, recipe: Recipe) -> Stamps:
+        """Return the stamps of unpaired files as they were when the plan was made: folders are walked once."""
+        key = recipe.losses.sets.model_dump_json()
+        if key not in self._stamps:
+            self._stamps[key] = unpaired_stamps(recipe)
+        return self._stamps[key]
 
     def candidates(self, tuned: Results, prepared: Results) -> dict[str, list[Candidate]]:
         """Return, per arm, every setting with its validation recall at 1 on every tuning seed."""

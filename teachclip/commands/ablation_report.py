@@ -114,7 +114,7 @@ def _tests(plan: Plan, arm: Arm, choice: Candidate, prepared: Results, tests: Re
 
 def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
     return Effort(
-        seconds=[result["seconds"] for result in results],
+        seconds=[result["seconds"] for result in results if result["seconds"] is not None],
         parameters=results[0]["parameters"],
         sharpening=[result["sharpening"]["factor"] for result in results if result.get("sharpening")],
     )
@@ -161,10 +161,20 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} fresh seeds "
         f"({', '.join(map(str, seeds))}); differences are paired by seed. {what} Data of a "
         f"seed: {sizes}.",
-        f"{tuned} The step is chosen on validation in every run. Test was read after all choices. `sum` adds R@1, "
-        "R@5 and R@10 of both directions. A value on the edge of the grid may be better still beyond it; with two "
-        "values every choice is on the edge.",
+        f"{tuned} The step is chosen on validation in every run{_sharpening(plan)}. No student was measured on test "
+        "before all choices. `sum` adds R@1, R@5 and R@10 of both directions. A value on the edge of the grid may be "
+        "better still beyond it; with two values every choice is on the edge. Each interval is for one comparison: "
+        "of 20 at 95 %, one misses by chance.",
     ]
+
+
+def _sharpening(plan: Plan) -> str:
+    """Say from how many factors the sharpness of the gate was chosen."""
+    arms = plan.comparison.arms
+    counts = sorted({len(plan.load(plan.settings(arm, arm.grid[0])).student.sharpening) for arm in arms})
+    if counts == [0]:
+        return ""
+    return f", and so is the sharpness of the gate, by {' or '.join(map(str, counts))} factors beside 1"
 
 
 def _commands(plan: Plan, chosen: Mapping[str, Candidate], prepared: Results) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachclip.commands.ablation_counts import Stamps, file_stamps
 from teachclip.commands.ablation_data import without_test
 from teachclip.commands.gain_arms import Settings
 from teachclip.commands.trials import Trial, code_hash, seed_places
@@ -20,8 +21,6 @@ from teachclip.fingerprint import fingerprint_of
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.recipe_file import load_recipe
-
-Stamps = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -126,27 +125,23 @@ class Prepare(_OfSeed):
             train_teacher(recipe, section)
 
     def _stamps(self) -> Stamps:
-        """Return size and time of the files that the recipes name, and of those in the folders that they name."""
-        found: Stamps = {}
+        """Return the stamps of the files that the recipes name, and of those below the folders that they name."""
+        named: set[Path | None] = set()
         for variant, settings in self.variants:
             recipe = variant_recipe(self.recipe, settings, variant)
             data = recipe.data
-            own_list = data.validation.list if data.validation else None
-            named = [data.annotations, data.train, data.test, own_list, Path(recipe.student.backbone)]
-            named += [Path(teacher.checkpoint) for teacher in recipe.teachers]
-            for path in (path for path in named if path is not None):
-                for file in [data.videos, path, *(sorted(path.iterdir()) if path.is_dir() else ())]:
-                    if file.exists():
-                        found[str(file)] = [file.stat().st_size, file.stat().st_mtime_ns]
-        return found
+            named |= {data.annotations, data.videos, data.train, data.test, Path(recipe.student.backbone)}
+            named |= {data.validation.list if data.validation else None}
+            named |= {Path(teacher.checkpoint) for teacher in recipe.teachers}
+        return file_stamps(*named)
 
 
 @dataclass(frozen=True)
 class Train(_OfSeed):
     """Train a student and measure it: `tune` on validation, without the test split, or `test` on test.
 
-    The result has `step`, `seconds` of the whole run, `parameters` that were trained, `validation`, `test`, and where
-    the recipe tries it `sharpening`.
+    The result has `step`, `seconds` of the whole run (None if it went on after an interruption), `parameters` that
+    were trained, `validation`, `test`, and where the recipe tries it `sharpening`.
     """
 
     kind: str = "tune"
@@ -181,9 +176,9 @@ class Train(_OfSeed):
             read = load_recipe(self.recipe, settings).data.format
             settings = (*settings, f"data.format={without_test(read)}", "data.test=null")
         recipe = variant_recipe(self.recipe, settings, self.variant)
-        started = time.monotonic()
+        is_whole, started = not output.exists(), time.monotonic()
         results = distill(recipe)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
             key: results[key] for key in ("step", "validation", "test", "sharpening") if key in results
         }

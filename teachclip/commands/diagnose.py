@@ -9,7 +9,7 @@ from typing import Any
 
 from teachclip.commands.cli import command, recipe_arguments, say
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.files import write_atomic
+from teachclip.files import make_folder, write_atomic
 from teachclip.recipe import Recipe
 from teachclip.recipe import Teacher as TeacherSection
 from teachclip.recipe_file import load_recipe
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.commands.diagnose_run import diagnose
 
     out = args.out or recipe.output / "diagnosis"
+    make_folder(out)
     found = diagnose(recipe, source, section, args.split, worst=args.worst)
     if found is None:  # not the main process
         return
@@ -47,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.evaluation.diagnosis_page import diagnosis_page, terminal_text
 
     print(terminal_text(report), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "diagnosis.json", json.dumps(report, indent=1).encode())
     write_atomic(out / "diagnosis.html", diagnosis_page(report, films).encode())
     say(f"diagnosis: {out / 'diagnosis.html'}")

@@ -16,14 +16,14 @@ from teachclip.errors import CheckpointError
 from teachclip.evaluation.diagnosis_choice import Asked
 from teachclip.evaluation.diagnosis_vectors import Features, pair_relevance, pool
 from teachclip.evaluation.metrics import rank_metrics
-from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix
+from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix, spans_of
 from teachclip.evaluation.run import Blocks
 from teachclip.inputs import encode_split
 from teachclip.models.backbone import log_scale
 from teachclip.models.mean_pooling import MeanPooling, TowerFeatures
 from teachclip.models.student import StudentModel
 from teachclip.recipe import Teacher as TeacherSection
-from teachclip.scorer import Scorer, Tokens, gives_frame_relevance, tokens_to
+from teachclip.scorer import Scorer, Tokens, gives_frame_relevance, select_tokens, tokens_to
 
 ALIKE = 1e-3
 """By how much vectors pooled here may differ from the student's own, in any component."""
@@ -54,18 +54,13 @@ def score_all(scorer: Scorer, texts: Tokens, videos: Tokens, owners: np.ndarray,
     """Score all pairs in blocks of one shape, as `retrieval_ranks` does, and rank them. `owners`: (captions,)."""
     sizes = [len(next(iter(tokens.values()))) for tokens in (texts, videos)]
     scores = torch.empty(*sizes)
-    for rows in _spans(sizes[0], blocks.text_block):
-        part = {name: tensor[rows] for name, tensor in texts.items()}
-        for columns in _spans(sizes[1], blocks.video_block):
-            found = scorer.score(part, {name: tensor[columns] for name, tensor in videos.items()})
-            scores[rows, columns] = found.float().cpu()
+    for text in spans_of(sizes[0], blocks.text_block):
+        rows = slice(text.start, text.stop)
+        part = select_tokens(texts, rows)
+        for video in spans_of(sizes[1], blocks.video_block):
+            columns = slice(video.start, video.stop)
+            scores[rows, columns] = scorer.score(part, select_tokens(videos, columns)).float().cpu()
     return Scored(scores, ranks_from_matrix(scores, owners))
-
-
-def _spans(items: int, size: int) -> list[slice]:
-    """Cut items into blocks of one size; the last begins earlier, so that it has that size too."""
-    starts = [max(0, min(start, items - size)) for start in range(0, items, size)]
-    return [slice(start, min(start + size, items)) for start in starts]
 
 
 def zero_shot(work: Workspace, split: Split, blocks: Blocks) -> Scored:
@@ -85,11 +80,10 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     frames, mask = videos["frame_features"], videos["frame_mask"].bool()
     text_tokens = student.texts_from_features(texts["features"])
     parts = []
-    for part in _spans_once(len(frames), blocks.video_block):
-        hidden, aggregation = student.aggregate(frames[part], mask[part])
-        hidden = student.correct("frame", hidden)
-        own = student.videos_from_features(frames[part], mask[part])["embeds"]
-        parts.append((F.normalize(hidden.float(), dim=-1), aggregation.shares, own))
+    for block in zip(frames.split(blocks.video_block), mask.split(blocks.video_block), strict=True):
+        hidden, aggregation = student.aggregate(*block)
+        hidden, own = student.correct("frame", hidden), aggregation.pooled
+        parts.append((F.normalize(hidden.float(), dim=-1), aggregation.shares, F.normalize(own, dim=-1)))
     hidden, shares, own = (torch.cat(found) for found in zip(*parts, strict=True))
     correct = partial(student.correct, "pooled")
     worst = float((pool(hidden, shares, correct) - own).abs().max())
@@ -112,10 +106,6 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
         correct=correct,
     )
     return features, score_all(student, text_tokens, {"embeds": own}, split.caption_videos, blocks)
-
-
-def _spans_once(items: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, items)) for start in range(0, items, size)]
 
 
 def ask_teacher(

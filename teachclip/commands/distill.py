@@ -76,6 +76,10 @@ def distill(recipe: Recipe) -> dict[str, Any]:
     teachers = build_teachers(work, split)
     sets, set_scorer = build_sets(work, split, inputs, unpaired)
     plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
+
+    def select() -> dict[str, Any]:
+        return evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes)
+
     accelerator.init_trackers(recipe.name)
     task = build_task(recipe, student, teachers, set_scorer)
     progress = fit(
@@ -85,18 +89,13 @@ def distill(recipe: Recipe) -> dict[str, Any]:
         accelerator,
         run,
         build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
-        lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
+        select,
     )
     task.load_state_dict(run.best_weights())
     student.float()  # what is measured below is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
     if recipe.student.sharpening:
-        results["sharpening"] = sharpen(
-            student,
-            recipe.student.sharpening,
-            lambda: evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes),
-            processes,
-        )
+        results["sharpening"] = sharpen(student, recipe.student.sharpening, select, processes)
     for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if target is not None:
             target_inputs = work.inputs(target, clip, towers=train.towers)

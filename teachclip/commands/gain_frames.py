@@ -94,13 +94,16 @@ class _OnlyEvents:
 def frame_kinds(work: Workspace, split: Split) -> np.ndarray:
     """Return what every sampled frame of a split's videos shows: (videos, frames), each one of `FRAME_KINDS`.
 
+    Places that a plan leaves empty have "".
     Raises DataError if the data is not the embedded world, which alone keeps such a record.
     """
     path = work.recipe.data.annotations.with_name("truth.json")
     try:
         truth = json.loads(path.read_text(encoding="utf-8"))
         coded = [_sampled(truth["videos"][video.id]["frames"], work.recipe) for video in split.videos]
-        return np.array([[truth["codes"][code] for code in codes] for codes in coded])
+        empty, count = [""], work.recipe.frames.count
+        kinds = [[truth["codes"][code] for code in codes] for codes in coded]
+        return np.array([row + empty * (count - len(row)) for row in kinds])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not tell what the frames of {split.name} videos show: {error}") from error
 
@@ -113,6 +116,7 @@ def _sampled(codes: str, recipe: Recipe) -> list[str]:
 def weight_by_kind(weights: Tensor, kinds: np.ndarray) -> dict[str, float]:
     """Return the mean over videos of the weight on frames of each kind; the kinds add up to 1.
 
-    `weights` (videos, frames), each row adding up to 1; `kinds` (videos, frames), one of `FRAME_KINDS`.
+    `weights` (videos, frames), each row adding up to 1; `kinds` (videos, frames), one of `FRAME_KINDS`, "" where
+    there is no frame.
     """
     return {kind: float((weights.numpy() * (kinds == kind)).sum(axis=1).mean()) for kind in FRAME_KINDS}

@@ -27,12 +27,15 @@ from tqdm import tqdm
 
 from teachclip.commands.cli import say
 from teachclip.errors import LaunchError, TeachclipError, TrainingError
-from teachclip.files import write_atomic
+from teachclip.files import make_folder, write_atomic
 
 
 @functools.cache
 def code_hash() -> str:
-    """Return the hash of all code that a trial runs: results of another version are not mixed with its own."""
+    """Return the hash of the code of this project: results of another version are not mixed with its own.
+
+    A teacher or reader that a recipe names as `module:name` is not part of it.
+    """
     digest = hashlib.sha256()
     for package in ("teachclip", "teachers"):
         found = importlib.util.find_spec(package)
@@ -85,8 +88,8 @@ class Trial(ABC):
 Results = dict[str, dict[str, Any]]
 
 
-def start_worker(log_folder: str, threads: int) -> None:
-    """Set a worker process up: its own log instead of the terminal, its share of the cores, no network."""
+def start_worker(log_folder: str, threads: int, offline: bool) -> None:
+    """Set a worker process up: its own log instead of the terminal, its share of the cores, `offline` no network."""
     import torch
 
     path = Path(log_folder) / f"worker-{os.getpid()}.log"
@@ -95,15 +98,19 @@ def start_worker(log_folder: str, threads: int) -> None:
     sys.stderr.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(threads)
 
 
-def run_trial(trial: Trial) -> dict[str, Any]:
+def run_trial(trial: Trial, code: str | None = None) -> dict[str, Any]:
     """Run a trial, unless its result is there, keep the result and return it.
 
-    Raises TrainingError that names the trial if anything goes wrong; the worker's log has all of it.
+    `code`: the `code_hash` of who asks; None: whatever it is here. Raises TrainingError that names the trial if
+    anything goes wrong, or if the code is another by now; the worker's log has all of it.
     """
+    if code not in (None, code_hash()):
+        raise TrainingError(f"{trial.name}: the code was changed meanwhile; start the measurement again")
     kept = trial.result()
     if kept is not None:
         return kept
@@ -159,10 +166,15 @@ def run_trials(
         os.environ[name] = str(threads)
     started = time.monotonic()
     pool = ProcessPoolExecutor(
-        min(processes, len(missing)), multiprocessing.get_context("spawn"), start_worker, (str(logs), threads)
+        min(processes, len(missing)),
+        multiprocessing.get_context("spawn"),
+        start_worker,
+        (str(logs), threads, bool(missing[0].places())),
     )
     try:
-        futures: dict[Future[dict[str, Any]], Trial] = {pool.submit(run_trial, trial): trial for trial in missing}
+        futures: dict[Future[dict[str, Any]], Trial] = {
+            pool.submit(run_trial, trial, code_hash()): trial for trial in missing
+        }
         # smoothing=0: the time left from the mean rate, as trials differ in length
         bar = tqdm(as_completed(futures), total=len(missing), desc=label, unit="trial", smoothing=0)
         for done, future in enumerate(bar, start=1):
@@ -185,7 +197,7 @@ def run_trials(
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Raise LaunchError if another process measures in the same folder. Where files cannot be locked, go on."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
         try:
             import fcntl

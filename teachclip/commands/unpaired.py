@@ -16,7 +16,8 @@ from teachclip.data.catalog import Caption, Split, Video
 from teachclip.data.file_facts import file_facts
 from teachclip.data.formats.tables import read_lines
 from teachclip.data.locate import find_videos
-from teachclip.errors import DataError
+from teachclip.errors import DataError, RecipeError
+from teachclip.files import file_hash
 from teachclip.fingerprint import fingerprint_of
 from teachclip.inputs import Inputs
 from teachclip.joined_inputs import JoinedInputs
@@ -63,8 +64,8 @@ class Unpaired:
 def build_unpaired(work: Workspace) -> Unpaired | None:
     """Read and decode the unpaired videos and captions of a recipe, or return None if it has none.
 
-    A video that cannot be read is left out, by name, and so is one whose file is among those to validate or test on.
-    Raises DataError if there is nothing to read at all.
+    A video that cannot be read is left out, by name, and so are videos and captions that are among those to validate
+    or test on. Raises DataError if there is nothing to read at all.
     """
     term, train = work.recipe.losses.sets, work.catalog.train
     if term.videos is None and term.captions is None:
@@ -86,9 +87,9 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
         if not videos:
             raise DataError(f"{term.videos}: no video can be read")
         work = replace(work, recipe=recipe, frames=found, decode=decode, _tokenized={}, _other_frames={})
-    texts = [caption.text for caption in train.captions]
+    texts = [train.captions[0].text]
     if term.captions is not None:
-        texts = _read_captions(term.captions)
+        texts = _other_captions(work, term.captions)
     split = _as_split(videos, texts)
     say(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
     return Unpaired(work, split, term.videos is not None, term.captions is not None, len(train.videos))
@@ -105,7 +106,7 @@ def check_unpaired(recipe: Recipe) -> None:
 
 def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]:
     """Return the unpaired videos but for those whose content is that of a video to validate or test on."""
-    held_out = [video for split in work.catalog.splits if split is not work.catalog.train for video in split.videos]
+    held_out = [video for split in _held_out(work) for video in split.videos]
     videos = [Video(f"{NAME}/{name}", path) for name, path in files.items()]
     hashes = hashes_file(work.recipe)
     known, found = (file_facts(part, hashes, progress=False) for part in (held_out, videos))
@@ -116,6 +117,44 @@ def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]
     if not kept:
         raise DataError(f"{work.recipe.losses.sets.videos} holds no other videos than those to validate or test on")
     return kept
+
+
+def _held_out(work: Workspace) -> list[Split]:
+    return [split for split in work.catalog.splits if split is not work.catalog.train]
+
+
+def _other_captions(work: Workspace, path: Path) -> list[str]:
+    """Return the unpaired captions but for those to validate or test on, in whatever case they are written."""
+    texts = _read_captions(path)
+    seen = {_plain(caption.text) for split in _held_out(work) for caption in split.captions}
+    kept = [text for text in texts if _plain(text) not in seen]
+    if len(kept) < len(texts):
+        say(f"left out {len(texts) - len(kept)} of {len(texts)} {NAME} captions: to validate or test on")
+    if not kept:
+        raise DataError(f"{path} holds no other captions than those to validate or test on")
+    return kept
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def check_unseen(recipe: Recipe, test: Split) -> None:
+    """Raise RecipeError if set distillation would draw from test: for who chooses without having read that split."""
+    term = recipe.losses.sets
+    if not recipe.losses.uses_sets:
+        return
+    if term.captions is not None:
+        seen = {_plain(caption.text) for caption in test.captions}
+        if both := [text for text in _read_captions(term.captions) if _plain(text) in seen]:
+            raise RecipeError(f"losses.sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}")
+    if term.videos is not None:
+        same_size: dict[int, set[Path]] = {}
+        for path in (video.path for video in test.videos if video.path.exists()):
+            same_size.setdefault(path.stat().st_size, set()).add(path)
+        for path in find_videos(term.videos).values():
+            if any(file_hash(path) == file_hash(other) for other in same_size.get(path.stat().st_size, ())):
+                raise RecipeError(f"losses.sets.videos: {path} is a test video; give a folder of other videos")
 
 
 def _read_captions(path: Path) -> list[str]:

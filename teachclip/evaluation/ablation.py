@@ -17,8 +17,8 @@ from teachclip.evaluation.tables import human_count
 class Effort:
     """What an arm took, one value per fresh seed.
 
-    `seconds` of a whole run, `parameters` that were trained, and where the run chose a sharpness after training,
-    `sharpening`.
+    `seconds` of the runs that were not interrupted, `parameters` that were trained, and where the run chose a
+    sharpness after training, `sharpening`.
     """
 
     seconds: Sequence[float]
@@ -99,5 +99,7 @@ def recall_intervals(arms: Sequence[ArmRuns], metric: str = "R@1") -> list[dict[
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     deviation = spread(values)
     return f"{statistics.fmean(values):.1f}" + ("" if deviation is None else f"{SPREAD}{deviation:.1f}")

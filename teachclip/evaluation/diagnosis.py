@@ -76,7 +76,8 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     else:
         named = ", ".join(f"{part['label']} {part['recall_at_1']:+.1f}" for part in parts)
         lines = [f"The student is {gap:.1f} R@1 behind the teacher, which is: {named}."]
-    many = [step for step in report["beside"] if step["name"] in MANY_VECTORS]
+    beside = [step for step in report["beside"] if step["captions"] in (None, report["captions"])]  # no samples
+    many = [step for step in beside if step["name"] in MANY_VECTORS]
     if many and report["cross_fitted"]:
         most, best = max(many, key=lambda step: step["recall_at_1"]), report["ladder"][-2]["recall_at_1"]
         lines.append(

@@ -72,7 +72,7 @@ def retrieval_ranks(
             raise DataError(f"{type(scorer).__name__}.score must give (texts, videos) = {expected}, got {got}")
         return scores[text.first - text.start :, video.first - video.start :]
 
-    spans = list(_spans(_items(texts), text_block)), list(_spans(_items(videos), video_block))
+    spans = list(spans_of(_items(texts), text_block)), list(spans_of(_items(videos), video_block))
     return _ranks(score_block, owners, order, *spans, progress=progress)
 
 
@@ -87,7 +87,7 @@ def ranks_from_matrix(scores: np.ndarray | Tensor, caption_videos: np.ndarray) -
         rows = order[text.first : text.stop].to(matrix.device)
         return matrix[rows, video.first : video.stop]
 
-    spans = [list(_spans(size, 1024)) for size in matrix.shape]
+    spans = [list(spans_of(size, 1024)) for size in matrix.shape]
     return _ranks(score_block, owners, order, *spans, progress=False)
 
 
@@ -129,7 +129,7 @@ def _sorted_owners(caption_videos: np.ndarray, captions: int, videos: int) -> tu
     return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(order)
 
 
-def _spans(items: int, size: int) -> Iterator[Span]:
+def spans_of(items: int, size: int) -> Iterator[Span]:
     """Cut items into blocks that are all scored in the same shape.
 
     The last block is filled up with items before it: a matrix product of another shape may sum in another order, and

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import statistics
 from concurrent.futures import Future
 from dataclasses import replace
@@ -65,9 +67,9 @@ class InThisProcess:
     def __init__(self, *options):
         pass
 
-    def submit(self, run, trial):
+    def submit(self, run, *given):
         future = Future()
-        future.set_result(run(trial))
+        future.set_result(run(*given))
         return future
 
     def shutdown(self, **options):
@@ -148,6 +150,12 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
         ({"settings": [["a=1"]]}, "settings: give a grid or settings, not both"),
         ({"arms": [UNDISTILLED, UNDISTILLED]}, "arms: name 'undistilled' stands twice"),
         (
+            {"arms": [{"name": "a", "label": "one"}, {"name": "b", "label": "one"}]},
+            "arms: label 'one' stands twice; tables tell arms apart by it",
+        ),
+        ({"arms": [UNDISTILLED, {"name": "teacher_xpool"}]}, "arms.teacher_xpool: the report calls another model so"),
+        ({"arms": [UNDISTILLED, {"name": "zero_shot"}]}, "arms.zero_shot: the report calls another model so"),
+        (
             {"arms": [{"name": "a", "like": "b"}, {"name": "b", "like": "a"}]},
             "arms.a.like: goes in a circle: a -> b -> a",
         ),
@@ -209,6 +217,8 @@ def test_every_override_is_checked_before_anything_runs(worlds):
         ("data.select_on=test", "data.select_on is test: the checkpoint would be chosen on test"),
         ("data.validation=null", "there is no validation split to choose on"),
         ("data.annotations=elsewhere.json", "data.annotations is elsewhere.json for every seed"),
+        ("data.test=test.csv", "data.test is test.csv for every seed"),
+        ("data.train=train.csv", "data.train is train.csv for every seed"),
         ("stores=common", "stores is common for every seed"),
         ("teachers.0.checkpoint=t.pth", "teachers.xpool.checkpoint is t.pth for every seed"),
     ],
@@ -262,7 +272,7 @@ def test_the_time_that_is_left_is_told_once_after_the_first_trials(capsys):
 
 def test_an_arm_with_another_test_split_is_refused(worlds):
     plan = worlds(arms=[UNDISTILLED, {"name": "b", "set": ["data.test=${SHAPES_ROOT}/test_full.csv"]}])
-    with pytest.raises(RecipeError, match=r"arm b: data\.test is not that of the first arm"):
+    with pytest.raises(RecipeError, match=r"arm b: data\.test is not that of the baseline"):
         check_plan(plan)
 
 
@@ -480,7 +490,7 @@ def test_a_preset_on_the_command_line_brings_its_own_overrides_and_folder(capsys
         return code, capsys.readouterr().err
 
     code, said = dry("long", "shapes_presets")
-    assert code == 0 and "in runs/ablations/shapes_presets-long" in said
+    assert code == 0 and "in runs/ablations/shapes_plus-shapes_presets-long" in said
     code, said = dry("lang", "shapes_presets")
     assert code == 2 and "unknown preset 'lang'" in said and "did you mean long" in said
     code, said = dry("long", "own_data")
@@ -497,9 +507,9 @@ def test_the_overrides_of_a_preset_stand_before_those_of_the_file(worlds):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("student.sharpening=[2.0]", "arm b: student.sharpening is .2.0., a choice that the first arm does not have"),
-        ("data.validation={videos: 1}", "arm b: data.validation is not that of the first arm"),
-        ("data.max_missing=0.5", "arm b: data.max_missing is not that of the first arm"),
+        ("student.sharpening=[2.0]", "arm b: student.sharpening is .2.0., a choice that the baseline does not have"),
+        ("data.validation={videos: 1}", "arm b: data.validation is not that of the baseline"),
+        ("data.max_missing=0.5", "arm b: data.max_missing is not that of the baseline"),
     ],
 )
 def test_arms_with_other_choices_or_data_are_refused(worlds, override, message):
@@ -509,7 +519,44 @@ def test_arms_with_other_choices_or_data_are_refused(worlds, override, message):
 
 def test_an_arm_may_go_without_the_sharpening_that_the_others_have(worlds):
     left_out = {"name": "b", "set": ["student.sharpening=[]"]}
-    check_plan(worlds(set=["student.sharpening=[2.0]"], arms=[UNDISTILLED, left_out]))
+    both = {"set": ["student.sharpening=[2.0]"], "arms": [UNDISTILLED, left_out]}
+    check_plan(worlds(**both))
+    with pytest.raises(RecipeError, match=r"arm undistilled: student\.sharpening is .2\.0., a choice that"):
+        check_plan(worlds(**both, baseline="b"))
+
+
+def test_arms_that_would_share_a_teacher_they_train_differently_are_refused(worlds):
+    longer = {"name": "longer", "set": ["teachers.0.training.train.steps=400"]}
+    with pytest.raises(RecipeError, match=r"arm longer: teachers\.xpool\.training is not that of another arm"):
+        check_plan(worlds(arms=[{"name": "short"}, longer]))
+    longer["set"].append("teachers.0.checkpoint=${TEACHCLIP_RUNS}/longer.pth")
+    check_plan(worlds(arms=[{"name": "short"}, longer]))
+
+
+def test_a_replaced_video_is_prepared_anew(project, arms, tmp_path):
+    videos = tmp_path / "videos"
+    shutil.copytree(project.root / "videos", videos)
+    recipe = project(data={"videos": str(videos)})
+    job = build_plan(tmp_path / "out", recipe, load_comparison(arms()), tmp_path).preparing()[0]
+    first = job.fingerprint
+    assert job.fingerprint == first
+    os.utime(videos / "clip0.mp4", ns=(1, 1))
+    assert job.fingerprint != first
+
+
+def test_seconds_are_those_of_whole_runs(worlds):
+    plan = worlds()
+    prepared, candidates, tests = made_up(plan)
+    names = [name for name in tests if name.startswith("test-5")]
+    for name in names:
+        tests[name]["seconds"] = None
+    report = build_ablation_report(plan, prepared, candidates, tests)
+    seconds = {row[0]: row[1] for row in {t[0]: t[2] for t in report["tables"]}["Cost"] if row[1]}
+    assert names and set(seconds) == {"undistilled", "as published"}
+    for found in tests.values():
+        found["seconds"] = None
+    report = build_ablation_report(plan, prepared, candidates, tests)
+    assert not any(row[1] for row in {t[0]: t[2] for t in report["tables"]}["Cost"])
 
 
 def test_unpaired_videos_that_may_be_test_videos_are_refused(worlds):
@@ -531,6 +578,7 @@ def test_a_trial_depends_on_the_code_and_on_unpaired_files(worlds, tmp_path, mon
     first = fingerprint()
     assert fingerprint() == first
     captions.write_text("a red circle\na blue one\n")
+    plan = replace(plan)
     other = fingerprint()
     assert other != first
     monkeypatch.setattr("teachclip.commands.ablation_trials.code_hash", lambda: "other code")

@@ -121,6 +121,15 @@ def test_what_cannot_be_diagnosed_is_said_in_one_line(project, arguments, said, 
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(project, finished, capsys):
+    recipe = trained(project, finished)
+    (project.folder / "taken").write_text("")
+    assert run(diagnose.main, recipe, "--out", project.folder / "taken") == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith(f"error: {project.folder / 'taken'}: the folder cannot")
+    )
+
+
 def test_scores_of_training_pairs_and_absent_splits_are_refused(project, finished, capsys):
     recipe = project("scores.yaml", teachers=[{"name": "scores", "label": "file", "checkpoint": "scores.csv"}])
     assert run(diagnose.main, recipe) == 2

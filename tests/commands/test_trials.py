@@ -1,12 +1,13 @@
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from teachclip.commands import trials
-from teachclip.commands.trials import Trial, run_trials
-from teachclip.errors import DataError, TrainingError
+from teachclip.commands.trials import Trial, run_trial, run_trials
+from teachclip.errors import DataError, StoreError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,39 @@ def test_trials_run_in_other_processes_once_each_and_a_failing_one_is_named(tmp_
     kept = json.loads((tmp_path / "trials" / "square-2.json").read_text())
     assert kept == {"name": "square-2", "settings": [], "fingerprint": "2", "result": {"square": 4}}
     assert "== square-2" in next((tmp_path / "logs").iterdir()).read_text()
+
+
+def test_a_trial_does_not_run_with_other_code_than_who_asked_for_it(tmp_path):
+    assert run_trial(Square(tmp_path, 2), trials.code_hash()) == {"square": 4}
+    with pytest.raises(TrainingError, match="square-2: the code was changed meanwhile"):
+        run_trial(Square(tmp_path, 2), "other code")
+
+
+@dataclass(frozen=True)
+class OfWorld(Square):
+    """A trial on an embedded world, which says whether the network is shut off."""
+
+    @property
+    def name(self):
+        return f"world-{self.number}"
+
+    def places(self):
+        return {"SHAPES_ROOT": "world"} if self.number else {}
+
+    def run(self):
+        return {"offline": os.environ.get("HF_HUB_OFFLINE")}
+
+
+def test_only_trials_on_embedded_worlds_are_cut_off_from_the_network(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert run_trials([OfWorld(tmp_path, 1)], 1, "world") == {"world-1": {"offline": "1"}}
+    assert run_trials([OfWorld(tmp_path, 0)], 1, "own") == {"world-0": {"offline": None}}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file: the folder cannot be made"), trials.only_one(tmp_path / "file"):
+        pass
 
 
 @dataclass(frozen=True)

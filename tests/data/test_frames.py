@@ -274,6 +274,12 @@ def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(v
         build(kept, tmp_path)
 
 
+def test_a_complete_store_of_jittered_views_serves_fewer_videos(videos, tmp_path):
+    whole, fewer = build(videos, tmp_path, view=1), build(videos[::2], tmp_path, view=1)
+    row = fewer.rows_of([videos[2].id])
+    assert torch.equal(fewer.read(row)[0], whole.read(row)[0])
+
+
 def test_an_incomplete_store_serves_its_own_videos_alone(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 1)
     build(videos, tmp_path).store.discard(1)

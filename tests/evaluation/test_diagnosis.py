@@ -303,6 +303,20 @@ def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
     assert "'in sample': upper bounds" in verdicts(report(12.5, False))[-1]
 
 
+def test_words_compare_only_what_was_measured_on_all_captions():
+    many = [("closest_frame", None, 40.0), ("text_conditioned", 30, 90.0)]
+    report = {
+        "gap": recalls(12, 0, 0),
+        "parts": [],
+        "beside": [{"name": name, "label": name, "captions": count, "recall_at_1": r} for name, count, r in many],
+        "ladder": [recalls(value, 0, 0) for value in (20.0, 30.0, 32.0)],
+        "videos": 100,
+        "captions": 300,
+        "cross_fitted": True,
+    }
+    assert "would give 40.0 R@1 (closest_frame), +10.0 against the best one vector" in verdicts(report)[1]
+
+
 def test_a_flat_relevance_is_sharpened_before_it_chooses_frames():
     features, asked = made_up(seed=3)
     cosines = torch.einsum("cd,cfd->cf", features.texts, features.frames[features.owners])

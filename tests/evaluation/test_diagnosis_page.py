@@ -73,7 +73,7 @@ def made_up_report(*, teacher=True):
         "ladder": steps,
         "parts": [{"step": "teacher", "label": EVIL, **{key: 80 - METRICS[key] for key in METRICS}}],
         "gap": {key: 80 - METRICS[key] for key in METRICS},
-        "beside": [{"name": "closest_frame", "label": EVIL, "how": EVIL, **METRICS}],
+        "beside": [{"name": "closest_frame", "label": EVIL, "how": EVIL, "captions": None, **METRICS}],
         "agreement": [{"name": "spearman", "label": EVIL, "how": EVIL, "value": None}],
         "frames": {EVIL: {"event": 0.5, "empty": 0.5}},
         "remarks": [EVIL],
