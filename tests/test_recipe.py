@@ -9,6 +9,7 @@ from teachclip.recipe_data import Validation
 from teachclip.recipe_file import describe_keys, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+XPOOL = "[{name: xpool, checkpoint: a.pth}]"
 MINIMAL = """
 name: test
 output: runs/test
@@ -192,6 +193,15 @@ def test_inconsistent_choices_are_refused(write):
         write(), ["losses.frame_text.targets=video", "teaching.source=online"]
     )
     assert "nothing to train on" in failure(write(), ["teachers=[]", "losses.contrastive.weight=0"])
+    idle = [f"losses.{term}.weight=0" for term in ("contrastive", "video_text", "frame_text")]
+    assert "has weight 0: nothing to train on" in failure(write(), [*idle, f"teachers={XPOOL}"])
+    load_recipe(write(), [*idle, "losses.contrastive.end_weight=0.5", f"teachers={XPOOL}"])
+    assert "without teachers and sets it is the whole loss" in failure(
+        write(), ["teachers=[]", "losses.contrastive.end_weight=0.5"]
+    )
+    assert "student.heads: text stands twice" in failure(write(), ["student.heads=[text, text]"])
+    several = failure(write(), ["losses.sets.weight=1", "losses.sets.frames=[1,99]", "losses.sets.scorer=nobody"])
+    assert "losses.sets.scorer is 'nobody'" in several and "but videos have 12 frames" in several
 
 
 def test_help_lists_every_key_with_default_and_meaning():

@@ -19,6 +19,8 @@ from sentence_transformers import SentenceTransformer
 
 from teachclip import load_student
 from teachclip.commands import distill, evaluate, export, precompute, train_teacher
+from teachclip.export import model_card
+from teachclip.recipe_file import load_recipe
 from teachclip.store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +195,30 @@ def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
     assert run(distill.main, recipe) == 0
     assert "selected on the TEST split" in capsys.readouterr().out
     assert "selected on the TEST split" in (project.folder / "run" / "student" / "README.md").read_text()
+
+
+def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(project):
+    student = {
+        "gate": "sigmoid",
+        "gate_input": "before",
+        "gate_rescale": True,
+        "heads": ["text"],
+        "sharpening": [4.0],
+    }
+    frame_text = {"kind": "binary_cross_entropy", "targets": "video"}
+    sets = {"weight": 1, "count": 4, "texts": 4}
+    changes = {"student": student, "losses": {"frame_text": frame_text, "sets": sets}}
+    recipe = load_recipe(project(**changes, teaching={"weighting": "confidence"}))
+    results = {"model": "student", "selected_on": "test", "sharpening": {"factor": 4.0}}
+    card = model_card(results, recipe)
+    told = (
+        "; sigmoid gate; gate before the temporal transformer; rescaled gate input; gate sharpened 4 times; residual "
+        "heads: text; set distillation; frame targets of the whole video; teachers by confidence\n"
+    )
+    assert told in card and "Checkpoint, and sharpness if any, selected on: test" in card
+    assert "sharpened" not in model_card({**results, "sharpening": {"factor": 1.0}}, recipe)
+    published = model_card({"model": "student"}, load_recipe(project("published.yaml")))
+    assert "frame-feature aggregation\n" in published
 
 
 def test_frame_targets_of_the_whole_video_change_only_the_frame_term(project):
