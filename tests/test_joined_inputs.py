@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from teachclip.data.batches import Tokenized
+from teachclip.inputs import PixelInputs
 from teachclip.joined_inputs import JoinedInputs
 
 
@@ -36,3 +38,17 @@ def test_rows_go_on_from_one_part_to_the_next_and_keep_their_order():
 def test_texts_and_videos_may_be_of_different_parts():
     joined = JoinedInputs([Numbers(0, 3), Numbers(3, 4)], [Numbers(0, 3)])
     assert (joined.text_count, joined.video_count) == (7, 3)
+
+
+def captions_of(lengths, *, pad_id):
+    lengths = np.array(lengths)
+    ids = np.where(np.arange(lengths.max()) < lengths[:, None], 7, pad_id).astype(np.int32)
+    nothing = torch.zeros(3)
+    return PixelInputs(Tokenized(ids, lengths, pad_id=pad_id), None, np.arange(0), nothing, nothing)
+
+
+def test_shorter_texts_are_filled_up_with_the_padding_of_their_tokenizer():
+    joined = JoinedInputs([captions_of([2, 1], pad_id=1), captions_of([4], pad_id=1)], [])
+    found = joined.texts(np.array([1, 2, 0]))
+    assert found["input_ids"].tolist() == [[7, 1, 1, 1], [7, 7, 7, 7], [7, 7, 1, 1]]
+    assert found["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]

@@ -231,6 +231,19 @@ def test_groups_are_the_published_ones(model: TinyStudent) -> None:
     assert sorted(name for group in members.values() for name in group) == sorted(names.values())
 
 
+@pytest.mark.parametrize(("heads_lr", "rate"), [(None, 1e-3), (5e-3, 5e-3)])
+def test_residual_heads_have_groups_and_a_rate_of_their_own(model: TinyStudent, heads_lr, rate: float) -> None:
+    plain = [group["name"] for group in groups_of(model)]
+    model.heads = nn.ModuleDict({"text": nn.Linear(64, 64), "frame": nn.Linear(64, 64)})
+    groups = groups_of(model, heads_lr=heads_lr)
+    assert [group["name"] for group in groups] == [*plain, "heads", "heads_no_decay"]
+    assert [group["lr"] for group in groups] == [1e-7, 1e-4, 1e-7, 1e-4, 1e-3, 1e-3, rate, rate]
+    assert [(group["initial_lr"], group["weight_decay"]) for group in groups[-2:]] == [(rate, 0.2), (rate, 0)]
+    names = names_of(model)
+    members = [{names[parameter] for parameter in group["params"]} for group in groups[-2:]]
+    assert members == [{f"heads.{place}.{kind}" for place in ("text", "frame")} for kind in ("weight", "bias")]
+
+
 def test_frozen_parameters_are_in_no_group(model: TinyStudent) -> None:
     for parameter in model.clip.parameters():
         parameter.requires_grad_(False)
