@@ -111,6 +111,17 @@ def test_by_confidence_two_teachers_are_not_simply_averaged(losses):
     assert sure["video_text"] != pytest.approx(fixed["video_text"], rel=1e-4)
 
 
+def test_by_confidence_a_teacher_without_frames_leaves_its_share_of_the_frame_term_to_the_others(losses):
+    full, flat = losses((TinyRelevance, 1)), losses((FlatFrames, 1))
+    one = losses((TinyRelevance, 1), (VideoAlone, 3), by_confidence=True)
+    assert one["frame_text"] == pytest.approx(full["frame_text"], rel=1e-5)
+    two = losses((TinyRelevance, 1), (VideoAlone, 3), (FlatFrames, 2), by_confidence=True)
+    assert two["frame_text"] == pytest.approx((full["frame_text"] + 2 * flat["frame_text"]) / 3, rel=1e-5)
+    opposites = losses((TinyRelevance, 3), (Upside, 3), by_confidence=True)  # the same logits, in one teacher less
+    assert two["video_text"] == pytest.approx(opposites["video_text"], rel=1e-5)
+    assert two["video_text"] != pytest.approx(losses((TinyRelevance, 3), (Upside, 3))["video_text"], rel=1e-4)
+
+
 # Schedules of weights.
 
 
