@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import FRAMES, TinyPixels, tiny_batches, tiny_student
+from tiny import FRAMES, TinyPixels, tiny_batches, tiny_clip, tiny_student
 from torch.testing import assert_close
 
 from teachclip.errors import LaunchError
@@ -13,6 +13,7 @@ from teachclip.training.set_scorer import SetScorer, late_interaction
 from teachclip.training.sets import SCORER, STUDENT, Draw, SetPlan, read_sets
 from teachclip.training.task import DistillationTask
 from teachclip.training.terms import DistillationTerms, Term
+from teachers.xpool import XPool
 
 INPUTS = TinyPixels.make()
 
@@ -171,3 +172,22 @@ def test_sets_are_padded_to_the_frames_that_a_teacher_needs():
     assert torch.equal(padded["frame_mask"][:, :2], plain["frame_mask"]) and not padded["frame_mask"][:, 2:].any()
     batch = plan(scorer=INPUTS, scorer_width=3).batch(0)
     assert batch[STUDENT + "frames"].shape[1] == 2 and batch[SCORER + "frames"].shape[1] == 3
+
+
+@pytest.mark.parametrize("by_teacher", [False, True])
+def test_under_autocast_to_bfloat16_sets_teach_nearly_the_same(by_teacher):
+    teacher = XPool.from_clip(tiny_clip(1)).eval() if by_teacher else None
+    scorer, batch = SetScorer(teacher=teacher), batch_with_sets(scorer=INPUTS if by_teacher else None)
+    losses, gradients, targets = [], [], []
+    for half in (False, True):
+        student = student_with_heads()
+        task = DistillationTask(student, DistillationTerms(Term(0.0), sets=Term(1.0)), set_scorer=scorer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = task(batch)["sets"]
+            targets.append(scorer.logits(student, batch)[1])
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.heads.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+    assert_close(gradients[1], gradients[0], rtol=0, atol=0.05 * gradients[0].norm().item())
+    assert targets[1].dtype == torch.float32 and torch.equal(*targets) == by_teacher  # teachers run in float32
