@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launching import launch
+from tiny_models import tiny_clip
 from video_files import write_video
 
 from teachclip import load_student
 from teachclip.commands import distill
+from teachclip.commands.build import build_optimizer_for, build_student
+from teachclip.commands.teaching import build_sets
+from teachclip.commands.unpaired import build_unpaired
+from teachclip.commands.workspace import build_workspace
 from teachclip.errors import RecipeError
+from teachclip.evaluation.run import evaluate
+from teachclip.processes import Processes
 from teachclip.recipe_file import load_recipe
+from teachclip.training.set_scorer import SetScorer
+from teachclip.training.sets import SetPlan
+from teachers.xpool import XPool
 
 ROOT = Path(__file__).parents[2]
 SETS = {"weight": 1.0, "end_weight": 0.5, "count": 8, "texts": 4}
@@ -43,6 +55,21 @@ def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "se
     return np.array([[line[name] for name in names] for line in lines if "loss" in line])
 
 
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def teachers(project):
+    other = project.folder / "other.pth"
+    torch.manual_seed(1)
+    torch.save(XPool.from_clip(tiny_clip(text_layers=4, heads=1, seed=2)).checkpoint(), other)
+    return [
+        {"name": "xpool", "checkpoint": str(project.root / "teacher.pth")},
+        {"name": "xpool", "label": "other", "checkpoint": str(other), "weight": 0.5, "frame_temperature": 2.0},
+    ]
+
+
 @pytest.mark.parametrize("towers", ["frozen", "tuned"])
 @pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("scorer", ["backbone", "xpool"])
@@ -60,25 +87,27 @@ def test_all_options_together_train_export_and_load(project, towers, layers, sco
     step = np.arange(4) / 3
     weights = np.stack([0.1 + 0.1 * step, np.ones(4), np.ones(4), 1 - 0.5 * step], axis=1)
     np.testing.assert_allclose(logged[:, 0], (logged[:, 1:] * weights).sum(1), rtol=1e-5)
-    results = json.loads((project.folder / "run" / "results.json").read_text())
-    tried = results["sharpening"]["tried"]
-    assert list(tried) == ["1", "0.5", "4"] and tried[f"{results['sharpening']['factor']:g}"] == max(tried.values())
+    found = results(project.folder / "run")
+    tried, factor = found["sharpening"]["tried"], found["sharpening"]["factor"]
+    assert list(tried) == ["1", "0.5", "4"] and tried[f"{factor:g}"] == max(tried.values())
     student = load_student(project.folder / "run" / "student")
-    assert student.config.pooling_temperature == pytest.approx(0.5 / results["sharpening"]["factor"])
-    assert student.config.heads == STUDENT["heads"] and student.config.gate == "sigmoid"
-    assert results["validation"]["t2v"]["recall_at_1"] == max(tried.values())
+    assert student.config.pooling_temperature == pytest.approx(0.5 / factor)
+    for key in ("gate", "gate_input", "gate_rescale", "heads", "head_width"):
+        assert getattr(student.config, key) == STUDENT[key], key
+    assert found["validation"]["t2v"]["recall_at_1"] == max(tried.values())
     assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)
 
 
 @pytest.mark.parametrize(("towers", "scorer"), [("frozen", "xpool"), ("tuned", "backbone")])
-def test_two_launched_processes_train_with_all_options_as_one_does(project, towers, scorer):
+def test_two_launched_processes_train_with_all_options_as_one_does(project, teachers, towers, scorer):
     for count in (1, 2):
         folder = project.folder / str(count)
         recipe = project(
             f"{count}.yaml",
-            student={**STUDENT, "sharpening": []},
+            student=STUDENT,
             losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
             optimizer=OPTIMIZER,
+            teachers=teachers,
             teaching={"weighting": "confidence"},
             train={"towers": towers},
             output=str(folder / "run"),
@@ -89,6 +118,44 @@ def test_two_launched_processes_train_with_all_options_as_one_does(project, towe
     one, two = (losses(project.folder / n / "run") for n in "12")
     np.testing.assert_allclose(two, one, atol=2e-5)
     assert len(one) == 4 and (one[:, 4] > 0).all()
+    one, two = (losses(project.folder / n / "run", ["grad_norm"]) for n in "12")
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    one, two = (results(project.folder / n / "run")["sharpening"] for n in "12")
+    assert one == two and list(one["tried"]) == ["1", "0.5", "4"]
+
+
+def test_two_teachers_by_confidence_and_a_clip_of_frame_targets_teach_something_else(project, teachers):
+    terms = {name: LOSSES[name] for name in ("contrastive", "frame_text")}
+    given = {"student": {"gate": "sigmoid"}, "losses": terms, "teachers": teachers, "train": {"steps": 1}}
+    changes = {"both": [], "fixed": ["teaching.weighting=fixed"], "whole": ["losses.frame_text.clip=1"]}
+    for name, overrides in changes.items():
+        output = str(project.folder / name)
+        recipe = project(f"{name}.yaml", teaching={"weighting": "confidence"}, output=output, **given)
+        assert run(distill.main, recipe, *overrides) == 0
+    names = ("video_text", "frame_text")
+    both, fixed, whole = (losses(project.folder / name, names)[0] for name in changes)
+    assert abs(fixed[0] - both[0]) > 1e-3
+    assert whole[0] == both[0] and abs(whole[1] - both[1]) > 1e-4
+
+
+@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "other"), ("tuned", "backbone")])
+def test_two_teachers_that_run_in_every_step_teach_sets_and_by_confidence_as_stored_ones_do(
+    project, teachers, towers, scorer
+):
+    for source in ("stored", "online"):
+        recipe = project(
+            f"{source}.yaml",
+            student={**STUDENT, "sharpening": []},
+            losses={**LOSSES, "frame_text": {"kind": "binary_cross_entropy"}, "sets": {**SETS, "scorer": scorer}},
+            teachers=teachers,
+            teaching={"source": source, "weighting": "confidence", "precision": "float32"},
+            train={"towers": towers, "steps": 3},
+            output=str(project.folder / source),
+        )
+        assert run(distill.main, recipe) == 0
+    stored, online = (losses(project.folder / source) for source in ("stored", "online"))
+    assert len(stored) == 3 and (stored[:, 4] > 0).all()
+    np.testing.assert_allclose(stored, online, atol=1e-5)
 
 
 def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):
@@ -97,10 +164,10 @@ def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):
     assert run(distill.main, project("whole.yaml", output=str(project.folder / "whole"), train=train, **options)) == 0
     recipe = project("part.yaml", output=str(project.folder / "part"), train=train, **options)
     assert run(distill.main, recipe) == 0
-    for path in (project.folder / "part" / "checkpoints").glob("*-00000004"):
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    removed = list((project.folder / "part" / "checkpoints").glob("*-00000004"))
+    assert removed
+    for path in removed:
+        shutil.rmtree(path)
     assert run(distill.main, recipe) == 0
     assert np.array_equal(losses(project.folder / "whole"), losses(project.folder / "part"))
 
@@ -112,11 +179,25 @@ def test_sets_need_neither_teacher_nor_captions_of_the_pair(project):
     np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 3), rtol=1e-5)
 
 
-def test_the_sharpening_of_an_undistilled_student_is_chosen_on_validation_alone(project):
-    recipe = project(teachers=[], student={"sharpening": [2.0]})
-    assert run(distill.main, recipe, "data.test=null") == 0
-    results = json.loads((project.folder / "run" / "results.json").read_text())
-    assert set(results["sharpening"]["tried"]) == {"1", "2"}
+@pytest.mark.parametrize(("split", "factor"), [("validation", 2.0), ("test", 0.5)])
+def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_split_alone(
+    project, monkeypatch, split, factor
+):
+    def evaluate_as_if(student, inputs, split, *given, **options):
+        sharpness = 0.1 / student.config.pooling_temperature
+        found = evaluate(student, inputs, split, *given, **options)
+        found["t2v"]["recall_at_1"] = 10 * sharpness if split.name == "validation" else 10 / sharpness
+        return found
+
+    monkeypatch.setattr("teachclip.evaluation.run.evaluate", evaluate_as_if)
+    recipe = project(teachers=[], student={"sharpening": [2.0, 0.5]})
+    assert run(distill.main, recipe, f"data.select_on={split}") == 0
+    found = results(project.folder / "run")
+    tried = found["sharpening"]["tried"]
+    assert found["sharpening"]["factor"] == factor and tried[f"{factor:g}"] == max(tried.values())
+    assert tried.keys() == {"1", "2", "0.5"} and found[split]["t2v"]["recall_at_1"] == max(tried.values())
+    student = load_student(project.folder / "run" / "student")
+    assert student.config.pooling_temperature == pytest.approx(0.1 / factor)
 
 
 def test_a_dry_run_takes_the_options_along(project, capsys):
@@ -208,9 +289,34 @@ def test_unpaired_videos_that_are_held_out_are_left_out_by_their_content(project
 
 
 def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(project, more, capsys):
-    recipe = project(losses={"sets": {**SETS, **more}}, frames={"views": 2})
-    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    path = project(losses={"sets": {**SETS, "scorer": "xpool", **more}}, frames={"views": 2})
+    assert run(distill.main, path) == 0, capsys.readouterr().err
     assert np.isfinite(losses(project.folder / "run")).all()
+    work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
+    split = work.catalog.train
+    inputs = work.inputs(split, work.backbone, towers="frozen", views=2)
+    plan, _ = build_sets(work, split, inputs, build_unpaired(work))
+    views, training, unpaired = 2, 8, 3
+    for joined in (plan.inputs, plan.scorer):
+        assert joined.video_count == views * (training + unpaired) and joined.text_count > inputs.text_count
+        found = joined.videos(np.arange(joined.video_count))["frame_features"]
+        seen, alone = found[: views * training].unflatten(0, (views, training)), found[views * training :]
+        first, second = alone.unflatten(0, (views, unpaired))
+        assert torch.equal(first, second) and not torch.equal(*seen)
+        assert len(first.flatten(1).unique(dim=0)) == unpaired
+
+
+def test_every_option_of_sets_and_heads_reaches_the_part_that_it_is_for(project):
+    sets = {"weight": 1.0, "count": 6, "texts": 5, "frames": [2, 3], "repeats": 4, "scale": 7.0}
+    path = project(losses={**LOSSES, "sets": sets}, student=STUDENT, optimizer=OPTIMIZER, seed=9)
+    work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
+    inputs = work.pixel_inputs(work.catalog.train)
+    plan, scorer = build_sets(work, work.catalog.train, inputs)
+    assert plan == SetPlan(inputs, count=6, texts=5, fewest=2, most=3, seed=9, repeats=4)
+    assert scorer == SetScorer(scale=7.0, teacher=None)
+    student = build_student(work.recipe.student, work.backbone, seed=9, frames=4)
+    rates = {group["name"]: group["lr"] for group in build_optimizer_for(student, work.recipe.optimizer).param_groups}
+    assert rates["heads"] == rates["heads_no_decay"] == 3e-3 and rates["aggregation"] == 1e-2
 
 
 def test_a_run_without_options_has_the_settings_of_before_they_existed(project):
