@@ -257,7 +257,7 @@ def more(project):
     for number in range(3):
         write_video(folder / "deep" / f"clip{number}.mp4", frames=12, seed=100 + number)
     (folder / "broken.mp4").write_text("<html>")
-    (project.folder / "more.txt").write_text("a blue circle over sea\n\na red square\n", encoding="utf-8")
+    (project.folder / "more.txt").write_text("a blue circle over sea\n\na red square over sea\n", encoding="utf-8")
     return {"videos": str(folder), "captions": str(project.folder / "more.txt")}
 
 
