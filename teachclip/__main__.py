@@ -1,6 +1,6 @@
 """`python -m teachclip COMMAND` is `teachclip COMMAND`."""
 
-from teachclip.commands.main import main
+from teachclip.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachclip.models.aggregation import complete_mask, frame_text_relevance
 from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
+from teachclip.models.frame_attention import complete_mask, frame_text_relevance
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.scorer import Tokens
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, VideoPrismClipModel, VideoPrismConfig
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.aggregation import complete_mask, usable_mask
 from teachclip.models.clip import check_loading_info, check_token_ids, first_line, quiet_loading
+from teachclip.models.frame_attention import complete_mask, usable_mask
 from teachclip.models.preprocessing import (
     Preprocessing,
     image_settings,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teachclip.store import ArraySpec, ArrayStore
+from teachclip.store.array_store import ArraySpec, ArrayStore
 
 CIRCUMSTANCES = {"teacher": {"name": "xpool", "seed": 1}}
 

@@ -82,11 +82,11 @@ def test_every_part_has_a_layer():
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("decord", ["teachclip/data/video.py"]),
-        ("av", ["teachclip/data/probe.py", "teachclip/data/video.py", "teachclip/data/shapes_video.py"]),
+        ("decord", ["teachclip/data/video/decode.py"]),
+        ("av", ["teachclip/data/video/probe.py", "teachclip/data/video/decode.py", "teachclip/shapes/rendering.py"]),
         ("accelerate", ["teachclip/training/", "teachclip/commands/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
-        ("matplotlib", ["teachclip/evaluation/pictures.py"]),
+        ("matplotlib", ["teachclip/reports/pictures.py"]),
     ],
 )
 def test_a_package_is_imported_in_its_home_only(package, homes):
@@ -100,9 +100,9 @@ def test_a_package_is_imported_in_its_home_only(package, homes):
     ("statement", "heavy"),
     [
         ("import teachclip", ["torch", "transformers", "numpy", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.commands.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.recipe_file", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.cli.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.recipe.loading", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
+        ("import teachclip.store.array_store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("from teachclip import load_student", ["matplotlib", "pebble"]),
     ],
 )

@@ -5,8 +5,8 @@ import pytest
 
 from teachclip.data.formats import FORMATS
 from teachclip.errors import RecipeError
-from teachclip.recipe_data import Validation
-from teachclip.recipe_file import describe_keys, dump_recipe, load_recipe
+from teachclip.recipe.data_section import Validation
+from teachclip.recipe.loading import describe_keys, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 XPOOL = "[{name: xpool, checkpoint: a.pth}]"

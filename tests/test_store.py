@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from store_writer import CIRCUMSTANCES, rows_of
 
-import teachclip.files
+import teachclip.store.files
 from teachclip.errors import StoreError
-from teachclip.store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
+from teachclip.store.array_store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
 
 ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parent / "store_writer.py"
@@ -105,7 +105,7 @@ def test_every_kind_of_number_is_kept_exactly(tmp_path, dtype):
 
 
 def test_more_files_than_may_be_mapped_at_once_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("teachclip.store.MAPPED_FILES", 3)
+    monkeypatch.setattr("teachclip.store.array_store.MAPPED_FILES", 3)
     store = fill(make(tmp_path / "s", rows=40, per_shard=2))
     order = np.random.RandomState(1).permutation(40)
     for _ in range(2):
@@ -519,7 +519,7 @@ def full_flush(monkeypatch, *, after, number=errno.ENOSPC):
             raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(teachclip.files.os, "fsync", fsync)
+        patch.setattr(teachclip.store.files.os, "fsync", fsync)
         yield
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
+from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from teachclip.data.frame_plans import FramePlan
+from teachclip.data.video.sampling import FramePlan
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 

@@ -9,9 +9,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfi
 from transformers.activations import ACT2FN
 
 from teachclip.errors import CheckpointError
-from teachclip.models.aggregation import GATES
+from teachclip.models.adapters import HEADS
 from teachclip.models.families import family_of, joint_width, text_positions
-from teachclip.models.heads import HEADS
+from teachclip.models.frame_attention import GATES
 from teachclip.registry import closest
 
 POOLINGS = ("attention", "mean")

@@ -15,10 +15,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from teachclip.errors import DataError
 from teachclip.models import backbone as towers
-from teachclip.models.aggregation import Aggregation, FrameAggregation, MeanAggregation, complete_mask
+from teachclip.models.adapters import ResidualHeads
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
-from teachclip.models.heads import ResidualHeads
+from teachclip.models.frame_attention import Aggregation, FrameAggregation, MeanAggregation, complete_mask
 from teachclip.models.outputs import StudentOutput
 from teachclip.models.saving import SavingMixin
 from teachclip.models.temporal import StdLinear, TemporalTransformer

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
-from teachclip.data.transform import CLIP_MEAN, CLIP_STD, FrameTransform
+from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform
 from teachclip.errors import CheckpointError
 from teachclip.models.families import full_length, image_size, takes_any_size, text_positions
 

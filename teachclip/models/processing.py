@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from teachclip.data.frame_plans import FramePlan
-from teachclip.data.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
-from teachclip.data.video import decode_frames
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
 from teachclip.errors import CheckpointError, DataError, VideoError
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from teachclip.models.aggregation import usable_mask
+from teachclip.models.frame_attention import usable_mask
 
 LAYER_NORM_EPS = 1e-12
 """The official code's own LayerNorm here; CLIP's towers use 1e-5."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from teachclip.data.annotations.catalog import Split
 from teachclip.data.batches import BatchPlan
-from teachclip.data.catalog import Split
-from teachclip.inputs import Batch, Inputs, decodes_when_read, read_ahead
 from teachclip.processes import Processes
-from teachclip.store import ArrayStore
-from teachclip.targets import teacher_confidence, tempered_relevance, video_frame_targets
-from teachclip.training.sets import SetPlan
+from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, read_ahead
+from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
+from teachclip.store.array_store import ArrayStore
+from teachclip.training.frame_sets import SetPlan
 
 log = logging.getLogger(__name__)
 

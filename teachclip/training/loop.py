@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from teachclip.errors import TrainingError
-from teachclip.inputs import to_device
+from teachclip.scoring.inputs import to_device
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
 from teachclip.training.task import Task

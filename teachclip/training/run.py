@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError
-from teachclip.files import write_atomic
 from teachclip.processes import Processes
-from teachclip.store import describe_difference
+from teachclip.store.array_store import describe_difference
+from teachclip.store.files import write_atomic
 from teachclip.training.checkpoint import (
     checkpoint_name,
     drop_after,

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teachclip.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.losses import contrastive_loss, frame_text_loss, set_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
-from teachclip.targets import tempered_relevance
+from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
+from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
-from teachclip.training.set_scorer import SetScorer
-from teachclip.training.terms import DistillationTerms
+from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.loss_terms import DistillationTerms
 
 
 class Task(nn.Module, ABC):
@@ -55,7 +55,7 @@ class OnlineTeacher:
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
-    A batch holds this process's pairs (see `teachclip.inputs`) and, for the global batch, `video_rows` (pairs,) and
+    A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows` (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of

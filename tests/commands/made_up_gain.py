@@ -1,8 +1,8 @@
 """Made-up results of a measurement, without training anything."""
 
-from teachclip.commands.gain_plan import SHARPNESS
-from teachclip.commands.measure_gain import gather_candidates
-from teachclip.commands.teacher_arms import NAMES
+from teachclip.studies.gain_plan import SHARPNESS
+from teachclip.studies.measure_gain import gather_candidates
+from teachclip.studies.teacher_arms import NAMES
 
 
 def metrics(value: float) -> dict:

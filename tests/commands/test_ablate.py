@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from teachclip.commands import ablate
-from teachclip.commands.ablate import main
-from teachclip.commands.ablation_checks import check_plan
-from teachclip.commands.ablation_data import without_test
-from teachclip.commands.ablation_file import load_comparison
-from teachclip.commands.ablation_plan import build_plan
-from teachclip.commands.ablation_quick import quick
-from teachclip.commands.ablation_report import ablation_markdown, build_ablation_report
-from teachclip.commands.ablation_trials import Train
-from teachclip.commands.build import build_catalog
 from teachclip.errors import RecipeError
 from teachclip.evaluation.intervals import t_quantile
-from teachclip.recipe_file import load_recipe
+from teachclip.pipeline.build import build_catalog
+from teachclip.recipe.loading import load_recipe
+from teachclip.studies import study as ablate
+from teachclip.studies.checks import check_plan
+from teachclip.studies.jobs import Train
+from teachclip.studies.plan import build_plan
+from teachclip.studies.quick import quick
+from teachclip.studies.report import ablation_markdown, build_ablation_report
+from teachclip.studies.study import main
+from teachclip.studies.study_file import load_comparison
+from teachclip.studies.without_test import without_test
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "recipes" / "shapes_xpool.yaml"
@@ -238,13 +238,13 @@ def test_a_problem_of_all_arms_is_told_once(worlds):
 
 def test_preparing_a_seed_makes_its_world_and_teacher_with_that_seed_and_deletes_nothing(worlds, monkeypatch):
     calls = []
-    monkeypatch.setattr("teachclip.commands.make_shapes.make_shapes", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr("teachclip.shapes.make.make_shapes", lambda *a, **k: calls.append((a, k)))
     monkeypatch.setattr(
-        "teachclip.commands.train_teacher.train_teacher", lambda recipe, section: calls.append(section.training.seed)
+        "teachclip.pipeline.train_teacher.train_teacher", lambda recipe, section: calls.append(section.training.seed)
     )
-    monkeypatch.setattr("teachclip.commands.ablation_trials._store", lambda recipe: (content(), {"train": [2, 4]}))
+    monkeypatch.setattr("teachclip.studies.jobs._store", lambda recipe: (content(), {"train": [2, 4]}))
     measured = {"zero_shot": 1, "teachers": {}}
-    monkeypatch.setattr("teachclip.commands.ablation_trials._measure", lambda recipe: measured)
+    monkeypatch.setattr("teachclip.studies.jobs._measure", lambda recipe: measured)
     for name in ("default", "noisy"):
         sizes = {"train_videos": 40, "test_videos": 20} if name == "default" else {}
         job = worlds(worlds={"preset": name, **sizes}).preparing()[-1]
@@ -292,7 +292,7 @@ def test_own_data_without_an_honest_choice_is_refused_in_one_line(project, arms,
     assert not (project.folder / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["csv", "teachclip.data.formats.own:read_csv"])
+@pytest.mark.parametrize("name", ["csv", "teachclip.data.formats.custom:read_csv"])
 def test_tuning_reads_data_without_a_test_split(project, name):
     path = project(data={"format": name})
     plain = load_recipe(path)
@@ -449,7 +449,7 @@ def test_a_file_that_comes_along_is_found_by_its_name(capsys, tmp_path):
 
 
 def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing(project, arms, capsys, monkeypatch):
-    monkeypatch.setattr("teachclip.commands.trials.ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
     out = project.folder / "out"
     path = arms(seeds=[5, 6], grid={"optimizer.aggregation_lr": [1e-3, 1e-2]})
     asked = [str(project()), "--arms", str(path), "--out", str(out), "--processes", "1", "--quick"]
@@ -466,7 +466,7 @@ def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing
     capsys.readouterr()
 
     monkeypatch.setattr(Train, "run", lambda self: pytest.fail("trained again"))
-    monkeypatch.setattr("teachclip.commands.trials.ProcessPoolExecutor", None)
+    monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", None)
     before = json.loads((out / "report.json").read_text())
     assert main(asked) == 0
     assert "4 of 4 skipped: already done" in capsys.readouterr().err
@@ -581,5 +581,5 @@ def test_a_trial_depends_on_the_code_and_on_unpaired_files(worlds, tmp_path, mon
     plan = replace(plan)
     other = fingerprint()
     assert other != first
-    monkeypatch.setattr("teachclip.commands.ablation_trials.code_hash", lambda: "other code")
+    monkeypatch.setattr("teachclip.studies.jobs.code_hash", lambda: "other code")
     assert fingerprint() not in (first, other)

@@ -15,8 +15,8 @@ from tiny_models import SIZE
 from torch.testing import assert_close
 
 from teachclip import load_student
-from teachclip.commands import distill, evaluate, train_teacher
 from teachclip.models.backbone import SCALE_PARAMETERS, load_backbone
+from teachclip.pipeline import distill, evaluate, train_teacher
 
 TEXTS = ["a red circle", "a blue square"]
 

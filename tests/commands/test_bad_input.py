@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from teachclip.commands import distill, evaluate, precompute
-from teachclip.commands.main import main as teachclip_main
+from teachclip.cli.main import main as teachclip_main
+from teachclip.pipeline import distill, evaluate, precompute
 
 ROOT = Path(__file__).parents[2]
 

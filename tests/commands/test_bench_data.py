@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from teachclip.commands import bench_data
-from teachclip.commands.bench_data import Timing, main, summarise
+from teachclip.data_check import benchmark as bench_data
+from teachclip.data_check.benchmark import Timing, main, summarise
 
 
 def test_bench_prints_ratios_of_one_run_and_writes_them(tmp_path, capsys, monkeypatch):

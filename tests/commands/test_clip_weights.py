@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny_backbones import tiny_backbone
 
 from teachclip import load_student
-from teachclip.commands import distill, evaluate, export, train_teacher
-from teachclip.commands.towers import set_clip_weights
 from teachclip.errors import RecipeError
+from teachclip.pipeline import distill, evaluate, export, train_teacher
+from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.checkpoint import newest_checkpoint
 from teachers import load_teacher
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from teachclip import load_student
-from teachclip.commands import distill, evaluate, export, precompute, train_teacher
-from teachclip.export import model_card
-from teachclip.recipe_file import load_recipe
-from teachclip.store import ArrayStore
+from teachclip.pipeline import distill, evaluate, export, precompute, train_teacher
+from teachclip.pipeline.export_formats import model_card
+from teachclip.recipe.loading import load_recipe
+from teachclip.store.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,7 +252,7 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
 
 def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, monkeypatch):
     for name, rows in {"TEXTS": 5, "VIDEOS": 3, "RELEVANCE": 4}.items():
-        monkeypatch.setattr(f"teachclip.precompute.{name}_PER_SHARD", rows)
+        monkeypatch.setattr(f"teachclip.scoring.token_store.{name}_PER_SHARD", rows)
     whole = project("whole.yaml", stores=str(project.folder / "whole"))
     assert run(precompute.main, whole) == 0
     killed = project("killed.yaml", stores=str(project.folder / "killed"))
@@ -281,8 +281,8 @@ def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, mon
 SLOW_PRECOMPUTE = """
 import sys, time
 sys.path[:0] = ["."]
-import teachclip.store as store
-import teachclip.precompute as precompute
+import teachclip.store.array_store as store
+import teachclip.scoring.token_store as precompute
 precompute.TEXTS_PER_SHARD, precompute.VIDEOS_PER_SHARD, precompute.RELEVANCE_PER_SHARD = 5, 3, 4
 write = store.ArrayStore.write_shard
 def slow(self, *arguments, **options):
@@ -290,7 +290,7 @@ def slow(self, *arguments, **options):
     write(self, *arguments, **options)
     time.sleep(0.2)
 store.ArrayStore.write_shard = slow
-from teachclip.commands.precompute import main
+from teachclip.pipeline.precompute import main
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from teachclip.commands import demo
-from teachclip.commands.children import Job, last_lines, run_shown, run_together
-from teachclip.commands.demo_plan import ARMS, COMPARISONS, RECIPE, find_recipe, plan_stages
-from teachclip.commands.stages import Stage, StageRecord
+from teachclip.demo import demo
+from teachclip.demo.child_processes import Job, last_lines, run_shown, run_together
+from teachclip.demo.stages import Stage, StageRecord
+from teachclip.demo.stages_plan import ARMS, COMPARISONS, RECIPE, find_recipe, plan_stages
 from teachclip.errors import LaunchError, StoreError
-from teachclip.recipe_file import load_recipe
+from teachclip.recipe.loading import load_recipe
 
 
 def two_stages(folder, *, word="a", content=None):
@@ -86,7 +86,7 @@ def test_change_of_content_or_version_is_noticed_and_spares_what_does_not_depend
     changed = two_stages(tmp_path, content={"recipe": "other"})
     assert a_record(tmp_path, changed).discard_changed() == ["second"]
     assert (tmp_path / "first").exists()
-    monkeypatch.setattr("teachclip.commands.stages.__version__", "999")
+    monkeypatch.setattr("teachclip.demo.stages.__version__", "999")
     assert not a_record(tmp_path, changed).is_done(changed[0])
 
 
@@ -179,7 +179,7 @@ def test_stop_request_lets_the_child_save_and_leaves_no_process(tmp_path, number
     )
     parent = (
         "import sys, pathlib\n"
-        "from teachclip.commands.children import Job, interruptible, run_together\n"
+        "from teachclip.demo.child_processes import Job, interruptible, run_together\n"
         f"job = Job('child', [sys.executable, '-c', {child!r}], pathlib.Path({str(tmp_path / 'child.log')!r}))\n"
         "try:\n"
         "    with interruptible(): run_together([job], {}, parallel=1, label='x')\n"
@@ -367,7 +367,7 @@ def test_demo_refuses_senseless_counts(value, capsys):
 
 def test_demo_without_matplotlib_reports_and_says_how_to_get_pictures(fake_demo, monkeypatch, capfd):
     runs, _ = fake_demo
-    monkeypatch.setattr("teachclip.evaluation.pictures.can_draw", lambda: False)
+    monkeypatch.setattr("teachclip.reports.pictures.can_draw", lambda: False)
     assert demo.main(["--runs", str(runs), "--seeds", "2"]) == 0
     assert "pip install 'teachclip[report]'" in capfd.readouterr().err
     assert "teachclip[report]" in (runs / "demo" / "report.html").read_text()

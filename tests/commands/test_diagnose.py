@@ -8,8 +8,9 @@ import shutil
 import pytest
 from tiny_models import tiny_clip
 
-from teachclip.commands import diagnose, distill
+from teachclip.diagnosis import diagnose
 from teachclip.models.student import StudentModel
+from teachclip.pipeline import distill
 
 
 def run(main, *arguments):

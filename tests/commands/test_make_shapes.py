@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from teachclip.commands.make_shapes import main, make_shapes
-from teachclip.data.shapes_presets import PRESETS, Preset
 from teachclip.errors import DataError
-from teachclip.training.pretrain import PretrainingPlan
+from teachclip.shapes.make import main, make_shapes
+from teachclip.shapes.presets import PRESETS, Preset
+from teachclip.shapes.pretraining import PretrainingPlan
 
 TINY = PretrainingPlan(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
 SMALL = {"train_videos": 4, "test_videos": 2, "clip": TINY, "progress": False}
@@ -42,7 +42,7 @@ def test_a_second_call_makes_nothing(world):
 
 
 def test_a_second_command_says_that_it_is_made(world, capsys, monkeypatch):
-    monkeypatch.setattr("teachclip.training.pretrain.PretrainingPlan", lambda seed: TINY)
+    monkeypatch.setattr("teachclip.shapes.pretraining.PretrainingPlan", lambda seed: TINY)
     assert main(["--out", str(world), "--train-videos", "4", "--test-videos", "2"]) == 0
     assert "already made" in capsys.readouterr().err
 
@@ -59,7 +59,7 @@ def test_what_was_lost_is_made_again(world, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     with monkeypatch.context() as patch:
-        patch.setattr("teachclip.training.pretrain.train", lambda *args, **options: 1 / 0)
+        patch.setattr("teachclip.shapes.pretraining.train", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_shapes(folder, **SMALL)
     assert not (folder / "manifest.json").exists() and not (folder / "clip").exists()
@@ -101,7 +101,7 @@ def test_a_damaged_manifest_is_named(world, tmp_path):
 
 
 def test_worlds_of_other_seeds_can_share_one_clip(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("teachclip.training.pretrain.pretrain_clip", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("teachclip.shapes.pretraining.pretrain_clip", lambda *args, **options: 1 / 0)
     options = {**SMALL, "seed": 1, "clip": None, "clip_from": world}
     assert make_shapes(tmp_path / "w", **options)
     assert content(tmp_path / "w" / "clip") == content(world / "clip")
@@ -162,7 +162,7 @@ def test_a_folder_made_before_there_were_presets_counts_as_finished(world, tmp_p
 
 def test_a_preset_says_how_many_videos_there_are_unless_the_user_does(world, tmp_path, monkeypatch):
     few = {**PRESETS, "few": Preset("few videos", train_videos=3, test_videos=2)}
-    monkeypatch.setattr("teachclip.data.shapes_presets.PRESETS", few)
+    monkeypatch.setattr("teachclip.shapes.presets.PRESETS", few)
     options = {"clip_from": world, "preset": "few", "progress": False}
     make_shapes(tmp_path / "a", **options)
     make_shapes(tmp_path / "b", **options, train_videos=2)

@@ -7,17 +7,17 @@ import pytest
 import torch
 from made_up_gain import made_up_results
 
-from teachclip.commands import gain_trials, measure_gain
-from teachclip.commands.gain_arms import FAMILIES, family, grid
-from teachclip.commands.gain_frames import weight_by_kind
-from teachclip.commands.gain_plan import SHARPNESS, picks, whole
-from teachclip.commands.gain_report import build_gain_report, gain_markdown
-from teachclip.commands.gain_trials import Job, Sizes
-from teachclip.commands.measure_gain import main
-from teachclip.commands.trials import run_trial
 from teachclip.errors import DataError, TrainingError
-from teachclip.evaluation.gain import Candidate
-from teachclip.recipe_file import load_recipe
+from teachclip.recipe.loading import load_recipe
+from teachclip.shapes.ground_truth import weight_by_kind
+from teachclip.studies import gain_trials, measure_gain
+from teachclip.studies.comparison import Candidate
+from teachclip.studies.gain_arms import FAMILIES, family, grid
+from teachclip.studies.gain_plan import SHARPNESS, picks, whole
+from teachclip.studies.gain_report import build_gain_report, gain_markdown
+from teachclip.studies.gain_trials import Job, Sizes
+from teachclip.studies.measure_gain import main
+from teachclip.studies.trials import run_trial
 
 
 @pytest.fixture

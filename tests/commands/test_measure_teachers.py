@@ -3,11 +3,11 @@ import json
 import pytest
 from made_up_gain import made_up_results
 
-from teachclip.commands.gain_plan import whole
-from teachclip.commands.measure_teachers import main
-from teachclip.commands.teacher_arms import NAMES, RECIPE, TAUGHT, TEMPERED, teacher_family
-from teachclip.commands.teachers_report import build_teachers_report, write_teachers_report
-from teachclip.recipe_file import load_recipe
+from teachclip.recipe.loading import load_recipe
+from teachclip.studies.gain_plan import whole
+from teachclip.studies.measure_teachers import main
+from teachclip.studies.teacher_arms import NAMES, RECIPE, TAUGHT, TEMPERED, teacher_family
+from teachclip.studies.teachers_report import build_teachers_report, write_teachers_report
 
 
 @pytest.fixture

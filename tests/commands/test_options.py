@@ -14,17 +14,17 @@ from tiny_models import tiny_clip
 from video_files import write_video
 
 from teachclip import load_student
-from teachclip.commands import distill
-from teachclip.commands.build import build_optimizer_for, build_student
-from teachclip.commands.teaching import build_sets
-from teachclip.commands.unpaired import build_unpaired
-from teachclip.commands.workspace import build_workspace
 from teachclip.errors import RecipeError
-from teachclip.evaluation.run import evaluate
+from teachclip.evaluation.evaluator import evaluate
+from teachclip.pipeline import distill
+from teachclip.pipeline.build import build_optimizer_for, build_student
+from teachclip.pipeline.teaching import build_sets
+from teachclip.pipeline.unpaired import build_unpaired
+from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes
-from teachclip.recipe_file import load_recipe
-from teachclip.training.set_scorer import SetScorer
-from teachclip.training.sets import SetPlan
+from teachclip.recipe.loading import load_recipe
+from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.frame_sets import SetPlan
 from teachers.xpool import XPool
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_spl
         found["t2v"]["recall_at_1"] = 10 * sharpness if split.name == "validation" else 10 / sharpness
         return found
 
-    monkeypatch.setattr("teachclip.evaluation.run.evaluate", evaluate_as_if)
+    monkeypatch.setattr("teachclip.evaluation.evaluator.evaluate", evaluate_as_if)
     recipe = project(teachers=[], student={"sharpening": [2.0, 0.5]})
     assert run(distill.main, recipe, f"data.select_on={split}") == 0
     found = results(project.folder / "run")

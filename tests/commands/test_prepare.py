@@ -9,10 +9,11 @@ import pytest
 import torch
 from video_files import cut_file, write_video
 
-from teachclip.commands import distill, prepare
-from teachclip.data.catalog import Caption, Split, Video
-from teachclip.data.doctor import caption_facts, frame_oddities, same_files, thumbnails
-from teachclip.recipe_file import load_recipe
+from teachclip.data.annotations.catalog import Caption, Split, Video
+from teachclip.data_check import prepare
+from teachclip.data_check.findings import caption_facts, frame_oddities, same_files, thumbnails
+from teachclip.pipeline import distill
+from teachclip.recipe.loading import load_recipe
 
 
 def run(main, *arguments):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from teachclip import load_student
-from teachclip.commands import distill, evaluate, export, precompute, train_teacher
+from teachclip.pipeline import distill, evaluate, export, precompute, train_teacher
 from teachers import load_teacher
 
 ROOT = Path(__file__).parents[2]

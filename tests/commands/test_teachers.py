@@ -11,10 +11,10 @@ from launching import launch
 from other_teachers import Pixels
 from tiny_models import FRAMES, tiny_clip
 
-from teachclip.commands import distill, evaluate, import_relevance, precompute
-from teachclip.commands.teacher_files import is_there
-from teachclip.recipe import Teacher
-from teachclip.store import ArrayStore
+from teachclip.pipeline import distill, evaluate, import_relevance, precompute
+from teachclip.pipeline.teacher_files import is_there
+from teachclip.recipe.schema import Teacher
+from teachclip.store.array_store import ArrayStore
 from teachers.xclip import XCLIP
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_a_teacher_is_evaluated_on_its_own_inputs(project, kinds, capsys):
 
 
 def test_an_online_teacher_that_reads_what_the_student_reads_shares_it(project, kinds, monkeypatch):
-    import teachclip.commands.distill as module
+    import teachclip.pipeline.distill as module
     from teachclip.training.batches import TrainingBatches
 
     keys = []

@@ -13,7 +13,7 @@ import torch
 
 from teachclip.models.clip import load_clip
 from teachclip.models.mean_pooling import MeanPooling
-from teachclip.store import ArrayStore
+from teachclip.store.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(__file__).with_name("mean_teacher")

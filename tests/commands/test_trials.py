@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from teachclip.commands import trials
-from teachclip.commands.trials import Trial, run_trial, run_trials
 from teachclip.errors import DataError, StoreError, TrainingError
+from teachclip.studies import trials
+from teachclip.studies.trials import Trial, run_trial, run_trials
 
 
 @dataclass(frozen=True)

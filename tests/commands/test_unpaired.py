@@ -2,11 +2,12 @@
 
 import pytest
 
-from teachclip.commands import ablate, distill
-from teachclip.commands.build import build_catalog
-from teachclip.commands.unpaired import check_unseen
 from teachclip.errors import RecipeError
-from teachclip.recipe_file import load_recipe
+from teachclip.pipeline import distill
+from teachclip.pipeline.build import build_catalog
+from teachclip.pipeline.unpaired import check_unseen
+from teachclip.recipe.loading import load_recipe
+from teachclip.studies import study as ablate
 
 SETS = {"weight": 1.0, "count": 4, "texts": 4}
 

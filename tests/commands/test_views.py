@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teachclip.commands import distill, evaluate, import_relevance, precompute, train_teacher
-from teachclip.data import decoding
+from teachclip.data.video.decode import decoding
 from teachclip.errors import VideoError
-from teachclip.store import ArrayStore
+from teachclip.pipeline import distill, evaluate, import_relevance, precompute, train_teacher
+from teachclip.store.array_store import ArrayStore
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 import view_decoder

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from teachclip.data.annotations.catalog import Caption
 from teachclip.data.batches import BatchPlan, Tokenized
-from teachclip.data.catalog import Caption
 from teachclip.errors import DataError, LaunchError
 
 START, END = 0, 1

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teachclip.data.catalog import (
+from teachclip.data.annotations.catalog import (
     Caption,
     Catalog,
     Split,
@@ -11,7 +11,7 @@ from teachclip.data.catalog import (
     load_catalog,
     require_readable,
 )
-from teachclip.data.validation import ValidationOptions, choose_held_out
+from teachclip.data.annotations.validation import ValidationOptions, choose_held_out
 from teachclip.errors import DataError, RecipeError
 
 
@@ -269,7 +269,7 @@ def test_how_much_of_each_split_is_used_is_known(tmp_path):
 
 
 READER = """
-from teachclip.data.annotations import Annotations, Caption, Segment
+from teachclip.data.annotations.schema import Annotations, Caption, Segment
 
 def read(*, annotations, train, validation, test):
     named = [Caption(f"{name}:0", name, str(lists)) for name, lists in (("a", train), ("b", validation), ("c", test))]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from golden import load_golden
 
-from teachclip.data.frame_plans import FramePlan, choose_frames, jitter, plan_indices
-from teachclip.data.timeline import Timeline, find_part
+from teachclip.data.video.sampling import FramePlan, choose_frames, jitter, plan_indices
+from teachclip.data.video.timeline import Timeline, find_part
 from teachclip.errors import DataError, VideoError
 
 PER_SECOND = FramePlan("per_second", 12)

@@ -5,15 +5,16 @@ import view_decoder
 from video_files import write_video
 from view_decoder import decoded
 
-from teachclip.data import decoding, frame_space
-from teachclip.data.catalog import Video
-from teachclip.data.decoding import Decoding, decode_file
-from teachclip.data.frame_plans import FramePlan
-from teachclip.data.frame_views import build_frame_views
-from teachclip.data.frames import build_frame_store
-from teachclip.data.transform import FrameTransform
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.frames.store import build_frame_store
+from teachclip.data.frames import disk_space as frame_space
+from teachclip.data.frames.views import build_frame_views
+from teachclip.data.video.decode import decoding
+from teachclip.data.video.decoding import Decoding, decode_file
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import StoreError
-from teachclip.store import ArrayStore
+from teachclip.store.array_store import ArrayStore
 
 HOW = Decoding(FramePlan("intervals", 3), FrameTransform(16), workers=2)
 

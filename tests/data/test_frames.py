@@ -14,16 +14,18 @@ import pytest
 import torch
 from video_files import cut_file, write_video
 
-from teachclip.data import decoding, file_facts, frame_space, frames
-from teachclip.data.catalog import Video
-from teachclip.data.decoding import Decoding, decode_file
-from teachclip.data.frame_plans import FramePlan
-from teachclip.data.frames import FrameStore, build_frame_store
-from teachclip.data.transform import FrameTransform
-from teachclip.data.video import decode_frames
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.frames.store import FrameStore, build_frame_store
+from teachclip.data.frames import disk_space as frame_space
+from teachclip.data.frames import store as frames
+from teachclip.data.video import decoding, file_facts
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decoding import Decoding, decode_file
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, StoreError, VideoError
-from teachclip.files import file_hash
-from teachclip.store import ArrayStore
+from teachclip.store.array_store import ArrayStore
+from teachclip.store.files import file_hash
 
 PLAN = FramePlan("per_second", 4)
 REAL_DECODE = decode_file
@@ -166,7 +168,8 @@ KILLED = """
 import sys
 from pathlib import Path
 import test_frames
-from teachclip.data import decoding, frames
+from teachclip.data.video.decode import decoding
+from teachclip.data.frames import store as frames
 if __name__ == "__main__":
     frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
     folder = Path(sys.argv[1])

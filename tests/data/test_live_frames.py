@@ -9,14 +9,14 @@ import view_decoder
 from video_files import write_video
 from view_decoder import decoded
 
-from teachclip.data import decoding
-from teachclip.data.catalog import Video
-from teachclip.data.decoding import Decoding
-from teachclip.data.file_facts import file_facts
-from teachclip.data.frame_plans import FramePlan
-from teachclip.data.frame_views import build_frame_views
-from teachclip.data.live_frames import LiveFrames
-from teachclip.data.transform import FrameTransform
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.frames.live import LiveFrames
+from teachclip.data.frames.views import build_frame_views
+from teachclip.data.video.decode import decoding
+from teachclip.data.video.decoding import Decoding
+from teachclip.data.video.file_facts import file_facts
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError
 
 HOW = Decoding(FramePlan("per_second", 3), FrameTransform(16), workers=1)

@@ -1,7 +1,7 @@
-from teachclip.data.annotations import Caption
-from teachclip.data.catalog import Catalog, Split, Video
-from teachclip.data.file_facts import file_facts
-from teachclip.data.overlap import Overlap, describe_overlaps, overlaps
+from teachclip.data.annotations.catalog import Catalog, Split, Video
+from teachclip.data.annotations.overlap import Overlap, describe_overlaps, overlaps
+from teachclip.data.annotations.schema import Caption
+from teachclip.data.video.file_facts import file_facts
 
 
 def split(name, *videos):

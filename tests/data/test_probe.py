@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from teachclip.data import video_facts
-from teachclip.data.file_heads import promised_bytes
-from teachclip.data.probe import probe_video
+from teachclip.data.video.decode import video_facts
+from teachclip.data.video.file_heads import promised_bytes
+from teachclip.data.video.probe import probe_video
 
 
 def test_facts_of_a_plain_file(tmp_path):

@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 
-from teachclip.data import shapes
-from teachclip.data import shapes_captions as captions
-from teachclip.data.catalog import load_catalog
-from teachclip.data.shapes import COLOURS, PLACES, SIZES, Event, Purpose, Shot, stream
-from teachclip.data.shapes_captions import Phrase
-from teachclip.data.shapes_video import BORDER_COLOURS, draw_backdrop, encode_mp4, render_shots, shape_distance
-from teachclip.data.shapes_world import WorldPlan, tell_world, write_world
+from teachclip.data.annotations.catalog import load_catalog
 from teachclip.errors import DataError, StoreError
+from teachclip.shapes import captions
+from teachclip.shapes import dataset as shapes
+from teachclip.shapes.captions import Phrase
+from teachclip.shapes.dataset import COLOURS, PLACES, SIZES, Event, Purpose, Shot, stream
+from teachclip.shapes.rendering import BORDER_COLOURS, draw_backdrop, encode_mp4, render_shots, shape_distance
+from teachclip.shapes.scenes import WorldPlan, tell_world, write_world
 
 PLAN = WorldPlan(train_videos=8, test_videos=4)
 
@@ -293,7 +293,8 @@ def test_workers_below_one_are_refused(tmp_path):
 def test_a_full_disk_is_named_and_what_is_made_stays(tmp_path, monkeypatch):
     import errno
 
-    from teachclip.data import shapes_video, shapes_world
+    from teachclip.shapes import rendering as shapes_video
+    from teachclip.shapes import scenes as shapes_world
 
     def fill_up(path, seed, index, preset):
         if index >= 5:

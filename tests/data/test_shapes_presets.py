@@ -9,13 +9,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from teachclip.data import shapes_captions as captions
-from teachclip.data.catalog import load_catalog
-from teachclip.data.shapes import Event, Purpose, Shot, events_of, sample_story, stream
-from teachclip.data.shapes_presets import DEFAULT, PRESETS, Preset, find_preset, preset_settings
-from teachclip.data.shapes_video import BORDER_COLOURS, ENCODER, render_shots
-from teachclip.data.shapes_world import WorldPlan, tell_world, write_world
+from teachclip.data.annotations.catalog import load_catalog
 from teachclip.errors import DataError
+from teachclip.shapes import captions
+from teachclip.shapes.dataset import Event, Purpose, Shot, events_of, sample_story, stream
+from teachclip.shapes.presets import DEFAULT, PRESETS, Preset, find_preset, preset_settings
+from teachclip.shapes.rendering import BORDER_COLOURS, ENCODER, render_shots
+from teachclip.shapes.scenes import WorldPlan, tell_world, write_world
 
 NAMES = tuple(PRESETS)
 RECORDED = {
@@ -87,7 +87,7 @@ def test_other_presets_record_their_name_and_what_differs(name):
 def test_a_number_of_a_preset_that_changes_is_another_world(monkeypatch):
     before = WorldPlan(preset="noisy").settings()
     changed = {**PRESETS, "noisy": replace(PRESETS["noisy"], wrong_share=0.21)}
-    monkeypatch.setattr("teachclip.data.shapes_presets.PRESETS", changed)
+    monkeypatch.setattr("teachclip.shapes.presets.PRESETS", changed)
     assert WorldPlan(preset="noisy").settings() != before
 
 

@@ -4,7 +4,7 @@ import torch
 from golden import load_golden
 from PIL import Image
 
-from teachclip.data.transform import normalize, resize_and_crop
+from teachclip.data.video.transform import normalize, resize_and_crop
 
 INFO, ARRAYS = load_golden("11_preprocess")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from video_files import read_number, read_numbers, turn_file, write_video
 
-from teachclip.data import video
-from teachclip.data.frame_plans import FramePlan, plan_indices
-from teachclip.data.probe import probe_video, read_facts
-from teachclip.data.video import decode_frames
+from teachclip.data.video import decode as video
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.probe import probe_video, read_facts
+from teachclip.data.video.sampling import FramePlan, plan_indices
 
 PER_SECOND = FramePlan("per_second", 12)
 INTERVALS = FramePlan("intervals", 12)

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from video_files import cut_file, read_number, read_numbers, write_cover, write_sound, write_video
 
-from teachclip.data import video
-from teachclip.data.frame_plans import FramePlan, plan_indices
-from teachclip.data.native_output import captured_stderr
-from teachclip.data.probe import probe_video
-from teachclip.data.video import decode_frames
+from teachclip.data.video import decode as video
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.native_output import captured_stderr
+from teachclip.data.video.probe import probe_video
+from teachclip.data.video.sampling import FramePlan, plan_indices
 from teachclip.errors import VideoError
 
 PER_SECOND = FramePlan("per_second", 12)

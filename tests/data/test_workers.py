@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from teachclip.data import workers
-from teachclip.data.workers import Failure, guarded_map
+from teachclip.data.video.decode import workers
+from teachclip.data.video.workers import Failure, guarded_map
 from teachclip.errors import DataError, VideoError
 
 

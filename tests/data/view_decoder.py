@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from teachclip.data.decoding import decode_file
-from teachclip.data.frame_plans import FramePlan
+from teachclip.data.video.decoding import decode_file
+from teachclip.data.video.sampling import FramePlan
 from teachclip.errors import VideoError
 
 

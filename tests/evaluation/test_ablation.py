@@ -1,9 +1,9 @@
 import pytest
 
-from teachclip.evaluation.ablation import Effort, choices_table, cost_table, recall_intervals, tried_table
-from teachclip.evaluation.gain import ArmRuns, Candidate, edges
 from teachclip.evaluation.intervals import t_quantile
-from teachclip.evaluation.pictures import draw_intervals
+from teachclip.reports.pictures import draw_intervals
+from teachclip.studies.comparison import ArmRuns, Candidate, edges
+from teachclip.studies.tables import Effort, choices_table, cost_table, recall_intervals, tried_table
 
 
 def arm(*values, chosen=None, cost=None):

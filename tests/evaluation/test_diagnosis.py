@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from teachclip.evaluation import diagnosis_vectors
-from teachclip.evaluation.diagnosis import RECALLS, Step, best_step, gap_of, measure, parts_of_gap, verdicts
-from teachclip.evaluation.diagnosis_agreement import (
+from teachclip.diagnosis import vectors as diagnosis_vectors
+from teachclip.diagnosis.agreement import (
     average_ranks,
     mean_spearman,
     share_overlap,
@@ -20,9 +19,10 @@ from teachclip.evaluation.diagnosis_agreement import (
     top_overlap,
     worst_captions,
 )
-from teachclip.evaluation.diagnosis_choice import Asked, closest_chosen, conditioned_steps, sharpened
-from teachclip.evaluation.diagnosis_steps import all_steps, fitted_steps
-from teachclip.evaluation.diagnosis_vectors import (
+from teachclip.diagnosis.choice import Asked, closest_chosen, conditioned_steps, sharpened
+from teachclip.diagnosis.diagnosis import RECALLS, Step, best_step, gap_of, measure, parts_of_gap, verdicts
+from teachclip.diagnosis.steps import all_steps, fitted_steps
+from teachclip.diagnosis.vectors import (
     Features,
     can_cross_fit,
     caption_folds,

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from teachclip.evaluation.diagnosis_page import (
+from teachclip.diagnosis.page import (
     PICTURE_BYTES,
     data_uri,
     diagnosis_page,

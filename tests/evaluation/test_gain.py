@@ -1,6 +1,6 @@
 import pytest
 
-from teachclip.evaluation.gain import (
+from teachclip.studies.comparison import (
     ArmRuns,
     Candidate,
     choose,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from evaluation.made_up import made_up_cost, made_up_run
 
-from teachclip.evaluation.page import report_page
-from teachclip.evaluation.pictures import arm_colours, draw_frames, draw_recall
-from teachclip.evaluation.report import Arm, build_report, report_markdown, report_tables, terminal_text, verdicts
+from teachclip.reports.pages import report_page
+from teachclip.reports.pictures import arm_colours, draw_frames, draw_recall
+from teachclip.reports.report import Arm, build_report, report_markdown, report_tables, terminal_text, verdicts
 
 SEEDS = [1, 2, 3]
 

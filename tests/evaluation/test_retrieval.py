@@ -16,7 +16,7 @@ from teachclip.errors import DataError
 from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
 from teachclip.evaluation.retrieval import evaluate_retrieval, ranks_from_matrix, retrieval_ranks
-from teachclip.models.heads import ResidualHeads
+from teachclip.models.adapters import ResidualHeads
 
 INFO, MATRICES = load_golden("07_metrics")
 CASES = {case["name"]: case for case in INFO["cases"]}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from teachclip.models.aggregation import FrameAggregation, masked_softmax
+from teachclip.models.frame_attention import FrameAggregation, masked_softmax
 
 
 def with_scores(scores: torch.Tensor, *, temperature: float = 0.1) -> tuple[FrameAggregation, torch.Tensor]:

@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError
-from teachclip.export import export_official
 from teachclip.models.clip import frame_features, load_clip, text_features
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.student import StudentModel, load_student, student_to_official
+from teachclip.pipeline.export_formats import export_official
 
 CLIP_SHAPES = openai_clip_shapes(width=128, layers=2, patch=8, grid=3, text_width=64, text_layers=2, vocabulary=50)
 BATCH = {

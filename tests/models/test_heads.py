@@ -12,8 +12,8 @@ from torch.nn.functional import normalize, relu
 from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError
-from teachclip.models.aggregation import FrameAggregation, gate_shares, masked_softmax
-from teachclip.models.heads import ResidualHead, ResidualHeads
+from teachclip.models.adapters import ResidualHead, ResidualHeads
+from teachclip.models.frame_attention import FrameAggregation, gate_shares, masked_softmax
 from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
 
 FRAMES = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(1)) * 7

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from teachclip.data.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize, resize_and_crop
+from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize, resize_and_crop
 from teachclip.errors import CheckpointError
 from teachclip.models.preprocessing import image_settings, load_preprocessing, load_tokenizer
 

@@ -12,9 +12,9 @@ import torch
 from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_student, tiny_tokenizer
 from torch.testing import assert_close
 
-from teachclip.data.frame_plans import FramePlan
-from teachclip.data.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
-from teachclip.data.video import decode_frames
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
 from teachclip.errors import CheckpointError, DataError, VideoError
 from teachclip.models.processing import StudentProcessor
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
 
-from teachclip.data.frame_plans import FramePlan
+from teachclip.data.video.sampling import FramePlan
 from teachclip.errors import CheckpointError
 from teachclip.models.backbone import load_backbone
 from teachclip.models.configuration import StudentConfig

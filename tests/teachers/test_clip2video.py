@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.aggregation import residual_pooling
+from teachclip.models.frame_attention import residual_pooling
 from teachclip.models.layouts import openai_to_transformers, transformers_to_openai
 from teachclip.models.official import under
 from teachclip.models.temporal import rename_blocks

@@ -20,8 +20,8 @@ from teachclip.errors import CheckpointError, DataError, RecipeError, TeachclipE
 from teachclip.models.clip import clip_from_state, frame_features
 from teachclip.models.layouts import openai_to_transformers
 from teachclip.models.official import under
-from teachclip.precompute import architecture_hash
 from teachclip.scorer import Teacher, Tokens, select_tokens
+from teachclip.scoring.token_store import architecture_hash
 from teachers import load_teacher
 from teachers.token_selection import PerturbedTopK, content_seeds, hard_top_k
 from teachers.token_shift import shift_tokens

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from tiny import tiny_batches, tiny_schedule, tiny_student
 from torch import Tensor
 
-from teachclip.commands.towers import set_clip_weights
 from teachclip.models.student import StudentModel
+from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
+from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parameter_groups
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
-from teachclip.training.terms import DistillationTerms
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 

@@ -17,9 +17,9 @@ from teachclip.errors import CheckpointError, TrainingError
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
+from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
-from teachclip.training.terms import DistillationTerms
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 

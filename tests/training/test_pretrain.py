@@ -7,12 +7,18 @@ import torch
 from transformers import AutoTokenizer, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from teachclip.data.shapes import Purpose, sample_event, stream
-from teachclip.data.shapes_captions import describe_event, vocabulary
 from teachclip.errors import DataError, TrainingError
 from teachclip.models.clip import load_clip
-from teachclip.training import pretrain
-from teachclip.training.pretrain import PretrainingPlan, SingleFrames, build_tiny_clip, build_tokenizer, pretrain_clip
+from teachclip.shapes import pretraining as pretrain
+from teachclip.shapes.captions import describe_event, vocabulary
+from teachclip.shapes.dataset import Purpose, sample_event, stream
+from teachclip.shapes.pretraining import (
+    PretrainingPlan,
+    SingleFrames,
+    build_tiny_clip,
+    build_tokenizer,
+    pretrain_clip,
+)
 
 TINY = PretrainingPlan(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
 

@@ -7,12 +7,12 @@ from tiny import FRAMES, TinyPixels, tiny_batches, tiny_clip, tiny_student
 from torch.testing import assert_close
 
 from teachclip.errors import LaunchError
-from teachclip.inputs import model_inputs
 from teachclip.processes import Processes
-from teachclip.training.set_scorer import SetScorer, late_interaction
-from teachclip.training.sets import SCORER, STUDENT, Draw, SetPlan, read_sets
+from teachclip.scoring.inputs import model_inputs
+from teachclip.training.frame_set_scorer import SetScorer, late_interaction
+from teachclip.training.frame_sets import SCORER, STUDENT, Draw, SetPlan, read_sets
+from teachclip.training.loss_terms import DistillationTerms, Term
 from teachclip.training.task import DistillationTask
-from teachclip.training.terms import DistillationTerms, Term
 from teachers.xpool import XPool
 
 INPUTS = TinyPixels.make()

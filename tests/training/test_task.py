@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import TinyRelevance, tiny_batches, tiny_student
 
+from teachclip.training.loss_terms import DistillationTerms, Term
 from teachclip.training.task import DistillationTask, Relevance, confidence_weights
-from teachclip.training.terms import DistillationTerms, Term
 
 
 class VideoAlone(TinyRelevance):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from teachclip.data.annotations.catalog import Caption, Split, Video
 from teachclip.data.batches import BatchPlan
-from teachclip.data.catalog import Caption, Split, Video
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 from teachclip.training.batches import StoredRelevance, TrainingBatches

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from tiny import tiny_batches, tiny_clip, tiny_optimizer, tiny_schedule, tiny_student
 
-from teachclip.commands.towers import set_clip_weights
+from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
+from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask, OnlineTeacher
-from teachclip.training.terms import DistillationTerms
 
 
 def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32") -> None:

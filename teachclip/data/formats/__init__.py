@@ -1,19 +1,19 @@
 """Readers of annotation files: one small module per published format, and for own data.
 
-A reader is a function `read(*, annotations, train, validation, test) -> Annotations`; see `teachclip.data.catalog`.
+A reader is a function `read(*, annotations, train, validation, test) -> Annotations`; see `teachclip.data.annotations.catalog`.
 """
 
 from collections.abc import Mapping
 
 FORMATS: Mapping[str, str] = {
     "activitynet": "teachclip.data.formats.activitynet:read",
-    "csv": "teachclip.data.formats.own:read_csv",
+    "csv": "teachclip.data.formats.custom:read_csv",
     "didemo": "teachclip.data.formats.didemo:read",
-    "jsonl": "teachclip.data.formats.own:read_jsonl",
+    "jsonl": "teachclip.data.formats.custom:read_jsonl",
     "lsmdc": "teachclip.data.formats.lsmdc:read",
     "msrvtt": "teachclip.data.formats.msrvtt:read",
     "msvd": "teachclip.data.formats.msvd:read",
-    "parquet": "teachclip.data.formats.own:read_parquet",
+    "parquet": "teachclip.data.formats.custom:read_parquet",
     "text_files": "teachclip.data.formats.text_files:read",
     "vatex": "teachclip.data.formats.vatex:read",
 }

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from teachclip.data.annotations import Annotations, Caption, Segment
+from teachclip.data.annotations.locate import EXTENSIONS
+from teachclip.data.annotations.schema import Annotations, Caption, Segment
 from teachclip.data.formats.published import captions_of, check_texts, list_file, read_ids, require_folder
 from teachclip.data.formats.tables import check_entries, kind_of, read_json
-from teachclip.data.locate import EXTENSIONS
 from teachclip.errors import DataError
 
 SECONDS = 31.0

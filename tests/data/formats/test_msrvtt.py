@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from teachclip.data.catalog import load_catalog
+from teachclip.data.annotations.catalog import load_catalog
 from teachclip.data.formats.msrvtt import read
 from teachclip.errors import DataError
 

@@ -1,6 +1,6 @@
 import pytest
 
-from teachclip.data.catalog import load_catalog
+from teachclip.data.annotations.catalog import load_catalog
 from teachclip.data.formats.text_files import read
 from teachclip.errors import DataError
 

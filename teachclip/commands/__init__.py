@@ -1,1 +1,0 @@
-"""One module per command; `tools/*.py` and the `teachclip` entry point call these."""

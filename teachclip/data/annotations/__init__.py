@@ -1,0 +1,1 @@
+"""Which videos and captions there are: splits, file lookup, held-out validation, overlaps."""

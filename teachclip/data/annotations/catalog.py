@@ -1,0 +1,258 @@
+"""Which videos and captions there are, and in which split: the catalogue that everything else counts its rows in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachclip.data.annotations.locate import locate_videos
+from teachclip.data.annotations.schema import Annotations, Caption, Segment
+from teachclip.data.annotations.validation import ValidationOptions, choose_held_out
+from teachclip.data.formats import FORMATS
+from teachclip.data.formats.tables import repeated
+from teachclip.errors import DataError
+from teachclip.registry import resolve
+
+SHOWN = 5
+"""How many videos a message names."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, or the seconds of one from `start` to `end`; None: from its beginning, to its end.
+
+    `id` is unique within a catalogue; several videos may share one file.
+    """
+
+    id: str
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
+
+    Raises DataError for an id that stands twice, a video without caption, or captions in another order.
+    """
+
+    name: str
+    videos: tuple[Video, ...]
+    captions: tuple[Caption, ...]
+
+    def __post_init__(self) -> None:
+        for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
+            if len(set(ids)) < len(ids):
+                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} stands twice")
+        order = list(dict.fromkeys(caption.video_id for caption in self.captions))
+        if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
+            raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
+
+    @cached_property
+    def caption_videos(self) -> np.ndarray:
+        """Row of each caption's video: (captions,) int64."""
+        rows = {video.id: row for row, video in enumerate(self.videos)}
+        return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
+
+    def circumstances(self) -> dict[str, Any]:
+        """Return numbers and hashes of the ids and texts, in order, for fingerprints. File contents are not in it."""
+        return {
+            "videos": len(self.videos),
+            "captions": len(self.captions),
+            "video_ids": _hash([video.id for video in self.videos]),
+            "caption_ids": _hash([[caption.id, caption.video_id] for caption in self.captions]),
+            "texts": _hash([caption.text for caption in self.captions]),
+        }
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All splits. No video is in two of them.
+
+    `left_out`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
+    """
+
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for split in self.splits:
+            for video in split.videos:
+                if video.id in seen:
+                    both = f"{seen[video.id]} and {split.name}"
+                    hint = "" if both.startswith("train") else "; to select on test write data.select_on=test instead"
+                    raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
+                seen[video.id] = split.name
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """All splits that there are: train, validation, test."""
+        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """All videos, in the order of the splits."""
+        return tuple(video for split in self.splits for video in split.videos)
+
+    @property
+    def partial(self) -> dict[str, str]:
+        """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
+        used = {split.name: len(split.videos) for split in self.splits}
+        return {name: f"{used[name]:,} of {used[name] + len(lost):,}" for name, lost in self.lost.items() if lost}
+
+
+def load_catalog(
+    *,
+    format: str,
+    videos: Path,
+    annotations: Path,
+    train: Path | None = None,
+    test: Path | None = None,
+    validation: ValidationOptions | Path | None = None,
+    max_missing: float = 0.0,
+) -> Catalog:
+    """Read annotations and find the video files below the folder `videos`.
+
+    `format` is a name in `teachclip.data.formats.FORMATS` or the `module:name` of a reader
+    `read(*, annotations, train, validation, test) -> Annotations`; `train`, `test` and, if it is a path, `validation`
+    are lists for it. Where the annotations then have no validation split, `validation` options hold training videos
+    out. Videos without a file are left out if their share is at most `max_missing`.
+
+    Raises RecipeError for an unknown format, DataError for everything that is wrong with the data.
+    """
+    read = resolve("data format", format, FORMATS)
+    own_list = None if isinstance(validation, ValidationOptions) else validation
+    found: Annotations = read(annotations=Path(annotations), train=train, validation=own_list, test=test)
+    named = (("train", found.train), ("validation", found.validation), ("test", found.test))
+    groups = {name: _by_video(captions) for name, captions in named if captions is not None}
+    ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
+    located = _locate(Path(videos), ids, found.segments)
+    absent = {video_id: "no such file" for video_id in ids if video_id not in located}
+    missing = {**absent, **{key: reason for part in found.left_out.values() for key, reason in part.items()}}
+    total = len(ids) + len(missing) - len(absent)
+    problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
+    refuse_too_many(missing, missing, total, max_missing, problem)
+    splits = {name: _build_split(name, group, located, missing) for name, group in groups.items()}
+    lost = {
+        name: (*(key for key in group if key in absent), *found.left_out.get(name, ()))
+        for name, group in groups.items()
+    }
+    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
+    if catalog.validation is None and isinstance(validation, ValidationOptions):
+        return _hold_out(catalog, validation)
+    return catalog
+
+
+def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missing: float) -> Catalog:
+    """Return the catalogue without the videos in `failures` (video id -> reason); they join `left_out`.
+
+    Raises DataError, naming videos and reasons, if the share of all that is left out is above `max_missing`, or if a
+    split is left empty. Failures of videos that are in no split do not matter.
+    """
+    reasons = {video.id: failures[video.id] for video in catalog.videos if video.id in failures}
+    if not reasons:
+        return catalog
+    out = {**catalog.left_out, **reasons}
+    refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.left_out), max_missing, "cannot be read")
+    kept = {video.id: video for video in catalog.videos if video.id not in reasons}
+    splits = {
+        split.name: _build_split(split.name, _by_video(split.captions), kept, reasons) for split in catalog.splits
+    }
+    lost = {
+        split.name: (*catalog.lost.get(split.name, ()), *(video.id for video in split.videos if video.id in reasons))
+        for split in catalog.splits
+    }
+    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), out, lost)
+
+
+def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> dict[str, Video]:
+    """Find the files of the videos. Raises DataError if two of them are the same part of the same file."""
+    places = {video_id: segments.get(video_id) or Segment(video_id) for video_id in ids}
+    names = {video_id: (place.file, *place.other_names) for video_id, place in places.items()}
+    paths = locate_videos(root, list(dict.fromkeys(name for choice in names.values() for name in choice)))
+    located: dict[str, Video] = {}
+    owners: dict[tuple[Path, float | None, float | None], str] = {}
+    for video_id, place in places.items():
+        path = next((paths[name] for name in names[video_id] if name in paths), None)
+        if path is None:
+            continue
+        owner = owners.setdefault((path, place.start, place.end), video_id)
+        if owner != video_id:
+            what = "file" if place.start is place.end is None else "part of the file"
+            raise DataError(f"videos {owner!r} and {video_id!r} are the same {what} {path}; write its name one way")
+        located[video_id] = Video(video_id, path, place.start, place.end)
+    return located
+
+
+def refuse_too_many(
+    reasons: Mapping[str, str], out: Mapping[str, str], total: int, max_missing: float, problem: str
+) -> None:
+    """Raise DataError if the share of the videos `out` is above `max_missing`; `reasons` are those to name."""
+    if len(out) <= max_missing * total + 1e-9:  # 0.29 * 100 is below 29
+        return
+    raise DataError(
+        f"{len(reasons)} of {total} videos {problem}: {_some(reasons, reasons)}; mend them, take them out of the "
+        f"annotations, or leave them out with data.max_missing={math.ceil(1e4 * len(out) / total) / 1e4:g} "
+        f"(now {max_missing:g})"
+    )
+
+
+def _by_video(captions: Iterable[Caption]) -> dict[str, list[Caption]]:
+    """Group captions by video, in the order in which videos first appear."""
+    groups: dict[str, list[Caption]] = {}
+    for caption in captions:
+        groups.setdefault(caption.video_id, []).append(caption)
+    return groups
+
+
+def _build_split(
+    name: str,
+    groups: Mapping[str, Sequence[Caption]],
+    videos: Mapping[str, Video],
+    reasons: Mapping[str, str],
+) -> Split:
+    """Return the split of those in `videos`. Raises DataError, with some of the `reasons`, if there is none."""
+    kept = [video_id for video_id in groups if video_id in videos]
+    if not groups:
+        raise DataError(f"split {name}: it has no captions")
+    if not kept:
+        raise DataError(f"split {name}: none of its videos can be used: {_some(groups, reasons)}")
+    captions = tuple(caption for video_id in kept for caption in groups[video_id])
+    return Split(name, tuple(videos[video_id] for video_id in kept), captions)
+
+
+def _some(video_ids: Collection[str], reasons: Mapping[str, str]) -> str:
+    """Name a few videos, each with its reason."""
+    shown = ", ".join(f"{video_id} ({reasons.get(video_id, '')})" for video_id in list(video_ids)[:SHOWN])
+    return shown + (f" and {len(video_ids) - SHOWN} more" if len(video_ids) > SHOWN else "")
+
+
+def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
+    """Move training videos to a validation split."""
+    train = catalog.train
+    held = choose_held_out({video.id: str(video.path) for video in train.videos}, options)
+    videos = {video.id: video for video in train.videos}
+    groups = _by_video(train.captions)
+    return replace(
+        catalog,
+        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, videos, {}),
+        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, videos, {}),
+    )
+
+
+def _hash(values: Sequence[Any]) -> str:
+    """Return the sha256 of values in JSON, which keeps them apart."""
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

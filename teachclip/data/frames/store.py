@@ -1,0 +1,259 @@
+"""The frame store: every video decoded, resized and cropped once, kept as uint8."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.frames.changes import rows_to_decode
+from teachclip.data.frames.disk_space import check_space, rows_to_write
+from teachclip.data.video.decoding import Decoded, Decoding
+from teachclip.data.video.file_facts import file_facts
+from teachclip.data.video.workers import Failure
+from teachclip.errors import DataError, StoreError
+from teachclip.store.array_store import ArraySpec, ArrayStore
+from teachclip.store.manifest import MANIFEST
+
+SHARD_BYTES, SHARD_ROWS = 1 << 28, 256
+"""The most that one shard holds, and so the most that a crash loses."""
+
+NOTHING = "no frame of it can be decoded"
+"""Remark on a failed row of which every usable frame was asked for, so that it is not tried again."""
+
+
+class FrameStore:
+    """Decoded frames of some videos; row i is `videos[i]`.
+
+    Videos of which only a part could be decoded are in `partial`, or with `on_error` skip in `failures`.
+    """
+
+    def __init__(self, store: ArrayStore, videos: Sequence[Video], *, on_error: str = "skip"):
+        self.store = store
+        self.videos = tuple(videos)
+        self.on_error = on_error
+
+    @classmethod
+    def open(cls, path: str | Path, videos: Sequence[Video], *, on_error: str = "skip") -> FrameStore:
+        """Open a complete store to read it, trusting that the files of `videos` have not changed.
+
+        Raises StoreError if it is incomplete or holds other videos.
+        """
+        store = ArrayStore.open(path)
+        held = store.circumstances.get("videos", {})
+        if {video.id: row for row, video in enumerate(videos)} != {key: fact["row"] for key, fact in held.items()}:
+            raise StoreError(f"{path} holds {len(held)} other videos than the {len(videos)} asked for, or other rows")
+        return cls(store, videos, on_error=on_error)
+
+    @functools.cached_property
+    def failures(self) -> dict[str, str]:
+        """Why a video has no frames, by video id."""
+        return {self.videos[row].id: reason for row, reason in sorted(self._failed.items())}
+
+    @functools.cached_property
+    def partial(self) -> dict[str, str]:
+        """Why a video has not all frames of the plan, by video id."""
+        rows = sorted(self.store.remarks().items())
+        return {self.videos[row].id: reason for row, reason in rows if row not in self._failed}
+
+    @functools.cached_property
+    def _failed(self) -> dict[int, str]:
+        """Why a row cannot be read."""
+        return {**(self.store.remarks() if self.on_error == "skip" else {}), **self.store.failures()}
+
+    def rows_of(self, video_ids: Iterable[str]) -> np.ndarray:
+        """Return the rows of some videos: (videos,) int64. Raises StoreError for an id that is not here."""
+        try:
+            return np.array([self._rows[video_id] for video_id in video_ids], dtype=np.int64)
+        except KeyError as error:
+            raise StoreError(f"{self.store.path} has no frames of video {error.args[0]!r}") from error
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {video.id: row for row, video in enumerate(self.videos)}
+
+    def read(self, rows: Sequence[int] | np.ndarray | slice) -> tuple[Tensor, Tensor]:
+        """Return uint8 (videos, frames, 3, size, size) and the frame mask, bool (videos, frames).
+
+        Frames that a short video lacks are zeros with a false mask; normalise first, then multiply by the mask.
+        Raises StoreError for a video that could not be decoded.
+        """
+        frames = torch.from_numpy(self.store.read("frames", rows))
+        if self._failed:
+            wanted = np.arange(len(self.videos))[rows].tolist()
+            if lost := [row for row in wanted if row in self._failed]:
+                raise StoreError(f"{self.store.path}: row {lost[0]} is of a damaged video: {self._failed[lost[0]]}")
+        counts = torch.from_numpy(self.store.read("frame_count", rows))
+        return frames, torch.arange(frames.shape[1]) < counts[:, None]
+
+    def circumstances_of(self, video_ids: Iterable[str]) -> dict[str, Any]:
+        """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
+        facts = self.store.circumstances["videos"]
+        shared = {key: value for key, value in self.store.circumstances.items() if key != "videos"}
+        return {**shared, "videos": {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}}
+
+
+def build_frame_store(
+    videos: Sequence[Video],
+    decoding: Decoding,
+    *,
+    path: str | Path,
+    view: int = 0,
+    hashes: str | Path | None = None,
+    progress: bool = True,
+) -> FrameStore:
+    """Decode what is not decoded yet and return the store.
+
+    `view`: 0 for the plan itself, any other for the plan with jitter. `hashes`: file that remembers the hashes of the
+    videos, to be shared by stores of the same ones; by default it is in `path`.
+
+    A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
+    run. What is finished is kept shard by shard, so that a second run goes on where the first one stopped. A second
+    run also decodes again what took too long or killed its process, and videos without frames whose file was mended.
+    A complete store may hold other videos beside: those that were taken out of the annotations.
+    Several runs at once are safe, but do the work twice.
+
+    Raises StoreError, naming what differs, if `path` was made of other videos, another plan or size, if it holds
+    frames of a file that has changed since, or if the disk has too little room for what is missing.
+    """
+    videos, path = tuple(videos), Path(path)
+    if not videos:
+        raise DataError(f"{path}: there are no videos to decode")
+    facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
+    asked = facts.keys()
+    videos, facts = _with_held(path, videos, facts)
+    facts = with_names(facts, videos) if view else facts
+    row_bytes = bytes_per_video(decoding)
+    what = f"{len(videos):,} videos x {decoding.plan.count} frames x {decoding.transform.size}^2"
+    check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
+    store = _open(path, videos, facts, decoding, view)
+    todo = rows_to_decode(store, videos, facts, decoding.on_error, asked)
+    if todo:
+        rows = [row for shard in todo.values() for row in shard]
+        bar = tqdm(
+            total=len(videos), initial=len(videos) - len(rows), desc="decode", unit="video", disable=not progress
+        )
+        missing = store.missing_shards()
+        outcomes = decoding.run((videos[row], view) for row in rows)
+        with bar, contextlib.closing(outcomes):
+            for shard, places in todo.items():
+                counted = itertools.islice(_counted(outcomes, bar), len(places))
+                found = dict(zip(places, counted, strict=True))
+                changed = {videos[row].id: facts[videos[row].id] for row in places}
+                store = _write_shard(
+                    store, shard, found, changed, on_error=decoding.on_error, redo=shard not in missing
+                )
+    return FrameStore(store, videos, on_error=decoding.on_error)
+
+
+def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
+    """Return facts of files together with their names, on which jitter depends."""
+    return {video.id: {"name": video.path.name, **facts[video.id]} for video in videos}
+
+
+def _with_held(
+    path: Path, videos: Sequence[Video], facts: dict[str, dict[str, Any]]
+) -> tuple[tuple[Video, ...], dict[str, dict[str, Any]]]:
+    """Return the videos and facts of the complete store at `path` if it holds all `videos` and others beside them.
+
+    So a video may leave the annotations, and the frames of the others stay. Otherwise returns what was given.
+    """
+    if not (path / MANIFEST).exists():
+        return tuple(videos), facts
+    store = ArrayStore.open(path, complete=False)
+    held: dict[str, dict[str, Any]] = store.circumstances.get("videos", {})
+    part = ("start", "end")
+    if not store.complete or not all(
+        key in held and all(fact.get(name) == held[key].get(name) for name in part) for key, fact in facts.items()
+    ):
+        return tuple(videos), facts
+    given = {video.id: video for video in videos}
+    order = sorted(held, key=lambda key: held[key]["row"])
+    both = {key: {**facts[key], "row": held[key]["row"]} if key in facts else held[key] for key in order}
+    return tuple(given.get(key, Video(key, Path(key))) for key in order), both
+
+
+def bytes_per_video(decoding: Decoding) -> int:
+    """Return the size of a row: its frames and their number."""
+    return math.prod(decoding.shape) + 2
+
+
+def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decoding: Decoding, view: int) -> ArrayStore:
+    """Open or make the store. Files that have changed since are not refused here; everything else that differs is."""
+    held: Mapping[str, Any] = {}
+    if (path / MANIFEST).exists():
+        held = ArrayStore.open(path, complete=False).circumstances.get("videos", {})
+    content = ("bytes", "sha256")
+    as_held = {key: fact | {name: held.get(key, fact)[name] for name in content} for key, fact in facts.items()}
+    return ArrayStore.open_or_create(
+        path,
+        circumstances={
+            **decoding.circumstances(jittered=view > 0),
+            **({"view": view} if view else {}),
+            "videos": as_held,
+        },
+        arrays={"frames": ArraySpec("uint8", decoding.shape), "frame_count": ArraySpec("int16", ())},
+        rows=len(videos),
+        rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // math.prod(decoding.shape))),
+    )
+
+
+def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:
+    """Move the progress bar by one for every outcome that is taken."""
+    for outcome in outcomes:
+        bar.update()
+        yield outcome
+
+
+def _write_shard(
+    store: ArrayStore,
+    shard: int,
+    found: Mapping[int, Decoded | Failure],
+    facts: Mapping[str, Any],
+    *,
+    on_error: str,
+    redo: bool,
+) -> ArrayStore:
+    """Write a shard of what was `found` by row; to `redo` one that is there keeps its other rows as they are.
+
+    `facts` are of the videos found. Returns the store, which from now on is said to be made of these files. A crash
+    here loses the shard, no more.
+    """
+    rows = store.shard_rows(shard)
+    arrays = {name: np.zeros((len(rows), *spec.shape), spec.dtype) for name, spec in store.arrays.items()}
+    failures: dict[int, str] = {}
+    remarks: dict[int, str] = {}
+    if redo:
+        others = [row for row in rows if row not in found]
+        failures = {row: reason for row, reason in store.failures().items() if row in others}
+        remarks = {row: remark for row, remark in store.remarks().items() if row in others}
+        kept = [row for row in others if row not in failures]
+        for name, array in arrays.items():
+            array[np.array(kept, dtype=np.int64) - rows.start] = store.read(name, kept)
+    for row, outcome in found.items():
+        if isinstance(outcome, Failure):
+            failures[row] = outcome.reason
+            if on_error == "use_decodable":
+                remarks[row] = NOTHING
+            continue
+        arrays["frames"][row - rows.start, : len(outcome.frames)] = outcome.frames
+        arrays["frame_count"][row - rows.start] = len(outcome.frames)
+        if outcome.remark:
+            remarks[row] = outcome.remark
+    if redo:
+        store.discard(shard)
+    held = store.circumstances["videos"]
+    if any(held[key] != fact for key, fact in facts.items()):
+        store = store.renewed({**store.circumstances, "videos": {**held, **facts}})
+    store.write_shard(shard, arrays, failures=failures, remarks=remarks)
+    return store

@@ -1,0 +1,1 @@
+"""From a video file to frames: probing, time stamps, frame sampling, decoding in guarded processes."""

@@ -1,0 +1,1 @@
+"""The dataset check: what `teachclip prepare` does."""

@@ -1,0 +1,1 @@
+"""Why a student falls short of its teacher."""

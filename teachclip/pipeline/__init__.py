@@ -1,0 +1,1 @@
+"""From a recipe to a student: everything the commands do, importable."""

@@ -1,0 +1,213 @@
+"""From a recipe to the parts: only these functions and the workspace read a `Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from teachclip.data.annotations.catalog import Catalog, Split, load_catalog
+from teachclip.data.annotations.validation import DEFAULT_SHARE, ValidationOptions
+from teachclip.data.batches import BatchPlan
+from teachclip.data.video.sampling import FramePlan
+from teachclip.errors import DataError, RecipeError
+from teachclip.evaluation.evaluator import Blocks
+from teachclip.models.backbone import load_backbone
+from teachclip.models.families import image_size, takes_any_size
+from teachclip.models.processing import StudentProcessor
+from teachclip.models.student import StudentModel
+from teachclip.processes import Processes
+from teachclip.recipe.schema import Optimizer, Recipe, Student, Train
+from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.training.frame_sets import check_shares
+from teachclip.training.loop import Schedule
+from teachclip.training.loss_terms import DistillationTerms, Term
+from teachclip.training.optim import SCHEDULES, build_optimizer, parameter_groups
+
+
+def build_catalog(recipe: Recipe) -> Catalog:
+    """Read the annotations and find the video files."""
+    data = recipe.data
+    validation: ValidationOptions | Path | None = None
+    if (section := data.validation) is not None:
+        share = DEFAULT_SHARE if section.share is None else section.share
+        validation = section.list or ValidationOptions(videos=section.videos, share=share, seed=section.seed)
+    return load_catalog(
+        format=data.format,
+        videos=data.videos,
+        annotations=data.annotations,
+        train=data.train,
+        test=data.test,
+        validation=validation,
+        max_missing=data.max_missing,
+    )
+
+
+def build_plan(recipe: Recipe) -> FramePlan:
+    """Return the frame plan."""
+    frames = recipe.frames
+    return FramePlan(frames.plan, frames.count, rate=frames.rate, jitter_seed=frames.jitter_seed)
+
+
+def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:
+    """Return the tokenizer and the decoding settings that are saved with a student on the backbone of `config`."""
+    return StudentProcessor.from_backbone(
+        recipe.student.backbone,
+        config,
+        plan=build_plan(recipe),
+        size=recipe.frames.size,
+        max_tokens=recipe.text.max_tokens,
+    )
+
+
+def build_backbone(recipe: Recipe) -> PreTrainedModel:
+    """Load what the student starts from. Raises RecipeError if frames of another size are asked for.
+
+    A backbone that is a configuration alone starts from random weights, which depend on the recipe's seed alone.
+    """
+    source, asked = recipe.student.backbone, recipe.frames.size
+    torch.manual_seed(recipe.seed)
+    backbone = load_backbone(source)
+    size = image_size(backbone.config)
+    if asked not in (None, size) and not takes_any_size(backbone.config):
+        raise RecipeError(f"frames.size is {asked}, but {source} takes images of {size}")
+    return backbone
+
+
+def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
+    """Return the split that checkpoints are selected on. Raises DataError if there is none."""
+    split = catalog.validation if recipe.data.select_on == "validation" else catalog.test
+    if split is None and recipe.data.select_on == "validation":
+        raise DataError(
+            f"{recipe.name}: there is no validation split to select on; give data.validation.videos=N to hold out "
+            "training videos, or write data.select_on=test to select on test as papers did"
+        )
+    if split is None:
+        raise DataError(f"{recipe.name}: data.select_on is test, but the data has no test split")
+    return split
+
+
+def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Processes) -> None:
+    """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
+    build_selection(recipe, catalog)
+    plan = BatchPlan(len(catalog.train.captions), train.batch_size, recipe.seed)
+    plan.local(0, processes.index, processes.count)
+    if recipe.losses.uses_sets:
+        check_shares(recipe.losses.sets.count, recipe.losses.sets.texts, processes.count)
+
+
+def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:
+    """Build a fresh student on its backbone. The new parameters depend on `seed` alone."""
+    torch.manual_seed(seed)
+    return StudentModel.from_backbone(
+        backbone,
+        temporal_layers=section.temporal_layers,
+        pooling_temperature=section.pooling_temperature,
+        mask_padding=section.mask_padding,
+        frames=frames,
+        gate=section.gate,
+        gate_input=section.gate_input,
+        gate_rescale=section.gate_rescale,
+        heads=section.heads,
+        head_width=section.head_width,
+    )
+
+
+def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer over the published parameter groups."""
+    groups = parameter_groups(
+        model,
+        lr=section.lr,
+        clip_lr=section.clip_lr,
+        aggregation_lr=section.aggregation_lr,
+        weight_decay=section.weight_decay,
+        heads_lr=section.heads_lr,
+    )
+    return build_optimizer(section.name, groups)
+
+
+def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int) -> Schedule:
+    """Return the lengths of a run in steps."""
+    steps = train.steps or train.epochs * batches_per_epoch
+    evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
+    curve = SCHEDULES[optimizer.schedule]
+    return Schedule(
+        steps=steps,
+        rate=lambda progress: curve(progress, optimizer.warmup),
+        max_grad_norm=optimizer.max_grad_norm,
+        evaluate_every=evaluate_every,
+        checkpoint_every=train.checkpoint_every or evaluate_every,
+        log_every=train.log_every,
+        workers=train.workers,
+        seed=seed,
+    )
+
+
+def build_blocks(recipe: Recipe) -> Blocks:
+    """Return how much evaluation computes at once."""
+    return Blocks(recipe.evaluation.batch_size, recipe.evaluation.text_block, recipe.evaluation.video_block)
+
+
+def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
+    """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
+    values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
+    frames, plain = values["frames"], {"views": 1, "on_error": "skip"}  # named only where they are used
+    chosen = ["plan", "count", "size", *(key for key, value in plain.items() if frames[key] != value)]
+    values["frames"] = {key: frames[key] for key in chosen}
+    speed = ("workers", "trackers", "log_every", "checkpoint_every")
+    values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
+    for entry in values["teachers"]:
+        del entry["training"], entry["label"]
+    _drop_unused_options(values, recipe)
+    values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
+    if teacher is not None:
+        shared = {key: values[key] for key in ("data", "frames", "text")}
+        own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        if own["training"] is not None and own["training"]["optimizer"]["heads_lr"] is None:
+            del own["training"]["optimizer"]["heads_lr"]
+        return {**shared, "clip": recipe.student.backbone, "teacher": own}
+    return values
+
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "student": ("gate", "gate_input", "gate_rescale", "heads", "head_width", "sharpening"),
+    "optimizer": ("heads_lr",),
+    "teaching": ("weighting",),
+}
+"""Options beyond the paper: a run without them goes on where one of before they existed stopped."""
+
+
+def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
+    """Name options in a run's settings only where they are used."""
+    for section, keys in _OPTIONS.items():
+        usual = type(getattr(recipe, section)).model_fields
+        for key in keys:
+            if values[section][key] == usual[key].get_default(call_default_factory=True):
+                del values[section][key]
+    losses = values["losses"]
+    if not recipe.losses.uses_sets:
+        del losses["sets"]
+    for term in losses.values():
+        for key in ("end_weight", "clip"):
+            if key in term and term[key] is None:
+                del term[key]
+
+
+def build_terms(recipe: Recipe) -> DistillationTerms:
+    """Return the terms of the loss."""
+    losses = recipe.losses
+
+    def term(section: Any) -> Term:
+        values = section.model_dump(include={"weight", "kind", "temperature", "end_weight"})
+        return Term(**values)
+
+    return DistillationTerms(
+        contrastive=term(losses.contrastive),
+        video_text=term(losses.video_text),
+        frame_text=term(losses.frame_text),
+        sets=term(losses.sets),
+    )

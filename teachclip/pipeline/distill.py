@@ -1,0 +1,117 @@
+"""Distil the teachers of a recipe into its student: the main command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from teachclip.cli.arguments import command, recipe_arguments, say
+from teachclip.recipe.loading import dump_recipe, load_recipe
+from teachclip.recipe.schema import Recipe
+from teachclip.store.files import write_atomic
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Distil: decode and precompute what is missing, train, select, evaluate, export."""
+    parser = recipe_arguments(
+        "Distil the teachers of a recipe into its student.\n"
+        "Decodes videos and stores relevance if that is not done yet, trains, selects on validation, evaluates on\n"
+        "test and exports the student. The same command goes on after an interruption.\n"
+        "Start it with: accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]\n"
+        "Without teachers (teachers=[]) it trains the same student undistilled.",
+        dry_run=True,
+    )
+    args = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        from teachclip.pipeline.dry_run import dry_run
+
+        dry_run(recipe)
+    else:
+        distill(recipe)
+
+
+def distill(recipe: Recipe) -> dict[str, Any]:
+    """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
+    from teachclip.data.batches import BatchPlan
+    from teachclip.evaluation.evaluator import evaluate
+    from teachclip.pipeline import build, teacher_files
+    from teachclip.pipeline.encoders import freeze, set_clip_weights
+    from teachclip.pipeline.teaching import build_sets, build_task, build_teachers
+    from teachclip.pipeline.temperature_scaling import sharpen
+    from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
+    from teachclip.pipeline.workspace import build_workspace
+    from teachclip.training.batches import TrainingBatches
+    from teachclip.training.distributed import build_accelerator, processes_of
+    from teachclip.training.loop import fit
+    from teachclip.training.run import Run
+
+    train = recipe.train
+    accelerator = build_accelerator(
+        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
+    )
+    processes, device = processes_of(accelerator), accelerator.device
+    run = Run(recipe.output, build.run_settings(recipe), processes)
+    run.check()
+    teacher_files.check_teachers(recipe)
+    check_unpaired(recipe)
+    work = build_workspace(
+        recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
+    )
+    unpaired = build_unpaired(work) if recipe.losses.uses_sets else None
+    content = work.content(recipe.teachers) | (unpaired.content() if unpaired else {})
+    run = Run(recipe.output, {**run.settings, "content": content}, processes)
+    run.open()
+    if processes.is_main:
+        write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
+    split, selection = work.catalog.train, work.selection_split()
+    student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
+    clip = work.backbone  # not the student's: its logit scale trains, and stored features would no longer be found
+    inputs = work.inputs(split, clip, towers=train.towers, views=work.views)
+    selection_inputs = work.inputs(selection, clip, towers=train.towers)
+    freeze(student, towers=train.towers)
+    set_clip_weights(student, train.clip_weights)
+    teachers = build_teachers(work, split)
+    sets, set_scorer = build_sets(work, split, inputs, unpaired)
+    plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
+
+    def select() -> dict[str, Any]:
+        return evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes)
+
+    accelerator.init_trackers(recipe.name)
+    task = build_task(recipe, student, teachers, set_scorer)
+    progress = fit(
+        task,
+        build.build_optimizer_for(student, recipe.optimizer),
+        TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras, sets),
+        accelerator,
+        run,
+        build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
+        select,
+    )
+    task.load_state_dict(run.best_weights())
+    student.float()  # what is measured below is what is exported, whatever `clip_weights` was
+    results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
+    if recipe.student.sharpening:
+        results["sharpening"] = sharpen(student, recipe.student.sharpening, select, processes)
+    for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
+        if target is not None:
+            target_inputs = work.inputs(target, clip, towers=train.towers)
+            results[name] = evaluate(
+                student, target_inputs, target, build.build_blocks(recipe), device, processes, cost=name == "test"
+            )
+    if processes.is_main:
+        write_atomic(recipe.output / "results.json", json.dumps(results, indent=1).encode())
+        from teachclip.pipeline.export_formats import export_student
+
+        student.processor = work.processor
+        export_student(student.cpu(), recipe.output / "student", results=results, recipe=recipe)
+        from teachclip.reports.tables import results_table
+
+        print(results_table([results]), flush=True)
+        say(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
+    processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
+    return results

@@ -1,0 +1,191 @@
+"""Try a recipe without writing a file: check it, decode two videos, take one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachclip.cli.arguments import say
+from teachclip.data.annotations.catalog import Catalog, Split
+from teachclip.data.batches import BatchPlan
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decoding import OnError
+from teachclip.data.video.sampling import FramePlan
+from teachclip.models.backbone import clamp_scale
+from teachclip.models.preprocessing import Preprocessing
+from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.reading import tokenize
+from teachclip.pipeline.teaching import Teachers, build_task, shared_prefix
+from teachclip.pipeline.unpaired import check_unpaired
+from teachclip.processes import Processes
+from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.scorer import reads_relevance
+from teachclip.scoring.inputs import PixelInputs, to_device
+from teachclip.scoring.targets import tempered_relevance
+from teachclip.training.batches import TrainingBatches
+from teachclip.training.distributed import build_accelerator, processes_of
+from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.frame_sets import SetPlan
+from teachclip.training.task import OnlineTeacher
+
+
+@dataclass(frozen=True)
+class _DecodedFrames:
+    """A frame store of a few videos, in memory."""
+
+    frames: Tensor
+    mask: Tensor
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self.frames[rows], self.mask[rows]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """A few videos with one caption each: as a split, and their decoded frames at full size."""
+
+    split: Split
+    decoded: list[Tensor]
+    count: int
+
+    @classmethod
+    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: OnError) -> _Pairs:
+        split = _first_pairs(catalog.train, videos)
+        decoded = [
+            decode_frames(video.path, plan, start=video.start, end=video.end, on_error=on_error)
+            for video in split.videos
+        ]
+        for video, frames in zip(split.videos, decoded, strict=True):
+            say(f"decoded {len(frames)} frames of {video.path}")
+        return cls(split, decoded, plan.count)
+
+    def inputs(self, how: Preprocessing) -> PixelInputs:
+        """Return them as a model reads them."""
+        frames = torch.zeros(len(self.decoded), self.count, 3, how.size, how.size, dtype=torch.uint8)
+        mask = torch.zeros(len(self.decoded), self.count, dtype=torch.bool)
+        for row, decoded in enumerate(self.decoded):
+            frames[row, : len(decoded)], mask[row, : len(decoded)] = how.transform(decoded), True
+        return PixelInputs(
+            tokenized=tokenize(self.split, how),
+            frames=_DecodedFrames(frames, mask),  # type: ignore[arg-type]
+            frame_rows=np.arange(len(self.decoded)),
+            mean=torch.tensor(how.mean),
+            std=torch.tensor(how.std),
+        )
+
+
+@dataclass(frozen=True)
+class _ReadRelevance:
+    """The relevance of the pairs from a file of scores, where training reads a store."""
+
+    video_text: Tensor
+    frame_text: Tensor | None
+
+    @property
+    def has_frames(self) -> bool:
+        return self.frame_text is not None
+
+    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Check the recipe, decode its first two training videos and take one optimizer step on them.
+
+    A teacher whose checkpoint exists runs online. No file is written.
+    """
+    accelerator = build_accelerator(
+        mixed_precision=recipe.train.mixed_precision, trackers=recipe.train.trackers, dry_run=True
+    )
+    device = accelerator.device
+    catalog = build.build_catalog(recipe)
+    build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
+    check_unpaired(recipe)
+    backbone = build.build_backbone(recipe)
+    processor = build.build_processor(recipe, backbone.config)
+    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe), recipe.frames.on_error)
+    split, how = pairs.split, processor.preprocessing
+    inputs = pairs.inputs(how)
+    student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
+    freeze(student, towers=recipe.train.towers)
+    set_clip_weights(student, recipe.train.clip_weights)
+    teachers = _teachers(recipe, catalog, pairs, how, device)
+    sets, set_scorer = _sets(recipe, pairs, how, device)
+    task = build_task(recipe, student, teachers, set_scorer)
+    optimizer = build.build_optimizer_for(student, recipe.optimizer)
+    task, optimizer = accelerator.prepare(task.to(device), optimizer)
+    plan = BatchPlan(len(split.captions), len(split.captions), 0)
+    batches = TrainingBatches(inputs, split, plan, Processes(), teachers.stored, teachers.extras, sets)
+    losses = task(to_device({**batches[0], "progress": torch.tensor(0.0)}, device))
+    accelerator.backward(losses["loss"])
+    optimizer.step()
+    clamp_scale(student.backbone)
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+    say(f"recipe {recipe.name}: {len(catalog.train.captions)} training pairs, {trained:,} trained parameters")
+    say(f"one step on {len(split.captions)} pairs: {values}")
+    say("dry run passed; nothing was written")
+
+
+def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessing, device: torch.device) -> Teachers:
+    """Prepare the teachers whose checkpoints exist: scores are read, all others run online."""
+    found, known = Teachers(), {"": pairs.inputs(how)}
+    for section in recipe.teachers:
+        if not teacher_files.is_there(section):
+            say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
+            continue
+        teacher: Any = teacher_files.build_teacher(section, device)
+        teacher_files.check_sizes(recipe, section, teacher)
+        if reads_relevance(teacher):
+            found.stored.append(_read(teacher, section, catalog, pairs))  # type: ignore[arg-type]
+            found.weights.append(section.weight)
+            continue
+        own = getattr(teacher, "preprocessing", None)
+        prefix = "" if own is None else shared_prefix(known, pairs.inputs(own))
+        found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
+        if prefix:
+            found.extras[prefix] = known[prefix]
+    found.say_frames(recipe)
+    return found
+
+
+def _sets(
+    recipe: Recipe, pairs: _Pairs, how: Preprocessing, device: torch.device
+) -> tuple[SetPlan | None, SetScorer | None]:
+    """Return sets of the decoded frames, a few where the recipe has many, unless their scorer is not there yet."""
+    term, count = recipe.losses.sets, len(pairs.split.videos)
+    teacher_files.check_set_scorer(recipe)
+    section = next((item for item in recipe.teachers if item.label == term.scorer), None)
+    if not recipe.losses.uses_sets or (section is not None and not teacher_files.is_there(section)):
+        return None, None
+    teacher: Any = None if section is None else teacher_files.build_teacher(section, device)
+    scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
+    fewest, most = term.frames
+    least = getattr(teacher, "min_frames", 1)
+    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats, scored, least)
+    return plan, SetScorer(term.scale, teacher)
+
+
+def _read(teacher: Any, section: TeacherSection, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:
+    """Check a whole file of scores and take what it says of the pairs."""
+    others = [split for split in catalog.splits if split is not catalog.train]
+    relevance = teacher.relevance_of(catalog.train, frames=pairs.count, others=others)
+    wanted = {caption.id for caption in pairs.split.captions}
+    rows = np.array([row for row, caption in enumerate(catalog.train.captions) if caption.id in wanted])
+    values = {name: torch.from_numpy(array) for name, array in relevance.rows(rows).items()}
+    frame_text = values.get("frame_text")
+    if frame_text is not None:
+        frame_text = tempered_relevance(frame_text, section.frame_temperature)
+    return _ReadRelevance(values["video_text"][:, : len(rows)], frame_text)  # the pairs are of the first videos
+
+
+def _first_pairs(split: Split, count: int) -> Split:
+    videos = split.videos[:count]
+    first = {caption.video_id: caption for caption in reversed(split.captions)}
+    return replace(split, videos=videos, captions=tuple(first[video.id] for video in videos))

@@ -1,0 +1,145 @@
+"""All teachers of a run, in the form in which they teach: from stores, or running in every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from teachclip.cli.arguments import say
+from teachclip.data.annotations.catalog import Split
+from teachclip.models.student import StudentModel
+from teachclip.pipeline import build
+from teachclip.pipeline.teacher_files import build_teacher, teacher_class
+from teachclip.pipeline.unpaired import Unpaired
+from teachclip.pipeline.workspace import Workspace
+from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.scorer import FeatureScorer, gives_frame_relevance, reads_relevance
+from teachclip.scoring.inputs import Inputs, PixelInputs
+from teachclip.training.batches import StoredRelevance
+from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.frame_sets import SetPlan
+from teachclip.training.task import DistillationTask, OnlineTeacher
+
+
+@dataclass
+class Teachers:
+    """What teaches, and what it reads beside the student's inputs (`extras`, by prefix; see `TrainingBatches`)."""
+
+    stored: list[StoredRelevance] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    online: list[OnlineTeacher] = field(default_factory=list)
+    extras: dict[str, Inputs] = field(default_factory=dict)
+
+    def say_frames(self, recipe: Recipe) -> None:
+        """Say in the log if some or all teachers give no frame relevance."""
+        have = [item.has_frames for item in self.stored]
+        have += [gives_frame_relevance(item.teacher) for item in self.online]
+        if have and not any(have):
+            weight = recipe.losses.frame_text.weight
+            say(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is left out")
+        elif not all(have):
+            say(f"the frame-text term is learned from {sum(have)} of {len(have)} teachers: the rest give no frames")
+
+
+def build_teachers(work: Workspace, split: Split) -> Teachers:
+    """Prepare every teacher of the recipe for the training split.
+
+    Relevance from a file (`scores`) is read from its store even where `teaching.source` is online. Online teachers
+    that read the same tokens and frames as the student, or as each other, share them.
+    """
+    recipe, found = work.recipe, Teachers()
+    known = {"": work.pixel_inputs(split, views=work.views)}
+    for section in recipe.teachers:
+        if is_stored(recipe, section):
+            relevance = StoredRelevance.build(
+                work.relevance(section),
+                split,
+                targets=recipe.losses.frame_text.targets,
+                frame_temperature=section.frame_temperature,
+                clip=recipe.losses.frame_text.clip,
+            )
+            found.stored.append(relevance)
+            found.weights.append(section.weight)
+            continue
+        teacher = build_teacher(section, work.device)
+        prefix = shared_prefix(known, work.inputs_for(teacher, split, work.views))
+        found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
+        if prefix or recipe.train.towers == "frozen":  # a student with tuned towers brings its own
+            found.extras[prefix] = known[prefix]
+    found.say_frames(recipe)
+    return found
+
+
+def build_task(
+    recipe: Recipe, student: StudentModel, teachers: Teachers, set_scorer: SetScorer | None = None
+) -> DistillationTask:
+    """Return what is trained: the student with its teachers and terms."""
+    return DistillationTask(
+        student,
+        build.build_terms(recipe),
+        stored_weights=teachers.weights,
+        online=teachers.online,
+        by_confidence=recipe.teaching.weighting == "confidence",
+        set_scorer=set_scorer,
+    )
+
+
+def build_sets(
+    work: Workspace, split: Split, inputs: Inputs, unpaired: Unpaired | None = None
+) -> tuple[SetPlan | None, SetScorer | None]:
+    """Return the synthetic videos of a recipe and who scores them, or nothing if it has no set distillation.
+
+    `inputs`: the student's, of the training split. Raises RecipeError for a teacher that cannot score new videos.
+    """
+    recipe, term = work.recipe, work.recipe.losses.sets
+    if not recipe.losses.uses_sets:
+        return None, None
+    options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "repeats": term.repeats}
+    options["seed"] = recipe.seed
+    if unpaired is not None:
+        inputs = unpaired.join(inputs, work.backbone, towers=recipe.train.towers)
+    if term.scorer == "backbone":
+        return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
+    teacher: Any = build_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
+    # where a teacher can start from features of its own towers, they are stored and need not run in every step
+    has_features = isinstance(teacher, FeatureScorer) and hasattr(teacher, "clip")
+    towers = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "tuned"
+    scored: Inputs = (
+        work.feature_inputs(split, teacher.clip, work.views)
+        if towers == "frozen"
+        else work.inputs_for(teacher, split, work.views)
+    )
+    if unpaired is not None:
+        scored = unpaired.join(scored, teacher, towers=towers)
+    least = getattr(teacher, "min_frames", 1)
+    plan = SetPlan(inputs, term.count, term.texts, **options, scorer=scored, scorer_width=least)
+    return plan, SetScorer(term.scale, teacher)
+
+
+def is_stored(recipe: Recipe, section: TeacherSection) -> bool:
+    """Whether a teacher teaches from its store."""
+    return recipe.teaching.source == "stored" or reads_relevance(teacher_class(section))
+
+
+def shared_prefix(known: dict[str, PixelInputs], inputs: PixelInputs) -> str:
+    """Return the prefix of equal inputs among `known`, or add these under a new one."""
+    for prefix, others in known.items():
+        if _same(inputs, others):
+            return prefix
+    prefix = f"inputs{len(known)}."
+    known[prefix] = inputs
+    return prefix
+
+
+def _same(one: PixelInputs, other: PixelInputs) -> bool:
+    """Whether two inputs of one split are the same numbers."""
+    texts = one.tokenized, other.tokenized
+    return (
+        one.frames is other.frames
+        and torch.equal(one.mean, other.mean)
+        and torch.equal(one.std, other.std)
+        and all(torch.equal(*pair) for pair in zip(*(text.batch(range(len(text))) for text in texts), strict=True))
+    )

@@ -1,0 +1,178 @@
+"""Videos without captions and captions without videos, for set distillation to draw from beside training pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from teachclip.cli.arguments import say
+from teachclip.data.annotations.catalog import Caption, Split, Video
+from teachclip.data.annotations.locate import find_videos
+from teachclip.data.formats.tables import read_lines
+from teachclip.data.video.file_facts import file_facts
+from teachclip.errors import DataError, RecipeError
+from teachclip.pipeline.frames import build_frames, hashes_file
+from teachclip.pipeline.workspace import Workspace
+from teachclip.recipe.schema import Recipe
+from teachclip.scoring.inputs import Inputs
+from teachclip.scoring.joined_inputs import JoinedInputs
+from teachclip.store.files import file_hash
+from teachclip.store.fingerprint import fingerprint_of
+
+NAME = "unpaired"
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """More videos or captions, as a split of its own.
+
+    Every video of a split needs a caption and every caption a video: what was not given is filled up from the
+    training split and never drawn. `work` reads its frames.
+    """
+
+    work: Workspace
+    split: Split
+    has_videos: bool
+    has_captions: bool
+    training_videos: int
+
+    def content(self) -> dict[str, Any]:
+        """Return the hash of what is drawn from."""
+        return {NAME: fingerprint_of(self.work.circumstances(self.split, self.work.backbone, {}))}
+
+    def join(self, inputs: Inputs, model: Any, *, towers: str) -> Inputs:
+        """Return `inputs` of the training split and, behind them, those of these videos and captions.
+
+        `model` reads them: its `clip` if the inputs are stored features (`towers` frozen), itself otherwise.
+        """
+        own: Inputs
+        if towers == "frozen":
+            clip: nn.Module = getattr(model, "clip", model)
+            own = self.work.feature_inputs(self.split, clip)
+        else:
+            own = self.work.inputs_for(model, self.split)
+        views = [own] * (inputs.video_count // self.training_videos)  # as often as a training video, with its views
+        return JoinedInputs(
+            [inputs, own] if self.has_captions else [inputs], [inputs, *views] if self.has_videos else [inputs]
+        )
+
+
+def build_unpaired(work: Workspace) -> Unpaired | None:
+    """Read and decode the unpaired videos and captions of a recipe, or return None if it has none.
+
+    A video that cannot be read is left out, by name, and so are videos and captions that are among those to validate
+    or test on. Raises DataError if there is nothing to read at all.
+    """
+    term, train = work.recipe.losses.sets, work.catalog.train
+    if term.videos is None and term.captions is None:
+        return None
+    videos = list(train.videos[:1])
+    if term.videos is not None:
+        videos = _without_held_out(work, find_videos(term.videos))
+        suffix = _name({"videos": [video.id for video in videos]})
+        frames = work.recipe.frames.model_copy(update={"views": 1})
+        recipe, every = work.recipe.model_copy(update={"frames": frames}), tuple(videos)
+
+        def decode(transform: Any, name: str) -> Any:
+            return build_frames(recipe, work.processes, every, (), transform, f"{name}-{suffix}")
+
+        found = decode(work.processor.transform, "frames")
+        for video_id, reason in sorted(found.failures.items()):
+            say(f"left out {video_id}: {reason}")
+        videos = [video for video in videos if video.id not in found.failures]
+        if not videos:
+            raise DataError(f"{term.videos}: no video can be read")
+        work = replace(work, recipe=recipe, frames=found, decode=decode, _tokenized={}, _other_frames={})
+    texts = [train.captions[0].text]
+    if term.captions is not None:
+        texts = _other_captions(work, term.captions)
+    split = _as_split(videos, texts)
+    say(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
+    return Unpaired(work, split, term.videos is not None, term.captions is not None, len(train.videos))
+
+
+def check_unpaired(recipe: Recipe) -> None:
+    """Raise DataError, before anything is decoded, if unpaired videos or captions are not there."""
+    term = recipe.losses.sets
+    if recipe.losses.uses_sets and term.videos is not None:
+        find_videos(term.videos)
+    if recipe.losses.uses_sets and term.captions is not None:
+        _read_captions(term.captions)
+
+
+def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]:
+    """Return the unpaired videos but for those whose content is that of a video to validate or test on."""
+    held_out = [video for split in _held_out(work) for video in split.videos]
+    videos = [Video(f"{NAME}/{name}", path) for name, path in files.items()]
+    hashes = hashes_file(work.recipe)
+    known, found = (file_facts(part, hashes, progress=False) for part in (held_out, videos))
+    seen = {fact.get("sha256") for fact in known.values()} - {None}
+    kept = [video for video in videos if found[video.id].get("sha256") not in seen]
+    if len(kept) < len(videos):
+        say(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
+    if not kept:
+        raise DataError(f"{work.recipe.losses.sets.videos} holds no other videos than those to validate or test on")
+    return kept
+
+
+def _held_out(work: Workspace) -> list[Split]:
+    return [split for split in work.catalog.splits if split is not work.catalog.train]
+
+
+def _other_captions(work: Workspace, path: Path) -> list[str]:
+    """Return the unpaired captions but for those to validate or test on, in whatever case they are written."""
+    texts = _read_captions(path)
+    seen = {_plain(caption.text) for split in _held_out(work) for caption in split.captions}
+    kept = [text for text in texts if _plain(text) not in seen]
+    if len(kept) < len(texts):
+        say(f"left out {len(texts) - len(kept)} of {len(texts)} {NAME} captions: to validate or test on")
+    if not kept:
+        raise DataError(f"{path} holds no other captions than those to validate or test on")
+    return kept
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def check_unseen(recipe: Recipe, test: Split) -> None:
+    """Raise RecipeError if set distillation would draw from test: for who chooses without having read that split."""
+    term = recipe.losses.sets
+    if not recipe.losses.uses_sets:
+        return
+    if term.captions is not None:
+        seen = {_plain(caption.text) for caption in test.captions}
+        if both := [text for text in _read_captions(term.captions) if _plain(text) in seen]:
+            raise RecipeError(f"losses.sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}")
+    if term.videos is not None:
+        same_size: dict[int, set[Path]] = {}
+        for path in (video.path for video in test.videos if video.path.exists()):
+            same_size.setdefault(path.stat().st_size, set()).add(path)
+        for path in find_videos(term.videos).values():
+            if any(file_hash(path) == file_hash(other) for other in same_size.get(path.stat().st_size, ())):
+                raise RecipeError(f"losses.sets.videos: {path} is a test video; give a folder of other videos")
+
+
+def _read_captions(path: Path) -> list[str]:
+    lines = [line.text.strip() for line in read_lines(path)]
+    if not lines:
+        raise DataError(f"{path} has no captions; expected one per line")
+    return lines
+
+
+def _as_split(videos: Sequence[Video], texts: Sequence[str]) -> Split:
+    """Return a split with all videos and all texts, dealt out in turn; the shorter of both begins again."""
+    count = max(len(videos), len(texts))
+    rows = sorted(range(count), key=lambda row: row % len(videos))
+    captions = [Caption(f"{NAME}:{row}", videos[row % len(videos)].id, texts[row % len(texts)]) for row in rows]
+    name = _name({"videos": [video.id for video in videos], "texts": list(texts)})
+    return Split(name, tuple(videos), tuple(captions))
+
+
+def _name(content: Mapping[str, Any]) -> str:
+    """Return the name of a store: other videos or captions, another store."""
+    return f"{NAME}-{fingerprint_of(content)[:8]}"

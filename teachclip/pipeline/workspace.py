@@ -1,0 +1,255 @@
+"""The data of a recipe, read, decoded and precomputed: what all commands start from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from teachclip.cli.arguments import say
+from teachclip.data.annotations.catalog import Catalog, Split, require_readable
+from teachclip.data.annotations.overlap import Overlap, describe_overlaps, overlaps
+from teachclip.data.batches import Tokenized
+from teachclip.data.frames.views import Frames
+from teachclip.data.video.file_facts import file_facts
+from teachclip.data.video.transform import FrameTransform
+from teachclip.errors import DataError, RecipeError
+from teachclip.models.families import family_of, vocabulary_size
+from teachclip.models.mean_pooling import TowerFeatures
+from teachclip.models.preprocessing import Preprocessing
+from teachclip.models.processing import StudentProcessor
+from teachclip.pipeline.build import (
+    build_backbone,
+    build_catalog,
+    build_processor,
+    build_selection,
+)
+from teachclip.pipeline.frames import build_frames, hashes_file
+from teachclip.pipeline.reading import frames_folder, tokenize
+from teachclip.pipeline.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
+from teachclip.processes import Processes
+from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.scoring.inputs import FeatureInputs, Inputs, PixelInputs
+from teachclip.scoring.token_store import architecture_hash, store_scorer_tokens, weights_hash
+from teachclip.store.array_store import ArrayStore
+from teachclip.store.fingerprint import fingerprint_of
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The data of a recipe, read and decoded: what all commands start from."""
+
+    recipe: Recipe
+    catalog: Catalog
+    frames: Frames
+    processor: StudentProcessor
+    backbone: PreTrainedModel
+    processes: Processes
+    device: torch.device
+    decode: Callable[[FrameTransform, str], Frames] = field(repr=False)
+    overlaps: Sequence[Overlap] = ()
+    _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
+    _other_frames: dict[str, Frames] = field(default_factory=dict, repr=False)
+
+    def split(self, name: str) -> Split:
+        """Return a split by name. Raises DataError if the data has none of that name."""
+        for split in self.catalog.splits:
+            if split.name == name:
+                return split
+        names = ", ".join(split.name for split in self.catalog.splits)
+        raise DataError(f"{self.recipe.name}: the data has no {name} split; it has: {names}")
+
+    def selection_split(self) -> Split:
+        """Return the split that checkpoints are selected on: validation, or test where that is written out."""
+        return build_selection(self.recipe, self.catalog)
+
+    def stamp(self, **values: Any) -> dict[str, Any]:
+        """Return the head of a results file: what was evaluated and how it was chosen."""
+        used = {video.id for video in self.catalog.videos}
+        partial = {key: reason for key, reason in self.frames.partial.items() if key in used}
+        return {
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "selected_on": self.recipe.data.select_on,
+            "left_out": dict(self.catalog.left_out),
+            "partial": self.catalog.partial,
+            "overlaps": describe_overlaps(self.overlaps),
+            **({"partly_decoded": partial} if partial else {}),
+            **values,
+        }
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the student reads, and every teacher that does not ask for something else."""
+        return self.processor.preprocessing
+
+    @property
+    def views(self) -> int:
+        """How many views of a training video there are; everything else sees view 0, the frame plan itself."""
+        return self.recipe.frames.views
+
+    def training_name(self, name: str) -> str:
+        """Return the name of a store about the training split, which has a row for each view of a video."""
+        return name if self.views == 1 else f"{name}-views{self.views}"
+
+    def inputs_for(self, model: Any, split: Split, views: int = 1) -> PixelInputs:
+        """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`.
+
+        Without one it reads what the student reads. Raises RecipeError if its towers then are of another family.
+        """
+        how, towers = getattr(model, "preprocessing", None), getattr(model, "clip", self.backbone)
+        family, own = (family_of(found.config).name for found in (towers, self.backbone))
+        if how is None and family != own:
+            raise RecipeError(
+                f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of {own}: name "
+                "the folder or hub id of its CLIP as teachers.reads"
+            )
+        return self.pixel_inputs(split, how, views)
+
+    def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None, views: int = 1) -> PixelInputs:
+        """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.
+
+        Frames of another size or transform are decoded into a store of their own when they are first asked for.
+        """
+        how = preprocessing or self.preprocessing
+        frames = self._frames_for(how.transform)
+        return PixelInputs(
+            tokenized=self._tokenize(split) if preprocessing is None else tokenize(split, preprocessing),
+            frames=frames,
+            frame_rows=frames.rows_of([video.id for video in split.videos], views),
+            mean=torch.tensor(how.mean),
+            std=torch.tensor(how.std),
+        )
+
+    def _tokenize(self, split: Split) -> Tokenized:
+        if split.name not in self._tokenized:
+            found = tokenize(split, self.preprocessing, vocab_size=vocabulary_size(self.backbone.config))
+            if found.unknown_count:
+                say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
+            self._tokenized[split.name] = found
+        return self._tokenized[split.name]
+
+    def _frames_for(self, transform: FrameTransform) -> Frames:
+        folder = frames_folder(transform)
+        if folder == frames_folder(self.preprocessing.transform):
+            return self.frames
+        if folder not in self._other_frames:
+            frames = self.decode(transform, folder)
+            for video in self.catalog.videos:
+                if video.id in frames.failures:  # it could be read before
+                    raise DataError(f"{self.recipe.stores / folder}: {video.id}: {frames.failures[video.id]}")
+            self._other_frames[folder] = frames
+        return self._other_frames[folder]
+
+    def circumstances(
+        self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1
+    ) -> dict[str, Any]:
+        """Return everything that a model's numbers on a split depend on, for fingerprints."""
+        how = getattr(model, "preprocessing", None) or self.preprocessing
+        inputs = self.inputs_for(model, split)
+        ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
+        token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
+        return {
+            "model": {
+                "class": type(model).__name__,
+                "options": options,
+                "settings": architecture_hash(model),
+                "weights": weights_hash(model),
+            },
+            "split": split.circumstances(),
+            "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
+            "frames": inputs.frames.circumstances_of([video.id for video in split.videos], views),
+            "normalisation": {"mean": list(how.mean), "std": list(how.std)},
+        }
+
+    def feature_inputs(self, split: Split, clip: nn.Module, views: int = 1) -> FeatureInputs:
+        """Return the stored features of frozen towers; compute them if they are not stored yet."""
+        scorer = TowerFeatures(clip).to(self.device).eval()
+        name = split.name if views == 1 else self.training_name(split.name)
+        folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / name
+        texts, videos = store_scorer_tokens(
+            folder,
+            scorer,
+            self.pixel_inputs(split, views=views),
+            circumstances=self.circumstances(split, scorer, {}, views),
+            batch_size=self.recipe.teaching.batch_size,
+            device=self.device,
+            processes=self.processes,
+            label=f"features of {split.name}",
+        )
+        return FeatureInputs(texts, videos)
+
+    def inputs(self, split: Split, clip: nn.Module, *, towers: str, views: int = 1) -> Inputs:
+        """Return what a student or teacher with frozen or tuned towers trains on."""
+        if towers == "frozen":
+            return self.feature_inputs(split, clip, views)
+        return self.pixel_inputs(split, views=views)
+
+    def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
+        """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
+        splits = {"train": (self.catalog.train, self.views), "selection": (self.selection_split(), 1)}
+        found = {
+            name: fingerprint_of(self.circumstances(split, self.backbone, {}, views))
+            for name, (split, views) in splits.items()
+        }
+        return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
+
+    def relevance(self, section: TeacherSection) -> ArrayStore:
+        """Return the relevance of a teacher for the training split; compute it if it is not stored yet."""
+        return teacher_relevance(self, section)
+
+    def verify(self, section: TeacherSection, store: ArrayStore) -> list[str]:
+        """Check a teacher's stores. Returns one line per problem."""
+        return verify_teacher(self, section, store)
+
+
+def build_workspace(
+    recipe: Recipe,
+    processes: Processes,
+    device: torch.device,
+    *,
+    check: Callable[[Catalog], None] | None = None,
+) -> Workspace:
+    """Read the annotations, decode all videos that are not decoded yet, and leave out what cannot be read.
+
+    `check` may refuse the catalogue before anything is decoded. The main process decodes; the others wait for it.
+    """
+    catalog = build_catalog(recipe)
+    if check is not None:
+        check(catalog)
+    backbone = build_backbone(recipe)
+    processor = build_processor(recipe, backbone.config)
+
+    videos = sorted(catalog.videos, key=lambda video: video.id)  # the same rows whichever videos are held out
+    training = sorted(catalog.train.videos, key=lambda video: video.id)
+    decode = functools.partial(build_frames, recipe, processes, videos, training)
+    frames = decode(processor.transform, "frames")
+    catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
+    for video_id, reason in sorted(catalog.left_out.items()):
+        say(f"left out {video_id}: {reason}")
+    for video in catalog.videos:
+        if video.id in frames.partial:
+            say(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
+    shared = _find_overlaps(recipe, catalog)
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, decode, shared)
+    counts = ", ".join(
+        f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
+    )
+    say(f"data: {counts}")
+    return work
+
+
+def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
+    """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
+    found = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
+    for line in describe_overlaps(found):
+        say(f"warning: {line}")
+    return found

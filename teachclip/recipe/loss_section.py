@@ -1,0 +1,140 @@
+"""The part of a recipe that says what a student learns from, and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from teachclip.recipe.data_section import Count, PathValue, Positive, Section, Weight
+
+
+class _Term(Section):
+    """What every term has."""
+
+    weight: Weight
+    end_weight: Weight | None = Field(None, description="weight at the last step, reached linearly; null: it stays")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the term has a weight at any time of the run."""
+        return bool(self.weight or self.end_weight)
+
+
+class ContrastiveTerm(_Term):
+    """Cross-entropy of the matching pairs, in both directions."""
+
+    weight: Weight = 0.2
+
+
+class VideoTextTerm(_Term):
+    """Imitate the teachers' video-text relevance."""
+
+    weight: Weight = 1.0
+    kind: Literal["pearson", "cross_entropy", "smooth_l1", "kl"] = "pearson"
+    temperature: Positive = Field(1.0, description="divisor of both logits")
+
+
+class FrameTextTerm(_Term):
+    """Imitate the teachers' frame-text relevance."""
+
+    weight: Weight = 2.0
+    kind: Literal["cross_entropy", "binary_cross_entropy", "pearson", "smooth_l1"] = Field(
+        "cross_entropy", description="binary_cross_entropy: for student.gate=sigmoid, every frame by itself"
+    )
+    temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
+    targets: Literal["pair", "video"] = Field(
+        "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
+    )
+    clip: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="with targets=video: the share of captions from which on a frame is fully relevant"
+    )
+
+    @model_validator(mode="after")
+    def _clip_needs_video(self) -> FrameTextTerm:
+        if self.clip is not None and self.targets != "video":
+            raise ValueError("clip needs targets=video")
+        return self
+
+
+class SetsTerm(_Term):
+    """Set distillation: random sets of training frames as synthetic videos, scored against random captions."""
+
+    weight: Weight = Field(0.0, description="0: off")
+    scorer: str = Field(
+        "backbone",
+        description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; or the "
+        "label of a teacher",
+    )
+    scale: Positive = Field(
+        40.0, description="of the late interaction's cosines; a teacher's scores stay as they are"
+    )
+    count: Annotated[int, Field(ge=2)] = Field(512, description="sets per step, over all processes together")
+    texts: Count = Field(512, description="captions per step, over all processes together")
+    frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
+
+    repeats: Count = Field(
+        1, description="a frame counts 1 to so many times, as an event does that is seen in several frames"
+    )
+    videos: PathValue | None = Field(None, description="folder with more videos to draw frames from, unlabelled")
+    captions: PathValue | None = Field(None, description="text file with more captions to draw from, one per line")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SetsTerm:
+        if self.frames[0] > self.frames[1]:
+            raise ValueError(f"frames is {self.frames}: the fewest come first")
+        return self
+
+
+class Losses(Section):
+    """Weighted sum of the terms. Without teachers the contrastive term and sets scored by the backbone are used.
+
+    Without teachers and sets the contrastive term is the whole loss, with weight 1.
+    """
+
+    contrastive: ContrastiveTerm = ContrastiveTerm()
+    video_text: VideoTextTerm = VideoTextTerm()
+    frame_text: FrameTextTerm = FrameTextTerm()
+    sets: SetsTerm = SetsTerm()
+
+    @property
+    def uses_sets(self) -> bool:
+        """Whether there is set distillation at any time of the run."""
+        return self.sets.is_used
+
+
+def check_losses(recipe: Any) -> Iterator[str]:
+    """Yield what is wrong between the losses of a recipe and its other parts."""
+    losses, student, labels = recipe.losses, recipe.student, [teacher.label for teacher in recipe.teachers]
+    terms = [losses.contrastive, losses.sets, *([losses.video_text, losses.frame_text] if labels else [])]
+    if not any(term.is_used for term in terms):
+        who = "" if labels else " and there are no teachers"
+        yield f"every term of losses that is used has weight 0{who}: nothing to train on"
+    if not labels and not losses.uses_sets and losses.contrastive.end_weight is not None:
+        yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
+    is_binary = losses.frame_text.kind == "binary_cross_entropy"
+    if labels and losses.frame_text.is_used and is_binary != (student.gate == "sigmoid"):
+        yield (
+            f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.gate={student.gate}: "
+            "binary_cross_entropy is for the sigmoid gate, the other kinds for softmax"
+        )
+    if losses.uses_sets:
+        yield from _check_sets(recipe, ["backbone", *labels])
+
+
+def _check_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
+    term, student = recipe.losses.sets, recipe.student
+    if term.scorer not in scorers:
+        known = ", ".join(scorers)
+        yield f"losses.sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
+    if not student.heads and not student.temporal_layers:
+        yield "losses.sets teaches residual heads and the temporal transformer; this student has neither"
+    if term.frames[1] > recipe.frames.count:
+        yield f"losses.sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
+    if recipe.frames.store != "none":
+        return
+    if recipe.train.towers == "tuned" or term.scorer != "backbone":
+        yield "losses.sets reads frames of many videos at random, which frames.store=none cannot: use disk"
+    if term.videos is not None:
+        yield "losses.sets.videos needs frames.store=disk"

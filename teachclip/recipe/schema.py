@@ -1,0 +1,225 @@
+"""The recipe: everything a run depends on, in one YAML file with a strict schema.
+
+Only `build_*` functions read a `Recipe`; parts take numbers and modules. Relative paths are relative to the working
+directory; `${NAME}` and `${NAME:-default}` are from the environment. `teachclip.recipe.loading` reads and checks.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from teachclip.recipe.data_section import Count, Data, PathValue, Positive, Section, Share, Weight
+from teachclip.recipe.loss_section import Losses, check_losses
+
+
+class Frames(Section):
+    """Which frames of a video are read."""
+
+    plan: Literal["per_second", "intervals", "clip2video"] = Field(
+        "per_second",
+        description="per_second: frames of every second, then uniform (CLIP4Clip); intervals: X-Pool's; clip2video",
+    )
+    count: Count = Field(12, description="frames per video")
+    rate: Count = Field(1, description="per_second: frames a second; clip2video: keep one in so many of 5 a second")
+    size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
+    views: Count = Field(1, description="of each training video, in turn: the plan, and views - 1 jittered ones")
+    jitter_seed: int = Field(0, description="what jittered views depend on, beside the video and their number")
+    store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
+    on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
+    workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
+    memory_limit: Positive = Field(4.0, description="GB; a decoding process that takes more is ended")
+    time_limit: Positive = Field(60.0, description="seconds; a file that takes longer counts as unreadable")
+
+
+class Text(Section):
+    """How captions become tokens."""
+
+    max_tokens: int = Field(32, ge=3, description="longer captions are cut; the end-of-text token stays")
+
+
+class Student(Section):
+    """The compact model."""
+
+    backbone: str = Field(
+        description="dual encoder to start from (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, AltCLIP, Chinese-CLIP): "
+        "hub id, folder, or file of an official CLIP state dict; a folder or JSON file with a configuration alone "
+        "starts from random weights"
+    )
+    temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
+    pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
+    mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
+    gate: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="how frame scores become weights; sigmoid: every frame by itself, for several events"
+    )
+    gate_input: Literal["after", "before"] = Field(
+        "after", description="whether the frame-weighting head reads frames after the temporal transformer or before"
+    )
+    gate_rescale: bool = Field(False, description="what that head reads is brought to a mean square of 1")
+    heads: list[Literal["frame", "pooled", "text"]] = Field(
+        default_factory=list, description="light residual heads; a text head is run once per query"
+    )
+    head_width: Count | None = Field(None, description="inner width of the heads; null: 4 x the joint width")
+    sharpening: list[Positive] = Field(
+        default_factory=list,
+        description="factors on the trained gate's scores, tried on the selection split; the best one is exported",
+    )
+
+    @field_validator("heads")
+    @classmethod
+    def _each_once(cls, heads: list[str]) -> list[str]:
+        if twice := [place for place in dict.fromkeys(heads) if heads.count(place) > 1]:
+            raise ValueError(f"{twice[0]} stands twice")
+        return heads
+
+
+class Optimizer(Section):
+    """How parameters move. Each rate is the highest of its schedule."""
+
+    name: Literal["bert_adam", "adamw"] = Field("bert_adam", description="bert_adam: as published; adamw: torch's")
+    lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
+    clip_lr: Weight = Field(1e-7, description="rate of the backbone, when towers are tuned; 0 freezes it")
+    aggregation_lr: Positive = Field(1e-3, description="rate of the frame-weighting head (published: 10 x lr)")
+    heads_lr: Positive | None = Field(None, description="rate of the residual heads; null: aggregation_lr")
+    weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
+    schedule: Literal["published", "warmup_cosine"] = Field(
+        "published", description="published: cosine over the whole run; warmup_cosine: cosine after the warm-up"
+    )
+    warmup: Share = Field(0.1, description="share of the steps that the rate rises for")
+    max_grad_norm: Positive = Field(1.0, description="the global gradient norm is clipped to this")
+
+
+class Train(Section):
+    """How long, in which batches, on what."""
+
+    towers: Literal["tuned", "frozen"] = Field("tuned", description="frozen: CLIP's embeddings are stored once")
+    batch_size: Count = Field(120, description="pairs per step, over all processes together")
+    epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
+    steps: Count | None = Field(None, description="optimizer steps; or give epochs")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
+    clip_weights: Literal["float32", "float16"] = Field("float32", description="float16: as published, moves CLIP")
+    evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
+    checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
+    log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
+    workers: int = Field(0, ge=0, description="processes that load batches; 0: the main process")
+    trackers: list[str] = Field(default_factory=list, description="Accelerate trackers, such as tensorboard, wandb")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+def _check_float16(train: Train, optimizer: Optimizer) -> None:
+    for key, got, needed, why in (
+        ("train.towers", train.towers, "tuned", "frozen towers do not move"),
+        ("train.mixed_precision", train.mixed_precision, "no", "the towers compute in float16 by themselves"),
+        ("optimizer.name", optimizer.name, "bert_adam", "second moment and eps of adamw underflow in float16"),
+    ):
+        if train.clip_weights == "float16" and got != needed:
+            raise ValueError(f"train.clip_weights=float16 needs {key}={needed}, got {got} ({why})")
+
+
+class TeacherTraining(Section):
+    """How `tools/train_teacher.py` makes the teacher's checkpoint."""
+
+    clip: str | None = Field(None, description="CLIP to start from; null: the student's backbone")
+    seed: int = Field(24, description="seed of batches and dropout")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
+    optimizer: Optimizer = Optimizer()
+    train: Train
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherTraining:
+        _check_float16(self.train, self.optimizer)
+        return self
+
+
+class Teacher(Section):
+    """One teacher and its checkpoint."""
+
+    name: str = Field(description="xpool, scores, ..., an entry point of teachclip.teachers, or module:name")
+    label: str = Field("", description="what stores, --teacher and --model call it; default: the name")
+    checkpoint: str = Field(description="file in the layout its authors published; for some a folder or hub id")
+    reads: str | None = Field(
+        None,
+        description="hub id or folder whose tokenizer and image settings it reads; null: its own or the student's",
+    )
+    weight: Positive = Field(1.0, description="share of this teacher in the mean over teachers")
+    frame_temperature: Positive = Field(
+        1.0, description="frame relevance q becomes q^(1/T) / sum: above 1 flatter, below sharper; 1: as published"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="options of load_teacher, such as mask_padding")
+    training: TeacherTraining | None = Field(None, description="how to train it, where you have no checkpoint")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _label_is_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("label") and isinstance(values.get("name"), str):
+            return {**values, "label": values["name"]}
+        return values
+
+    @property
+    def folder(self) -> str:
+        """The label as a part of a file name."""
+        return re.sub(r"[^\w-]", "-", self.label)
+
+
+class Teaching(Section):
+    """Where the teachers' relevance comes from during training."""
+
+    source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
+    precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
+    batch_size: Count = Field(32, description="videos per forward pass while precomputing")
+    only: list[str] | None = Field(
+        None, min_length=1, description="labels of the teachers that teach; null: all that are listed"
+    )
+    weighting: Literal["fixed", "confidence"] = Field(
+        "fixed",
+        description="confidence: each pair listens to a teacher by its weight times how sure that teacher is of it",
+    )
+
+
+class Evaluation(Section):
+    """How models are evaluated: sizes change speed and memory only."""
+
+    batch_size: Count = Field(32, description="videos per forward pass")
+    text_block: Count = Field(128, description="captions scored at once")
+    video_block: Count = Field(512, description="videos scored at once")
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    name: str = Field(description="name of the experiment")
+    seed: int = Field(42, description="seed of the student's new parameters and of its batches")
+    output: PathValue = Field(description="run folder: resolved recipe, log, checkpoints, report, exported student")
+    stores: PathValue = Field(description="folder of all that is computed once: frames, features, relevance")
+    data: Data
+    frames: Frames = Frames()
+    text: Text = Text()
+    student: Student
+    teachers: list[Teacher] = Field(default_factory=list)
+    teaching: Teaching = Teaching()
+    losses: Losses = Losses()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        run = self.teaching.source == "online" and any(teacher.name != "scores" for teacher in self.teachers)
+        if self.losses.frame_text.targets == "video" and run:
+            raise ValueError("losses.frame_text.targets=video needs teaching.source=stored")
+        labels = [teacher.label for teacher in self.teachers]
+        if len({teacher.folder.lower() for teacher in self.teachers}) != len(labels):
+            raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")
+        if taken := {"student", "zero_shot"} & set(labels):
+            raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
+        if problems := list(check_losses(self)):
+            raise ValueError("; ".join(problems))
+        _check_float16(self.train, self.optimizer)
+        return self

@@ -1,0 +1,157 @@
+"""The report's pictures, drawn with matplotlib (extra `report`); without it the report says how to get them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachclip.store.files import write_atomic
+
+RECALLS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10"}
+PALETTE = ("#a8adb5", "#8ab8e6", "#2f6fb7", "#12813f", "#e08a1e", "#8a4fb0")
+INK, SOFT = "#22252a", "#6b7079"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v") -> None:
+    """Draw recall at 1, 5 and 10 of every arm as bars, with every seed as a dot, into a PNG file."""
+    figure = _figure(9.0, 4.6)
+    axes = figure.add_subplot()
+    arms = report["arms"]
+    width = 0.84 / len(arms)
+    for index, arm in enumerate(arms):
+        places = np.arange(len(RECALLS)) + (index - (len(arms) - 1) / 2) * width
+        stats = [arm[direction][metric] for metric in RECALLS]
+        heights = [stat["mean"] for stat in stats]
+        colour = PALETTE[index % len(PALETTE)]
+        axes.bar(places, heights, width * 0.92, color=colour, label=arm["label"], zorder=2)
+        tops = list(heights)
+        if arm["runs"] > 1:
+            axes.errorbar(
+                places,
+                heights,
+                [stat["sd"] for stat in stats],
+                fmt="none",
+                ecolor=INK,
+                elinewidth=1,
+                capsize=3,
+                zorder=3,
+            )
+            tops = [max(*stat["values"], stat["mean"] + stat["sd"]) for stat in stats]
+            for place, stat in zip(places, stats, strict=True):
+                dots = place + width * 0.25 * np.linspace(-1, 1, len(stat["values"]))
+                axes.plot(dots, stat["values"], "o", ms=3, mfc="white", mec=INK, mew=0.7, zorder=4)
+        for place, height, top in zip(places, heights, tops, strict=True):
+            _label(axes, f"{height:.1f}", place, top)
+    axes.set_xticks(range(len(RECALLS)), list(RECALLS.values()))
+    axes.set_ylim(0, 106)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("queries found, %", color=SOFT)
+    axes.set_title(
+        f"{report['captions']} captions search {report['videos']} videos", loc="left", fontsize=11, color=INK
+    )
+    axes.grid(axis="y", color="#e4e6ea", zorder=0)
+    _plain(axes)
+    axes.tick_params(axis="x", labelsize=10)
+    figure.legend(frameon=False, fontsize=9, ncols=3, loc="outside upper left", labelcolor=INK)
+    _save(figure, path)
+
+
+def draw_frames(
+    frames: np.ndarray, weights: Mapping[str, np.ndarray], path: Path, *, title: str, colours: Mapping[str, str]
+) -> None:
+    """Draw a strip of a video's frames and below it, per model, the weight of every frame, into a PNG file.
+
+    `frames`: uint8 (frames, height, width, 3). `weights`: label -> (frames,), each adding up to 1.
+    `colours`: colour per label, as `arm_colours` gives them.
+    """
+    count, aspect = len(frames), frames.shape[1] / frames.shape[2]
+    figure = _figure(10.5, 0.5 + 0.75 * aspect + 0.68 * len(weights))
+    figure.get_layout_engine().set(h_pad=0.03, hspace=0)
+    grid = figure.add_gridspec(1 + len(weights), 1, height_ratios=[0.75 * aspect, *[0.68] * len(weights)])
+    strip = figure.add_subplot(grid[0])
+    for place, frame in enumerate(frames):
+        strip.imshow(frame, extent=(place - 0.46, place + 0.46, 0, 1), aspect="auto", interpolation="nearest")
+    strip.set_xlim(-0.5, count - 0.5)
+    strip.set_ylim(0, 1)
+    strip.axis("off")
+    strip.set_title("\n".join(textwrap.wrap(title, 100)), loc="left", fontsize=11, color=INK)
+    highest = max(float(values.max()) for values in weights.values())
+    for row, (label, values) in enumerate(weights.items(), start=1):
+        axes = figure.add_subplot(grid[row])
+        axes.bar(range(count), values, 0.92, color=colours[label], zorder=2)
+        for place, value in enumerate(values):
+            if value >= 0.01:
+                _label(axes, f"{100 * value:.0f}%", place, value)
+        axes.set_xlim(-0.5, count - 0.5)
+        axes.set_ylim(0, 1.3 * highest)
+        axes.set_yticks([])
+        axes.set_xticks([])
+        axes.set_ylabel(
+            "\n".join(textwrap.wrap(label, 18)), rotation=0, ha="right", va="center", fontsize=9, color=INK
+        )
+        _plain(axes)
+    _save(figure, path)
+
+
+def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str, label: str) -> None:
+    """Draw one line per arm: its mean, its confidence interval and every seed as a dot, into a PNG file.
+
+    `rows`: mappings with `label`, `mean`, `low`, `high` (None: no interval) and `values`, in percent. `label`: of the
+    axis.
+    """
+    figure = _figure(9.0, 1.2 + 0.42 * len(rows))
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        colour = PALETTE[2]
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=5, alpha=0.35, zorder=2)
+        axes.plot(row["values"], [place] * len(row["values"]), "o", ms=3, mfc="white", mec=INK, mew=0.7, zorder=4)
+        axes.plot([row["mean"]], [place], "D", ms=6, color=colour, zorder=3)
+        _label(axes, f"{row['mean']:.1f}", row["mean"], place - 0.12)
+    axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["label"], 34)) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0), min(high, 100))
+    axes.set_xlabel(label, color=SOFT)
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=11, color=INK)
+    axes.grid(axis="x", color="#e4e6ea", zorder=0)
+    _plain(axes)
+    _save(figure, path)
+
+
+def arm_colours(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of every arm's label, the same in all pictures."""
+    return {arm["label"]: PALETTE[index % len(PALETTE)] for index, arm in enumerate(report["arms"])}
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # no pyplot: no window system, no global state
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _label(axes: Any, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c9cdd3")
+    axes.tick_params(length=0, labelcolor=SOFT, labelsize=9)
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,216 @@
+"""What a scorer is fed with: decoded frames and token ids, or the stored features of frozen towers.
+
+Both kinds offer the same two methods, so that training, precomputing and evaluation are written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.data.batches import Tokenized
+from teachclip.data.frames.live import LiveFrames
+from teachclip.data.frames.views import Frames
+from teachclip.data.video.transform import normalize
+from teachclip.processes import Processes
+from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
+from teachclip.store.array_store import ArrayStore
+
+Batch = dict[str, Tensor]
+
+
+class Inputs(Protocol):
+    """The texts and videos of one split, by row."""
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return the model inputs of some captions."""
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return the model inputs of some videos."""
+
+
+@dataclass(frozen=True)
+class PixelInputs:
+    """Token ids and decoded frames, for towers that run.
+
+    `frame_rows` are the rows of the split's videos among the frames; with several views first those of view 0, then
+    those of view 1, and each counts as a video here. `mean` and `std` (3,) are CLIP's.
+    """
+
+    tokenized: Tokenized
+    frames: Frames
+    frame_rows: np.ndarray
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return len(self.tokenized)
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos, each of their views counted."""
+        return len(self.frame_rows)
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `input_ids` and `attention_mask`, both (texts, tokens), cut to the longest of these texts."""
+        input_ids, attention_mask = self.tokenized.batch(rows)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `frames` uint8 (videos, frames, 3, size, size), `frame_mask` and the normalisation."""
+        frames, mask = self.frames.read(self.frame_rows[rows])
+        return {"frames": frames, "frame_mask": mask, "mean": self.mean, "std": self.std}
+
+
+@dataclass
+class FeatureInputs:
+    """Stored raw features of frozen CLIP towers; kept in memory, they are small."""
+
+    text_store: ArrayStore
+    video_store: ArrayStore
+    text_features: Tensor = field(init=False, repr=False)
+    frame_features: Tensor = field(init=False, repr=False)
+    frame_mask: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # read here, so that processes that load batches share the memory
+        self.text_features = torch.from_numpy(self.text_store.read("features", slice(None)))
+        self.frame_features = torch.from_numpy(self.video_store.read("frame_features", slice(None)))
+        self.frame_mask = torch.from_numpy(self.video_store.read("frame_mask", slice(None)))
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return self.text_store.rows
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return self.video_store.rows
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `text_features` (texts, dim)."""
+        return {"text_features": self.text_features[rows]}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `frame_features` (videos, frames, dim) and `frame_mask` (videos, frames)."""
+        return {
+            "frame_features": self.frame_features[rows],
+            "frame_mask": self.frame_mask[rows],
+        }
+
+
+def decodes_when_read(inputs: Inputs) -> bool:
+    """Whether reading videos decodes them, in processes of its own."""
+    return isinstance(inputs, PixelInputs) and isinstance(inputs.frames, LiveFrames)
+
+
+def read_ahead(inputs: Inputs, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
+    """Return a context in which the videos of these rows are going to be read, batch by batch, in this order.
+
+    Where frames are decoded when they are read, that is done in advance by other processes.
+    """
+    if not isinstance(inputs, PixelInputs):
+        return nullcontext()
+    rows = (inputs.frame_rows[batch] for batch in batches)
+    return inputs.frames.ahead(rows)
+
+
+def pixel_values(batch: Batch) -> Tensor:
+    """Normalise decoded frames; padded frames become zeros after it, as in the official code (CLIP4Clip)."""
+    pixels = normalize(batch["frames"], batch["mean"], batch["std"])
+    return pixels.mul_(batch["frame_mask"][:, :, None, None, None])
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """Return the keyword arguments of the student's forward; stored features go before pixels and token ids."""
+    found = {"frame_mask": batch["frame_mask"]}
+    if "text_features" in batch:
+        found["text_features"] = batch["text_features"]
+    else:
+        found |= {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if "frame_features" in batch:
+        found["frame_features"] = batch["frame_features"]
+    else:
+        found["pixel_values"] = pixel_values(batch)
+    return found
+
+
+def encode_text_batch(scorer: Scorer, batch: Batch) -> Tokens:
+    """Encode one batch of texts, from features where the batch holds them."""
+    if "text_features" in batch:
+        return _feature_scorer(scorer).texts_from_features(batch["text_features"])
+    return scorer.encode_texts(batch["input_ids"], batch["attention_mask"])
+
+
+def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
+    """Encode one batch of videos, from features where the batch holds them."""
+    if "frame_features" in batch:
+        return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
+    return scorer.encode_videos(pixel_values(batch), batch["frame_mask"])
+
+
+def _feature_scorer(scorer: Scorer) -> FeatureScorer:
+    if not isinstance(scorer, FeatureScorer):
+        raise TypeError(f"{type(scorer).__name__} cannot score stored tower features; it needs pixels and token ids")
+    return scorer
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Move a batch to a device without waiting for the copy."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def encode_split(
+    scorer: Scorer,
+    inputs: Inputs,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> tuple[Tokens, Tokens]:
+    """Encode all texts and all videos of a split once. Every process returns all tokens, on the CPU.
+
+    `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time.
+    """
+    processes = processes or Processes()
+
+    def batches(count: int, size: int) -> list[np.ndarray]:
+        rows = processes.share(count)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
+        bar = tqdm(
+            batches(count, size), desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False
+        )
+        parts = []
+        for rows in bar:
+            batch = to_device(read(rows), device)  # type: ignore[operator]
+            tokens = encode(scorer, batch)  # type: ignore[operator]
+            parts.append({name: tensor.cpu() for name, tensor in tokens.items()})
+        gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
+        return concat_tokens(gathered)
+
+    texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
+    with read_ahead(inputs, batches(inputs.video_count, batch_size)):
+        videos = run(inputs.video_count, batch_size, "encode videos", inputs.videos, encode_video_batch)
+    return texts, videos

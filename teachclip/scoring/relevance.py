@@ -1,0 +1,96 @@
+"""A teacher's relevance: computed from its stored tokens, and computed again from pixels to check what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, select_tokens
+from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
+from teachclip.scoring.token_store import read_tokens
+from teachclip.store.array_store import ArrayStore
+
+
+@torch.no_grad()
+def relevance_rows(
+    teacher: Teacher,
+    texts: ArrayStore,
+    videos: ArrayStore,
+    caption_videos: np.ndarray,
+    rows: np.ndarray,
+    *,
+    views: int = 1,
+    video_block: int = 1024,
+    device: torch.device | str,
+) -> dict[str, np.ndarray]:
+    """Return `video_text` (rows, videos) of some captions and, if it is given, `frame_text` (rows, frames), float32.
+
+    `texts` and `videos` are the teacher's token stores. With several `views` there is a column for each view of each
+    video, all of view 0 first, and `frame_text` is (rows, views, frames).
+    """
+    text_tokens = read_tokens(texts, rows, device)
+    blocks = []
+    for start in range(0, videos.rows, video_block):
+        block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
+        blocks.append(teacher.score(text_tokens, block).float().cpu())
+    found = {"video_text": torch.cat(blocks, dim=1).numpy()}
+    if gives_frame_relevance(teacher):
+        found["frame_text"] = _frame_text(
+            teacher,
+            text_tokens,
+            lambda view: read_tokens(videos, view * (videos.rows // views) + caption_videos[rows], device),
+            views,
+        )
+    return found
+
+
+def _frame_text(teacher: Teacher, texts: Tokens, own_videos: Callable[[int], Tokens], views: int) -> np.ndarray:
+    """Return the frame relevance of captions for every view of their own video, as `relevance_rows` does."""
+    parts = [teacher.frame_relevance(texts, own_videos(view)).float().cpu().numpy() for view in range(views)]
+    return parts[0] if views == 1 else np.stack(parts, axis=1)
+
+
+@torch.no_grad()
+def recompute(
+    teacher: Teacher,
+    inputs: Inputs,
+    caption_videos: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    *,
+    views: int = 1,
+    device: torch.device | str,
+) -> dict[str, np.ndarray]:
+    """Compute relevance from pixels and token ids: of captions `rows` with videos `columns` (ascending)."""
+    texts = encode_text_batch(teacher, to_device(inputs.texts(rows), device))
+    videos = encode_video_batch(teacher, to_device(inputs.videos(columns), device))
+    again = {"video_text": teacher.score(texts, videos).float().cpu().numpy()}
+    if gives_frame_relevance(teacher):
+
+        def own_videos(view: int) -> Tokens:
+            wanted = view * (inputs.video_count // views) + caption_videos[rows]
+            return select_tokens(videos, torch.from_numpy(np.searchsorted(columns, wanted)).to(device))
+
+        again["frame_text"] = _frame_text(teacher, texts, own_videos, views)
+    return again
+
+
+def verify_relevance(
+    store: ArrayStore, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
+) -> list[str]:
+    """Compare stored relevance of captions `rows` and videos `columns` with `again`. Returns a line per difference.
+
+    The tolerance is a float16 rounding (2^-10 relative) where the store is float16, and 1e-4 otherwise.
+    """
+    half = store.arrays["video_text"].dtype == "float16"
+    problems = []
+    for name, values in again.items():
+        kept = np.asarray(store.read(name, rows), dtype=np.float32)
+        kept = kept[:, columns] if name == "video_text" else kept
+        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(values)
+        worst = float(np.max(np.abs(kept - values) - allowed))
+        if worst > 0:
+            problems.append(f"{store.path}: {label} {name}: stored and recomputed differ by {worst:.2e} too much")
+    return problems

@@ -1,0 +1,1 @@
+"""The synthetic Shapes dataset: scenes, captions, rendering, presets, pretraining, ground truth."""

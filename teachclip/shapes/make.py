@@ -1,0 +1,196 @@
+"""Make the embedded world: small videos with captions, and a tiny CLIP that knows what is in a frame."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teachclip.cli.arguments import command, say
+from teachclip.errors import DataError
+from teachclip.shapes.presets import PRESETS, find_preset
+from teachclip.shapes.rendering import ENCODER
+from teachclip.shapes.scenes import WorldPlan, video_id, write_world
+from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.fingerprint import describe_difference, fingerprint_of
+
+if TYPE_CHECKING:
+    from teachclip.shapes.pretraining import PretrainingPlan
+
+MANIFEST, STARTED, CLIP_RECORD = "manifest.json", "manifest.partial.json", "pretraining.json"
+VERSION = 1
+CLIP_FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", CLIP_RECORD)
+WORLD_FILES = ("annotations.json", "train.csv", "test.csv", "test_full.csv", "truth.json")
+
+
+def make_shapes(
+    folder: str | Path,
+    *,
+    preset: str = "default",
+    train_videos: int | None = None,
+    test_videos: int | None = None,
+    seed: int = 0,
+    clip_seed: int = 0,
+    workers: int = 2,
+    clip: PretrainingPlan | None = None,
+    clip_from: str | Path | None = None,
+    progress: bool = True,
+) -> bool:
+    """Make what is missing of a world in `folder`; returns whether anything was.
+
+    `preset` names one of `PRESETS`, which also says how many videos there are where the caller does not. `seed`
+    changes videos and captions, `clip_seed` the tiny CLIP. `clip`: another plan of pre-training, in place of
+    the usual one with `clip_seed`. `clip_from`: the folder of another world whose CLIP is copied, as all seeds of an
+    experiment should start from one CLIP. Raises DataError if the folder holds something else or the preset is
+    unknown, and StoreError if the folder cannot be written.
+    """
+    from teachclip.shapes.pretraining import PretrainingPlan
+
+    numbers = find_preset(preset)
+    world = WorldPlan(
+        numbers.train_videos if train_videos is None else train_videos,
+        numbers.test_videos if test_videos is None else test_videos,
+        seed,
+        preset,
+    )
+    if workers < 1:
+        raise DataError(f"workers is {workers}; allowed: 1 or more")
+    pretraining = clip or PretrainingPlan(seed=clip_seed)
+    clip_settings = asdict(pretraining) if clip_from is None else _clip_record(Path(clip_from) / "clip")["settings"]
+    settings = {"version": VERSION, "world": world.settings(), "encoder": dict(ENCODER), "clip": clip_settings}
+    root = Path(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked_folder(root):
+            _check_folder(root, settings)
+            if (root / MANIFEST).exists() and _is_whole(root, world):
+                return False
+            _start(root, settings)
+            write_world(root, world, workers=workers, progress=progress)
+            if not _has_clip(root / "clip"):
+                _make_clip(root / "clip", pretraining, clip_from, progress)
+            _finish(root, settings)
+    except OSError as error:
+        raise explain_failed_write(error, root, "the world", 50_000_000) from error
+    return True
+
+
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise DataError unless `folder` is empty or was begun with the same settings."""
+    for name in (MANIFEST, STARTED):
+        path = folder / name
+        if not path.exists():
+            continue
+        difference = describe_difference(_read(path)["settings"], settings)
+        if difference:
+            raise DataError(f"{folder} holds another world ({difference}); choose another folder or delete it")
+        return
+    found = sorted(path.name for path in folder.iterdir())
+    if found:
+        raise DataError(f"{folder} holds {', '.join(found[:3])}, which is no world of ours; choose an empty folder")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        dict(content["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as the record of a world ({error!r}); delete its folder") from error
+    return content
+
+
+def _is_whole(folder: Path, plan: WorldPlan) -> bool:
+    files = [*WORLD_FILES, *(f"videos/{video_id(index)}.mp4" for index in range(plan.videos))]
+    return all((folder / name).exists() for name in files) and _has_clip(folder / "clip")
+
+
+def _has_clip(folder: Path) -> bool:
+    return all((folder / name).exists() for name in CLIP_FILES)
+
+
+def _clip_record(folder: Path) -> dict[str, Any]:
+    if not _has_clip(folder):
+        raise DataError(f"{folder} holds no tiny CLIP to copy; give the folder of a finished world")
+    return _read(folder / CLIP_RECORD)
+
+
+def _start(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Note what is being made, and take the mark of completeness away until it is."""
+    write_atomic(folder / STARTED, json.dumps({"settings": settings}, indent=1).encode())
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _make_clip(folder: Path, plan: PretrainingPlan, source: str | Path | None, progress: bool) -> None:
+    """Pre-train or copy the tiny CLIP; the folder appears when it is whole."""
+    from teachclip.shapes.pretraining import pretrain_clip
+
+    part = folder.with_name("clip.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    if source is not None:
+        shutil.copytree(Path(source) / "clip", part)
+    else:
+        part.mkdir()
+        results = pretrain_clip(part, plan, progress=progress)
+        record = {"settings": asdict(plan), "results": results}
+        (part / CLIP_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(part, folder)
+
+
+def _finish(folder: Path, settings: Mapping[str, Any]) -> None:
+    truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    results = {"oracle_recall_at_1": truth["oracle_recall_at_1"], "clip": _clip_record(folder / "clip")["results"]}
+    content = {"settings": settings, "fingerprint": fingerprint_of(settings), "results": results}
+    write_atomic(folder / MANIFEST, json.dumps(content, indent=1).encode())
+    (folder / STARTED).unlink(missing_ok=True)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, but where there is none nothing; keeps a line per preset."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make a world from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="make_shapes",
+        description=f"{__doc__}\nA second call makes only what is missing.",
+        epilog="presets:\n" + "\n".join(f"  {name:12} {preset.summary}" for name, preset in PRESETS.items()),
+        formatter_class=_Help,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the world")
+    parser.add_argument("--preset", default="default", help="what is hard in the world; see below")
+    own = "(default: the preset says)"
+    parser.add_argument("--train-videos", type=int, help=f"videos with noisy captions, to train on {own}")
+    parser.add_argument("--test-videos", type=int, help=f"videos with clean captions, to test on {own}")
+    parser.add_argument("--seed", type=int, default=0, help="of videos and captions")
+    parser.add_argument("--clip-seed", type=int, default=0, help="of the tiny CLIP's pre-training")
+    parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this finished world instead of training one")
+    parser.add_argument("--workers", type=int, default=2, help="videos drawn and encoded at the same time")
+    args = parser.parse_args(argv)
+    made = make_shapes(
+        args.out,
+        preset=args.preset,
+        train_videos=args.train_videos,
+        test_videos=args.test_videos,
+        seed=args.seed,
+        clip_seed=args.clip_seed,
+        workers=args.workers,
+        clip_from=args.clip_from,
+    )
+    results = _read(args.out / MANIFEST)["results"]
+    say(f"{args.out}: {'made' if made else 'already made, nothing to do'}")
+    found, ceiling = results["clip"]["frame_recall_at_1"], results["oracle_recall_at_1"]
+    say(f"the tiny CLIP finds {found:.0f} % of 500 single frames by their captions")
+    overrides = find_preset(args.preset).overrides
+    if overrides:
+        say(f"a recipe for it needs: {' '.join(overrides)}")
+    say(f"who knows all about the test videos finds {ceiling:.0f} % of them by one caption: some fit several videos")

@@ -1,0 +1,150 @@
+"""The manifest of an array store: what the store holds, how it is cut into shards, what its numbers depend on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from teachclip.errors import StoreError
+from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.fingerprint import describe_difference, fingerprint_of
+
+FORMAT, VERSION, MANIFEST = "teachclip-store", 1, "manifest.json"
+
+
+class ArraySpec(NamedTuple):
+    """What an array of a store holds: the numpy name of its type and the shape of ONE row."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The checked content of a `manifest.json`. Raises StoreError if a store cannot be made of it."""
+
+    path: Path
+    rows: int
+    rows_per_shard: int
+    arrays: Mapping[str, ArraySpec]
+    circumstances: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
+            counts = f"{self.rows} rows, {self.rows_per_shard} rows per shard and {len(self.arrays)} arrays"
+            raise StoreError(f"{self.path}: a store of {counts} cannot be made")
+        for name, spec in self.arrays.items():
+            known = re.fullmatch("bool|u?int(8|16|32|64)|float(16|32|64)", spec.dtype)
+            if not known or not re.fullmatch("[a-z][a-z0-9_]*", name) or min(spec.shape, default=1) < 1:
+                raise StoreError(f"{self.path}: array {name!r} of {spec.dtype} {spec.shape} cannot be stored")
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read the manifest in folder `path`. Raises StoreError if there is none of this format and version."""
+        file = path / MANIFEST
+        try:
+            found = json.loads(file.read_bytes())
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is not a store: it has no {MANIFEST}") from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file} cannot be read: {error}") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise StoreError(f'{file} is not the manifest of a store: "format" is not "{FORMAT}"')
+        if found.get("version") != VERSION:
+            raise StoreError(f"{path} has format version {found.get('version')}, but only {VERSION} can be read here")
+        try:
+            specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in found["arrays"].items()}
+            rows, per_shard = int(found["rows"]), int(found["rows_per_shard"])
+            manifest = cls(path, rows, per_shard, specs, dict(found["circumstances"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{file} is not the manifest of a store: {error!r}") from error
+        if found.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
+            raise StoreError(f"{file}: fingerprint and circumstances disagree, so it was edited or damaged")
+        return manifest
+
+    def create_or_read(self) -> Manifest:
+        """Write this manifest to its folder, unless there is one already; return what is there. Safe in a race."""
+        data = self.to_json()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with locked_folder(self.path):
+                names = os.listdir(self.path)
+                if MANIFEST not in names:
+                    # shards of an unknown past must not become part of this store
+                    if any(re.fullmatch(r".*-\d{5,}\.(npy|json)", name) for name in names):
+                        text = f"{self.path} holds shards but no {MANIFEST}; delete the folder or choose another"
+                        raise StoreError(text)
+                    for stale in self.path.glob(f"{MANIFEST}.*.tmp"):  # of a process that was killed
+                        stale.unlink(missing_ok=True)
+                    write_atomic(self.path / MANIFEST, data)
+        except OSError as error:
+            raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
+        return Manifest.read(self.path)
+
+    def rewrite(self, circumstances: Mapping[str, Any]) -> Manifest:
+        """Put a manifest with other circumstances in the place of this one and return it."""
+        changed = replace(self, circumstances=circumstances)
+        data = changed.to_json()
+        try:
+            with locked_folder(self.path):
+                write_atomic(self.path / MANIFEST, data)
+        except OSError as error:
+            raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
+        return Manifest.read(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the circumstances."""
+        return fingerprint_of(self.circumstances)
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return math.ceil(self.rows / self.rows_per_shard)
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        arrays = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in self.arrays.items()}
+        head = {"format": FORMAT, "version": VERSION, "rows": self.rows, "rows_per_shard": self.rows_per_shard}
+        body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "circumstances": self.circumstances}
+        return json.dumps(body, indent=1).encode()
+
+    def refuse_circumstances(self, wanted: Mapping[str, Any]) -> None:
+        """Raise StoreError, naming what differs, unless the store was made under the circumstances `wanted`."""
+        if difference := describe_difference(self.circumstances, wanted):
+            raise StoreError(
+                f"{self.path} was made under other circumstances: {difference}; delete the folder or choose another"
+            )
+
+    def refuse_arrays(self, rows: int, arrays: Mapping[str, ArraySpec]) -> None:
+        """Raise StoreError, naming what differs, unless the store holds `arrays` of `rows` rows."""
+        held, wanted = {"rows": self.rows, **self.arrays}, {"rows": rows, **arrays}
+        if difference := describe_difference(held, wanted):
+            raise StoreError(f"{self.path} holds other arrays: {difference}; delete the folder or choose another")
+
+    def check_shard(self, rows: range, arrays: Mapping[str, np.ndarray], failures: Mapping[int, str]) -> None:
+        """Raise StoreError unless `arrays` are whole and finite in all `rows` of a shard but those of `failures`."""
+        where = f"{self.path}: rows {rows.start} to {rows.stop - 1}"
+        if set(arrays) != set(self.arrays):
+            raise StoreError(f"{where} must hold {', '.join(self.arrays)}, got {', '.join(arrays) or 'nothing'}")
+        if strange := [row for row in failures if row not in rows]:
+            raise StoreError(f"{where}: row {strange[0]} is said to fail, but is not among them")
+        for name, spec in self.arrays.items():
+            array, shape = np.asarray(arrays[name]), (len(rows), *spec.shape)
+            if array.dtype != np.dtype(spec.dtype) or array.shape != shape:
+                wanted, got = f"{spec.dtype} {shape}", f"{array.dtype} {array.shape}"
+                raise StoreError(f"{where}: array {name!r} must be {wanted}, got {got}")
+            if array.dtype.kind == "f":
+                wrong = ~np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+                wrong[[row - rows.start for row in failures]] = False
+                if wrong.any():
+                    first = rows[int(np.argmax(wrong))]
+                    raise StoreError(f"{where}: array {name!r} is not finite in {wrong.sum()} rows, first {first}")

@@ -1,0 +1,1 @@
+"""One system of fair comparison: study file, plan, jobs, tables, report."""
