@@ -7,17 +7,24 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load_student": "teachclip.models.student",
-    "StudentModel": "teachclip.models.student",
     "StudentConfig": "teachclip.models.student",
+    "StudentModel": "teachclip.models.student",
     "StudentProcessor": "teachclip.models.processing",
+    "decode_frames": "teachclip.data.video.decode",
+    "distill": "teachclip.pipeline.distill",
+    "evaluate": "teachclip.pipeline.evaluate",
+    "export_student": "teachclip.pipeline.export",
+    "load_recipe": "teachclip.recipe.loading",
+    "load_student": "teachclip.models.student",
+    "precompute": "teachclip.pipeline.precompute",
+    "train_teacher": "teachclip.pipeline.train_teacher",
 }
 
 __all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public models on first use, so that `import teachclip` stays light."""
+    """Import public names on first use, so that `import teachclip` stays light."""
     if name in _LAZY:
         import importlib
 

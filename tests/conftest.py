@@ -1,7 +1,78 @@
-"""Shared test settings: one thread per process, so that tests in parallel do not fight over the cores."""
+"""Shared test settings and the whole small project that several rooms test with.
+
+One thread per process, so that tests in parallel do not fight over the cores.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_models import FRAMES, SIZE, tiny_clip, tiny_tokenizer
+from video_files import write_video
+
+from teachers.xpool import XPool
+
+COLOURS = ("red", "blue")
+SHAPES = ("circle", "square")
+
+
+@pytest.fixture(scope="session")
+def made_project(tmp_path_factory):
+    """Make the videos, the CLIP and the teacher once."""
+    root = tmp_path_factory.mktemp("project")
+    rows = ["video,caption,split"]
+    (root / "videos").mkdir()
+    for number in range(14):
+        write_video(root / "videos" / f"clip{number}.mp4", frames=12, seed=number)
+        split = "test" if number >= 11 else "train"
+        for k in range(2):
+            colour, shape = COLOURS[number % 2], SHAPES[(number // 2 + k) % 2]
+            rows.append(f"clip{number}.mp4,a {colour} {shape},{split}")
+    (root / "captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    clip = tiny_clip(text_layers=4, heads=1)
+    clip.save_pretrained(root / "clip")
+    tiny_tokenizer().save_pretrained(root / "clip")
+    torch.manual_seed(0)
+    torch.save(XPool.from_clip(tiny_clip(text_layers=4, heads=1, seed=1)).checkpoint(), root / "teacher.pth")
+    return root
+
+
+@pytest.fixture
+def project(made_project, tmp_path):
+    """A recipe on the made project whose outputs go to a fresh folder. `write(**changes)` returns its path."""
+
+    def write(name="recipe.yaml", **sections) -> Path:
+        recipe = {
+            "name": "tiny",
+            "seed": 0,
+            "output": str(tmp_path / "run"),
+            "stores": str(tmp_path / "stores"),
+            "data": {
+                "format": "csv",
+                "videos": str(made_project / "videos"),
+                "annotations": str(made_project / "captions.csv"),
+                "validation": {"videos": 3},
+            },
+            "frames": {"plan": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
+            "text": {"max_tokens": 10},
+            "student": {"backbone": str(made_project / "clip"), "temporal_layers": 1},
+            "teachers": [{"name": "xpool", "checkpoint": str(made_project / "teacher.pth")}],
+            "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "aggregation_lr": 1e-2},
+            "train": {"towers": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
+        }
+        for section, values in sections.items():
+            recipe[section] = {**recipe[section], **values} if isinstance(recipe.get(section), dict) else values
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    write.root, write.folder = made_project, tmp_path
+    return write

@@ -2,7 +2,7 @@
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.data_check.benchmark import main
+from teachclip.cli.bench_data import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,7 +2,7 @@
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.diagnosis.diagnose import main
+from teachclip.cli.diagnose import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

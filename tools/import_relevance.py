@@ -2,7 +2,7 @@
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.pipeline.import_relevance import main
+from teachclip.cli.import_relevance import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

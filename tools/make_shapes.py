@@ -2,7 +2,7 @@
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.shapes.make import main
+from teachclip.cli.make_shapes import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,7 +2,7 @@
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.pipeline.precompute import main
+from teachclip.cli.precompute import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
+from teachclip.console import logging_to_console
 from teachclip.errors import TeachclipError
 
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -28,7 +27,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
-            with _told_log():
+            with logging_to_console():
                 main(argv)
         except TeachclipError as error:
             for line in _plain(str(error)).splitlines():
@@ -72,34 +71,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return super().format_help() + "\nkeys of a recipe:\n" + "\n".join(describe_keys()) + "\n"
 
 
-def say(message: str) -> None:
-    """Print a line of progress, once per machine."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(message, file=sys.stderr, flush=True)
-
-
-class _Teller(logging.Handler):
-    """Prints what the parts of the toolkit log, such as what starts at random, as lines of progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
-@contextmanager
-def _told_log() -> Iterator[None]:
-    """Print the toolkit's own log lines; a command that another one calls leaves that as it is."""
-    log = logging.getLogger("teachclip")
-    if any(isinstance(handler, _Teller) for handler in log.handlers):
-        yield
-        return
-    handler, level = _Teller(), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+def positive_count(text: str) -> int:
+    """Read a whole number of at least 1 from the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _plain(message: str) -> str:

@@ -42,5 +42,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}{closest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"teachclip.commands.{name.replace('-', '_')}")
+    module = importlib.import_module(f"teachclip.cli.{name.replace('-', '_')}")
     return int(module.main(arguments[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from teachclip.cli.arguments import command, say
-from teachclip.demo.demo import usable_cores
+from teachclip.console import log
 from teachclip.errors import DataError
-from teachclip.studies.trials import positive_count
+from teachclip.processes import usable_cores
 
 DISTINCT = 8
 """Made-up videos of each kind; more files are the same content under other names."""
@@ -44,33 +42,25 @@ class Timing:
     memory: int
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print frames per second of bare decord, of `decode_frames` and of a frame store, their ratios and memory."""
-    parser = argparse.ArgumentParser(
-        prog="teachclip bench-data",
-        description="Decode files with bare decord and with decode_frames, file by file in turn and in the same "
-        "worker processes, then read the same frames from a store. Ratios are of one run, so other work on the "
-        "machine slows both sides.",
-    )
-    parser.add_argument("--files", type=positive_count, default=64, help="files to decode (default 64)")
-    parser.add_argument("--processes", type=positive_count, default=usable_cores(), help="default: all cores")
-    parser.add_argument("--videos", type=Path, help="folder of your own videos; default: made-up ones")
-    parser.add_argument("--kind", choices=("realistic", "small"), default="realistic", help="which made-up ones")
-    parser.add_argument("--frames", type=positive_count, default=12, help="frames per video (default 12)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    args = parser.parse_args(argv)
+def benchmark(
+    *, files: int, processes: int, videos: Path | None, kind: str, frames: int, json_file: Path | None
+) -> None:
+    """Print frames per second of bare decord, of `decode_frames` and of a frame store, their ratios and memory.
+
+    `videos`: folder of files to decode; None: made-up ones of a `kind`, realistic or small. Raises DataError if
+    nothing can be decoded.
+    """
     with tempfile.TemporaryDirectory(prefix="teachclip-bench-") as folder:
-        files = _own_files(args.videos, args.files) if args.videos else _made_up(Path(folder), args.kind, args.files)
-        say(f"decoding {len(files)} files in {args.processes} processes, each with both decoders in turn")
-        timings, failures = time_files(files, frames=args.frames, processes=args.processes)
+        paths = _own_files(videos, files) if videos else _made_up(Path(folder), kind, files)
+        log(f"decoding {len(paths)} files in {processes} processes, each with both decoders in turn")
+        timings, failures = time_files(paths, frames=frames, processes=processes)
         if not timings:
             raise DataError(f"no file could be decoded: {failures[0] if failures else 'there is none'}")
-        read = time_store(files, Path(folder) / "store", frames=args.frames, processes=args.processes)
+        read = time_store(paths, Path(folder) / "store", frames=frames, processes=processes)
     report = {"machine": _machine(), **summarise(timings, read), "failures": failures}
     print("\n".join(_lines(report)))
-    if args.json:
-        args.json.write_text(json.dumps({**report, "files": [asdict(timing) for timing in timings]}, indent=1))
+    if json_file:
+        json_file.write_text(json.dumps({**report, "files": [asdict(timing) for timing in timings]}, indent=1))
 
 
 def time_files(files: Sequence[Path], *, frames: int, processes: int) -> tuple[list[Timing], list[str]]:
@@ -223,7 +213,7 @@ def _made_up(folder: Path, kind: str, count: int) -> list[Path]:
     """Write made-up videos: 15 s of 320 x 240 with long groups of pictures, or those of the embedded world."""
     from teachclip.shapes.rendering import encode_mp4, write_video
 
-    say(f"writing {min(count, DISTINCT)} {kind} videos")
+    log(f"writing {min(count, DISTINCT)} {kind} videos")
     sources = []
     for number in range(min(count, DISTINCT)):
         sources.append(folder / f"source-{number}.mp4")

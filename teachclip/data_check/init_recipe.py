@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import SHOWN, Annotations
 from teachclip.data.annotations.locate import locate_videos
 from teachclip.data.formats import FORMATS
@@ -32,27 +30,27 @@ class Proposal(NamedTuple):
     read: Annotations
 
 
-def init(argv: Sequence[str]) -> None:
-    """Write a recipe for a folder. Raises DataError if no captions are found, RecipeError if the recipe is there."""
-    parser = argparse.ArgumentParser(
-        prog="prepare init",
-        description="Write a recipe for a folder with your own videos and their captions: a CSV, JSONL or Parquet "
-        "file of video,caption[,start,end,split], or one text file per video beside it, a caption per line.",
-    )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with the videos, in sub-folders or not")
-    parser.add_argument("--captions", type=Path, help="file of captions; default: the only one in FOLDER")
-    parser.add_argument("--out", type=Path, help="recipe to write (default: FOLDER/recipe.yaml)")
-    parser.add_argument("--backbone", default=STUDENT, help=f"what the student starts from (default: {STUDENT})")
-    parser.add_argument("--teacher", default=TEACHER, help=f"dual encoder that teaches, or none (default: {TEACHER})")
-    args = parser.parse_args(argv)
-    folder = args.folder.resolve()
-    out = args.out or folder / "recipe.yaml"
+def init_recipe(
+    folder: str | Path,
+    *,
+    captions: Path | None = None,
+    out: Path | None = None,
+    backbone: str = STUDENT,
+    teacher: str = TEACHER,
+) -> Path:
+    """Write a recipe for a folder of videos and captions to `out` (default: FOLDER/recipe.yaml). Returns its path.
+
+    Raises DataError if no captions are found, RecipeError if the recipe is there.
+    """
+    folder = Path(folder).resolve()
+    out = out or folder / "recipe.yaml"
     if out.exists():
         raise RecipeError(f"{out} is there already; remove it or give another --out")
-    found = propose(folder, args.captions)
-    write_atomic(out, recipe_text(folder, found, out, backbone=args.backbone, teacher=args.teacher).encode())
-    say(f"recipe: {out}")
-    say(f"next:   python tools/prepare.py {_shell(out)}")
+    found = propose(folder, captions)
+    write_atomic(out, recipe_text(folder, found, out, backbone=backbone, teacher=teacher).encode())
+    log(f"recipe: {out}")
+    log(f"next:   python tools/prepare.py {_shell(out)}")
+    return out
 
 
 def propose(folder: Path, captions: Path | None = None) -> Proposal:
@@ -71,8 +69,8 @@ def propose(folder: Path, captions: Path | None = None) -> Proposal:
     rows = sum(map(len, splits))
     if lost := [name for name in names if name not in located]:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        say(f"no video file for: {', '.join(lost[:SHOWN])}{more}")
-    say(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {kind}, in {path}")
+        log(f"no video file for: {', '.join(lost[:SHOWN])}{more}")
+    log(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {kind}, in {path}")
     return Proposal(kind, path, read)
 
 

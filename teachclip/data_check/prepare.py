@@ -3,57 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from teachclip.cli.arguments import command, recipe_arguments, say
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.console import log
+from teachclip.data.annotations.catalog import Catalog, Video, refuse_too_many, require_readable
+from teachclip.data.annotations.overlap import describe_overlaps, overlaps
+from teachclip.data.frames.views import Frames
+from teachclip.data.video.decoding import Decoding
+from teachclip.data.video.file_facts import file_facts
+from teachclip.data.video.probe import probe_video
+from teachclip.data.video.workers import Failure, guarded_map
+from teachclip.data_check.findings import (
+    Finding,
+    caption_facts,
+    facts_oddities,
+    frame_oddities,
+    part_of,
+    same_files,
+    thumbnails,
+)
+from teachclip.data_check.report import (
+    MISSING,
+    PICTURED,
+    Examination,
+    Strip,
+    named_problems,
+    remarks,
+    tables,
+    write_prepare_report,
+)
 from teachclip.errors import DataError, StoreError
-from teachclip.recipe.loading import load_recipe
+from teachclip.models.backbone import load_config
+from teachclip.models.processing import StudentProcessor
+from teachclip.pipeline import build
+from teachclip.pipeline.frames import build_decoding, build_frames, hashes_file
+from teachclip.processes import Processes
+from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from teachclip.data.annotations.catalog import Catalog, Video
-    from teachclip.data.frames.views import Frames
-    from teachclip.data.video.decoding import Decoding
-    from teachclip.data_check.findings import Finding
-    from teachclip.data_check.report import Strip
-    from teachclip.models.processing import StudentProcessor
+from teachclip.reports.report import markdown_table
+from teachclip.store.files import make_folder
 
 GOOD_STRIPS = 6
 """Videos without oddities that the page shows."""
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Examine the data of a recipe, or write a recipe for a folder of own videos."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["init"]:
-        from teachclip.data_check.init_recipe import init
+def prepare(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
+    """Examine the data and write the report. Raises DataError if training would refuse the data.
 
-        init(arguments[1:])
-        return
-    parser = recipe_arguments(
-        "Find and probe every video of a recipe, decode the frames that training will read, and say what is\n"
-        "missing, unreadable or odd, how captions and tokens are distributed, what stands twice, and what can be\n"
-        "trained on. Writes prepare.json and prepare.html, with pictures of the sampled frames, into the recipe's\n"
-        "output folder. Frames are kept in the frame store, so that training need not decode them again.\n\n"
-        "  prepare init FOLDER      write a recipe for a folder of your own videos (prepare init --help)"
-    )
-    args = parser.parse_args(arguments)
-    prepare(load_recipe(args.recipe, args.overrides))
+    `recipe`, `overrides`: as of `distill`.
+    """
 
-
-def prepare(recipe: Recipe) -> None:
-    """Examine the data and write the report. Raises DataError if training would refuse the data."""
-    from teachclip.data_check.report import named_problems, remarks, tables, write_prepare_report
-    from teachclip.models.backbone import load_config
-    from teachclip.pipeline import build
-    from teachclip.reports.report import markdown_table
-    from teachclip.store.files import make_folder
-
+    recipe = load_recipe(recipe, overrides)
     make_folder(recipe.output)  # now, not after an hour of decoding
     anything = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_missing": 1.0})})
     catalog = build.build_catalog(anything)
@@ -64,18 +69,13 @@ def prepare(recipe: Recipe) -> None:
     for line in [*named_problems(found), *remarks(found)]:
         print(line, flush=True)
     for path in write_prepare_report(found, recipe.output):
-        say(f"report: {path}")
+        log(f"report: {path}")
     if found.refusal:
         raise DataError(f"training refuses this data: {found.refusal}")
 
 
 def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> Any:
     """Return an `Examination` of all videos and captions."""
-    from teachclip.data.annotations.overlap import describe_overlaps, overlaps
-    from teachclip.data.video.file_facts import file_facts
-    from teachclip.data_check.findings import Finding, caption_facts, same_files
-    from teachclip.data_check.report import MISSING, Examination
-    from teachclip.pipeline.frames import build_decoding, hashes_file
 
     findings = {
         video.id: Finding(video.id, str(video.path), split.name) for split in catalog.splits for video in split.videos
@@ -106,10 +106,6 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
 
 def _probe(decoding: Decoding, catalog: Catalog, findings: dict[str, Finding]) -> None:
     """Ask the packets of every file, once per file, in guarded processes."""
-    from tqdm import tqdm
-
-    from teachclip.data.video.probe import probe_video
-    from teachclip.data.video.workers import Failure, guarded_map
 
     files: dict[str, list[str]] = {}
     for video in catalog.videos:
@@ -137,8 +133,6 @@ def _look(
 
     Returns the pictures, and why the frame store cannot be used ("" if it can): frames are then decoded without it.
     """
-    from teachclip.data_check.findings import facts_oddities, frame_oddities, part_of, thumbnails
-    from teachclip.data_check.report import PICTURED, Strip
 
     good: list[Strip] = []
     odd: list[Strip] = []
@@ -165,8 +159,6 @@ def _look(
 
 def _store(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> tuple[Frames | None, str]:
     """Return the frame store, filled; or None and why it cannot be used, if it is to be used at all."""
-    from teachclip.pipeline.frames import build_frames
-    from teachclip.processes import Processes
 
     if recipe.frames.store == "none":
         return None, ""
@@ -175,7 +167,7 @@ def _store(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> tup
     try:
         return build_frames(recipe, Processes(), videos, training, processor.transform, "frames"), ""
     except StoreError as error:
-        say(f"the frame store cannot be used, so the frames are decoded for this examination alone: {error}")
+        log(f"the frame store cannot be used, so the frames are decoded for this examination alone: {error}")
         return None, str(error)
 
 
@@ -183,11 +175,6 @@ def _frames(
     recipe: Recipe, catalog: Catalog, processor: StudentProcessor, store: Frames | None
 ) -> Iterator[tuple[Video, Tensor | None, str]]:
     """Yield every video with its frames, uint8 (frames, 3, size, size), or None; and why not all or none of them."""
-    import torch
-    from tqdm import tqdm
-
-    from teachclip.data.video.workers import Failure
-    from teachclip.pipeline.frames import build_decoding
 
     videos = sorted(catalog.videos, key=lambda video: video.id)
     if store is None:
@@ -219,8 +206,6 @@ def verdict(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding], troub
 
     `trouble`: what is wrong with the frame store. Training decides by the same functions.
     """
-    from teachclip.data.annotations.catalog import refuse_too_many, require_readable
-    from teachclip.pipeline import build
 
     bad = {finding.id: finding.reason for finding in findings if finding.reason}
     lines = []

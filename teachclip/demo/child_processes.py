@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from tqdm import tqdm
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.errors import LaunchError
 
 GRACE = 20.0
@@ -116,26 +115,6 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal do what Ctrl-C does: stop the children, then this process."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
-    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _children() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Collect children; whatever happens, none of them outlives the block."""
     running: list[subprocess.Popen[bytes]] = []
@@ -193,7 +172,7 @@ def _check(job: Job, code: int, *, shown: bool = False, bar: tqdm | None = None)
         bar.close()
     if not shown:
         for line in last_lines(job.log):
-            say(f"  | {line}")
+            log(f"  | {line}")
     how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
     if code == -signal.SIGKILL:
         how += ", perhaps for want of memory"

@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, say
-from teachclip.demo.child_processes import Job, interruptible, run_shown, run_together
+from teachclip.console import interruptible, log
+from teachclip.demo.child_processes import Job, run_shown, run_together
 from teachclip.demo.stages import Stage
 from teachclip.demo.stages_plan import ARMS, Demo
+from teachclip.processes import environment
 
 MOST_PARALLEL = 4
 """Students trained at once: each child takes about a gigabyte."""
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo, or what is missing of it."""
-    parser = argparse.ArgumentParser(
-        prog="teachclip demo",
-        description="Make the embedded world, train the teacher, precompute, distil, evaluate, export and report. "
-        "Finished stages are recognised and skipped; after an interruption the same command goes on.",
-    )
-    default = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
-    parser.add_argument("--runs", type=Path, default=default, help="folder of everything that is made (default runs)")
-    parser.add_argument("--seeds", type=_count, default=3, help="student seeds per arm (default 3)")
-    parser.add_argument("--threads", type=_count, default=usable_cores(), help="cores to use (default: all)")
-    args = parser.parse_args(argv)
-    places = {"TEACHCLIP_RUNS": str(args.runs), "SHAPES_ROOT": str(args.runs / "shapes")}
+def demo(runs: Path, *, seeds: int = 3, threads: int) -> None:
+    """Run the demo, or what is missing of it, in the folder `runs`, with `seeds` student seeds per arm."""
+    places = {"TEACHCLIP_RUNS": str(runs), "SHAPES_ROOT": str(runs / "shapes")}
     defaults = {"TEACHCLIP_RUNS": "runs", "SHAPES_ROOT": "runs/shapes"}
     shown = {key: value for key, value in places.items() if os.environ.get(key, defaults[key]) != value}
     with environment({**places, "HF_HUB_OFFLINE": "1"}), interruptible():
-        run(Demo.build(args.runs, range(1, args.seeds + 1), args.threads, shown))
+        run(Demo.build(runs, range(1, seeds + 1), threads, shown))
 
 
 def run(demo: Demo) -> None:
     """Run what is missing, write the report, and print it."""
     started = time.monotonic()
     for name in demo.record.discard_changed():
-        say(f"{name}: made under other circumstances, removed")
+        log(f"{name}: made under other circumstances, removed")
     for number, name in enumerate(("world", "teacher", "precompute"), start=1):
         _run_alone(demo, f"{number}/6 {name}", demo.stages[name])
     _run_students(demo, "4/6 students")
     _evaluate(demo, "5/6 evaluate")
-    say("[6/6 report]")
+    log("[6/6 report]")
     from teachclip.demo.report import write_report
 
     write_report(demo)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    say(f"done in {minutes} min {seconds} s" if minutes else f"done in {seconds} s")
+    log(f"done in {minutes} min {seconds} s" if minutes else f"done in {seconds} s")
 
 
 def _run_alone(demo: Demo, heading: str, stage: Stage) -> None:
     if _skip(demo, heading, stage):
         return
-    say(f"[{heading}] {stage.shown(demo.shown)}")
+    log(f"[{heading}] {stage.shown(demo.shown)}")
     demo.record.start(stage)
     environment = {"OMP_NUM_THREADS": str(demo.threads)}
     run_shown(_job(demo, stage), environment)
@@ -70,14 +58,14 @@ def _run_students(demo: Demo, heading: str) -> None:
     stages = [demo.stages[f"{arm}-{seed}"] for seed in demo.seeds for arm in ARMS]
     missing = [stage for stage in stages if not demo.record.is_done(stage)]
     if len(missing) < len(stages):
-        say(f"[{heading}] {len(stages) - len(missing)} of {len(stages)} skipped: already done")
+        log(f"[{heading}] {len(stages) - len(missing)} of {len(stages)} skipped: already done")
     if not missing:
         return
     parallel = max(1, min(demo.threads, MOST_PARALLEL, len(missing)))
     threads = max(1, demo.threads // parallel)
-    say(f"[{heading}] {len(missing)} runs, {parallel} at a time, {threads} thread(s) each:")
+    log(f"[{heading}] {len(missing)} runs, {parallel} at a time, {threads} thread(s) each:")
     for stage in missing:
-        say(f"  {stage.shown(demo.shown)}")
+        log(f"  {stage.shown(demo.shown)}")
         demo.record.start(stage)
     run_together(
         [_job(demo, stage, demo.folder / stage.name) for stage in missing],
@@ -92,11 +80,11 @@ def _evaluate(demo: Demo, heading: str) -> None:
     for name in ("zero_shot", "teacher_result", "student_result"):
         stage = demo.stages[name]
         if not _skip(demo, heading, stage):
-            say(f"[{heading}] {stage.shown(demo.shown)}")
+            log(f"[{heading}] {stage.shown(demo.shown)}")
             _here(demo, stage)
     stage = demo.stages["frames"]
     if not _skip(demo, heading, stage):
-        say(f"[{heading}] frame weights of a test video")
+        log(f"[{heading}] frame weights of a test video")
         _here(demo, stage)
 
 
@@ -116,7 +104,7 @@ def _here(demo: Demo, stage: Stage) -> None:
 def _skip(demo: Demo, heading: str, stage: Stage) -> bool:
     if not demo.record.is_done(stage):
         return False
-    say(f"[{heading}] skipped: already done ({', '.join(map(str, stage.outputs[:2]))})")
+    log(f"[{heading}] skipped: already done ({', '.join(map(str, stage.outputs[:2]))})")
     return True
 
 
@@ -141,31 +129,3 @@ def steps_logged(log: Path) -> int:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that is still being written
             return int(json.loads(line)["step"])
     return 0
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, for this process and its children, until the block ends."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

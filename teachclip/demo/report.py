@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from teachclip import __version__
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.demo.stages import Stage
 from teachclip.demo.stages_plan import ARMS, COMPARISONS, Demo
 from teachclip.recipe.schema import Recipe
@@ -25,11 +25,11 @@ def evaluate_here(recipe: Recipe, stage: Stage, threads: int) -> None:
     """Do what `teachclip evaluate` does for an evaluation stage, without starting a process."""
     import torch
 
-    from teachclip.pipeline.evaluate import evaluate_model
+    from teachclip.pipeline.evaluate import evaluate
 
     torch.set_num_threads(threads)
     model = stage.command[stage.command.index("--model") + 1]
-    write_atomic(stage.outputs[0], json.dumps(evaluate_model(recipe, model, "test"), indent=1).encode())
+    write_atomic(stage.outputs[0], json.dumps(evaluate(recipe, model=model), indent=1).encode())
 
 
 def weigh_frames(demo: Demo) -> None:
@@ -93,9 +93,9 @@ def write_report(demo: Demo) -> None:
     write_atomic(paths["html"], report_page(report, pictures).encode())
     print(f"\n{terminal_text(report)}\n", flush=True)
     for what, where in report["files"].items():
-        say(f"{what + ':':<20} {where}")
+        log(f"{what + ':':<20} {where}")
     if not pictures:
-        say(no_pictures())
+        log(no_pictures())
 
 
 def gather(demo: Demo) -> dict[str, Any]:

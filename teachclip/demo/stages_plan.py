@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teachclip.demo.stages import Stage, StageRecord
-from teachclip.errors import RecipeError
-from teachclip.recipe.loading import load_recipe
+from teachclip.recipe.loading import find_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.store.fingerprint import fingerprint_of
 
@@ -100,13 +99,3 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
     students = tuple(f"{arm}-{seeds[0]}" for arm in ARMS)
     stages.append(Stage("frames", ("demo",), frames, frames, ("teacher", *students)))
     return stages
-
-
-def find_recipe(name: str) -> Path:
-    """Return a recipe of the project, preferably by its short path. Raises RecipeError if it is nowhere."""
-    package = Path(__file__).resolve().parents[1]
-    places = [Path("recipes") / name, package.parent / "recipes" / name, package / "recipes" / name]
-    for place in places:
-        if place.exists():
-            return place
-    raise RecipeError(f"{name} is in none of: {', '.join(str(place.parent) for place in places)}")

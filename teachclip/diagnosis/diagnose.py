@@ -7,50 +7,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from teachclip.cli.arguments import command, recipe_arguments, say
+from teachclip.console import log
+from teachclip.diagnosis.page import diagnosis_page, terminal_text
+from teachclip.diagnosis.run import measure
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.recipe.loading import load_recipe
+from teachclip.pipeline.teacher_files import teacher_class
+from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import closest
+from teachclip.scorer import reads_relevance
 from teachclip.store.files import make_folder, write_atomic
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Diagnose a student, print the tables and write the page."""
-    parser = recipe_arguments(
-        "Say where the gap between a student and its teacher comes from: the choice of frames, the one vector per\n"
-        "video, or what lies beyond it; how far both agree; and on which queries the student fails.\n"
-        "Writes diagnosis.html, one page with pictures, and diagnosis.json."
-    )
-    parser.add_argument(
-        "--student", type=Path, help="folder or file of a student (default: the exported one of the recipe's run)"
-    )
-    parser.add_argument("--teacher", metavar="LABEL", help="a teacher of the recipe (default: its first)")
-    parser.add_argument("--split", default="test", choices=["validation", "test"])
-    parser.add_argument("--worst", type=int, default=20, metavar="N", help="how many queries are shown (20)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: <output>/diagnosis)")
-    args = parser.parse_intermixed_args(argv)
-    if args.worst < 0:
-        raise RecipeError(f"--worst is {args.worst}, allowed: 0 or more")
-    recipe = load_recipe(args.recipe, args.overrides)
-    section = chosen_teacher(recipe, args.teacher)
-    source = args.student or exported_student(recipe, args.recipe)
-    from teachclip.diagnosis.run import diagnose
+def diagnose(
+    recipe: RecipeSource,
+    overrides: Sequence[str] = (),
+    *,
+    student: str | Path | None = None,
+    teacher: str | None = None,
+    split: str = "test",
+    worst: int = 20,
+    out: Path | None = None,
+) -> dict[str, Any] | None:
+    """Diagnose a student, print the tables, write `diagnosis.json` and `diagnosis.html`, and return the report.
 
-    out = args.out or recipe.output / "diagnosis"
+    `recipe`, `overrides`: as of `distill`. `student`: folder or file, default the exported one of the recipe's run.
+    `teacher`: a label, default the first. `worst`: how many queries are shown. `out`: folder to write, default
+    `output/diagnosis`. Returns None in every process but the main one.
+    """
+    recipe = load_recipe(recipe, overrides)
+    section = chosen_teacher(recipe, teacher)
+    source = Path(student) if student is not None else exported_student(recipe)
+    out = out or recipe.output / "diagnosis"
     make_folder(out)
-    found = diagnose(recipe, source, section, args.split, worst=args.worst)
-    if found is None:  # not the main process
-        return
-    report, films = found
-    from teachclip.diagnosis.page import diagnosis_page, terminal_text
-
+    measured = measure(recipe, source, section, split, worst=worst)
+    if measured is None:  # not the main process
+        return None
+    report, videos = measured
     print(terminal_text(report), flush=True)
     write_atomic(out / "diagnosis.json", json.dumps(report, indent=1).encode())
-    write_atomic(out / "diagnosis.html", diagnosis_page(report, films).encode())
-    say(f"diagnosis: {out / 'diagnosis.html'}")
+    write_atomic(out / "diagnosis.html", diagnosis_page(report, videos).encode())
+    log(f"diagnosis: {out / 'diagnosis.html'}")
+    return report
 
 
 def chosen_teacher(recipe: Recipe, label: str | None) -> TeacherSection:
@@ -58,9 +57,6 @@ def chosen_teacher(recipe: Recipe, label: str | None) -> TeacherSection:
 
     Raises RecipeError if there is none, or if it reads scores from a file and so knows training pairs alone.
     """
-    from teachclip.pipeline.teacher_files import teacher_class
-    from teachclip.scorer import reads_relevance
-
     teachers: dict[str, Any] = {str(section.label): section for section in recipe.teachers}
     if not teachers:
         raise RecipeError(f"{recipe.name}: the recipe has no teachers; a diagnosis compares a student with one")
@@ -77,11 +73,9 @@ def chosen_teacher(recipe: Recipe, label: str | None) -> TeacherSection:
     return section
 
 
-def exported_student(recipe: Recipe, path: str) -> Path:
+def exported_student(recipe: Recipe) -> Path:
     """Return the folder of the student that the recipe's run exported. Raises CheckpointError if there is none."""
     folder = recipe.output / "student"
     if not (folder / "config.json").exists():
-        raise CheckpointError(
-            f"{folder} holds no student; train it first with tools/distill.py {path}, or give one with --student"
-        )
+        raise CheckpointError(f"{folder} holds no student; distil the recipe first, or give a student with --student")
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Split
 from teachclip.diagnosis.agreement import TOP, mean_spearman, share_overlap, top_overlap, worst_captions
 from teachclip.diagnosis.choice import Asked
@@ -38,7 +38,7 @@ HEADS = (
 Film = dict[str, list[np.ndarray]]
 
 
-def diagnose(
+def measure(
     recipe: Recipe, source: Path, section: TeacherSection, split_name: str, *, worst: int
 ) -> tuple[dict[str, Any], list[Film]] | None:
     """Return the report and, per worst query, the pictures of the right video and of the student's first.
@@ -78,7 +78,7 @@ def _gap(
     features: Features, asked: Asked | None, taught: Scored, heavy: Scored, *, has_heads: bool
 ) -> dict[str, Any]:
     """Return the ladder, its parts and what is beside it."""
-    say("measuring the steps from student to teacher")
+    log("measuring the steps from student to teacher")
     metrics = [scored.metrics()["t2v"] for scored in (taught, heavy)]
     ladder, beside = all_steps(features, asked, *metrics)
     remarks = [] if asked is not None else ["This teacher gives no frame relevance: what needs it is left out."]

@@ -1,4 +1,4 @@
-"""Distil the teachers of a recipe into its student: the main command."""
+"""Distil the teachers of a recipe into its student."""
 
 from __future__ import annotations
 
@@ -6,47 +6,34 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from teachclip.cli.arguments import command, recipe_arguments, say
-from teachclip.recipe.loading import dump_recipe, load_recipe
-from teachclip.recipe.schema import Recipe
+from teachclip.console import log
+from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.export import write_student_folder
+from teachclip.pipeline.teaching import build_sets, build_task, build_teachers
+from teachclip.pipeline.temperature_scaling import sharpen
+from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
+from teachclip.pipeline.workspace import build_workspace
+from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
+from teachclip.reports.tables import results_table
 from teachclip.store.files import write_atomic
+from teachclip.training.batches import TrainingBatches
+from teachclip.training.distributed import build_accelerator, processes_of
+from teachclip.training.loop import fit
+from teachclip.training.run import Run
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Distil: decode and precompute what is missing, train, select, evaluate, export."""
-    parser = recipe_arguments(
-        "Distil the teachers of a recipe into its student.\n"
-        "Decodes videos and stores relevance if that is not done yet, trains, selects on validation, evaluates on\n"
-        "test and exports the student. The same command goes on after an interruption.\n"
-        "Start it with: accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]\n"
-        "Without teachers (teachers=[]) it trains the same student undistilled.",
-        dry_run=True,
-    )
-    args = parser.parse_intermixed_args(argv)
-    recipe = load_recipe(args.recipe, args.overrides)
-    if args.dry_run:
-        from teachclip.pipeline.dry_run import dry_run
+def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run a whole recipe: decode and precompute what is missing, train, select, evaluate, export.
 
-        dry_run(recipe)
-    else:
-        distill(recipe)
-
-
-def distill(recipe: Recipe) -> dict[str, Any]:
-    """Run the whole recipe and return the student's results. The exported student is in `output/student`."""
+    `recipe`: path of a recipe file, its content as a dict, or a `Recipe`; `overrides`: "section.key=value" texts.
+    A run that was interrupted continues when it is called again. Returns the student's results, which are also in
+    `output/results.json`; the exported student is in `output/student`. Raises RecipeError, DataError and the other
+    errors of `teachclip.errors`.
+    """
+    recipe = load_recipe(recipe, overrides)
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.evaluator import evaluate
-    from teachclip.pipeline import build, teacher_files
-    from teachclip.pipeline.encoders import freeze, set_clip_weights
-    from teachclip.pipeline.teaching import build_sets, build_task, build_teachers
-    from teachclip.pipeline.temperature_scaling import sharpen
-    from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
-    from teachclip.pipeline.workspace import build_workspace
-    from teachclip.training.batches import TrainingBatches
-    from teachclip.training.distributed import build_accelerator, processes_of
-    from teachclip.training.loop import fit
-    from teachclip.training.run import Run
 
     train = recipe.train
     accelerator = build_accelerator(
@@ -104,14 +91,10 @@ def distill(recipe: Recipe) -> dict[str, Any]:
             )
     if processes.is_main:
         write_atomic(recipe.output / "results.json", json.dumps(results, indent=1).encode())
-        from teachclip.pipeline.export_formats import export_student
-
         student.processor = work.processor
-        export_student(student.cpu(), recipe.output / "student", results=results, recipe=recipe)
-        from teachclip.reports.tables import results_table
-
+        write_student_folder(student.cpu(), recipe.output / "student", results=results, recipe=recipe)
         print(results_table([results]), flush=True)
-        say(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
+        log(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Catalog, Split
 from teachclip.data.batches import BatchPlan
 from teachclip.data.video.decode import decode_frames
@@ -23,6 +24,7 @@ from teachclip.pipeline.reading import tokenize
 from teachclip.pipeline.teaching import Teachers, build_task, shared_prefix
 from teachclip.pipeline.unpaired import check_unpaired
 from teachclip.processes import Processes
+from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import reads_relevance
@@ -62,7 +64,7 @@ class _Pairs:
             for video in split.videos
         ]
         for video, frames in zip(split.videos, decoded, strict=True):
-            say(f"decoded {len(frames)} frames of {video.path}")
+            log(f"decoded {len(frames)} frames of {video.path}")
         return cls(split, decoded, plan.count)
 
     def inputs(self, how: Preprocessing) -> PixelInputs:
@@ -95,11 +97,12 @@ class _ReadRelevance:
         return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     """Check the recipe, decode its first two training videos and take one optimizer step on them.
 
     A teacher whose checkpoint exists runs online. No file is written.
     """
+    recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator(
         mixed_precision=recipe.train.mixed_precision, trackers=recipe.train.trackers, dry_run=True
     )
@@ -128,9 +131,9 @@ def dry_run(recipe: Recipe) -> None:
     clamp_scale(student.backbone)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
-    say(f"recipe {recipe.name}: {len(catalog.train.captions)} training pairs, {trained:,} trained parameters")
-    say(f"one step on {len(split.captions)} pairs: {values}")
-    say("dry run passed; nothing was written")
+    log(f"recipe {recipe.name}: {len(catalog.train.captions)} training pairs, {trained:,} trained parameters")
+    log(f"one step on {len(split.captions)} pairs: {values}")
+    log("dry run passed; nothing was written")
 
 
 def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessing, device: torch.device) -> Teachers:
@@ -138,7 +141,7 @@ def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessin
     found, known = Teachers(), {"": pairs.inputs(how)}
     for section in recipe.teachers:
         if not teacher_files.is_there(section):
-            say(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
+            log(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
             continue
         teacher: Any = teacher_files.build_teacher(section, device)
         teacher_files.check_sizes(recipe, section, teacher)

@@ -12,9 +12,8 @@ from teachclip.data.frames.views import Frames, build_frame_views
 from teachclip.data.video.decoding import Decoding
 from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.transform import FrameTransform
-from teachclip.data.video.workers import core_count
 from teachclip.pipeline.build import build_plan
-from teachclip.processes import Processes
+from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.schema import Recipe
 
 
@@ -61,7 +60,7 @@ def build_decoding(recipe: Recipe, transform: FrameTransform, *, processes: int 
         build_plan(recipe),
         transform,
         on_error=frames.on_error,
-        workers=frames.workers or max(1, core_count() // processes),
+        workers=frames.workers or max(1, usable_cores() // processes),
         time_limit=frames.time_limit,
         memory_limit=int(frames.memory_limit * 1e9),
     )

@@ -1,30 +1,24 @@
-"""Decode the videos and store the teachers' relevance."""
+"""Decode the videos of a recipe and store the relevance of its teachers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from teachclip.cli.arguments import command, recipe_arguments, say
+from teachclip.console import log
 from teachclip.errors import StoreError
-from teachclip.recipe.loading import load_recipe
+from teachclip.pipeline import teacher_files
+from teachclip.pipeline.workspace import build_workspace
+from teachclip.recipe.loading import RecipeSource, load_recipe
+from teachclip.training.distributed import build_accelerator, processes_of
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Decode all videos, store features of frozen towers, and store each teacher's relevance."""
-    parser = recipe_arguments(
-        "Decode all videos of a recipe once, and store the relevance of its teachers for the training pairs.\n"
-        "What is there already is not computed again; after an interruption the same command goes on.\n"
-        "Start it with: accelerate launch tools/precompute.py RECIPE"
-    )
-    parser.add_argument("--verify", action="store_true", help="check all checksums and compute a sample again")
-    args = parser.parse_intermixed_args(argv)
-    recipe = load_recipe(args.recipe, args.overrides)
+def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: bool = False) -> None:
+    """Decode all videos, store features of frozen encoders, and store each teacher's relevance.
 
-    from teachclip.pipeline import teacher_files
-    from teachclip.pipeline.workspace import build_workspace
-    from teachclip.training.distributed import build_accelerator, processes_of
-
+    `recipe`, `overrides`: as of `distill`. What is stored already is not computed again. `verify`: check all
+    checksums and compute a sample again. Raises StoreError with one line per problem that this finds.
+    """
+    recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator()
     teacher_files.check_teachers(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
@@ -37,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems: list[str] = []
     for section in recipe.teachers:
         store = work.relevance(section)
-        say(f"{section.label}: {store.path} ({store.rows} captions)")
-        if args.verify:
+        log(f"{section.label}: {store.path} ({store.rows} captions)")
+        if verify:
             problems += work.verify(section, store)
-    if args.verify:
+    if verify:
         for inputs in features:
             problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
         problems += work.frames.verify()
         if problems:
             raise StoreError("\n".join(problems))
-        say("verified: every checksum is right and a recomputed sample agrees")
+        log("verified: every checksum is right and a recomputed sample agrees")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Video
 from teachclip.data.video.file_facts import file_facts
 from teachclip.pipeline.teacher_files import build_teacher
@@ -110,7 +110,7 @@ def _given(work: Workspace, section: TeacherSection, teacher: Any) -> Compute:
             work.catalog.train, frames=work.recipe.frames.count, others=known, scratch=work.recipe.stores
         )
         for line in found.remarks:
-            say(f"{section.label}: {line}")
+            log(f"{section.label}: {line}")
         return found
 
     return lambda rows: opened().rows(rows)  # type: ignore[no-any-return]

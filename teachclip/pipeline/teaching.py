@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
@@ -39,9 +39,9 @@ class Teachers:
         have += [gives_frame_relevance(item.teacher) for item in self.online]
         if have and not any(have):
             weight = recipe.losses.frame_text.weight
-            say(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is left out")
+            log(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is left out")
         elif not all(have):
-            say(f"the frame-text term is learned from {sum(have)} of {len(have)} teachers: the rest give no frames")
+            log(f"the frame-text term is learned from {sum(have)} of {len(have)} teachers: the rest give no frames")
 
 
 def build_teachers(work: Workspace, split: Split) -> Teachers:

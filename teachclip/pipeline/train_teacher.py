@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_arguments, say
+from teachclip.console import log
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.recipe.loading import load_recipe
+from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
+from teachclip.pipeline.workspace import build_workspace
+from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train a teacher as its section `training` says, and write its checkpoint."""
-    parser = recipe_arguments(
-        "Train a teacher of the recipe, as its section `training` says, and write its checkpoint.\n"
-        "Start it with: accelerate launch tools/train_teacher.py RECIPE"
-    )
-    parser.add_argument("--teacher", help="which one, if several teachers of the recipe have a section `training`")
-    args = parser.parse_intermixed_args(argv)
-    recipe = load_recipe(args.recipe, args.overrides)
-    train_teacher(recipe, _choose(recipe, args.teacher))
+from teachclip.scorer import FeatureScorer
+from teachclip.training.batches import TrainingBatches
+from teachclip.training.distributed import build_accelerator, processes_of
+from teachclip.training.loop import fit
+from teachclip.training.run import Run
+from teachclip.training.task import TeacherTask
 
 
 def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
@@ -34,21 +30,21 @@ def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
     return chosen[0]
 
 
-def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
-    """Train one teacher, select it on validation, and write its checkpoint. Returns the checkpoint's path."""
+def train_teacher(
+    recipe: RecipeSource, overrides: Sequence[str] = (), *, teacher: str | TeacherSection | None = None
+) -> Path:
+    """Train one teacher, select it on validation, and write its checkpoint in the layout its authors published.
+
+    `recipe`, `overrides`: as of `distill`. `teacher`: its label or section; None if only one has a section
+    `training`. Returns the checkpoint's path. Raises RecipeError if no teacher or several fit, CheckpointError if the
+    checkpoint exists and no run of ours made it.
+    """
+    recipe = load_recipe(recipe, overrides)
+    section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
     from teachclip.data.batches import BatchPlan
     from teachclip.evaluation.evaluator import evaluate
     from teachclip.models.checkpoints import save_checkpoint
     from teachclip.models.clip import load_clip
-    from teachclip.pipeline import build, teacher_files
-    from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
-    from teachclip.pipeline.workspace import build_workspace
-    from teachclip.scorer import FeatureScorer
-    from teachclip.training.batches import TrainingBatches
-    from teachclip.training.distributed import build_accelerator, processes_of
-    from teachclip.training.loop import fit
-    from teachclip.training.run import Run
-    from teachclip.training.task import TeacherTask
 
     training = section.training
     assert training is not None
@@ -73,12 +69,12 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     clip = load_clip(training.clip) if training.clip else work.backbone
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
-    teacher = teacher_files.new_teacher(section, clip, seed=training.seed, **sizes)
-    freeze(teacher, towers=training.train.towers)
-    set_clip_weights(teacher, training.train.clip_weights)
+    new_teacher = teacher_files.new_teacher(section, clip, seed=training.seed, **sizes)
+    freeze(new_teacher, towers=training.train.towers)
+    set_clip_weights(new_teacher, training.train.clip_weights)
     towers = training.train.towers
-    if towers == "frozen" and not isinstance(teacher, FeatureScorer):
-        say(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
+    if towers == "frozen" and not isinstance(new_teacher, FeatureScorer):
+        log(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
         towers = "tuned"  # of the inputs only: their weights stay frozen
     inputs = work.inputs(work.catalog.train, clip, towers=towers, views=work.views)
     split = work.catalog.train
@@ -87,8 +83,8 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
     selection = work.selection_split()
     selection_inputs = work.inputs(selection, clip, towers=towers)
     progress = fit(
-        TeacherTask(teacher),
-        build.build_optimizer_for(teacher, training.optimizer),
+        TeacherTask(new_teacher),
+        build.build_optimizer_for(new_teacher, training.optimizer),
         TrainingBatches(inputs, split, plan, processes),
         accelerator,
         run,
@@ -96,13 +92,13 @@ def train_teacher(recipe: Recipe, section: TeacherSection) -> Path:
             training.train, training.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=training.seed
         ),
         lambda: evaluate(
-            teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
+            new_teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
         ),
     )
-    TeacherTask(teacher.cpu()).load_state_dict(run.best_weights())
+    TeacherTask(new_teacher.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
-        save_checkpoint(teacher.float().checkpoint(), checkpoint)
-        say(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
+        save_checkpoint(new_teacher.float().checkpoint(), checkpoint)
+        log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Caption, Split, Video
 from teachclip.data.annotations.locate import find_videos
 from teachclip.data.formats.tables import read_lines
@@ -82,7 +82,7 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
 
         found = decode(work.processor.transform, "frames")
         for video_id, reason in sorted(found.failures.items()):
-            say(f"left out {video_id}: {reason}")
+            log(f"left out {video_id}: {reason}")
         videos = [video for video in videos if video.id not in found.failures]
         if not videos:
             raise DataError(f"{term.videos}: no video can be read")
@@ -91,7 +91,7 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
     if term.captions is not None:
         texts = _other_captions(work, term.captions)
     split = _as_split(videos, texts)
-    say(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
+    log(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
     return Unpaired(work, split, term.videos is not None, term.captions is not None, len(train.videos))
 
 
@@ -113,7 +113,7 @@ def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]
     seen = {fact.get("sha256") for fact in known.values()} - {None}
     kept = [video for video in videos if found[video.id].get("sha256") not in seen]
     if len(kept) < len(videos):
-        say(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
+        log(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
     if not kept:
         raise DataError(f"{work.recipe.losses.sets.videos} holds no other videos than those to validate or test on")
     return kept
@@ -129,7 +129,7 @@ def _other_captions(work: Workspace, path: Path) -> list[str]:
     seen = {_plain(caption.text) for split in _held_out(work) for caption in split.captions}
     kept = [text for text in texts if _plain(text) not in seen]
     if len(kept) < len(texts):
-        say(f"left out {len(texts) - len(kept)} of {len(texts)} {NAME} captions: to validate or test on")
+        log(f"left out {len(texts) - len(kept)} of {len(texts)} {NAME} captions: to validate or test on")
     if not kept:
         raise DataError(f"{path} holds no other captions than those to validate or test on")
     return kept

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.data.annotations.catalog import Catalog, Split, require_readable
 from teachclip.data.annotations.overlap import Overlap, describe_overlaps, overlaps
 from teachclip.data.batches import Tokenized
@@ -133,7 +133,7 @@ class Workspace:
         if split.name not in self._tokenized:
             found = tokenize(split, self.preprocessing, vocab_size=vocabulary_size(self.backbone.config))
             if found.unknown_count:
-                say(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
+                log(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
             self._tokenized[split.name] = found
         return self._tokenized[split.name]
 
@@ -234,16 +234,16 @@ def build_workspace(
     frames = decode(processor.transform, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.left_out.items()):
-        say(f"left out {video_id}: {reason}")
+        log(f"left out {video_id}: {reason}")
     for video in catalog.videos:
         if video.id in frames.partial:
-            say(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
+            log(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
     shared = _find_overlaps(recipe, catalog)
     work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, decode, shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )
-    say(f"data: {counts}")
+    log(f"data: {counts}")
     return work
 
 
@@ -251,5 +251,5 @@ def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
     """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
     found = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
     for line in describe_overlaps(found):
-        say(f"warning: {line}")
+        log(f"warning: {line}")
     return found

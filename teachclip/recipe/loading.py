@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,23 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `a.b=c` overrides.
+RecipeSource = str | Path | Mapping[str, Any] | Recipe
+"""What functions that take a recipe accept: a path, the content of a recipe file, or a `Recipe`."""
+
+
+def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a file or a mapping and apply `a.b=c` overrides. A `Recipe` without overrides is returned.
 
     Raises RecipeError with all problems of the recipe, one per line when there are several.
     """
-    path = Path(path)
-    values = _read_mapping(path, "recipe")
+    if isinstance(source, Recipe):
+        if not overrides:
+            return source
+        source = source.model_dump(mode="json")
+    if isinstance(source, Mapping):
+        where, values = str(source.get("name", "recipe")), copy.deepcopy(dict(source))
+    else:
+        where, values = Path(source).name, _read_mapping(Path(source), "recipe")
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -65,8 +76,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         problems += [_explain(item, Recipe) for item in error.errors()]
     if problems:
-        raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
-    return _choose_teachers(recipe, where=path.name)
+        raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems))
+    return _choose_teachers(recipe, where=where)
 
 
 def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:
@@ -239,3 +250,13 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
             if found is not None:
                 return found
     return None
+
+
+def find_recipe(name: str) -> Path:
+    """Return a recipe of the project, preferably by its short path. Raises RecipeError if it is nowhere."""
+    package = Path(__file__).resolve().parents[1]
+    places = [Path("recipes") / name, package.parent / "recipes" / name, package / "recipes" / name]
+    for place in places:
+        if place.exists():
+            return place
+    raise RecipeError(f"{name} is in none of: {', '.join(str(place.parent) for place in places)}")

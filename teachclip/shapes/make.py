@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachclip.cli.arguments import command, say
 from teachclip.errors import DataError
-from teachclip.shapes.presets import PRESETS, find_preset
+from teachclip.shapes.presets import find_preset
 from teachclip.shapes.rendering import ENCODER
 from teachclip.shapes.scenes import WorldPlan, video_id, write_world
 from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
@@ -95,6 +93,11 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         raise DataError(f"{folder} holds {', '.join(found[:3])}, which is no world of ours; choose an empty folder")
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a finished world: its settings and results. Raises DataError if it cannot be read."""
+    return _read(folder / MANIFEST)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -148,49 +151,3 @@ def _finish(folder: Path, settings: Mapping[str, Any]) -> None:
     content = {"settings": settings, "fingerprint": fingerprint_of(settings), "results": results}
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1).encode())
     (folder / STARTED).unlink(missing_ok=True)
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but where there is none nothing; keeps a line per preset."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make a world from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="make_shapes",
-        description=f"{__doc__}\nA second call makes only what is missing.",
-        epilog="presets:\n" + "\n".join(f"  {name:12} {preset.summary}" for name, preset in PRESETS.items()),
-        formatter_class=_Help,
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the world")
-    parser.add_argument("--preset", default="default", help="what is hard in the world; see below")
-    own = "(default: the preset says)"
-    parser.add_argument("--train-videos", type=int, help=f"videos with noisy captions, to train on {own}")
-    parser.add_argument("--test-videos", type=int, help=f"videos with clean captions, to test on {own}")
-    parser.add_argument("--seed", type=int, default=0, help="of videos and captions")
-    parser.add_argument("--clip-seed", type=int, default=0, help="of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this finished world instead of training one")
-    parser.add_argument("--workers", type=int, default=2, help="videos drawn and encoded at the same time")
-    args = parser.parse_args(argv)
-    made = make_shapes(
-        args.out,
-        preset=args.preset,
-        train_videos=args.train_videos,
-        test_videos=args.test_videos,
-        seed=args.seed,
-        clip_seed=args.clip_seed,
-        workers=args.workers,
-        clip_from=args.clip_from,
-    )
-    results = _read(args.out / MANIFEST)["results"]
-    say(f"{args.out}: {'made' if made else 'already made, nothing to do'}")
-    found, ceiling = results["clip"]["frame_recall_at_1"], results["oracle_recall_at_1"]
-    say(f"the tiny CLIP finds {found:.0f} % of 500 single frames by their captions")
-    overrides = find_preset(args.preset).overrides
-    if overrides:
-        say(f"a recipe for it needs: {' '.join(overrides)}")
-    say(f"who knows all about the test videos finds {ceiling:.0f} % of them by one caption: some fit several videos")

@@ -16,7 +16,8 @@ A store is a folder. Any program in any language can write one:
      "fingerprint": "..."}               may be left out: sha256 of `circumstances` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
 
-What `shard-00003.json` holds is in `teachclip.store.commit_record`. Write the arrays under temporary names ending in `.tmp`,
+What `shard-00003.json` holds is in `teachclip.store.commit_record`. Write the arrays under temporary names ending in
+`.tmp`,
 flush them to the disk, rename them, and only then write the mark in the same way. So a shard exists or it does not,
 whenever a writer is killed; several processes may write different shards. A shard that exists is never changed: to
 compute one again, delete its mark.

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from teachclip.demo.stages_plan import find_recipe
-from teachclip.recipe.loading import load_recipe
+from teachclip.recipe.loading import find_recipe, load_recipe
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.comparison import Candidate, choose

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from teachclip import __version__
-from teachclip.cli.arguments import say
-from teachclip.demo.demo import usable_cores
+from teachclip.console import log
+from teachclip.processes import usable_cores
 from teachclip.recipe.loading import load_recipe
 from teachclip.reports.pictures import can_draw, draw_recall
 from teachclip.reports.report import Arm, Table, build_report, markdown_table, no_pictures
@@ -87,7 +87,7 @@ def write_gain_report(report: Mapping[str, Any], folder: Path) -> None:
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomic(folder / "report.md", text.encode())
     print(text, flush=True)
-    say(f"report: {folder / 'report.md'}, {folder / 'report.json'}")
+    log(f"report: {folder / 'report.md'}, {folder / 'report.json'}")
 
 
 def gain_markdown(report: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:

@@ -82,7 +82,7 @@ def _recipe(job: Job, overrides: Sequence[str] = ()) -> Recipe:
 
 def _make_world(job: Job) -> dict[str, Any]:
     """Make the world of a seed, train its teachers, precompute, and measure what needs no student."""
-    from teachclip.pipeline.evaluate import evaluate_model
+    from teachclip.pipeline.evaluate import evaluate
     from teachclip.pipeline.train_teacher import train_teacher
     from teachclip.shapes.ground_truth import event_frames_only, teacher_frames
     from teachclip.shapes.make import make_shapes
@@ -101,12 +101,12 @@ def _make_world(job: Job) -> dict[str, Any]:
     recipe = _recipe(job, [*job.settings, *(f"teachers.{index}.training.seed={job.seed}" for index in range(count))])
     teachers = {}
     for section in recipe.teachers:
-        train_teacher(recipe, section)
-        found = evaluate_model(recipe, section.label, "test")["test"]
+        train_teacher(recipe, teacher=section)
+        found = evaluate(recipe, model=section.label)["test"]
         teachers[section.label] = {**found, "frames": teacher_frames(recipe, section)}
     _precompute(recipe)
     return {
-        "zero_shot": evaluate_model(recipe, "zero_shot", "test")["test"],
+        "zero_shot": evaluate(recipe, model="zero_shot")["test"],
         "teachers": teachers,
         "event_frames_only": event_frames_only(recipe),
     }

@@ -120,9 +120,9 @@ class Prepare(_OfSeed):
 
         if self.world is not None and section.training is not None:
             training = section.training.model_copy(update={"seed": self.seed})
-            train_teacher(recipe, section.model_copy(update={"training": training}))
+            train_teacher(recipe, teacher=section.model_copy(update={"training": training}))
         elif not teacher_files.is_there(section):
-            train_teacher(recipe, section)
+            train_teacher(recipe, teacher=section)
 
     def _stamps(self) -> Stamps:
         """Return the stamps of the files that the recipes name, and of those below the folders that they name."""
@@ -223,15 +223,15 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
 def _measure(recipe: Recipe) -> dict[str, Any]:
     """Evaluate on test what needs no student: zero-shot, and the teachers that score themselves."""
     from teachclip.pipeline import teacher_files
-    from teachclip.pipeline.evaluate import evaluate_model
+    from teachclip.pipeline.evaluate import evaluate
     from teachclip.scorer import reads_relevance
 
     labels = [
         section.label for section in recipe.teachers if not reads_relevance(teacher_files.teacher_class(section))
     ]
     return {
-        "zero_shot": evaluate_model(recipe, "zero_shot", "test")["test"],
-        "teachers": {label: evaluate_model(recipe, label, "test")["test"] for label in labels},
+        "zero_shot": evaluate(recipe, model="zero_shot")["test"],
+        "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},
     }
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teachclip.cli.arguments import command, say
-from teachclip.demo.child_processes import interruptible
-from teachclip.demo.demo import usable_cores
+from teachclip.cli.arguments import command, positive_count
+from teachclip.console import interruptible, log
+from teachclip.processes import usable_cores
 from teachclip.studies.comparison import Candidate
 from teachclip.studies.gain_arms import FAMILIES
 from teachclip.studies.gain_plan import Plan, quick, whole
-from teachclip.studies.trials import only_one, positive_count, run_trials
+from teachclip.studies.trials import only_one, run_trials
 
 Candidates = Mapping[tuple[str, str], Sequence[Candidate]]
 
@@ -74,7 +74,7 @@ def measure(plan: Plan, processes: int, build: Callable[..., dict[str, Any]], wr
 
     started = time.monotonic()
     if not (plan.common / "clip" / "model.safetensors").exists():
-        say(f"making {plan.common}, whose CLIP all seeds share")
+        log(f"making {plan.common}, whose CLIP all seeds share")
         make_shapes(plan.common, workers=processes)
     worlds = run_trials(plan.worlds(), processes, "1/3 worlds and teachers")
     tuned = run_trials(plan.tuning(), processes, "2/3 tuning on validation")

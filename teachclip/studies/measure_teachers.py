@@ -7,13 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command
-from teachclip.demo.child_processes import interruptible
-from teachclip.demo.demo import usable_cores
+from teachclip.cli.arguments import command, positive_count
+from teachclip.console import interruptible
+from teachclip.processes import usable_cores
 from teachclip.studies.gain_plan import quick, whole
 from teachclip.studies.measure_gain import measure
 from teachclip.studies.teacher_arms import RECIPE, teacher_family
-from teachclip.studies.trials import only_one, positive_count
+from teachclip.studies.trials import only_one
 
 
 @command

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from teachclip.demo.demo import environment
+from teachclip.processes import environment
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.shapes.presets import find_preset

@@ -13,16 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from teachclip.cli.arguments import command, say
-from teachclip.demo.child_processes import interruptible
-from teachclip.demo.demo import usable_cores
-from teachclip.demo.stages_plan import find_recipe
-from teachclip.recipe.loading import describe_keys
+from teachclip.cli.arguments import command, positive_count
+from teachclip.console import interruptible, log
+from teachclip.processes import usable_cores
+from teachclip.recipe.loading import describe_keys, find_recipe
 from teachclip.studies.checks import check_own_data, check_plan
 from teachclip.studies.plan import Plan, build_plan
 from teachclip.studies.quick import quick
 from teachclip.studies.study_file import ArmsFile, load_comparison, with_preset
-from teachclip.studies.trials import only_one, positive_count, run_trials
+from teachclip.studies.trials import only_one, run_trials
 
 DESCRIPTION = (
     "Compare arms, ways to train the student of a recipe, on your own data or on embedded worlds. Every arm gets the "
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_own_data(plan)
     _say_plan(plan, settings=args.dry_run)
     if args.dry_run:
-        say("dry run passed; nothing was run")
+        log("dry run passed; nothing was run")
         return
     with interruptible(), only_one(folder):
         compare(plan, args.processes or _processes())
@@ -85,7 +84,7 @@ def compare(plan: Plan, processes: int) -> dict[str, Any]:
     if plan.world is not None and not (plan.world.common / "clip" / "model.safetensors").exists():
         from teachclip.shapes.make import make_shapes
 
-        say(f"making {plan.world.common}, whose CLIP all seeds share")
+        log(f"making {plan.world.common}, whose CLIP all seeds share")
         make_shapes(plan.world.common, workers=processes)
     preparing, counts = plan.preparing(), plan.counts()
     threads = 1 if plan.world else usable_cores()
@@ -104,15 +103,15 @@ def compare(plan: Plan, processes: int) -> dict[str, Any]:
 def _say_plan(plan: Plan, *, settings: bool) -> None:
     """Print the arms and how many trials there are; with `settings` also what each arm may choose from."""
     for arm in plan.comparison.arms:
-        say(f"arm {arm.name}: {' '.join(arm.fixed) or 'the recipe as it is'}")
+        log(f"arm {arm.name}: {' '.join(arm.fixed) or 'the recipe as it is'}")
         for setting in arm.grid if settings else ():
-            say(f"  {' '.join(setting) or 'no further setting'}")
+            log(f"  {' '.join(setting) or 'no further setting'}")
     arms, count = len(plan.comparison.arms), len(plan.comparison.arms[0].grid)
     seeds, tune = (", ".join(map(str, found)) for found in (plan.comparison.seeds, plan.tune_seeds))
     tuning = f"tuning {arms} x {count} settings x {len(plan.tune_seeds)} seeds ({tune})" if tune else "no tuning"
-    say(f"{tuning}; test {arms} x {len(plan.comparison.seeds)} seeds ({seeds})")
+    log(f"{tuning}; test {arms} x {len(plan.comparison.seeds)} seeds ({seeds})")
     trials = plan.counts()
-    say(f"{trials['tune'] + trials['test']} students, after {trials['prepare']} preparation(s), in {plan.folder}")
+    log(f"{trials['tune'] + trials['test']} students, after {trials['prepare']} preparation(s), in {plan.folder}")
 
 
 def _teller(tuning: int, tests: int, processes: int) -> Callable[[int, float], None]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from teachclip import __version__
-from teachclip.cli.arguments import say
-from teachclip.demo.demo import usable_cores
+from teachclip.console import log
+from teachclip.processes import usable_cores
 from teachclip.reports.report import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.comparison import (
@@ -78,7 +78,7 @@ def write_teachers_report(report: Mapping[str, Any], folder: Path) -> None:
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomic(folder / "report.md", text.encode())
     print(text, flush=True)
-    say(f"report: {folder / 'report.md'}, {folder / 'report.json'}")
+    log(f"report: {folder / 'report.md'}, {folder / 'report.json'}")
 
 
 def _students(plan: Plan, candidates: Candidates, tests: Results, way: str) -> dict[str, ArmRuns]:

@@ -5,7 +5,6 @@ A finished trial is a JSON file with what it depends on. After an interruption t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -25,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from teachclip.cli.arguments import say
+from teachclip.console import log
 from teachclip.errors import LaunchError, TeachclipError, TrainingError
 from teachclip.store.files import make_folder, write_atomic
 
@@ -157,7 +156,7 @@ def run_trials(
     results = {name: kept for name, trial in known.items() if (kept := trial.result()) is not None}
     missing = [trial for name, trial in known.items() if name not in results]
     if results:
-        say(f"[{label}] {len(results)} of {len(known)} skipped: already done")
+        log(f"[{label}] {len(results)} of {len(known)} skipped: already done")
     if not missing:
         return results
     logs = missing[0].folder / "logs"
@@ -216,10 +215,3 @@ def seed_places(folder: Path, seed: int) -> dict[str, str]:
     """Return the environment in which a recipe of the embedded world finds the world and the stores of a seed."""
     home = folder / f"seed-{seed}"
     return {"SHAPES_ROOT": str(home / "world"), "TEACHCLIP_RUNS": str(home)}
-
-
-def positive_count(text: str) -> int:
-    """Read a whole number of at least 1 from the command line."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

@@ -55,7 +55,8 @@ class OnlineTeacher:
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
-    A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows` (pairs,) and
+    A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows`
+    (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of

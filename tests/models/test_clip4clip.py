@@ -15,7 +15,7 @@ from teachclip.errors import CheckpointError
 from teachclip.models.clip import frame_features, load_clip, text_features
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.student import StudentModel, load_student, student_to_official
-from teachclip.pipeline.export_formats import export_official
+from teachclip.pipeline.export import write_official_file
 
 CLIP_SHAPES = openai_clip_shapes(width=128, layers=2, patch=8, grid=3, text_width=64, text_layers=2, vocabulary=50)
 BATCH = {
@@ -57,7 +57,7 @@ def test_the_official_file_has_the_published_names_and_types_and_reads_back(
 ) -> None:
     state = official_state(kind)
     path = tmp_path / "best_model.bin"
-    export_official(load_student(state), path, dtype=dtype)
+    write_official_file(load_student(state), path, dtype=dtype)
     written = torch.load(path, weights_only=True)
     assert written.keys() == state.keys()
     for key, tensor in written.items():
@@ -93,8 +93,8 @@ def test_what_the_official_layout_cannot_tell_is_refused(tmp_path: Path) -> None
         with pytest.raises(CheckpointError, match=message):
             student_to_official(student)
     with pytest.raises(CheckpointError, match="the official layout cannot hold this CLIP"):
-        export_official(tiny_student(), tmp_path / "x.bin")
+        write_official_file(tiny_student(), tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="is a folder; the official layout is one file"):
-        export_official(load_student(official_state("meanP")), tmp_path)
+        write_official_file(load_student(official_state("meanP")), tmp_path)
     with pytest.raises(CheckpointError, match="pooling is 'max', allowed: attention, mean"):
         StudentConfig(pooling="max")

@@ -28,7 +28,7 @@ from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parame
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
 
-SCRIPT = Path(__file__).with_name("train_tiny.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "train_tiny.py"
 
 
 def nothing_found() -> dict[str, Any]:

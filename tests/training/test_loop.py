@@ -21,7 +21,7 @@ from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
 
-SCRIPT = Path(__file__).with_name("train_tiny.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "train_tiny.py"
 
 
 def train(folder, steps, *, validate=None, stored=True, settings=None, **changes):

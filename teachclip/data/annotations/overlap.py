@@ -28,8 +28,8 @@ class Overlap(NamedTuple):
 def overlaps(catalog: Catalog, facts: Mapping[str, Mapping[str, Any]]) -> list[Overlap]:
     """Return the files that are in more than one split, in the order of the catalogue.
 
-    `facts`: `sha256` of the file of each video, by video id, as `teachclip.data.video.file_facts` returns them. A file that
-    is absent from them or could not be read is compared by its path alone.
+    `facts`: `sha256` of the file of each video, by video id, as `teachclip.data.video.file_facts` returns them. A
+    file that is absent from them or could not be read is compared by its path alone.
     """
     groups: dict[str, list[tuple[str, Video]]] = {}
     for split in catalog.splits:

@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from teachclip.data.annotations.catalog import Video
-from teachclip.data.video.workers import core_count
 from teachclip.errors import StoreError
+from teachclip.processes import usable_cores
 from teachclip.store.files import file_hash, write_atomic
 
 Stamp = list[int]
@@ -32,7 +32,7 @@ def file_facts(videos: Sequence[Video], cache: Path, *, progress: bool) -> dict[
     """
     known = _read_cache(cache)
     paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # parts of a file share its hash
-    with ThreadPoolExecutor(min(8, core_count())) as executor:
+    with ThreadPoolExecutor(min(8, usable_cores())) as executor:
         results = executor.map(lambda path: _hash_file(path, known), paths)
         bar = tqdm(results, total=len(paths), desc="hash", unit="video", delay=1, disable=not progress)
         found = dict(zip(paths, bar, strict=True))

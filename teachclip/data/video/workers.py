@@ -19,6 +19,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from teachclip.errors import DataError, TeachclipError
+from teachclip.processes import usable_cores
 
 TASKS_PER_WORKER = 500
 """A worker is replaced after so many items: C libraries may leak."""
@@ -61,7 +62,7 @@ def guarded_map(
     before it leaked. Close the iterator if you leave it early. Raises DataError if no worker can start.
     """
     pool = ProcessPool(
-        max_workers=workers or core_count(),
+        max_workers=workers or usable_cores(),
         max_tasks=TASKS_PER_WORKER,
         context=_context(),
         initializer=_prepare_worker,
@@ -81,18 +82,13 @@ def guarded_map(
     try:
         for item in items:
             waiting.append((item, give_out(item)))
-            if len(waiting) >= AHEAD * (workers or core_count()):
+            if len(waiting) >= AHEAD * (workers or usable_cores()):
                 yield take()
         while waiting:
             yield take()
     finally:
         pool.stop()
         pool.join()
-
-
-def core_count() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _context() -> BaseContext:

@@ -1,0 +1,5 @@
+"""`teachclip ablate`."""
+
+from teachclip.studies.study import main
+
+__all__ = ["main"]

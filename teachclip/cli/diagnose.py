@@ -1,0 +1,40 @@
+"""`teachclip diagnose`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.errors import RecipeError
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Diagnose a student, print the tables and write the page."""
+    parser = recipe_arguments(
+        "Say where the gap between a student and its teacher comes from: the choice of frames, the one vector per\n"
+        "video, or what lies beyond it; how far both agree; and on which queries the student fails.\n"
+        "Writes diagnosis.html, one page with pictures, and diagnosis.json."
+    )
+    parser.add_argument(
+        "--student", type=Path, help="folder or file of a student (default: the exported one of the recipe's run)"
+    )
+    parser.add_argument("--teacher", metavar="LABEL", help="a teacher of the recipe (default: its first)")
+    parser.add_argument("--split", default="test", choices=["validation", "test"])
+    parser.add_argument("--worst", type=int, default=20, metavar="N", help="how many queries are shown (20)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: <output>/diagnosis)")
+    args = parser.parse_intermixed_args(argv)
+    if args.worst < 0:
+        raise RecipeError(f"--worst is {args.worst}, allowed: 0 or more")
+    from teachclip.diagnosis.diagnose import diagnose
+
+    diagnose(
+        args.recipe,
+        args.overrides,
+        student=args.student,
+        teacher=args.teacher,
+        split=args.split,
+        worst=args.worst,
+        out=args.out,
+    )

@@ -1,0 +1,5 @@
+"""`teachclip measure-teachers`."""
+
+from teachclip.studies.measure_teachers import main
+
+__all__ = ["main"]

@@ -1,0 +1,508 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from video_files import cut_file, write_video
+
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.frames import disk_space as frame_space
+from teachclip.data.frames import store as frames
+from teachclip.data.frames.store import FrameStore, build_frame_store
+from teachclip.data.video import decoding, file_facts
+from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decoding import Decoding, decode_file
+from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.transform import FrameTransform
+from teachclip.errors import DataError, StoreError, VideoError
+from teachclip.store.array_store import ArrayStore
+from teachclip.store.files import file_hash
+
+PLAN = FramePlan("per_second", 4)
+REAL_DECODE = decode_file
+
+
+def logging_decode(path, *options):
+    """Leave a line for every file that a worker decodes."""
+    with open(Path(path).parent / "decoded.txt", "a") as file:
+        file.write(Path(path).stem + "\n")
+    return REAL_DECODE(path, *options)
+
+
+def bad_decode(path, *options):
+    """Hang or die at some files."""
+    if Path(path).stem == "hang":
+        time.sleep(1000)
+    if Path(path).stem == "exit":
+        os._exit(7)
+    return REAL_DECODE(path, *options)
+
+
+def slow_decode(path, *options):
+    """Take long enough for a test to kill the run in the middle."""
+    time.sleep(0.1)
+    return logging_decode(path, *options)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    (tmp_path / "videos").mkdir()
+    names = [f"video {number} é" for number in range(6)]
+    return [
+        Video(name, write_video(tmp_path / "videos" / f"{name}.mp4", frames=15 + 10 * number, seed=number))
+        for number, name in enumerate(names)
+    ]
+
+
+def build(videos, tmp_path, **options):
+    how = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
+    where = {name: how.pop(name) for name in ("path", "hashes", "view", "progress") if name in how}
+    size = how.pop("size")
+    transform = FrameTransform(size) if isinstance(size, int) else size
+    return build_frame_store(
+        videos, Decoding(transform=transform, **how), **{"path": tmp_path / "store", "progress": False, **where}
+    )
+
+
+def decoded(tmp_path):
+    log = tmp_path / "videos" / "decoded.txt"
+    return sorted(log.read_text().splitlines()) if log.exists() else []
+
+
+def test_store_holds_the_frames_of_every_video(videos, tmp_path):
+    store = build(videos, tmp_path)
+    pictures, mask = store.read([5, 0])
+    assert pictures.dtype == torch.uint8 and pictures.shape == (2, 4, 3, 32, 32)
+    assert mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert torch.equal(pictures[0], torch.from_numpy(decode_file(str(videos[5].path), PLAN, 32)))
+    assert torch.equal(pictures[1, :2], torch.from_numpy(decode_file(str(videos[0].path), PLAN, 32)))
+    assert not pictures[1, 2:].any()
+    assert store.failures == {} and store.store.verify() == []
+
+
+def test_another_transform_makes_another_store_and_shares_the_hashes(videos, tmp_path, monkeypatch):
+    hashes = tmp_path / "hashes.json"
+    build(videos, tmp_path, path=tmp_path / "cropped", hashes=hashes)
+    monkeypatch.setattr(file_facts, "file_hash", None)  # a second store of the same files reads none to hash it
+    transform = FrameTransform(16, "stretch", "bilinear")
+    store = build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=transform)
+    expected = transform(decode_frames(videos[5].path, PLAN))
+    assert torch.equal(store.read([5])[0][0], expected)
+    assert store.store.circumstances["transform"] == "stretched by PIL bilinear"
+    with pytest.raises(StoreError, match="transform"):
+        build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=16)
+
+
+def test_videos_are_found_by_id(videos, tmp_path):
+    store = build(videos, tmp_path)
+    assert store.rows_of([videos[3].id, videos[1].id]).tolist() == [3, 1]
+    with pytest.raises(StoreError, match="no frames of video 'other'"):
+        store.rows_of(["other"])
+
+
+def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
+    folder = tmp_path / "videos"
+    (folder / "junk.mp4").write_bytes(b"junk" * 100)
+    (folder / "empty.mp4").touch()
+    cut_file(write_video(folder / "whole.mp4", frames=60, faststart=True), folder / "cut.mp4", share=0.5)
+    bad = [Video(name, folder / f"{name}.mp4") for name in ("junk", "empty", "cut", "vanished")]
+    store = build([videos[0], *bad, videos[1]], tmp_path)
+    assert list(store.failures) == ["junk", "empty", "cut", "vanished"]
+    for name, reason in [("junk", "no video"), ("empty", "0 bytes"), ("cut", "PyAV"), ("vanished", "does not exist")]:
+        assert reason in store.failures[name] and f"{name}.mp4" in store.failures[name]
+    assert store.read([0, 5])[1].any(dim=1).all()
+    with pytest.raises(StoreError, match=r"row 2 .*empty\.mp4"):
+        store.read([0, 2])
+
+
+def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_file", bad_decode)
+    folder = tmp_path / "videos"
+    bad = [Video(name, write_video(folder / f"{name}.mp4")) for name in ("hang", "exit")]
+    store = build([*bad, *videos], tmp_path, time_limit=6)
+    assert store.failures == {"hang": "took longer than 6 seconds", "exit": "its process died (exit status 7)"}
+    assert store.read(store.rows_of(video.id for video in videos))[1].any(dim=1).all()
+
+
+def test_second_run_decodes_and_hashes_nothing(videos, tmp_path, monkeypatch):
+    first = build(videos, tmp_path)
+    monkeypatch.setattr(decoding, "guarded_map", None)
+    monkeypatch.setattr(file_facts, "file_hash", None)
+    assert torch.equal(build(videos, tmp_path).read([1])[0], first.read([1])[0])
+
+
+def test_interrupted_run_goes_on_where_it_stopped(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 2)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    write_shard = ArrayStore.write_shard
+
+    def interrupt(self, shard, *arguments, **options):
+        if shard == 1:
+            raise KeyboardInterrupt
+        write_shard(self, shard, *arguments, **options)
+
+    monkeypatch.setattr(ArrayStore, "write_shard", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(videos, tmp_path)
+    with pytest.raises(StoreError, match="2 of 3 shards are missing"):
+        FrameStore.open(tmp_path / "store", videos)
+    (tmp_path / "videos" / "decoded.txt").unlink()
+    monkeypatch.setattr(ArrayStore, "write_shard", write_shard)
+    store = build(videos, tmp_path)
+    assert decoded(tmp_path) == [video.id for video in videos[2:]]
+    for row, video in enumerate(videos):
+        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        assert torch.equal(store.read([row])[0][0, : len(found)], found)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import test_frames
+from teachclip.data.video.decode import decoding
+from teachclip.data.frames import store as frames
+if __name__ == "__main__":
+    frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
+    folder = Path(sys.argv[1])
+    videos = [frames.Video(path.stem, path) for path in sorted((folder / "videos").glob("*.mp4"))]
+    test_frames.build(videos, folder, workers=1)
+"""
+
+
+def test_killed_run_leaves_a_store_that_a_second_run_completes(videos, tmp_path):
+    (tmp_path / "run.py").write_text(KILLED)
+    paths = [str(Path(__file__).parents[2] / "support"), str(Path(__file__).parents[3])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], env=environment, stderr=subprocess.PIPE)
+    end = time.monotonic() + 40
+    while len(decoded(tmp_path)) < 3 and time.monotonic() < end and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, run.stderr.read()
+    started = len(decoded(tmp_path))
+    assert 3 <= started < len(videos)
+    store = build(videos, tmp_path)
+    assert store.store.verify() == [] and len(ArrayStore.open(tmp_path / "store").missing_shards()) == 0
+    for row, video in enumerate(videos):
+        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        assert torch.equal(store.read([row])[0][0, : len(found)], found)
+
+
+def test_changed_video_is_refused_by_name(videos, tmp_path):
+    build(videos, tmp_path)
+    held = videos[2].path.stat().st_size
+    write_video(videos[2].path, frames=35, seed=99)
+    size = videos[2].path.stat().st_size
+    with pytest.raises(StoreError, match="frames of 1 videos whose files have changed") as caught:
+        build(videos, tmp_path)
+    message = str(caught.value)
+    assert f"{videos[2].id} ({videos[2].path}: {held:,} bytes then, {size:,} now)" in message
+    assert "put the files back" in message and f"delete {tmp_path / 'store'}" in message and "(stores)" in message
+    assert videos[1].id not in message and "\n" not in message
+
+
+def test_changed_content_of_the_same_size_is_noticed(videos, tmp_path):
+    build(videos, tmp_path)
+    original = videos[2].path.read_bytes()
+    content = bytearray(original)
+    content[-1] ^= 255
+    videos[2].path.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{videos[2].id} \(.*another content of the same size\)"):
+        build(videos, tmp_path)
+    videos[2].path.write_bytes(original)
+    build(videos, tmp_path)  # as it was
+
+
+def test_vanished_video_whose_frames_are_held_is_refused(videos, tmp_path):
+    build(videos, tmp_path)
+    videos[4].path.unlink()
+    with pytest.raises(StoreError, match=rf"{videos[4].id} \(.* cannot be read now\)"):
+        build(videos, tmp_path)
+
+
+def test_touched_moved_or_copied_videos_are_the_same(videos, tmp_path):
+    build(videos, tmp_path)
+    os.utime(videos[0].path, (1, 1))
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    build([Video(video.id, tmp_path / "moved" / video.path.name) for video in videos], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"plan": FramePlan("intervals", 4)}, "plan.kind"),
+        ({"plan": FramePlan("per_second", 3)}, "plan.count"),
+        ({"size": 16}, "size"),
+    ],
+    ids=["kind", "count", "size"],
+)
+def test_other_settings_are_refused_by_name(videos, tmp_path, options, named):
+    build(videos[:1], tmp_path)
+    with pytest.raises(StoreError, match=named):
+        build(videos[:1], tmp_path, **options)
+
+
+def test_other_videos_are_refused(videos, tmp_path):
+    build(videos[:2], tmp_path)
+    with pytest.raises(StoreError, match="made under other circumstances"):
+        build(videos[:3], tmp_path)
+    with pytest.raises(StoreError, match="other videos"):
+        FrameStore.open(tmp_path / "store", videos[1::-1])
+    assert FrameStore.open(tmp_path / "store", videos[:2]).rows_of([videos[1].id]).tolist() == [1]
+
+
+def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(videos, tmp_path, monkeypatch):
+    whole = build(videos, tmp_path)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    kept = [videos[2], videos[0]]
+    videos[1].path.unlink()  # neither listed nor there any more
+    fewer = build(kept, tmp_path)
+    rows = fewer.rows_of([video.id for video in kept])
+    for row, video in zip(rows, kept, strict=True):
+        assert torch.equal(fewer.read([row])[0], whole.read(whole.rows_of([video.id]))[0])
+    ids = [video.id for video in kept]
+    assert fewer.circumstances_of(ids) == whole.circumstances_of(ids)
+    assert decoded(tmp_path) == []
+    kept[0].path.write_bytes(b"changed")
+    with pytest.raises(StoreError, match=f"1 videos whose files have changed .*{kept[0].id}"):
+        build(kept, tmp_path)
+
+
+def test_a_complete_store_of_jittered_views_serves_fewer_videos(videos, tmp_path):
+    whole, fewer = build(videos, tmp_path, view=1), build(videos[::2], tmp_path, view=1)
+    row = fewer.rows_of([videos[2].id])
+    assert torch.equal(fewer.read(row)[0], whole.read(row)[0])
+
+
+def test_an_incomplete_store_serves_its_own_videos_alone(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 1)
+    build(videos, tmp_path).store.discard(1)
+    with pytest.raises(StoreError, match="made under other circumstances"):
+        build(videos[:1], tmp_path)
+
+
+def test_damaged_or_useless_cache_of_hashes_is_no_error(videos, tmp_path):
+    build(videos, tmp_path)
+    for content in (b"{", b"[1]", json.dumps({str(videos[0].path): "x"}).encode()):
+        (tmp_path / "store" / "file-hashes.json").write_bytes(content)
+        build(videos, tmp_path)
+
+
+def test_several_runs_at_once_do_not_harm_the_store(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 1)
+    with ThreadPoolExecutor(3) as executor:
+        stores = list(executor.map(lambda _: build(videos, tmp_path, workers=1), range(3)))
+    assert stores[0].store.verify() == []
+    for row, video in enumerate(videos):
+        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        assert torch.equal(stores[0].read([row])[0][0, : len(found)], found)
+
+
+def test_circumstances_of_some_videos_do_not_depend_on_the_others(videos, tmp_path):
+    ids = [video.id for video in videos]
+    few = build(videos[1:3], tmp_path / "few")
+    every = build(videos, tmp_path / "every")
+    assert few.circumstances_of(ids[1:3]) == every.circumstances_of(ids[1:3])
+    assert every.circumstances_of(ids[1:3]) != every.circumstances_of(ids[2:0:-1])
+    assert json.dumps(every.circumstances_of(ids))
+
+
+def test_store_travels_to_other_processes(videos, tmp_path):
+    store = build(videos[:2], tmp_path)
+    assert torch.equal(pickle.loads(pickle.dumps(store)).read([1])[0], store.read([1])[0])
+
+
+def test_progress_goes_to_stderr_or_nowhere(videos, tmp_path, capfd):
+    (tmp_path / "videos" / "junk.mp4").write_bytes(b"junk" * 100)
+    bad = [Video("junk", tmp_path / "videos" / "junk.mp4")]
+    build([*videos[:2], *bad], tmp_path / "quiet")
+    assert capfd.readouterr() == ("", "")
+    build([*videos[:2], *bad], tmp_path / "shown", progress=True)
+    output, errors = capfd.readouterr()
+    assert output == "" and "decode" in errors and "3/3" in errors and "ERROR" not in errors
+
+
+def test_no_videos_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no videos to decode"):
+        build([], tmp_path)
+
+
+def damaged_decode(path, plan, size, start, end, on_error, view):
+    """A decoder that finds two frames of a video called half and none of one called lost."""
+    with open(Path(path).parent / "decoded.txt", "a") as file:
+        file.write(f"{Path(path).stem} {on_error}\n")
+    if Path(path).stem == "lost":
+        raise VideoError(f"{path}: is no video")
+    if Path(path).stem == "half":
+        if on_error == "skip":
+            raise VideoError(f"{path}: decoding stops after frame 7")
+        return REAL_DECODE(path, plan, size)[:2]
+    return REAL_DECODE(path, plan, size)
+
+
+def part_decode(path, plan, size, start, end, on_error, view):
+    """A decoder that paints the part it was asked for."""
+    return np.full((plan.count, 3, size.size, size.size), 10 * start + end, np.uint8)
+
+
+def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 3)
+    good = videos[2].path.read_bytes()
+    for number in (2, 5):
+        videos[number].path.write_bytes(b"junk" * 100)
+    first = build(videos, tmp_path)
+    assert list(first.failures) == [videos[2].id, videos[5].id]
+    pictures = first.read([0, 1, 3, 4])[0]
+    videos[2].path.write_bytes(good)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    store = build(videos, tmp_path)
+    assert decoded(tmp_path) == [videos[2].id]  # its shard was written again, with the frames of the others kept
+    assert list(store.failures) == [videos[5].id] and store.store.verify() == []
+    assert torch.equal(store.read([0, 1, 3, 4])[0], pictures)
+    found = torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32))
+    assert torch.equal(store.read([2])[0][0, : len(found)], found)
+    fact = store.circumstances_of([videos[2].id])["videos"][videos[2].id]
+    assert fact["bytes"] == len(good) and fact["sha256"] == file_hash(videos[2].path)
+    build(videos, tmp_path)
+    assert decoded(tmp_path) == [videos[2].id]
+
+
+def test_a_video_that_becomes_unreadable_in_another_way_stays_a_failure(videos, tmp_path):
+    videos[1].path.write_bytes(b"junk" * 100)
+    build(videos, tmp_path)
+    videos[1].path.write_bytes(b"")
+    assert "0 bytes" in build(videos, tmp_path).failures[videos[1].id]
+
+
+def test_a_crash_while_a_mended_video_is_written_loses_only_that_shard(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 3)
+    good = videos[2].path.read_bytes()
+    videos[2].path.write_bytes(b"junk" * 100)
+    build(videos, tmp_path)
+    videos[2].path.write_bytes(good)
+    write_shard = ArrayStore.write_shard
+    monkeypatch.setattr(ArrayStore, "write_shard", lambda *arguments, **options: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        build(videos, tmp_path)
+    monkeypatch.setattr(ArrayStore, "write_shard", write_shard)
+    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    store = build(videos, tmp_path)
+    assert decoded(tmp_path) == [video.id for video in videos[:3]]
+    assert store.failures == {} and store.store.verify() == []
+
+
+def test_a_video_that_changes_before_its_frames_are_stored_is_no_mistake(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 2)
+    build(videos, tmp_path)
+    ArrayStore.open(tmp_path / "store").discard(1)
+    write_video(videos[2].path, frames=35, seed=99)
+    store = build(videos, tmp_path)
+    assert torch.equal(store.read([2])[0][0], torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32)))
+    write_video(videos[0].path, frames=35, seed=99)
+    with pytest.raises(StoreError, match=videos[0].id):
+        build(videos, tmp_path)
+
+
+def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_file", damaged_decode)
+    folder = tmp_path / "videos"
+    bad = [Video(name, write_video(folder / f"{name}.mp4", frames=40)) for name in ("half", "lost")]
+    rows = [*bad, videos[3]]
+    store = build(rows, tmp_path)
+    assert sorted(store.failures) == ["half", "lost"] and store.partial == {}
+    (folder / "decoded.txt").unlink()
+    store = build(rows, tmp_path, on_error="use_decodable")
+    assert decoded(tmp_path) == ["half skip", "half use_decodable", "lost skip", "lost use_decodable"]
+    assert list(store.failures) == ["lost"]
+    assert list(store.partial) == ["half"] and "decoding stops after frame 7" in store.partial["half"]
+    pictures, mask = store.read([0])
+    assert mask.tolist() == [[True, True, False, False]]
+    assert torch.equal(pictures[0, :2], torch.from_numpy(decode_file(str(bad[0].path), PLAN, 32))[:2])
+    (folder / "decoded.txt").unlink()
+    assert build(rows, tmp_path, on_error="use_decodable").partial == store.partial
+    again = build(rows, tmp_path)
+    assert decoded(tmp_path) == []  # known by now, in both ways
+    assert sorted(again.failures) == ["half", "lost"] and again.partial == {}
+    with pytest.raises(StoreError, match=r"row 0 is of a damaged video: .*decoding stops after frame 7"):
+        again.read([0])
+    write_video(bad[0].path, frames=41)  # mended, as far as the store can tell
+    build(rows, tmp_path, on_error="use_decodable")
+    assert decoded(tmp_path) == ["half skip", "half use_decodable"]
+
+
+def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_file", part_decode)
+    hashed = []
+    monkeypatch.setattr(file_facts, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    parts = [Video("a", videos[3].path, 1.0, 2.0), Video("b", videos[3].path, 2.0, 3.5)]
+    store = build(parts, tmp_path)
+    assert store.read([0, 1])[0][:, 0, 0, 0, 0].tolist() == [12, 23]
+    assert len(hashed) == 1
+    facts = store.circumstances_of(["a", "b"])["videos"]
+    assert facts["a"]["end"] == facts["b"]["start"] == 2.0 and facts["a"]["sha256"] == facts["b"]["sha256"]
+    build(parts, tmp_path)
+    with pytest.raises(StoreError, match=r"videos\.b\.end = 3\.5 there, 4\.0 now"):
+        build([parts[0], Video("b", videos[3].path, 2.0, 4.0)], tmp_path)
+    whole = build([Video("a", videos[3].path, 0.0, 1.0)], tmp_path / "other").circumstances_of(["a"])
+    assert whole["videos"]["a"]["start"] == 0.0
+
+
+def test_limits_reach_the_workers(videos, tmp_path, monkeypatch):
+    given = {}
+    real = decoding.guarded_map
+
+    def spy(function, items, *, memory_limit, **options):
+        given.update(options, memory_limit=memory_limit)
+        return real(function, items, **options)
+
+    monkeypatch.setattr(decoding, "guarded_map", spy)
+    build(videos[:1], tmp_path, time_limit=17, memory_limit=10**9)
+    assert given == {"workers": 2, "time_limit": 17, "memory_limit": 10**9}
+
+
+def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(frames, "SHARD_ROWS", 2)
+    row = 4 * 3 * 32 * 32 + 2
+    free = [5 * row]
+    monkeypatch.setattr(frame_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with caplog.at_level("INFO"), pytest.raises(StoreError) as caught:
+        build(videos, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'store'}: frames of 6 videos x 4 frames x 32^2 need 73.7 kB, but 61.5 kB are free there; make "
+        "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode them "
+        "whenever they are read (frames.store=none)"
+    )
+    assert not (tmp_path / "store" / "manifest.json").exists() and not caplog.messages
+    free[0] = 6 * row
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    said = "frame store: 6 videos x 4 frames x 32^2: 73.7 kB"
+    assert caplog.messages == [f"{said}, 73.7 kB free at {tmp_path / 'store'}"]
+    ArrayStore.open(tmp_path / "store").discard(2)
+    free[0] = 2 * row  # enough for what is missing
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    assert caplog.messages == [f"{said} (24.6 kB of it still to write), 24.6 kB free at {tmp_path / 'store'}"]
+    free[0] = 0
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        build(videos, tmp_path)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(18_063_360_000, "18.1 GB"), (512 * 10**9, "512 GB"), (1234 * 10**9, "1,234 GB"), (160_000, "160 kB")],
+)
+def test_sizes_are_written_for_a_person(size, text):
+    assert frame_space.size_text(size) == text

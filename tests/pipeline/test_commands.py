@@ -1,0 +1,386 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from launching import launch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from teachclip import load_student
+from teachclip.cli import distill, evaluate, export, precompute, train_teacher
+from teachclip.pipeline.export import model_card
+from teachclip.recipe.loading import load_recipe
+from teachclip.store.array_store import ArrayStore
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(main, *arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def logged_losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [[line[name] for name in ("loss", "video_text", "frame_text")] for line in lines if "loss" in line]
+
+
+def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, capsys):
+    recipe = project()
+    assert run(distill.main, recipe) == 0
+    printed = capsys.readouterr()
+    assert "| student | test | text to video |" in printed.out
+    output = project.folder / "run"
+    results = json.loads((output / "results.json").read_text())
+    assert results["test"]["videos"] == 3 and results["validation"]["captions"] == 6
+    assert results["test"]["cost"]["bytes_per_video"] == 32 * 4
+    assert yaml.safe_load((output / "recipe.yaml").read_text())["optimizer"]["lr"] == 1e-3
+    student = load_student(output / "student")
+    texts = student.encode_text(["a red circle", "a blue square"], progress=False)
+    videos = student.encode_video([project.root / "videos" / f"clip{n}.mp4" for n in (0, 1, 2)], progress=False)
+    assert texts.shape == (2, 32) and videos.shape == (3, 32)
+    assert torch.allclose(videos.norm(dim=-1), torch.ones(3), atol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(project):
+    recipe = project()
+    assert run(distill.main, recipe) == 0
+    before = (project.folder / "run" / "log.jsonl").read_bytes()
+    assert run(distill.main, recipe) == 0
+    assert (project.folder / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
+    recipe = project()
+    run(distill.main, recipe)
+    for model in ("student", "zero_shot", "xpool"):
+        assert run(evaluate.main, recipe, "--model", model, "--out", project.folder / f"{model}.json") == 0
+    student = json.loads((project.folder / "student.json").read_text())
+    results = json.loads((project.folder / "run" / "results.json").read_text())
+    assert student["test"]["t2v"] == results["test"]["t2v"]
+    teacher = json.loads((project.folder / "xpool.json").read_text())["test"]["cost"]
+    assert teacher["bytes_per_video"] > 4 * 32 * 4 and teacher["flops_per_query"] > 10 * 2 * 32 * 1000
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+def test_stored_and_online_teaching_give_the_same_losses(project, towers):
+    train = {"towers": towers}
+    for source, precision in (("online", "float32"), ("stored", "float32"), ("stored", "float16")):
+        name = f"{source}-{precision}"
+        recipe = project(
+            f"{name}.yaml",
+            teaching={"source": source, "precision": precision},
+            train=train,
+            output=str(project.folder / name),
+            stores=str(project.folder / f"stores-{name}"),
+        )
+        assert run(distill.main, recipe) == 0
+    online = np.array(logged_losses(project.folder / "online-float32"))
+    exact = np.array(logged_losses(project.folder / "stored-float32"))
+    half = np.array(logged_losses(project.folder / "stored-float16"))
+    assert len(online) == 4
+    np.testing.assert_allclose(exact, online, atol=1e-5)
+    # float16 keeps 11 bits of a logit of at most 100, so within 0.03; the losses move far less than that.
+    np.testing.assert_allclose(half, online, atol=2e-3)
+
+
+def test_precompute_fills_the_stores_and_verify_finds_a_changed_number(project, capsys):
+    recipe = project()
+    assert run(precompute.main, recipe, "--verify") == 0
+    assert "verified" in capsys.readouterr().err
+    store = ArrayStore.open(project.folder / "stores" / "relevance-xpool")
+    assert store.rows == 16 and store.read("video_text", [0]).shape == (1, 8)
+    assert np.allclose(store.read("frame_text", slice(None)).astype(np.float32).sum(axis=1), 1, atol=2e-3)
+    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+    assert run(precompute.main, recipe, "--verify") == 2
+    assert "its checksum differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"text": {"max_tokens": 6}}, "tokens.max_tokens"),
+        ({"frames": {"plan": "per_second"}}, "plan.kind"),
+        ({"data": {"validation": {"videos": 4}}}, "split"),
+        ({"teaching": {"precision": "float32"}}, "precision"),
+    ],
+)
+def test_a_store_made_under_other_circumstances_is_refused(project, capsys, change, named):
+    run(precompute.main, project(train={"towers": "tuned"}))
+    capsys.readouterr()
+    assert run(precompute.main, project(**change)) == 2
+    message = capsys.readouterr().err
+    assert named in message.splitlines()[-1] and message.splitlines()[-1].startswith("error: ")
+
+
+def test_another_teacher_checkpoint_is_refused(project, capsys):
+    recipe = project()
+    run(precompute.main, recipe)
+    other = torch.load(project.root / "teacher.pth", weights_only=True)
+    other["state_dict"]["pool_frames.linear_proj.bias"] += 1
+    torch.save(other, project.folder / "other.pth")
+    capsys.readouterr()
+    assert run(distill.main, recipe, f"teachers.0.checkpoint={project.folder / 'other.pth'}") == 2
+    assert "model.weights" in capsys.readouterr().err
+
+
+def test_train_teacher_writes_a_checkpoint_that_teaches(project, capsys):
+    training = {"train": {"towers": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2}}
+    checkpoint = project.folder / "new" / "xpool.pth"
+    recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
+    assert run(distill.main, recipe) == 2
+    assert "train it with tools/train_teacher.py" in capsys.readouterr().err
+    assert run(train_teacher.main, recipe) == 0
+    content = torch.load(checkpoint, weights_only=True)
+    assert "pool_frames.cross_attn.q_proj.weight" in content["state_dict"]
+    assert run(distill.main, recipe) == 0
+
+
+def test_dry_run_takes_a_step_and_writes_nothing(project, capsys):
+    recipe = project()
+    before = files_below(project.folder)
+    assert run(distill.main, recipe, "--dry-run") == 0
+    message = capsys.readouterr().err
+    assert "dry run passed" in message and "frame_text" in message
+    assert message.count("decoded 4 frames of") == 2
+    assert files_below(project.folder) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_exported_student_gives_the_same_embeddings_in_a_fresh_process(project, dtype):
+    recipe = project()
+    run(distill.main, recipe)
+    out = project.folder / "export"
+    assert run(export.main, recipe, "--out", out, "--dtype", dtype) == 0
+    video = project.root / "videos" / "clip3.mp4"
+    code = (
+        "import json, sys\nfrom transformers import AutoModel\nimport teachclip.models.student\n"
+        "student = AutoModel.from_pretrained(sys.argv[1], dtype='float32')\n"
+        "print(json.dumps([student.encode_text(['a red circle'], progress=False)[0].tolist(),"
+        " student.encode_video([sys.argv[2]], progress=False)[0].tolist()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, out, video], capture_output=True, text=True, check=True)
+    text, frames = json.loads(done.stdout.splitlines()[-1])
+    student = load_student(project.folder / "run" / "student")
+    tolerance = 1e-5 if dtype == "float32" else 5e-3
+    np.testing.assert_allclose(text, student.encode_text(["a red circle"], progress=False)[0], atol=tolerance)
+    np.testing.assert_allclose(frames, student.encode_video([video], progress=False)[0], atol=tolerance)
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "processor_config.json"} <= names
+    weights = load_file(out / "model.safetensors")
+    assert not any("teacher" in name or "exp_avg" in name for name in weights)
+    card = (out / "README.md").read_text()
+    assert "model-index" in card and "xpool" in card and "| student | test | text to video |" in card
+
+
+def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
+    recipe = project(data={"select_on": "test", "validation": None})
+    assert run(distill.main, recipe) == 0
+    assert "selected on the TEST split" in capsys.readouterr().out
+    assert "selected on the TEST split" in (project.folder / "run" / "student" / "README.md").read_text()
+
+
+def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(project):
+    student = {
+        "gate": "sigmoid",
+        "gate_input": "before",
+        "gate_rescale": True,
+        "heads": ["text"],
+        "sharpening": [4.0],
+    }
+    frame_text = {"kind": "binary_cross_entropy", "targets": "video"}
+    sets = {"weight": 1, "count": 4, "texts": 4}
+    changes = {"student": student, "losses": {"frame_text": frame_text, "sets": sets}}
+    recipe = load_recipe(project(**changes, teaching={"weighting": "confidence"}))
+    results = {"model": "student", "selected_on": "test", "sharpening": {"factor": 4.0}}
+    card = model_card(results, recipe)
+    told = (
+        "; sigmoid gate; gate before the temporal transformer; rescaled gate input; gate sharpened 4 times; residual "
+        "heads: text; set distillation; frame targets of the whole video; teachers by confidence\n"
+    )
+    assert told in card and "Checkpoint, and sharpness if any, selected on: test" in card
+    assert "sharpened" not in model_card({**results, "sharpening": {"factor": 1.0}}, recipe)
+    published = model_card({"model": "student"}, load_recipe(project("published.yaml")))
+    assert "frame-feature aggregation\n" in published
+
+
+def test_frame_targets_of_the_whole_video_change_only_the_frame_term(project):
+    run(distill.main, project())
+    run(
+        distill.main,
+        project("video.yaml", losses={"frame_text": {"targets": "video"}}, output=str(project.folder / "video")),
+    )
+    pair, video = (np.array(logged_losses(project.folder / name)) for name in ("run", "video"))
+    assert pair[0, 1] == video[0, 1]
+    assert pair[-1, 2] != video[-1, 2]  # at first all frames weigh the same, and any target costs the same
+
+
+def test_two_launched_processes_store_and_train_as_one_does(project):
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        recipe = project(
+            f"{count}.yaml", train={"towers": "tuned"}, output=str(folder / "run"), stores=str(folder / "stores")
+        )
+        for tool in ("precompute", "distill"):
+            done = launch(count, tool, recipe)
+            assert done.returncode == 0, done.stderr
+    assert len(list((project.folder / "2" / "stores" / "relevance-xpool").glob("shard-*.json"))) == 4
+    for name in ("video_text", "frame_text"):
+        one, two = (ArrayStore.open(project.folder / n / "stores" / "relevance-xpool") for n in "12")
+        assert np.array_equal(one.read(name, slice(None)), two.read(name, slice(None)))
+    one, two = (np.array(logged_losses(project.folder / n / "run")) for n in "12")
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    assert len(one) == 4
+
+
+def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, monkeypatch):
+    for name, rows in {"TEXTS": 5, "VIDEOS": 3, "RELEVANCE": 4}.items():
+        monkeypatch.setattr(f"teachclip.scoring.token_store.{name}_PER_SHARD", rows)
+    whole = project("whole.yaml", stores=str(project.folder / "whole"))
+    assert run(precompute.main, whole) == 0
+    killed = project("killed.yaml", stores=str(project.folder / "killed"))
+    rng = random.Random(0)
+    command = [sys.executable, "-c", SLOW_PRECOMPUTE, str(killed)]
+    for goal in (1, 5, 13):  # files that are there when the kill comes
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT)
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline:
+            if len(list((project.folder / "killed").glob("**/shard-*.json"))) > goal:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run(precompute.main, killed, "--verify") == 0
+    for path in (project.folder / "whole").rglob("*.npy"):
+        assert (
+            path.read_bytes() == (project.folder / "killed" / path.relative_to(project.folder / "whole")).read_bytes()
+        )
+    names = [sorted(path.name for path in (project.folder / n).rglob("*")) for n in ("whole", "killed")]
+    assert names[0] == names[1]
+
+
+SLOW_PRECOMPUTE = """
+import sys, time
+sys.path[:0] = ["."]
+import teachclip.store.array_store as store
+import teachclip.scoring.token_store as precompute
+precompute.TEXTS_PER_SHARD, precompute.VIDEOS_PER_SHARD, precompute.RELEVANCE_PER_SHARD = 5, 3, 4
+write = store.ArrayStore.write_shard
+def slow(self, *arguments, **options):
+    time.sleep(0.2)
+    write(self, *arguments, **options)
+    time.sleep(0.2)
+store.ArrayStore.write_shard = slow
+from teachclip.pipeline.precompute import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_sentence_transformers_loads_an_exported_student(project):
+    run(distill.main, project())
+    folder = project.folder / "run" / "student"
+    model = SentenceTransformer(str(folder), device="cpu")
+    student = load_student(folder)
+    video = str(project.root / "videos" / "clip3.mp4")
+    np.testing.assert_allclose(
+        model.encode("a red circle"), student.encode_text(["a red circle"], progress=False)[0], atol=1e-5
+    )
+    np.testing.assert_allclose(model.encode(video), student.encode_video([video], progress=False)[0], atol=1e-5)
+
+
+def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(project):
+    for name, values in {"plain": {}, "bf16": {"mixed_precision": "bf16"}, "workers": {"workers": 2}}.items():
+        AcceleratorState._reset_state(True)  # a process has one precision; a user's runs are processes of their own
+        recipe = project(f"{name}.yaml", train={"towers": "tuned", **values}, output=str(project.folder / name))
+        assert run(distill.main, recipe) == 0
+    AcceleratorState._reset_state(True)
+    plain, half, workers = (np.array(logged_losses(project.folder / n)) for n in ("plain", "bf16", "workers"))
+    assert np.array_equal(plain, workers)
+    assert not np.array_equal(plain, half)
+    np.testing.assert_allclose(half, plain, atol=0.05)
+
+
+def test_a_run_trained_on_other_content_is_not_reported_as_new(project, capsys):
+    teacher = project.folder / "teacher.pth"
+    shutil.copy(project.root / "teacher.pth", teacher)
+    recipe = project(teachers=[{"name": "xpool", "checkpoint": str(teacher)}])
+    assert run(distill.main, recipe) == 0
+    content = torch.load(teacher, weights_only=True)
+    content["options"]["mask_padding"] = False
+    torch.save(content, teacher)
+    shutil.rmtree(project.folder / "stores")
+    capsys.readouterr()
+    assert run(distill.main, recipe) == 2
+    assert "holds a run with other settings: content.teacher xpool" in capsys.readouterr().err
+
+
+def test_verify_looks_at_the_stored_features_too(project, capsys):
+    recipe = project()
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores").glob("features-*/train/videos/frame_features-*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+    assert run(precompute.main, recipe, "--verify") == 2
+    assert "its checksum differs" in capsys.readouterr().err
+
+
+def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
+    recipe = project()
+    run(distill.main, recipe)
+    out = project.folder / "export"
+    assert run(export.main, recipe, "--out", out) == 0
+    assert run(export.main, recipe, "--out", out) == 0
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
+    (out / "notes.txt").write_text("mine")
+    for folder in (out, project.root / "clip", project.root / "captions.csv"):
+        before = files_below(folder)
+        assert run(export.main, recipe, "--out", folder) == 2
+        assert files_below(folder) == before
+    assert "notes.txt" in capsys.readouterr().err
+
+
+def test_train_teacher_does_not_overwrite_a_checkpoint_it_did_not_make(project, capsys):
+    checkpoint = project.folder / "theirs.pth"
+    checkpoint.write_bytes(b"downloaded")
+    training = {"train": {"towers": "frozen", "steps": 2, "batch_size": 4}}
+    recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
+    assert run(train_teacher.main, recipe) == 2
+    assert "is not overwritten" in capsys.readouterr().err and checkpoint.read_bytes() == b"downloaded"
+
+
+def test_what_is_wrong_is_said_before_anything_is_decoded(project, capsys):
+    for override in ("train.batch_size=17", "data.validation=null", "teachers.0.checkpoint=none.pth"):
+        assert run(distill.main, project(), override) == 2
+        assert not (project.folder / "stores").exists() and not (project.folder / "run").exists()
+    assert run(distill.main, project(), "data.validation=null", "--dry-run") == 2
+
+
+def test_an_error_in_a_loader_process_is_one_line(project, capsys):
+    recipe = project(train={"workers": 1})
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    path.write_bytes(path.read_bytes()[:150])
+    capsys.readouterr()
+    assert run(distill.main, recipe) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert len(lines) == 1 and "is damaged" in lines[0] and lines[0].startswith("error: ")

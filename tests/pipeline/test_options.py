@@ -1,0 +1,354 @@
+"""Options beyond the paper, in whole runs of the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from tiny_models import tiny_clip
+from video_files import write_video
+
+from teachclip import load_student
+from teachclip.cli import distill
+from teachclip.errors import RecipeError
+from teachclip.evaluation.evaluator import evaluate
+from teachclip.pipeline.build import build_optimizer_for, build_student
+from teachclip.pipeline.teaching import build_sets
+from teachclip.pipeline.unpaired import build_unpaired
+from teachclip.pipeline.workspace import build_workspace
+from teachclip.processes import Processes
+from teachclip.recipe.loading import load_recipe
+from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.frame_sets import SetPlan
+from teachers.xpool import XPool
+
+ROOT = Path(__file__).parents[2]
+SETS = {"weight": 1.0, "end_weight": 0.5, "count": 8, "texts": 4}
+STUDENT = {
+    "gate": "sigmoid",
+    "gate_input": "before",
+    "gate_rescale": True,
+    "pooling_temperature": 0.5,
+    "heads": ["frame", "pooled", "text"],
+    "head_width": 16,
+    "sharpening": [0.5, 4.0],
+}
+LOSSES = {
+    "contrastive": {"weight": 0.1, "end_weight": 0.2},
+    "frame_text": {"weight": 1.0, "kind": "binary_cross_entropy", "targets": "video", "clip": 0.5},
+    "sets": SETS,
+}
+OPTIMIZER = {"heads_lr": 3e-3}
+
+
+def run(main, *arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "sets")):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture
+def teachers(project):
+    other = project.folder / "other.pth"
+    torch.manual_seed(1)
+    torch.save(XPool.from_clip(tiny_clip(text_layers=4, heads=1, seed=2)).checkpoint(), other)
+    return [
+        {"name": "xpool", "checkpoint": str(project.root / "teacher.pth")},
+        {"name": "xpool", "label": "other", "checkpoint": str(other), "weight": 0.5, "frame_temperature": 2.0},
+    ]
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+def test_all_options_together_train_export_and_load(project, towers, layers, scorer, capsys):
+    recipe = project(
+        student={**STUDENT, "temporal_layers": layers},
+        losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+        optimizer=OPTIMIZER,
+        teaching={"weighting": "confidence"},
+        train={"towers": towers},
+    )
+    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    logged = losses(project.folder / "run")
+    assert len(logged) == 4 and np.isfinite(logged).all()
+    step = np.arange(4) / 3
+    weights = np.stack([0.1 + 0.1 * step, np.ones(4), np.ones(4), 1 - 0.5 * step], axis=1)
+    np.testing.assert_allclose(logged[:, 0], (logged[:, 1:] * weights).sum(1), rtol=1e-5)
+    found = results(project.folder / "run")
+    tried, factor = found["sharpening"]["tried"], found["sharpening"]["factor"]
+    assert list(tried) == ["1", "0.5", "4"] and tried[f"{factor:g}"] == max(tried.values())
+    student = load_student(project.folder / "run" / "student")
+    assert student.config.pooling_temperature == pytest.approx(0.5 / factor)
+    for key in ("gate", "gate_input", "gate_rescale", "heads", "head_width"):
+        assert getattr(student.config, key) == STUDENT[key], key
+    assert found["validation"]["t2v"]["recall_at_1"] == max(tried.values())
+    assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)
+
+
+@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "xpool"), ("tuned", "backbone")])
+def test_two_launched_processes_train_with_all_options_as_one_does(project, teachers, towers, scorer):
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        recipe = project(
+            f"{count}.yaml",
+            student=STUDENT,
+            losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+            optimizer=OPTIMIZER,
+            teachers=teachers,
+            teaching={"weighting": "confidence"},
+            train={"towers": towers},
+            output=str(folder / "run"),
+            stores=str(folder / "stores"),
+        )
+        done = launch(count, "distill", recipe)
+        assert done.returncode == 0, done.stderr
+    one, two = (losses(project.folder / n / "run") for n in "12")
+    np.testing.assert_allclose(two, one, atol=2e-5)
+    assert len(one) == 4 and (one[:, 4] > 0).all()
+    one, two = (losses(project.folder / n / "run", ["grad_norm"]) for n in "12")
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    one, two = (results(project.folder / n / "run")["sharpening"] for n in "12")
+    assert one == two and list(one["tried"]) == ["1", "0.5", "4"]
+
+
+def test_two_teachers_by_confidence_and_a_clip_of_frame_targets_teach_something_else(project, teachers):
+    terms = {name: LOSSES[name] for name in ("contrastive", "frame_text")}
+    given = {"student": {"gate": "sigmoid"}, "losses": terms, "teachers": teachers, "train": {"steps": 1}}
+    changes = {"both": [], "fixed": ["teaching.weighting=fixed"], "whole": ["losses.frame_text.clip=1"]}
+    for name, overrides in changes.items():
+        output = str(project.folder / name)
+        recipe = project(f"{name}.yaml", teaching={"weighting": "confidence"}, output=output, **given)
+        assert run(distill.main, recipe, *overrides) == 0
+    names = ("video_text", "frame_text")
+    both, fixed, whole = (losses(project.folder / name, names)[0] for name in changes)
+    assert abs(fixed[0] - both[0]) > 1e-3
+    assert whole[0] == both[0] and abs(whole[1] - both[1]) > 1e-4
+
+
+@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "other"), ("tuned", "backbone")])
+def test_two_teachers_that_run_in_every_step_teach_sets_and_by_confidence_as_stored_ones_do(
+    project, teachers, towers, scorer
+):
+    for source in ("stored", "online"):
+        recipe = project(
+            f"{source}.yaml",
+            student={**STUDENT, "sharpening": []},
+            losses={**LOSSES, "frame_text": {"kind": "binary_cross_entropy"}, "sets": {**SETS, "scorer": scorer}},
+            teachers=teachers,
+            teaching={"source": source, "weighting": "confidence", "precision": "float32"},
+            train={"towers": towers, "steps": 3},
+            output=str(project.folder / source),
+        )
+        assert run(distill.main, recipe) == 0
+    stored, online = (losses(project.folder / source) for source in ("stored", "online"))
+    assert len(stored) == 3 and (stored[:, 4] > 0).all()
+    np.testing.assert_allclose(stored, online, atol=1e-5)
+
+
+def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):
+    options = {"student": STUDENT, "losses": LOSSES, "optimizer": OPTIMIZER}
+    train = {"checkpoint_every": 2}
+    assert run(distill.main, project("whole.yaml", output=str(project.folder / "whole"), train=train, **options)) == 0
+    recipe = project("part.yaml", output=str(project.folder / "part"), train=train, **options)
+    assert run(distill.main, recipe) == 0
+    removed = list((project.folder / "part" / "checkpoints").glob("*-00000004"))
+    assert removed
+    for path in removed:
+        shutil.rmtree(path)
+    assert run(distill.main, recipe) == 0
+    assert np.array_equal(losses(project.folder / "whole"), losses(project.folder / "part"))
+
+
+def test_sets_need_neither_teacher_nor_captions_of_the_pair(project):
+    recipe = project(teachers=[], student=STUDENT, losses={"contrastive": {"weight": 0.0}, "sets": SETS})
+    assert run(distill.main, recipe) == 0
+    logged = losses(project.folder / "run", ("loss", "sets"))
+    np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("split", "factor"), [("validation", 2.0), ("test", 0.5)])
+def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_split_alone(
+    project, monkeypatch, split, factor
+):
+    def evaluate_as_if(student, inputs, split, *given, **options):
+        sharpness = 0.1 / student.config.pooling_temperature
+        found = evaluate(student, inputs, split, *given, **options)
+        found["t2v"]["recall_at_1"] = 10 * sharpness if split.name == "validation" else 10 / sharpness
+        return found
+
+    monkeypatch.setattr("teachclip.evaluation.evaluator.evaluate", evaluate_as_if)
+    recipe = project(teachers=[], student={"sharpening": [2.0, 0.5]})
+    assert run(distill.main, recipe, f"data.select_on={split}") == 0
+    found = results(project.folder / "run")
+    tried = found["sharpening"]["tried"]
+    assert found["sharpening"]["factor"] == factor and tried[f"{factor:g}"] == max(tried.values())
+    assert tried.keys() == {"1", "2", "0.5"} and found[split]["t2v"]["recall_at_1"] == max(tried.values())
+    student = load_student(project.folder / "run" / "student")
+    assert student.config.pooling_temperature == pytest.approx(0.1 / factor)
+
+
+def test_a_dry_run_takes_the_options_along(project, capsys):
+    recipe = project(student=STUDENT, losses={**LOSSES, "frame_text": {"kind": "binary_cross_entropy"}})
+    assert run(distill.main, recipe, "--dry-run") == 0
+    message = capsys.readouterr().err
+    assert "sets " in message and "dry run passed" in message
+
+
+def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
+    scores = project.folder / "scores.npy"
+    np.save(scores, np.zeros((16, 8), np.float32))
+    recipe = project(
+        teachers=[{"name": "scores", "checkpoint": str(scores)}], losses={"sets": {**SETS, "scorer": "scores"}}
+    )
+    assert run(distill.main, recipe) == 2
+    assert "losses.sets.scorer: 'scores' reads its scores from a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.gate=sigmoid"], "losses.frame_text.kind=cross_entropy does not fit student.gate=sigmoid"),
+        (["losses.frame_text.kind=binary_cross_entropy"], "does not fit student.gate=softmax"),
+        (["losses.frame_text.clip=0.5"], "clip needs targets=video"),
+        (
+            ["losses.sets.weight=1", "losses.sets.scorer=xpol"],
+            "allowed: backbone or the label of a teacher: backbone, xpool",
+        ),
+        (["losses.sets.frames=[3,2]"], "the fewest come first"),
+        (["losses.sets.weight=1", "frames.store=none", "train.towers=tuned"], "which frames.store=none cannot"),
+        (["teachers=[]", "losses.contrastive.weight=0"], "nothing to train on"),
+        (["losses.sets.weight=1", "student.temporal_layers=0"], "this student has neither"),
+        (["losses.sets.weight=1", "losses.sets.frames=[1,9]"], "but videos have 4 frames"),
+        (
+            ["losses.sets.weight=1", "frames.store=none", "losses.sets.videos=x"],
+            "sets.videos needs frames.store=disk",
+        ),
+        (["losses.frame_text.weight=0", "losses.frame_text.end_weight=1", "student.gate=sigmoid"], "does not fit"),
+        (["student.heads=[video]"], "student.heads.0: must be 'frame', 'pooled' or 'text', got 'video'"),
+        (["student.sharpening=[0]"], "student.sharpening.0"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_named(project, overrides, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(project(), overrides)
+    assert message in str(error.value)
+
+
+# Unpaired videos and captions.
+
+
+@pytest.fixture
+def more(project):
+    folder = project.folder / "more"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(3):
+        write_video(folder / "deep" / f"clip{number}.mp4", frames=12, seed=100 + number)
+    (folder / "broken.mp4").write_text("<html>")
+    (project.folder / "more.txt").write_text("a blue circle over sea\n\na red square over sea\n", encoding="utf-8")
+    return {"videos": str(folder), "captions": str(project.folder / "more.txt")}
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, towers, scorer, capsys):
+    seen = {}
+    for name, given in {"none": {}, "both": more, "videos": {"videos": more["videos"]}}.items():
+        recipe = project(
+            f"{name}.yaml",
+            output=str(project.folder / name),
+            losses={"sets": {**SETS, "scorer": scorer, **given}},
+            train={"towers": towers},
+        )
+        assert run(distill.main, recipe) == 0, capsys.readouterr().err
+        seen[name] = losses(project.folder / name)
+        message = capsys.readouterr().err
+        assert ("unpaired: 3 videos, 2 captions" in message) == (name == "both")
+        assert ("left out unpaired/broken.mp4: " in message) == bool(given)
+    assert not np.allclose(seen["none"], seen["both"], atol=1e-4)
+    assert not np.allclose(seen["videos"], seen["both"], atol=1e-4)
+
+
+def test_unpaired_videos_that_are_held_out_are_left_out_by_their_content(project, capsys):
+    recipe = project(losses={"sets": {**SETS, "videos": str(project.root / "videos")}})
+    assert run(distill.main, recipe) == 0
+    message = capsys.readouterr().err
+    assert "left out 6 of 14 unpaired videos: to validate or test on" in message and "unpaired: 8 videos" in message
+
+
+def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(project, more, capsys):
+    path = project(losses={"sets": {**SETS, "scorer": "xpool", **more}}, frames={"views": 2})
+    assert run(distill.main, path) == 0, capsys.readouterr().err
+    assert np.isfinite(losses(project.folder / "run")).all()
+    work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
+    split = work.catalog.train
+    inputs = work.inputs(split, work.backbone, towers="frozen", views=2)
+    plan, _ = build_sets(work, split, inputs, build_unpaired(work))
+    views, training, unpaired = 2, 8, 3
+    for joined in (plan.inputs, plan.scorer):
+        assert joined.video_count == views * (training + unpaired) and joined.text_count > inputs.text_count
+        found = joined.videos(np.arange(joined.video_count))["frame_features"]
+        seen, alone = found[: views * training].unflatten(0, (views, training)), found[views * training :]
+        first, second = alone.unflatten(0, (views, unpaired))
+        assert torch.equal(first, second) and not torch.equal(*seen)
+        assert len(first.flatten(1).unique(dim=0)) == unpaired
+
+
+def test_every_option_of_sets_and_heads_reaches_the_part_that_it_is_for(project):
+    sets = {"weight": 1.0, "count": 6, "texts": 5, "frames": [2, 3], "repeats": 4, "scale": 7.0}
+    path = project(losses={**LOSSES, "sets": sets}, student=STUDENT, optimizer=OPTIMIZER, seed=9)
+    work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
+    inputs = work.pixel_inputs(work.catalog.train)
+    plan, scorer = build_sets(work, work.catalog.train, inputs)
+    assert plan == SetPlan(inputs, count=6, texts=5, fewest=2, most=3, seed=9, repeats=4)
+    assert scorer == SetScorer(scale=7.0, teacher=None)
+    student = build_student(work.recipe.student, work.backbone, seed=9, frames=4)
+    rates = {group["name"]: group["lr"] for group in build_optimizer_for(student, work.recipe.optimizer).param_groups}
+    assert rates["heads"] == rates["heads_no_decay"] == 3e-3 and rates["aggregation"] == 1e-2
+
+
+def test_a_run_without_options_has_the_settings_of_before_they_existed(project):
+    assert run(distill.main, project()) == 0
+    settings = json.loads((project.folder / "run" / "settings.json").read_text())
+    assert set(settings["student"]) == {"backbone", "temporal_layers", "pooling_temperature", "mask_padding"}
+    assert set(settings["losses"]) == {"contrastive", "video_text", "frame_text"}
+    assert settings["losses"]["contrastive"] == {"weight": 0.2}
+    assert "heads_lr" not in settings["optimizer"] and "weighting" not in settings["teaching"]
+
+
+def test_the_scorer_of_sets_must_be_among_the_teachers_that_teach(project):
+    xpool = str(project.root / "teacher.pth")
+    teachers = [{"name": "xpool", "checkpoint": xpool}, {"name": "xpool", "label": "other", "checkpoint": xpool}]
+    path = project(teachers=teachers, losses={"sets": {**SETS, "scorer": "xpool"}})
+    with pytest.raises(RecipeError, match=r"teaching\.only: losses\.sets\.scorer is 'xpool'"):
+        load_recipe(path, ["teaching.only=[other]"])
+
+
+def test_changed_unpaired_captions_are_another_run(project, more, capsys):
+    recipe = project(losses={"sets": {**SETS, "captions": more["captions"]}})
+    assert run(distill.main, recipe) == 0
+    Path(more["captions"]).write_text("a blue square\n", encoding="utf-8")
+    assert run(distill.main, recipe) == 2
+    assert "unpaired" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("videos", "nowhere", "video folder nowhere does not exist"), ("captions", "nowhere.txt", "nowhere.txt")],
+)
+def test_unpaired_data_that_is_not_there_is_named(project, key, value, message, capsys):
+    assert run(distill.main, project(losses={"sets": {**SETS, key: value}})) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and message in lines[0]

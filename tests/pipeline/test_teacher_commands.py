@@ -1,0 +1,119 @@
+"""The commands with every teacher: train it, evaluate it, teach with it, alone and with others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from teachclip import load_student
+from teachclip.cli import distill, evaluate, export, precompute, train_teacher
+from teachers import load_teacher
+
+ROOT = Path(__file__).parents[2]
+TRAINED = ("xclip", "ts2net", "clip2video")
+TRAINING = {
+    "seed": 1,
+    "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4},
+    "train": {"towers": "tuned", "steps": 2, "batch_size": 4, "log_every": 1},
+}
+
+
+def run(main, *arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def teachers(folder, names=TRAINED, **training):
+    changed = {**TRAINING, "train": {**TRAINING["train"], **training}}
+    sections = [{"name": name, "checkpoint": str(folder / f"{name}.bin"), "training": changed} for name in names]
+    for section in sections:
+        if section["name"] == "ts2net":  # frames of five tokens are too few to shift
+            section["options"] = {"token_shift": False}
+    return sections
+
+
+def logged_losses(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+def test_a_teacher_is_trained_written_in_its_layout_and_evaluated(project, capsys, name, towers):
+    recipe = project(teachers=teachers(project.folder, [name], towers=towers))
+    assert run(train_teacher.main, recipe) == 0, capsys.readouterr().err
+    path = project.folder / f"{name}.bin"
+    assert f"teacher: {path}" in capsys.readouterr().err
+    losses = logged_losses(project.folder / f"{name}-run")
+    assert len(losses) == 2 and all(loss > 0 for loss in losses)
+    load_teacher(name, path)
+    assert run(evaluate.main, recipe, "--model", name, "--out", project.folder / "r.json") == 0
+    assert f"| {name} | test | text to video |" in capsys.readouterr().out
+
+
+def test_several_teachers_teach_together_stored_as_online(project, capsys):
+    recipe = project(teachers=teachers(project.folder))
+    for name in TRAINED:
+        assert run(train_teacher.main, recipe, "--teacher", name) == 0, capsys.readouterr().err
+    tempered = ("teachers.0.weight=2", "teachers.0.frame_temperature=0.1", "teaching.precision=float32")
+    assert run(precompute.main, recipe, "--verify", *tempered) == 0, capsys.readouterr().err
+    logs = []
+    for source in ("stored", "online"):
+        output = project.folder / source
+        assert run(distill.main, recipe, *tempered, f"teaching.source={source}", f"output={output}") == 0
+        lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+        logs.append([[line[key] for key in ("loss", "video_text", "frame_text")] for line in lines if "loss" in line])
+    assert torch.allclose(torch.tensor(logs[0]), torch.tensor(logs[1]), atol=2e-5)
+    alone = project.folder / "alone"
+    assert run(distill.main, recipe, *tempered, "teaching.only=[ts2net]", f"output={alone}") == 0
+    assert "teacher ts2net" in json.loads((alone / "settings.json").read_text())["content"]
+
+
+def test_a_teacher_that_is_not_listed_cannot_teach_alone(project, capsys):
+    assert run(distill.main, project(), "teaching.only=[xpol]") == 2
+    assert "teaching.only: no teacher 'xpol'; listed: xpool; did you mean xpool?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_launched_processes_train_a_teacher_as_one_does(project, name):
+    losses = []
+    for count in (1, 2):
+        folder = project.folder / f"of{count}"
+        recipe = project(f"{count}.yaml", teachers=teachers(folder, [name]), stores=str(project.folder / f"s{count}"))
+        launcher = ["--num_processes", str(count)]
+        launcher += ["--multi_gpu", "--main_process_port", "0"] if count > 1 else []
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(ROOT / "tools" / "train_teacher.py"), str(recipe)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append(logged_losses(folder / f"{name}-run"))
+    # Not the weights: biases of attention keys have no gradient but rounding, which Adam makes a whole step of.
+    assert len(losses[0]) == 2
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-5, rtol=0)
+
+
+def test_an_official_export_is_one_file_that_finds_the_same_videos(project, capsys):
+    recipe = project(student={"backbone": str(project.root / "clip"), "temporal_layers": 4})
+    assert run(distill.main, recipe) == 0
+    path = project.folder / "best_model.bin"
+    assert run(export.main, recipe, "--layout", "official", "--out", path, "--dtype", "float32") == 0
+    official, own = load_student(path), load_student(project.folder / "run" / "student")
+    official.processor = own.processor
+    videos = [project.root / "videos" / f"clip{n}.mp4" for n in range(3)]
+    assert torch.allclose(
+        official.encode_video(videos, progress=False), own.encode_video(videos, progress=False), atol=1e-6
+    )
+    assert run(evaluate.main, recipe, "--model", path) == 0
+    assert run(export.main, recipe, "--layout", "official", "--out", project.folder) == 2
+    assert "is a folder; the official layout is one file" in capsys.readouterr().err

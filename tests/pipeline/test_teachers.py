@@ -1,0 +1,299 @@
+"""Several teachers in one recipe: twice the same kind, without frames, with inputs of their own, from a file."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from other_teachers import Pixels
+from tiny_models import FRAMES, tiny_clip
+
+from teachclip.cli import distill, evaluate, import_relevance, precompute
+from teachclip.pipeline.teacher_files import is_there
+from teachclip.recipe.schema import Teacher
+from teachclip.store.array_store import ArrayStore
+from teachers.xclip import XCLIP
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(main, *arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def logged(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def losses(folder):
+    return np.array([[line[name] for name in ("loss", "video_text", "frame_text")] for line in logged(folder)])
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_scores(project, path, *, top=None, changed=None):
+    """Score all training pairs as some other program would: from the ids that the command writes."""
+    ids = project.folder / "ids"
+    assert run(import_relevance.main, project("ids.yaml"), "--write-ids", ids) == 0
+    captions, videos = read_csv(ids / "captions.csv"), read_csv(ids / "videos.csv")
+    state = np.random.RandomState(0)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["caption_id", "video_id", "score"])
+        for caption in captions:
+            scores = state.standard_normal(len(videos)).astype(np.float32)
+            for place in np.argsort(-scores)[:top]:
+                writer.writerow([caption["caption_id"], videos[place]["video_id"], float(scores[place])])
+    return path
+
+
+@pytest.fixture
+def kinds(project):
+    """One teacher of each kind, the last of them read from a file."""
+    xpool = str(project.root / "teacher.pth")
+    return {
+        "xpool": {"name": "xpool", "checkpoint": xpool, "weight": 0.5, "frame_temperature": 0.5},
+        "second": {"name": "xpool", "label": "second", "checkpoint": xpool, "options": {"mask_padding": False}},
+        "plain": {"name": "other_teachers:VideoOnly", "label": "plain", "checkpoint": xpool},
+        "pixels": {
+            "name": "other_teachers:Pixels",
+            "label": "pixels",
+            "checkpoint": str(Pixels.write(project.folder / "pixels.pth")),
+            "weight": 2.0,
+            "frame_temperature": 3.0,
+        },
+        "file": {
+            "name": "scores",
+            "label": "file",
+            "checkpoint": str(write_scores(project, project.folder / "scores.csv")),
+        },
+    }
+
+
+@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+def test_teachers_of_every_kind_give_the_same_losses_stored_and_online(project, kinds, towers, capsys):
+    for source in ("stored", "online"):
+        recipe = project(
+            f"{source}.yaml",
+            teachers=list(kinds.values()),
+            teaching={"source": source, "precision": "float32"},
+            train={"towers": towers},
+            output=str(project.folder / source),
+            stores=str(project.folder / f"stores-{source}"),
+        )
+        assert run(distill.main, recipe) == 0
+        assert "the frame-text term is learned from 3 of 5 teachers" in capsys.readouterr().err
+    stored, online = (losses(project.folder / source) for source in ("stored", "online"))
+    assert len(stored) == 4
+    np.testing.assert_allclose(stored, online, atol=1e-5)
+    names = {path.name for path in (project.folder / "stores-online").iterdir()}
+    assert {"frames", "frames-16-stretch", "relevance-file"} <= names and "relevance-xpool" not in names
+    names = {path.name for path in (project.folder / "stores-stored").glob("relevance-*")}
+    assert names == {f"relevance-{label}" for label in kinds}
+
+
+def test_two_processes_store_and_train_with_every_kind_as_one_does(project, kinds):
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        recipe = project(
+            f"{count}.yaml",
+            teachers=list(kinds.values()),
+            teaching={"source": "online"},
+            train={"towers": "tuned"},
+            output=str(folder / "run"),
+            stores=str(folder / "stores"),
+        )
+        for tool in ("precompute", "distill"):
+            done = launch(count, tool, recipe, paths=(ROOT / "tests" / "support", ROOT))
+            assert done.returncode == 0, done.stderr
+    for label in kinds:
+        one, two = (ArrayStore.open(project.folder / n / "stores" / f"relevance-{label}") for n in "12")
+        assert np.array_equal(one.read("video_text", slice(None)), two.read("video_text", slice(None)))
+    np.testing.assert_allclose(*(losses(project.folder / n / "run") for n in "12"), atol=1e-5)
+
+
+def test_dry_run_takes_every_kind_along_and_writes_nothing(project, kinds, capsys):
+    recipe = project(teachers=list(kinds.values()))
+    before = sorted(project.folder.rglob("*"))
+    assert run(distill.main, recipe, "--dry-run") == 0
+    message = capsys.readouterr().err
+    assert "dry run passed" in message and "frame_text" in message and "learned from 3 of 5 teachers" in message
+    assert sorted(project.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("source", ["stored", "online"])
+def test_without_any_frames_the_frame_term_is_left_out_and_the_log_says_so(project, kinds, source, capsys):
+    recipe = project(teachers=[kinds["plain"], kinds["file"]], teaching={"source": source})
+    for more in ([], ["--dry-run"]):
+        assert run(distill.main, recipe, *more) == 0
+        assert (
+            "no teacher gives frame relevance: the frame-text term (weight 2) is left out" in capsys.readouterr().err
+        )
+    for line in logged(project.folder / "run"):
+        assert "frame_text" not in line
+        np.testing.assert_allclose(line["loss"], 0.2 * line["contrastive"] + line["video_text"], rtol=1e-5)
+
+
+def test_frame_targets_of_videos_need_frames_of_those_teachers_alone_that_have_them(project, kinds):
+    teachers = [kinds["xpool"], kinds["plain"], kinds["file"]]
+    recipe = project(teachers=teachers, losses={"frame_text": {"targets": "video"}})
+    assert run(distill.main, recipe) == 0
+    assert "frame_text" in logged(project.folder / "run")[0]
+
+
+def test_another_frame_temperature_needs_no_other_store(project, capsys):
+    teacher = {"name": "xpool", "checkpoint": str(project.root / "teacher.pth")}
+    found = {}
+    for temperature in (1.0, 0.05):
+        recipe = project(
+            f"{temperature}.yaml",
+            teachers=[{**teacher, "frame_temperature": temperature}],
+            output=str(project.folder / str(temperature)),
+        )
+        assert run(distill.main, recipe) == 0
+        store = project.folder / "stores" / "relevance-xpool"
+        found[temperature] = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert found[1.0] == found[0.05]
+    plain, sharp = (losses(project.folder / name) for name in ("1.0", "0.05"))
+    assert plain[0, 1] == sharp[0, 1] and plain[-1, 2] != sharp[-1, 2]
+
+
+def test_verify_recomputes_from_a_teachers_own_inputs_and_from_files(project, kinds, capsys):
+    recipe = project(teachers=list(kinds.values()))
+    assert run(precompute.main, recipe, "--verify") == 0
+    assert "verified" in capsys.readouterr().err
+    circumstances = ArrayStore.open(project.folder / "stores" / "relevance-pixels").circumstances
+    assert circumstances["tokens"]["max_tokens"] == 6 and circumstances["normalisation"]["mean"] == [0.4] * 3
+    assert circumstances["frames"]["size"] == 16 and "stretched" in circumstances["frames"]["transform"]
+    assert run(precompute.main, recipe, "teachers.3.options.max_tokens=4") == 2
+    assert "tokens.max_tokens = 6 there, 4 now" in capsys.readouterr().err
+
+
+def test_a_teacher_is_evaluated_on_its_own_inputs(project, kinds, capsys):
+    recipe = project(teachers=list(kinds.values()))
+    for label in ("second", "plain", "pixels"):
+        assert run(evaluate.main, recipe, "--model", label) == 0
+        assert f"| {label} | test | text to video |" in capsys.readouterr().out
+    assert run(evaluate.main, recipe, "--model", "file") == 2
+    assert "reads scores of training pairs from a file: it cannot be evaluated" in capsys.readouterr().err
+
+
+def test_an_online_teacher_that_reads_what_the_student_reads_shares_it(project, kinds, monkeypatch):
+    import teachclip.pipeline.distill as module
+    from teachclip.training.batches import TrainingBatches
+
+    keys = []
+    plain = TrainingBatches.__getitem__
+
+    def spy(self, step):
+        batch = plain(self, step)
+        keys.append(set(batch))
+        return batch
+
+    monkeypatch.setattr(TrainingBatches, "__getitem__", spy)
+    shared = {**kinds["pixels"], "options": {"share": True}}
+    again = {**kinds["pixels"], "label": "again"}
+    recipe = project(
+        teachers=[kinds["xpool"], shared, {**kinds["pixels"], "label": "own"}, again],
+        teaching={"source": "online"},
+        train={"towers": "tuned"},
+    )
+    assert module.main([str(recipe)]) == 0
+    assert {key for key in keys[0] if key.endswith("frames")} == {"frames", "inputs1.frames"}
+
+
+# Relevance from files
+
+
+def test_ids_are_written_in_the_order_of_the_split_with_texts_and_files(project):
+    folder = project.folder / "ids"
+    assert run(import_relevance.main, project(), "--write-ids", folder) == 0
+    captions, videos = read_csv(folder / "captions.csv"), read_csv(folder / "videos.csv")
+    assert len(captions) == 16 and len(videos) == 8
+    assert captions[0]["caption_id"] == captions[0]["video_id"] + ":0" and captions[0]["text"].startswith("a ")
+    assert [row["video_id"] for row in captions[::2]] == [row["video_id"] for row in videos]
+    assert all(Path(row["path"]).is_file() and row["start"] == row["end"] == "" for row in videos)
+
+
+def test_import_writes_the_store_that_distill_reads(project, kinds, capsys):
+    recipe = project(teachers=[kinds["file"]])
+    top = write_scores(project, project.folder / "top.csv", top=3)
+    assert run(import_relevance.main, recipe, "--teacher", "file", top) == 0
+    message = capsys.readouterr().err
+    assert "48 of 128 pairs are listed" in message and f"teachers.0.checkpoint={top}" in message
+    store = ArrayStore.open(project.folder / "stores" / "relevance-file")
+    found = store.read("video_text", slice(None))
+    assert found.shape == (16, 8) and [len(set(row)) for row in found.tolist()] == [3] * 16
+    assert run(distill.main, recipe) == 2  # the recipe names another file
+    assert "model.files.scores" in capsys.readouterr().err
+    top.rename(project.folder / "scores.csv")  # content counts, not names
+    assert run(distill.main, recipe, f"output={project.folder / 'again'}") == 0
+
+
+def test_mistakes_in_importing_are_one_line(project, kinds, capsys):
+    recipe = project(teachers=[kinds["xpool"], kinds["file"]])
+    bad = project.folder / "bad.csv"
+    bad.write_text("caption_id,video_id,score\nnone:0,clip1.mp4,1\n")
+    for arguments, part in (
+        (["--teacher", "file", bad], "bad.csv: line 2: caption_id 'none:0' is no caption of the train split"),
+        (["--teacher", "xpool", bad], "--teacher 'xpool': teachers of the recipe that read scores: file"),
+        (["--teacher", "fil"], "did you mean file?"),
+        (["none.csv"], "none.csv does not exist"),
+        ([bad, bad], "give one FILE"),
+        (["--write-ids", project.folder / "x", bad], "--write-ids takes no FILE"),
+        (["teachers.1.options.missing=zero"], "option missing is 'zero'"),
+        ([f"teachers.1.options.frames={project.folder}/none.csv"], "none.csv: no such file of scores"),
+    ):
+        capsys.readouterr()
+        assert run(import_relevance.main, recipe, *arguments) == 2, arguments
+        errors = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
+        assert len(errors) == 1 and errors[0].startswith("error: ") and part in errors[0], errors
+    assert not (project.folder / "stores" / "relevance-file").exists()
+
+
+def test_a_missing_file_of_scores_is_found_before_anything_is_decoded(project, kinds, capsys):
+    recipe = project(teachers=[kinds["file"]], stores=str(project.folder / "fresh"))
+    assert run(distill.main, recipe, "teachers.0.checkpoint=elsewhere/scores") == 2
+    assert "teacher file: elsewhere/scores does not exist" in capsys.readouterr().err
+    assert not (project.folder / "fresh").exists()
+
+
+@pytest.mark.parametrize("main", [distill.main, precompute.main])
+def test_a_wrong_file_and_other_sizes_are_found_before_anything_is_decoded(project, tmp_path, main, capsys):
+    xclip = XCLIP.from_clip(tiny_clip(heads=1), frames=FRAMES, tokens=8)
+    torch.save(xclip.checkpoint(), tmp_path / "xclip.bin")
+    stores = str(project.folder / "fresh")
+    for name, override, part in (
+        ("xpool", "text.max_tokens=8", "expected an X-Pool checkpoint, this looks like an X-CLIP checkpoint"),
+        ("xclip", "text.max_tokens=9", "teacher xclip takes at most 8 tokens, text.max_tokens is 9"),
+        ("xclip", f"frames.count={FRAMES + 1}", f"takes 1 to {FRAMES} frames, frames.count is {FRAMES + 1}"),
+    ):
+        recipe = project(teachers=[{"name": name, "checkpoint": str(tmp_path / "xclip.bin")}], stores=stores)
+        assert run(main, recipe, "text.max_tokens=8", override) == 2
+        assert part in capsys.readouterr().err
+    assert not (project.folder / "fresh").exists()
+
+
+# Where checkpoints are
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "expected"),
+    [
+        ("dual_encoder", "google/siglip-base-patch16-224", True),
+        ("dual_encoder", "weights/model.safetensors", False),
+        ("dual_encoder", "/no/such/folder", False),
+        ("dual_encoder", "a/b/c", False),
+        ("xpool", "someone/xpool", False),
+        ("scores", "someone/scores", False),
+    ],
+)
+def test_only_what_may_be_on_the_hub_is_not_missed_on_the_disk(name, checkpoint, expected):
+    assert is_there(Teacher(name=name, checkpoint=checkpoint)) == expected
