@@ -22,7 +22,7 @@ class CheckpointError(TeachclipError):
 
 
 class StoreError(TeachclipError):
-    """An on-disk array store is incomplete, damaged or made under other circumstances."""
+    """An on-disk array store is incomplete, damaged or made under other provenance."""
 
 
 class LaunchError(TeachclipError):

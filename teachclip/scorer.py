@@ -43,7 +43,7 @@ class Teacher(Scorer, Protocol):
 
 @runtime_checkable
 class FeatureScorer(Scorer, Protocol):
-    """A scorer on top of CLIP towers, whose stored tower features can stand in for the towers."""
+    """A scorer on top of CLIP encoders, whose stored encoder features can stand in for the encoders."""
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
         """Encode texts from raw CLIP text features (texts, dim)."""

@@ -95,7 +95,7 @@ class CLIP2Video(nn.Module):
     ) -> CLIP2Video:
         """Start a teacher from a CLIP as published.
 
-        Positions, types (the first two positions) and blocks start from CLIP's text tower if it is as wide as the
+        Positions, types (the first two positions) and blocks start from CLIP's text encoder if it is as wide as the
         joint space, the centres from N(0, 0.125^2). `frames`: at least so many positions.
         """
         sizes = fresh_sizes(clip, frames=frames)

@@ -62,7 +62,7 @@ class SequentialTeacher(nn.Module):
     # Starting, loading, saving
 
     def start_from_clip(self) -> None:
-        """Start the temporal parts from CLIP's text tower, and what it cannot give at random, as published.
+        """Start the temporal parts from CLIP's text encoder, and what it cannot give at random, as published.
 
         Linear weights and tables from N(0, 0.02), less where a `ResidualLinear` says so; biases 0, norms 1 and 0.
         The draws are from torch's global generator.
@@ -121,7 +121,7 @@ def temporal_sizes(state: Mapping[str, Tensor], *, source: str) -> dict[str, int
 def fresh_sizes(clip: CLIPModel, *, frames: int = 0) -> dict[str, Any]:
     """Return the sizes of a fresh teacher: as many positions as CLIP has text positions, or frames if they are more.
 
-    The temporal transformer has the heads of CLIP's text tower, whose weights it starts from, where it is as wide.
+    The temporal transformer has the heads of CLIP's text encoder, whose weights it starts from, where it is as wide.
     """
     text = clip.config.text_config
     is_joint = text.hidden_size == clip.config.projection_dim

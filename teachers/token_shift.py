@@ -1,6 +1,6 @@
 """TS2-Net's token shift: attention in some vision layers sees patches of neighbouring frames (Liu et al., ECCV 2022).
 
-It is applied from outside, so that the tower stays transformers' own and keeps its names.
+It is applied from outside, so that the encoder stays transformers' own and keeps its names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def shift_tokens(hidden: Tensor, frames: int) -> Tensor:
 
 
 def shifted_layer(layer: Any, hidden: Tensor, frames: int) -> Tensor:
-    """Run one layer of CLIP's vision tower with shifted tokens in its attention; the residual path is not shifted."""
+    """Run one layer of CLIP's vision encoder with tokens shifted in attention alone, not in the residual path."""
     attended = layer.self_attn(hidden_states=shift_tokens(layer.layer_norm1(hidden), frames), attention_mask=None)
     hidden = hidden + attended[0]
     return hidden + layer.mlp(layer.layer_norm2(hidden))

@@ -1,6 +1,6 @@
 """TS2-Net: patch tokens shift between frames and a few of them speak for each frame (Liu et al., ECCV 2022).
 
-The towers are CLIP's. In some vision layers attention sees patches of the neighbouring frames; a small network then
+The encoders are CLIP's. In some vision layers attention sees patches of the neighbouring frames; a small network then
 selects patch tokens, which go through CLIP4Clip's temporal transformer together with the frames' class tokens.
 """
 
@@ -80,7 +80,7 @@ class TS2Net(SequentialTeacher):
     ) -> TS2Net:
         """Start a teacher from a CLIP as published: token shift in the last two vision layers, a random selector.
 
-        `token_shift`: False for none. The temporal transformer starts from CLIP's text tower; what it cannot give
+        `token_shift`: False for none. The temporal transformer starts from CLIP's text encoder; what it cannot give
         starts at random, from torch's global generator, as a log line says. With `hard` selection the selector gets
         no gradient and is frozen.
         """

@@ -32,7 +32,7 @@ from teachclip.scorer import Tokens
 
 
 class VideoEncoder(nn.Module):
-    """A VideoPrism with a text tower.
+    """A VideoPrism with a text encoder.
 
     It reads `frames` frames, of which it has no mask: a video's valid frames are spread evenly over them, some
     repeated in a short video and some left out in a long one.
@@ -176,7 +176,7 @@ def spread_frames(frame_mask: Tensor, count: int) -> Tensor:
 
 
 def load_videoprism(source: str | os.PathLike[str]) -> VideoPrismClipModel:
-    """Load a VideoPrism with a text tower in float32 and evaluation mode, from a hub id or a folder.
+    """Load a VideoPrism with a text encoder in float32 and evaluation mode, from a hub id or a folder.
 
     Raises CheckpointError if it is another model or cannot be loaded whole.
     """
@@ -204,7 +204,7 @@ def load_videoprism(source: str | os.PathLike[str]) -> VideoPrismClipModel:
 
 def _why_not(model_type: str) -> str:
     """Say why a model of transformers cannot teach here."""
-    supported = "expected a VideoPrism with a text tower (such as google/videoprism-lvt-base-f16r288)"
+    supported = "expected a VideoPrism with a text encoder (such as google/videoprism-lvt-base-f16r288)"
     if model_type == "pe_video":
         return (
             f"PE-Video cannot be used: PeVideoModel of transformers {transformers.__version__} lacks "
@@ -213,7 +213,7 @@ def _why_not(model_type: str) -> str:
     if model_type == "xclip":
         return f"this is Microsoft's X-CLIP, a video classifier; the retrieval teacher is `xclip`; {supported}"
     if model_type.startswith("videoprism"):
-        return f"this VideoPrism has no text tower; {supported}"
+        return f"this VideoPrism has no text encoder; {supported}"
     return f"a {model_type} is not supported; {supported}; `dual_encoder` takes models of single pictures"
 
 

@@ -85,7 +85,7 @@ class XCLIP(SequentialTeacher):
     def from_clip(
         cls, clip: CLIPModel, *, frames: int, tokens: int, temporal_layers: int = 4, mask_padding: bool = True
     ) -> XCLIP:
-        """Start a teacher from a CLIP as published: identities, and a temporal transformer from CLIP's text tower.
+        """Start a teacher from a CLIP as published: identities, and a temporal transformer from CLIP's text encoder.
 
         `frames`, `tokens`: of every video and text from now on. What CLIP cannot give starts at random, from torch's
         global generator, as a log line says. Raises CheckpointError if CLIP reads fewer tokens.

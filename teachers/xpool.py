@@ -1,7 +1,7 @@
 """X-Pool: every text attends to the frames of a video and pools them for itself (Gorti et al., CVPR 2022, section 4).
 
-The towers are CLIP's; the pooled video differs from text to text, so that scoring all pairs is costly. Its attention
-over the frames of a matched pair is the frame relevance that students learn from.
+The encoders are CLIP's; the pooled video differs from text to text, so that scoring all pairs is costly. Its
+attention over the frames of a matched pair is the frame relevance that students learn from.
 """
 
 from __future__ import annotations

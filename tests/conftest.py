@@ -61,12 +61,12 @@ def project(made_project, tmp_path):
                 "annotations": str(made_project / "captions.csv"),
                 "validation": {"videos": 3},
             },
-            "frames": {"plan": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
+            "frames": {"sampling": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
             "text": {"max_tokens": 10},
             "student": {"backbone": str(made_project / "clip"), "temporal_layers": 1},
             "teachers": [{"name": "xpool", "checkpoint": str(made_project / "teacher.pth")}],
-            "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "aggregation_lr": 1e-2},
-            "train": {"towers": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
+            "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "attention_lr": 1e-2},
+            "train": {"encoders": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
         }
         for section, values in sections.items():
             recipe[section] = {**recipe[section], **values} if isinstance(recipe.get(section), dict) else values

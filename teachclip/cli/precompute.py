@@ -9,7 +9,7 @@ from teachclip.cli.arguments import command, recipe_arguments
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Decode all videos, store features of frozen towers, and store each teacher's relevance."""
+    """Decode all videos, store features of frozen encoders, and store each teacher's relevance."""
     parser = recipe_arguments(
         "Decode all videos of a recipe once, and store the relevance of its teachers for the training pairs.\n"
         "What is there already is not computed again; after an interruption the same command goes on.\n"

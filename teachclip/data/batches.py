@@ -16,7 +16,7 @@ from teachclip.errors import DataError, LaunchError
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSampler:
     """The pairs of every step.
 
     They are a function of the seed and the step alone, so that neither resuming nor more processes change them.

@@ -84,11 +84,11 @@ _warm: set[int] = set()
 def time_file(path: str, frames: int, bare_first: bool) -> Timing:
     """Time one file in this process. The file is read before, so that no side waits for the disk."""
     from teachclip.data.video.decode import decode_frames
-    from teachclip.data.video.sampling import FramePlan
+    from teachclip.data.video.sampling import FrameSampling
     from teachclip.data.video.transform import FrameTransform
     from teachclip.data.video.workers import resident_memory
 
-    plan, transform = FramePlan("per_second", frames), FrameTransform(224)
+    plan, transform = FrameSampling("per_second", frames), FrameTransform(224)
     Path(path).read_bytes()
     if os.getpid() not in _warm:  # the first file pays for imports
         _warm.add(os.getpid())
@@ -112,13 +112,13 @@ def time_file(path: str, frames: int, bare_first: bool) -> Timing:
 def _bare_decord(path: str, plan: Any) -> np.ndarray:
     """Decode the plan's frames as a script with decord would: open, ask for the frames, nothing else."""
     from teachclip.data.video.decode import load_decord
-    from teachclip.data.video.sampling import plan_indices
+    from teachclip.data.video.sampling import sample_indices
 
     decord = load_decord()
     if decord is None:
         raise DataError("decord is not installed: there is nothing to compare with")
     reader = decord.VideoReader(path, num_threads=1)
-    return reader.get_batch(plan_indices(plan, len(reader), reader.get_avg_fps())).asnumpy()
+    return reader.get_batch(sample_indices(plan, len(reader), reader.get_avg_fps())).asnumpy()
 
 
 def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: int) -> float:
@@ -126,11 +126,11 @@ def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: in
     from teachclip.data.annotations.catalog import Video
     from teachclip.data.frames.store import build_frame_store
     from teachclip.data.video.decoding import Decoding
-    from teachclip.data.video.sampling import FramePlan
+    from teachclip.data.video.sampling import FrameSampling
     from teachclip.data.video.transform import FrameTransform
 
     videos = [Video(str(number), path) for number, path in enumerate(files[:256])]
-    decoding = Decoding(FramePlan("per_second", frames), FrameTransform(224), workers=processes)
+    decoding = Decoding(FrameSampling("per_second", frames), FrameTransform(224), workers=processes)
     built = build_frame_store(videos, decoding, path=store, progress=False)
     readable = np.array([row for row, video in enumerate(videos) if video.id not in built.failures])
     order, count = np.random.default_rng(0), 0

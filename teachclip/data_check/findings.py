@@ -71,7 +71,7 @@ def part_of(facts: VideoFacts, start: float | None, end: float | None) -> tuple[
 def facts_oddities(facts: VideoFacts, seconds: float, frames: int, *, planned: int) -> list[str]:
     """Return what is odd about a file and the part of it that is a video: `seconds` long, of so many `frames`.
 
-    `planned`: frames that the frame plan asks for.
+    `planned`: frames that the frame sampling asks for.
     """
     found = []
     if seconds < SHORT:

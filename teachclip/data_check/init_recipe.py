@@ -134,8 +134,8 @@ student:
   temporal_layers: 4
 # Who teaches. A larger dual encoder needs no training of its own; see the README for the other teachers.
 teachers:{teachers}
-optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, aggregation_lr: 1e-3, schedule: warmup_cosine}}
-train: {{towers: tuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
+optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, attention_lr: 1e-3, schedule: warmup_cosine}}
+train: {{encoders: finetuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
 """
 
 

@@ -81,7 +81,7 @@ def examine(recipe: Recipe, catalog: Catalog, processor: StudentProcessor) -> An
         video.id: Finding(video.id, str(video.path), split.name) for split in catalog.splits for video in split.videos
     }
     for split_name, ids in catalog.lost.items():
-        findings |= {name: Finding(name, "", split_name, f"{MISSING}: {catalog.left_out[name]}") for name in ids}
+        findings |= {name: Finding(name, "", split_name, f"{MISSING}: {catalog.excluded[name]}") for name in ids}
     _probe(build_decoding(recipe, processor.transform), catalog, findings)
     strips, trouble = _look(recipe, catalog, processor, findings)
     facts = file_facts(catalog.videos, hashes_file(recipe), progress=True)
@@ -216,7 +216,7 @@ def verdict(recipe: Recipe, catalog: Catalog, findings: Sequence[Finding], troub
         lines.append(f"{split.name}: {len(kept):,} of {total:,} videos and {captions:,} captions can be used")
     partly = sum(finding.is_partial for finding in findings)
     lines += [f"{partly:,} videos are used in part: the rest of them cannot be decoded"] if partly else []
-    unreadable = [name for name, reason in bad.items() if name not in catalog.left_out]
+    unreadable = [name for name, reason in bad.items() if name not in catalog.excluded]
     try:
         refuse_too_many(bad, bad, len(findings), recipe.data.max_missing, "cannot be used")
         require_readable(build.build_catalog(recipe), bad, max_missing=recipe.data.max_missing)

@@ -32,7 +32,7 @@ def run(demo: Demo) -> None:
     """Run what is missing, write the report, and print it."""
     started = time.monotonic()
     for name in demo.record.discard_changed():
-        log(f"{name}: made under other circumstances, removed")
+        log(f"{name}: made under other provenance, removed")
     for number, name in enumerate(("world", "teacher", "precompute"), start=1):
         _run_alone(demo, f"{number}/6 {name}", demo.stages[name])
     _run_students(demo, "4/6 students")

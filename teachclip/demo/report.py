@@ -36,7 +36,7 @@ def weigh_frames(demo: Demo) -> None:
     """Store the frames of one test video and what each model makes of them: `frames.npy` and `frames.json`."""
     import torch
 
-    from teachclip.models.frame_attention import gate_shares
+    from teachclip.models.frame_attention import attention_weights
     from teachclip.models.student import load_student
     from teachclip.pipeline import teacher_files
     from teachclip.pipeline.workspace import build_workspace
@@ -65,7 +65,9 @@ def weigh_frames(demo: Demo) -> None:
             scores = student(pixel_values=pixels, frame_mask=mask).frame_scores
             # the weights that pool the frames, not those that the loss compares (temperature 1)
             config = student.config
-            pooled = gate_shares(scores, mask, temperature=config.pooling_temperature, gate=config.gate)
+            pooled = attention_weights(
+                scores, mask, temperature=config.pooling_temperature, attention=config.attention
+            )
             weights[arm] = pooled[0].tolist()
     facts = {
         "video": split.videos[video].id,

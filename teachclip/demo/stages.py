@@ -33,7 +33,7 @@ class Stage:
     outputs: tuple[Path, ...]
     """Files or folders that are there when the stage is done."""
     owns: tuple[Path, ...] = ()
-    """What must go before the stage runs under other circumstances."""
+    """What must go before the stage runs under other provenance."""
     needs: tuple[str, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else its outputs depend on, such as the recipe's hash."""

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 
 
 def choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -> list[Step]:
-    """Return the steps that pool the student's frames, then the tower's, by the teacher's choice of frames.
+    """Return the steps that pool the student's frames, then the encoder's, by the teacher's choice of frames.
 
     `relevance`: (captions, frames), the teacher's for each caption's own video.
     """
@@ -59,10 +59,10 @@ def choice_steps(features: Features, relevance: Tensor, *, cross_fitted: bool) -
     sharper = tempered_relevance(relevance, best)
     found = _chosen(features, features.frames, sharper, cross_fitted=cross_fitted)
     steps = [Step("frame_choice", label, f"{how} {_at(best)}", found, "frame selection")]
-    if features.tower_frames is not None:
-        how = "The same choice, over the frames as the tower gives them, before the temporal transformer."
-        found = _chosen(features, features.tower_frames, sharper, cross_fitted=cross_fitted)
-        steps.append(Step("tower_frames", "+ frames as the tower gives them", how, found, TEMPORAL))
+    if features.encoder_frames is not None:
+        how = "The same choice, over the frames as the encoder gives them, before the temporal transformer."
+        found = _chosen(features, features.encoder_frames, sharper, cross_fitted=cross_fitted)
+        steps.append(Step("encoder_frames", "+ frames as the encoder gives them", how, found, TEMPORAL))
     return steps
 
 
@@ -130,9 +130,9 @@ def closest_chosen(features: Features, relevance: Tensor) -> Step:
 
 
 def frame_sets(features: Features) -> dict[str, Tensor]:
-    """Return the student's frames and, if they differ, the tower's, by what they are called."""
+    """Return the student's frames and, if they differ, the encoder's, by what they are called."""
     sets = {"the student's frames": features.frames}
-    return sets if features.tower_frames is None else {**sets, "the tower's frames": features.tower_frames}
+    return sets if features.encoder_frames is None else {**sets, "the encoder's frames": features.encoder_frames}
 
 
 def conditioned_steps(features: Features, asked: Asked, *, max_pairs: int = MAX_PAIRS) -> list[Step]:

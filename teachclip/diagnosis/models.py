@@ -18,7 +18,7 @@ from teachclip.evaluation.evaluator import Blocks
 from teachclip.evaluation.metrics import rank_metrics
 from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix, spans_of
 from teachclip.models.backbone import log_scale
-from teachclip.models.mean_pooling import MeanPooling, TowerFeatures
+from teachclip.models.mean_pooling import EncoderFeatures, MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Teacher as TeacherSection
@@ -71,12 +71,12 @@ def zero_shot(work: Workspace, split: Split, blocks: Blocks) -> Scored:
 
 @torch.no_grad()
 def student_features(work: Workspace, student: StudentModel, split: Split, blocks: Blocks) -> tuple[Features, Scored]:
-    """Return what a student makes of a split, and its scores; its towers run once.
+    """Return what a student makes of a split, and its scores; its encoders run once.
 
     Raises CheckpointError if the student does not pool its frames as a sum by shares.
     """
     student.to(work.device).eval()
-    texts, videos = encode(work, TowerFeatures(student.backbone), split, blocks.batch_size)
+    texts, videos = encode(work, EncoderFeatures(student.backbone), split, blocks.batch_size)
     frames, mask = videos["frame_features"], videos["frame_mask"].bool()
     text_tokens = student.texts_from_features(texts["features"])
     parts = []
@@ -95,7 +95,7 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     features = Features(
         texts=F.normalize(text_tokens["embeds"].float(), dim=-1),
         frames=hidden,
-        tower_frames=F.normalize(student.correct("frame", frames).float(), dim=-1)
+        encoder_frames=F.normalize(student.correct("frame", frames).float(), dim=-1)
         if student.config.temporal_layers
         else None,
         mask=mask,

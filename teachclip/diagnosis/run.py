@@ -30,9 +30,9 @@ from teachclip.training.distributed import build_accelerator, processes_of
 SHOWN_FRAMES = 16
 """Of videos with more frames, those with the most weight are shown."""
 
-HEADS = (
-    "This student has residual heads: steps with several vectors per video leave out the one of pooled videos, and "
-    "frames, those of the tower too, have passed the one of frames."
+ADAPTER_PLACES = (
+    "This student has residual adapters: steps with several vectors per video leave out the one of pooled videos, "
+    "and frames, those of the encoder too, have passed the one of frames."
 )
 
 Film = dict[str, list[np.ndarray]]
@@ -66,7 +66,7 @@ def measure(
     report = work.stamp(student=str(source), teacher=section.label, split=split_name)
     report |= {"videos": len(split.videos), "captions": len(split.captions)}
     report |= {"models": {label: scored.metrics() for label, scored in models.items()}}
-    report |= _gap(features, asked, taught, heavy, has_heads=bool(student.config.heads))
+    report |= _gap(features, asked, taught, heavy, has_adapters=bool(student.config.adapters))
     report["agreement"] = _agreement(features, asked, taught, heavy)
     report["frames"] = _by_kind(work, split, features, asked)
     rows = worst_captions(taught.ranks.t2v, heavy.ranks.t2v, split.caption_videos, worst)
@@ -75,14 +75,14 @@ def measure(
 
 
 def _gap(
-    features: Features, asked: Asked | None, taught: Scored, heavy: Scored, *, has_heads: bool
+    features: Features, asked: Asked | None, taught: Scored, heavy: Scored, *, has_adapters: bool
 ) -> dict[str, Any]:
     """Return the ladder, its parts and what is beside it."""
     log("measuring the steps from student to teacher")
     metrics = [scored.metrics()["t2v"] for scored in (taught, heavy)]
     ladder, beside = all_steps(features, asked, *metrics)
     remarks = [] if asked is not None else ["This teacher gives no frame relevance: what needs it is left out."]
-    remarks += [HEADS] if has_heads else []
+    remarks += [ADAPTER_PLACES] if has_adapters else []
     return {
         "cross_fitted": can_cross_fit(features.owners),
         "ladder": [_plain(step) for step in ladder],

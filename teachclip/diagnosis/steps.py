@@ -62,7 +62,7 @@ def all_steps(
         middle = [] if asked is None else choice_steps(features, asked.own, cross_fitted=True)
         best = best_step([first, *middle, *fitted_steps(features, cross_fitted=True)])
         how = (
-            "The best single vector per video that was found, text tower fixed: the highest R@1 of the steps above "
+            "The best single vector per video that was found, text encoder fixed: the highest R@1 of the steps above "
             f"and of vectors fitted to other captions of the video, at two temperatures. It was: {best.label}. "
             f"{best.how}"
         )

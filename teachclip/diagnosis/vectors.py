@@ -33,8 +33,8 @@ class Features:
     """(captions, dim)."""
     frames: Tensor
     """(videos, frames, dim): as they are pooled, after the temporal transformer."""
-    tower_frames: Tensor | None
-    """(videos, frames, dim): as the tower gives them; None if that is the same."""
+    encoder_frames: Tensor | None
+    """(videos, frames, dim): as the encoder gives them; None if that is the same."""
     mask: Tensor
     """(videos, frames), False on padded frames."""
     shares: Tensor
@@ -46,12 +46,12 @@ class Features:
     owners: Tensor
     """(captions,): the row of each caption's video."""
     correct: Callable[[Tensor], Tensor] = lambda pooled: pooled
-    """What the student does to a pooled video (videos, dim): its residual head, if it has one."""
+    """What the student does to a pooled video (videos, dim): its residual adapter, if it has one."""
 
     def pool(self, frames: Tensor, shares: Tensor) -> Tensor:
         """Return the L2-normalised sum of normalised frames (videos, frames, dim) by shares (videos, frames).
 
-        As the student does: its residual head of pooled videos comes after the sum.
+        As the student does: its residual adapter of pooled videos comes after the sum.
         """
         return pool(frames, shares, self.correct)
 
@@ -149,7 +149,7 @@ def closest_frame_scores(texts: Tensor, frames: Tensor, mask: Tensor, *, block: 
 def conditioned_scores(texts: Tensor, frames: Tensor, products: Tensor, relevance: Tensor) -> Tensor:
     """Return the cosine of each text with each video's frames, pooled by a relevance of their own (texts, videos).
 
-    A residual head of pooled videos takes no part.
+    A residual adapter of pooled videos takes no part.
 
     `texts`: (texts, dim), `frames`: (videos, frames, dim), both normalised; `products`: (videos, frames, frames), of
     a video's frames with each other; `relevance`: (texts, videos, frames).

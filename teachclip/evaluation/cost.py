@@ -27,7 +27,7 @@ def search_cost(scorer: Scorer, texts: Tokens, videos: Tokens, *, candidates: in
     size = sum(tensor.nbytes for tensor in corpus.values()) / candidates
     flops, ms = _measure(lambda: scorer.score(query, corpus))
     found = {"bytes_per_video": size, "flops_per_query": flops, "ms_per_query": ms, "candidates": candidates}
-    head = getattr(scorer, "text_head", None)
+    head = getattr(scorer, "text_adapter", None)
     if head is not None:
         feature = query["embeds"]
         found["text_head_flops"], found["text_head_ms"] = _measure(lambda: head(feature))

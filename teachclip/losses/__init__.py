@@ -5,7 +5,7 @@
 | `contrastive_loss` | which caption belongs to which video | student logits with the pairing itself |
 | `video_text_loss` | how close every caption is to every video | student logits with teacher logits |
 | `frame_text_loss` | which frames a caption speaks of | student frame weights with a teacher's frame relevance |
-| `set_loss` | what a few frames together mean | student logits of sets of frames with those of many vectors |
+| `frame_set_loss` | what a few frames together mean | student logits of sets of frames with those of many vectors |
 
 The published total is 0.2 contrastive + 1 video-text + 2 frame-text, or 1, 10, 1 where the video-text kind is
 `cross_entropy`, whose mean over all elements makes it small. With several teachers each term is the mean over them.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from teachclip.losses.contrastive import contrastive_loss
 from teachclip.losses.frame_text import FRAME_TEXT_LOSSES, frame_text_loss
 from teachclip.losses.parts import CONSTANT, correlation_distance
-from teachclip.losses.video_text import VIDEO_TEXT_LOSSES, set_loss, video_text_loss
+from teachclip.losses.video_text import VIDEO_TEXT_LOSSES, frame_set_loss, video_text_loss
 
 __all__ = [
     "CONSTANT",
@@ -27,7 +27,7 @@ __all__ = [
     "VIDEO_TEXT_LOSSES",
     "contrastive_loss",
     "correlation_distance",
+    "frame_set_loss",
     "frame_text_loss",
-    "set_loss",
     "video_text_loss",
 ]

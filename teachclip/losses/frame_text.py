@@ -38,10 +38,10 @@ def frame_text_loss(
       nothing in common. A pair whose weights or relevance are constant counts as 1 and gives no gradient.
     - `smooth_l1`: Huber distance with threshold 1 of the weights, mean over all valid elements of `w - q`.
     - `binary_cross_entropy`: mean over all valid elements of `-y log p - (1 - y) log(1 - p)` with
-      `p = sigmoid(frame_scores / temperature)` and `y = q / max q`. Not published; for the sigmoid gate: every frame
-      is judged by itself, so that the frames of several events are all right at once.
+      `p = sigmoid(frame_scores / temperature)` and `y = q / max q`. Not published; for the sigmoid attention: every
+      frame is judged by itself, so that the frames of several events are all right at once.
 
-    The published temperature is 1, while the student pools with `softmax(frame_scores / 0.1)`: a gate that pools
+    The published temperature is 1, while the student pools with `softmax(frame_scores / 0.1)`: a attention that pools
     sharply matches softly. Larger values match softer still.
 
     The mean over all elements is taken over the valid frames of all pairs together: each pair's cross-entropy then
@@ -53,7 +53,7 @@ def frame_text_loss(
     With `pair_weights` (pairs,) a pair counts that many times in the mean, whose divisor stays the same: weights that
     add up to 1 over several teachers share a pair out.
 
-    `frame_scores`: (pairs, frames), the raw scores of the frame-weighting head, no softmax. `frame_relevance`:
+    `frame_scores`: (pairs, frames), the raw scores of the frame attention, no softmax. `frame_relevance`:
     (pairs, frames), non-negative. `frame_mask`: (pairs, frames) bool, True on real frames. Raises ValueError on an
     unknown kind, wrong shapes, or a temperature that is not positive.
     """

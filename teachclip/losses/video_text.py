@@ -54,7 +54,7 @@ def video_text_loss(
     return loss if kind in SYMMETRIC else loss + _mean(distance(student.T, teacher.T), pair_weights)
 
 
-def set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
+def frame_set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
     """Distance of what each text finds among sets of frames from what a scorer that keeps every frame finds.
 
     Mean over texts of `KL(softmax(target_row), softmax(student_row))`, over the sets. Not published: it is the

@@ -1,4 +1,4 @@
-"""Light residual heads: small corrections of frames, pooled videos and texts in the joint space."""
+"""Light residual adapters: small corrections of frames, pooled videos and texts in the joint space."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from teachclip.models.temporal import StdLinear
 
-HEADS = ("frame", "pooled", "text")
+ADAPTER_PLACES = ("frame", "pooled", "text")
 """Where a head may stand: on every frame before pooling, on the pooled video, on the text."""
 
 
-class ResidualHead(nn.Module):
+class ResidualAdapter(nn.Module):
     """Return N(x) + W2 GELU(W1 sqrt(dim) N(x) + b1) + b2, with N(x) = x / |x|.
 
     It starts as the identity on directions: W2 and b2 are zero. sqrt(dim) N(x) has entries of about unit size
@@ -34,12 +34,12 @@ class ResidualHead(nn.Module):
         return unit + self.outer(F.gelu(self.inner(scaled))).float()
 
 
-class ResidualHeads(nn.ModuleDict):
+class ResidualAdapters(nn.ModuleDict):
     """The heads of a student by place; where there is none, features pass as they are."""
 
     def __init__(self, places: Sequence[str], width: int, hidden: int) -> None:
-        super().__init__({place: ResidualHead(width, hidden) for place in places})
+        super().__init__({place: ResidualAdapter(width, hidden) for place in places})
 
     def correct(self, place: str, features: Tensor) -> Tensor:
-        """Apply the head of a place, one of `HEADS`, to features (..., dim)."""
+        """Apply the head of a place, one of `ADAPTER_PLACES`, to features (..., dim)."""
         return self[place](features) if place in self else features  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A dual encoder of any supported family: load it and encode texts and frames, whatever its towers look like.
+"""A dual encoder of any supported family: load it and encode texts and frames, whatever its encoders look like.
 
 What differs between the families is told by `teachclip.models.families`; the rest is transformers' own interface.
 """
@@ -34,7 +34,7 @@ MAX_SCALE = 100.0
 """The largest factor between cosines and logits (CLIP, Radford et al. 2021, section 2.5)."""
 
 SCALE_PARAMETERS = ("logit_scale", "logit_bias", "temperature")
-"""What turns cosines into logits; these train even where the towers are frozen."""
+"""What turns cosines into logits; these train even where the encoders are frozen."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 _INPUTS = (
@@ -97,11 +97,11 @@ def text_features(backbone: Any, input_ids: Tensor, attention_mask: Tensor | Non
 
 
 def text_output(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-    """Return a text tower's output, whose `pooler_output` (texts, dim) is the projected feature, not normalised.
+    """Return a text encoder's output, whose `pooler_output` (texts, dim) is the projected feature, not normalised.
 
     `input_ids`, `attention_mask`: (texts, tokens), padded on the right. The mask is used where attention goes both
-    ways; None means that nothing is padding. A causal tower reads one token that padding comes after, and runs faster
-    without; SigLIP was trained on captions padded to its full length, without one.
+    ways; None means that nothing is padding. A causal encoder reads one token that padding comes after, and runs
+    faster without; SigLIP was trained on captions padded to its full length, without one.
 
     `options` are transformers' own, such as `output_hidden_states`.
 
@@ -139,7 +139,7 @@ def frame_features(backbone: Any, pixel_values: Tensor) -> Tensor:
 
 
 def _patches(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """Cut images (images, 3, size, size) into what a NaFlex tower reads: (images, patches, patch * patch * 3)."""
+    """Cut images (images, 3, size, size) into what a NaFlex encoder reads: (images, patches, patch * patch * 3)."""
     patch = config.vision_config.patch_size  # type: ignore[attr-defined]
     count, side = len(pixels), pixels.shape[-1] // patch
     patches = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1)

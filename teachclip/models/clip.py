@@ -1,4 +1,4 @@
-"""CLIP towers: load them from any source and encode texts and frames.
+"""CLIP encoders: load them from any source and encode texts and frames.
 
 Inside the toolkit a CLIP is always a `transformers.CLIPModel`, whatever layout its weights came in.
 """
@@ -170,7 +170,7 @@ def frame_features(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
 
 
 def check_pixel_values(clip: CLIPModel, pixel_values: Tensor) -> None:
-    """Raise DataError unless pixels have the shape (videos, frames, 3, height, width) of the vision tower."""
+    """Raise DataError unless pixels have the shape (videos, frames, 3, height, width) of the vision encoder."""
     config = clip.config.vision_config
     wanted = (config.num_channels, config.image_size, config.image_size)
     if pixel_values.ndim != 5 or tuple(pixel_values.shape[2:]) != wanted:

@@ -9,16 +9,25 @@ from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfi
 from transformers.activations import ACT2FN
 
 from teachclip.errors import CheckpointError
-from teachclip.models.adapters import HEADS
+from teachclip.models.adapters import ADAPTER_PLACES
 from teachclip.models.families import family_of, joint_width, text_positions
-from teachclip.models.frame_attention import GATES
+from teachclip.models.frame_attention import ATTENTION_KINDS
 from teachclip.registry import closest
 
 POOLINGS = ("attention", "mean")
-GATE_INPUTS = ("after", "before")
+ATTENTION_INPUTS = ("after", "before")
 _OWN = (
     *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames"),
-    *("pooling", "pooling_temperature", "mask_padding", "gate", "gate_input", "gate_rescale", "heads", "head_width"),
+    *(
+        "pooling",
+        "pooling_temperature",
+        "mask_padding",
+        "attention",
+        "attention_input",
+        "attention_rescale",
+        "adapters",
+        "adapter_width",
+    ),
 )
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
@@ -39,10 +48,10 @@ class StudentConfig(PreTrainedConfig):
     pooling_temperature: divisor of the frame scores before their softmax.
     mask_padding: whether padded frames are kept from taking weight; False reproduces the official code (its mean
         pooling never counts them).
-    gate, gate_rescale: how frame scores become weights; see `FrameAggregation`.
-    gate_input: whether the scores are of the frames `after` the temporal transformer, as published, or `before` it.
-    heads: which light residual heads there are, of frame, pooled, text; none as published; see `ResidualHead`.
-    head_width: their inner width; None means four times the joint width.
+    attention, attention_rescale: how frame scores become weights; see `FrameAttention`.
+    attention_input: whether the scores are of the frames `after` the temporal transformer, as published, or `before`
+    it. adapters: which light residual adapters there are, of frame, pooled, text; none as published; see
+    `ResidualAdapter`. adapter_width: their inner width; None means four times the joint width.
 
     Raises CheckpointError for unknown names, which transformers would accept silently, and for impossible values.
     """
@@ -60,11 +69,11 @@ class StudentConfig(PreTrainedConfig):
         pooling: str = "attention",
         pooling_temperature: float = 0.1,
         mask_padding: bool = True,
-        gate: str = "softmax",
-        gate_input: str = "after",
-        gate_rescale: bool = False,
-        heads: Sequence[str] = (),
-        head_width: int | None = None,
+        attention: str = "softmax",
+        attention_input: str = "after",
+        attention_rescale: bool = False,
+        adapters: Sequence[str] = (),
+        adapter_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
@@ -94,13 +103,17 @@ class StudentConfig(PreTrainedConfig):
             )
         self.pooling_temperature = float(pooling_temperature)
         self.mask_padding = _boolean("mask_padding", mask_padding)
-        self.gate = _one_of("gate", gate, GATES)
-        self.gate_input = _one_of("gate_input", gate_input, GATE_INPUTS)
-        self.gate_rescale = _boolean("gate_rescale", gate_rescale)
-        self.heads = [_one_of("heads", place, HEADS) for place in heads]
-        if len(set(self.heads)) < len(self.heads):
-            raise CheckpointError(f"StudentConfig: heads names {max(self.heads, key=self.heads.count)} twice")
-        self.head_width = _integer("head_width", 4 * self.width if head_width is None else head_width, least=1)
+        self.attention = _one_of("attention", attention, ATTENTION_KINDS)
+        self.attention_input = _one_of("attention_input", attention_input, ATTENTION_INPUTS)
+        self.attention_rescale = _boolean("attention_rescale", attention_rescale)
+        self.adapters = [_one_of("adapters", place, ADAPTER_PLACES) for place in adapters]
+        if len(set(self.adapters)) < len(self.adapters):
+            raise CheckpointError(
+                f"StudentConfig: adapters names {max(self.adapters, key=self.adapters.count)} twice"
+            )
+        self.adapter_width = _integer(
+            "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
+        )
         super().__init__(**kwargs)
 
     @property

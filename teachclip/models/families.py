@@ -16,7 +16,7 @@ class Family:
     """What the toolkit must know of a dual encoder beside its configuration.
 
     name: what it is called.
-    text: how its text tower treats padding. `causal`: it reads one token and never what follows it, so that padding
+    text: how its text encoder treats padding. `causal`: it reads one token and never what follows it, so that padding
         and mask mean nothing. `masked`: attention goes both ways and needs the mask. `full`: trained on captions
         padded to its full length, without a mask.
     offset: rows of the text position table that no token uses.
@@ -70,7 +70,7 @@ def image_size(config: PreTrainedConfig) -> int:
 
 
 def takes_any_size(config: PreTrainedConfig) -> bool:
-    """Return whether images of another size than `image_size` fit: ALIGN's tower is a convolutional network."""
+    """Return whether images of another size than `image_size` fit: ALIGN's encoder is a convolutional network."""
     return config.model_type == "align"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from teachclip.errors import DataError
 
 
-class Aggregation(NamedTuple):
+class AttentionOutput(NamedTuple):
     """What frame aggregation returns."""
 
     pooled: Tensor
@@ -20,7 +20,7 @@ class Aggregation(NamedTuple):
     scores: Tensor
     """Raw score of every frame (videos, frames), padded ones too."""
     weights: Tensor
-    """The gate of the scores at temperature 1 (videos, frames): what is compared with a teacher's frame relevance."""
+    """Frame attention at temperature 1 (videos, frames): what is compared with a teacher's frame relevance."""
     shares: Tensor
     """What each frame counts in the pooled feature (videos, frames); rows sum to 1, padded frames have 0."""
 
@@ -85,67 +85,71 @@ def residual_pooling(tokens: Tensor, mask: Tensor, assignment_centers: Tensor, r
         return F.normalize(F.normalize(residuals, dim=-1).mean(dim=1), dim=-1)
 
 
-GATES = ("softmax", "sigmoid")
+ATTENTION_KINDS = ("softmax", "sigmoid")
 
 
-class FrameAggregation(nn.Module):
-    """Score every frame by a small network and pool the normalised frames with the gate of the scores.
+class FrameAttention(nn.Module):
+    """Score every frame by a small network and pool the normalised frames with the attention of the scores.
 
     s_i = w2 . ReLU(W1 g_i + b1) + b2;  v = sum_i a_i h_i / |h_i|.
-    Gate `softmax` (as published): a = softmax(s / temperature). Frames compete, so several events share the weight.
-    Gate `sigmoid`: a_i = sigmoid(s_i / temperature), divided by their sum. Every frame is judged by itself, so that a
-    video may hold several events.
-    g are the frames h themselves or, if they are given apart, what the gate reads instead; `rescale` brings them to
-    entries of mean square 1, sqrt(dim) g / |g|, so that the network learns as fast on any backbone's scale.
+    Attention `softmax` (as published): a = softmax(s / temperature). Frames compete, so several events share the
+    weight. Attention `sigmoid`: a_i = sigmoid(s_i / temperature), divided by their sum. Every frame is judged by
+    itself, so that a video may hold several events.
+    g are the frames h themselves or, if they are given apart, what the attention reads instead; `rescale` brings them
+    to entries of mean square 1, sqrt(dim) g / |g|, so that the network learns as fast on any backbone's scale.
     `temperature`: 0.1 as published. The score network starts from N(0, 0.02) with zero biases.
     """
 
-    def __init__(self, width: int, *, temperature: float = 0.1, gate: str = "softmax", rescale: bool = False) -> None:
+    def __init__(
+        self, width: int, *, temperature: float = 0.1, attention: str = "softmax", rescale: bool = False
+    ) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
-        self.temperature, self.gate, self.rescale = temperature, gate, rescale
+        self.temperature, self.attention, self.rescale = temperature, attention, rescale
 
     def forward(
-        self, frames: Tensor, frame_mask: Tensor | None = None, gate_frames: Tensor | None = None
-    ) -> Aggregation:
+        self, frames: Tensor, frame_mask: Tensor | None = None, attention_frames: Tensor | None = None
+    ) -> AttentionOutput:
         """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames take no weight.
 
-        `gate_frames` (videos, frames, dim): what the gate reads; None: the frames.
+        `attention_frames` (videos, frames, dim): what the attention reads; None: the frames.
         """
-        read = frames if gate_frames is None else gate_frames
+        read = frames if attention_frames is None else attention_frames
         if self.rescale:
             read = F.normalize(read, dim=-1) * math.sqrt(read.shape[-1])
         scores = self.score(F.relu(self.hidden(read))).squeeze(-1).float()
-        shares = gate_shares(scores, frame_mask, temperature=self.temperature, gate=self.gate)
+        shares = attention_weights(scores, frame_mask, temperature=self.temperature, attention=self.attention)
         pooled = (shares.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
-        return Aggregation(pooled, scores, gate_shares(scores, frame_mask, temperature=1.0, gate=self.gate), shares)
+        return AttentionOutput(
+            pooled, scores, attention_weights(scores, frame_mask, temperature=1.0, attention=self.attention), shares
+        )
 
 
-def gate_shares(
-    scores: Tensor, frame_mask: Tensor | None = None, *, temperature: float = 1.0, gate: str = "softmax"
+def attention_weights(
+    scores: Tensor, frame_mask: Tensor | None = None, *, temperature: float = 1.0, attention: str = "softmax"
 ) -> Tensor:
     """Return what each frame counts for its scores (videos, frames): rows sum to 1, padded frames have 0.
 
-    See `FrameAggregation` for the gates. The sigmoid's is computed as a softmax of log sigmoid(s / temperature), so
-    that it cannot divide by zero.
+    See `FrameAttention` for the kinds of attention. The sigmoid's is computed as a softmax of log sigmoid(s /
+    temperature), so that it cannot divide by zero.
     """
-    if gate == "sigmoid":
+    if attention == "sigmoid":
         return masked_softmax(F.logsigmoid(scores.float() / temperature), frame_mask)
     return masked_softmax(scores, frame_mask, temperature=temperature)
 
 
-class MeanAggregation(nn.Module):
+class UniformAttention(nn.Module):
     """Every valid frame counts alike: v = mean over valid frames of h_i / |h_i| (CLIP4Clip, section 3.3, meanP).
 
     It has no parameters; scores are 0 and weights uniform.
     """
 
     def forward(
-        self, frames: Tensor, frame_mask: Tensor | None = None, gate_frames: Tensor | None = None
-    ) -> Aggregation:
+        self, frames: Tensor, frame_mask: Tensor | None = None, attention_frames: Tensor | None = None
+    ) -> AttentionOutput:
         """Pool `frames` (videos, frames, dim). `frame_mask` (videos, frames): padded frames do not count."""
         scores = frames.new_zeros(frames.shape[:2], dtype=torch.float32)
         weights = masked_softmax(scores, frame_mask)
         pooled = (weights.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
-        return Aggregation(pooled, scores, weights, weights)
+        return AttentionOutput(pooled, scores, weights, weights)

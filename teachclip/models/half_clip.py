@@ -31,8 +31,8 @@ def use_float16_weights(clip: CLIPModel) -> None:
 
     These are exactly what the official code converts (OpenAI's `convert_weights`): the attention projections, the
     MLPs, the patch embedding and both joint projections. Norms, embeddings, positions, the class embedding and the
-    logit scale stay float32. Activations inside the towers are float16; norms compute in float32; features leave the
-    projections as float32. The parameters stay the same objects, so freezing and parameter groups hold.
+    logit scale stay float32. Activations inside the encoders are float16; norms compute in float32; features leave
+    the projections as float32. The parameters stay the same objects, so freezing and parameter groups hold.
 
     `clip.float()` undoes it: everything here follows the type that the weights have.
     """

@@ -140,11 +140,11 @@ def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = 
     context, text_width = shape("text_model.embeddings.position_embedding.weight", 2)
     vocabulary, _ = shape("text_model.embeddings.token_embedding.weight", 2)
     joint_width, _ = shape("text_projection.weight", 2)
-    towers = {}
-    for tower, width in (("text_model", text_width), ("vision_model", patches[0])):
-        layers = f"{tower}.encoder.layers."
+    encoders = {}
+    for encoder, width in (("text_model", text_width), ("vision_model", patches[0])):
+        layers = f"{encoder}.encoder.layers."
         own = next(old for old, new in _LAYERS.items() if new == layers)
-        towers[tower] = {
+        encoders[encoder] = {
             "hidden_size": width,
             "intermediate_size": shape(f"{layers}0.mlp.fc1.weight", 2)[0],
             "num_hidden_layers": count_layers(state, own if translate else layers),
@@ -156,8 +156,8 @@ def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = 
     text |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     vision = {"image_size": grid * patches[-1], "patch_size": patches[-1], "num_channels": patches[1]}
     return CLIPConfig(
-        text_config=towers["text_model"] | text,
-        vision_config=towers["vision_model"] | vision,
+        text_config=encoders["text_model"] | text,
+        vision_config=encoders["vision_model"] | vision,
         projection_dim=joint_width,
     )
 
@@ -168,14 +168,14 @@ def check_told_by_shapes(config: CLIPConfig, *, source: str) -> None:
     They carry no configuration, so heads, activation and the end-of-text token must be as in OpenAI's models.
     """
     problems = []
-    for name, tower in (("text", config.text_config), ("vision", config.vision_config)):
-        heads = max(1, tower.hidden_size // HEAD_WIDTH)
-        if tower.num_attention_heads != heads:
-            problems.append(f"{name} tower has {tower.num_attention_heads} heads, not {heads}")
-        if tower.hidden_act != "quick_gelu":
-            problems.append(f"{name} tower uses {tower.hidden_act}, not quick_gelu")
-        if tower.layer_norm_eps != 1e-5:
-            problems.append(f"{name} tower has layer_norm_eps {tower.layer_norm_eps}, not 1e-05")
+    for name, encoder in (("text", config.text_config), ("vision", config.vision_config)):
+        heads = max(1, encoder.hidden_size // HEAD_WIDTH)
+        if encoder.num_attention_heads != heads:
+            problems.append(f"{name} encoder has {encoder.num_attention_heads} heads, not {heads}")
+        if encoder.hidden_act != "quick_gelu":
+            problems.append(f"{name} encoder uses {encoder.hidden_act}, not quick_gelu")
+        if encoder.layer_norm_eps != 1e-5:
+            problems.append(f"{name} encoder has layer_norm_eps {encoder.layer_norm_eps}, not 1e-05")
     if config.text_config.eos_token_id not in (2, config.text_config.vocab_size - 1):
         problems.append(f"end-of-text token {config.text_config.eos_token_id} is not the highest id")
     if problems:

@@ -10,8 +10,8 @@ from teachclip.models.backbone import frame_features, logits_of, text_features
 from teachclip.scorer import Tokens
 
 
-class TowerFeatures(nn.Module):
-    """A backbone's raw features as tokens: what is stored once when towers are frozen."""
+class EncoderFeatures(nn.Module):
+    """A backbone's raw features as tokens: what is stored once when encoders are frozen."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()

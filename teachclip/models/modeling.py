@@ -1,4 +1,4 @@
-"""The compact student, one transformers model: a dual encoder's towers, a temporal transformer, frame aggregation.
+"""The compact student, one transformers model: a dual encoder's encoders, a temporal transformer, frame aggregation.
 
 Texts and videos become one vector each, so that a search is one dot product per video (TeachCLIP, CVPR 2024).
 """
@@ -14,11 +14,11 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from teachclip.errors import DataError
-from teachclip.models import backbone as towers
-from teachclip.models.adapters import ResidualHeads
+from teachclip.models import backbone as encoders
+from teachclip.models.adapters import ResidualAdapters
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.encoding import EncodingMixin
-from teachclip.models.frame_attention import Aggregation, FrameAggregation, MeanAggregation, complete_mask
+from teachclip.models.frame_attention import AttentionOutput, FrameAttention, UniformAttention, complete_mask
 from teachclip.models.outputs import StudentOutput
 from teachclip.models.saving import SavingMixin
 from teachclip.models.temporal import StdLinear, TemporalTransformer
@@ -29,8 +29,8 @@ from teachclip.scorer import Tokens
 class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
     """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
-    h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAggregation`. If it
-    has `ResidualHeads`, they correct h before pooling, the pooled video, and the text.
+    h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAttention`. If it
+    has `ResidualAdapters`, they correct h before pooling, the pooled video, and the text.
     """
 
     config_class = StudentConfig
@@ -51,17 +51,17 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
                 heads=config.temporal_heads,
                 activation=config.temporal_activation,
             )
-        self.aggregation: FrameAggregation | MeanAggregation = (
-            FrameAggregation(
+        self.aggregation: FrameAttention | UniformAttention = (
+            FrameAttention(
                 config.width,
                 temperature=config.pooling_temperature,
-                gate=config.gate,
-                rescale=config.gate_rescale,
+                attention=config.attention,
+                rescale=config.attention_rescale,
             )
             if config.pooling == "attention"
-            else MeanAggregation()
+            else UniformAttention()
         )
-        self.heads = ResidualHeads(config.heads, config.width, config.head_width)
+        self.heads = ResidualAdapters(config.adapters, config.width, config.adapter_width)
         self.processor: Any = None
         self.post_init()
 
@@ -88,9 +88,9 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         return bool(self.config.mask_padding)
 
     @property
-    def text_head(self) -> nn.Module | None:
-        """The residual head of texts, which a search runs once per query, if there is one."""
-        return self.heads["text"] if "text" in self.config.heads else None
+    def text_adapter(self) -> nn.Module | None:
+        """The residual adapter of texts, which a search runs once per query, if there is one."""
+        return self.heads["text"] if "text" in self.config.adapters else None
 
     # The scorer interface
 
@@ -102,11 +102,11 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
 
-    def sets_from_features(self, frame_features: Tensor, shares: Tensor) -> Tokens:
+    def frame_sets_from_features(self, frame_features: Tensor, shares: Tensor) -> Tokens:
         """Encode sets of frames, raw features (sets, frames, dim), to {"embeds": (sets, dim)}.
 
         As a video with these frames alone, but by given `shares` (sets, frames), 0 on padded frames, instead of the
-        gate's: the gate is not what such sets teach.
+        attention's: the attention is not what such sets teach.
         """
         hidden = self.correct("frame", self._temporal(frame_features, shares > 0))
         pooled = (shares.unsqueeze(-1) * F.normalize(hidden.float(), dim=-1)).sum(dim=1)
@@ -114,21 +114,21 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
         """Encode texts (texts, tokens) to {"embeds": (texts, dim)}, L2-normalised."""
-        return self.texts_from_features(towers.text_features(self.backbone, input_ids, attention_mask))
+        return self.texts_from_features(encoders.text_features(self.backbone, input_ids, attention_mask))
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor | None = None) -> Tokens:
         """Encode videos (videos, frames, 3, height, width) to {"embeds": (videos, dim)}, L2-normalised."""
         return self.videos_from_features(
-            towers.frame_features(self.backbone, pixel_values), complete_mask(frame_mask, pixel_values)
+            encoders.frame_features(self.backbone, pixel_values), complete_mask(frame_mask, pixel_values)
         )
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the scaled cosines (texts, videos), in float32 also under autocast."""
         with torch.autocast(texts["embeds"].device.type, enabled=False):
             cosines = texts["embeds"].float() @ videos["embeds"].float().T
-            return towers.logits_of(self.backbone, cosines)
+            return encoders.logits_of(self.backbone, cosines)
 
-    def aggregate(self, frame_features: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Aggregation]:
+    def aggregate(self, frame_features: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, AttentionOutput]:
         """Return the frames after the temporal transformer (videos, frames, dim) and their aggregation.
 
         `frame_features`: raw features. Raises DataError for more frames than the model has positions.
@@ -136,8 +136,8 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         mask = complete_mask(frame_mask, frame_features)
         hidden = self._temporal(frame_features, mask)
         is_masked = self.mask_padding or self.config.pooling == "mean"  # the official mean is masked, its AFA is not
-        gate_frames = frame_features if self.config.gate_input == "before" else hidden
-        found = self.aggregation(self.correct("frame", hidden), mask if is_masked else None, gate_frames)
+        attention_frames = frame_features if self.config.attention_input == "before" else hidden
+        found = self.aggregation(self.correct("frame", hidden), mask if is_masked else None, attention_frames)
         return hidden, found._replace(pooled=self.correct("pooled", found.pooled))
 
     def _temporal(self, frame_features: Tensor, mask: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         return self.temporal(frame_features + positions, mask) + frame_features  # type: ignore[no-any-return]
 
     def correct(self, place: str, features: Tensor) -> Tensor:
-        """Apply the residual head of a place, one of `HEADS`, to features (..., dim), if there is one."""
+        """Apply the residual adapter of a place, one of `ADAPTER_PLACES`, to features (..., dim), if there is one."""
         return self.heads.correct(place, features)
 
     # The transformers interface
@@ -159,8 +159,8 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Return the text tower's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
-        output = towers.text_output(self.backbone, input_ids, attention_mask, **kwargs)
+        """Return the text encoder's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
+        output = encoders.text_output(self.backbone, input_ids, attention_mask, **kwargs)
         output.pooler_output = self.correct("text", output.pooler_output)
         return output
 
@@ -171,7 +171,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
 
         `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Not normalised.
         """
-        hidden, aggregation = self.aggregate(towers.frame_features(self.backbone, pixel_values), frame_mask)
+        hidden, aggregation = self.aggregate(encoders.frame_features(self.backbone, pixel_values), frame_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=aggregation.pooled)
 
     def forward(
@@ -183,7 +183,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         text_features: Tensor | None = None,
         frame_features: Tensor | None = None,
     ) -> StudentOutput:
-        """Encode texts and videos and score all pairs: one call for both towers, as distributed training needs.
+        """Encode texts and videos and score all pairs: one call for both encoders, as distributed training needs.
 
         Texts come as `input_ids` (texts, tokens) or raw `text_features` (texts, dim); videos as `pixel_values`
         (videos, frames, 3, height, width) or raw `frame_features` (videos, frames, dim), with `frame_mask`
@@ -200,7 +200,7 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         elif text_features is not None:
             texts = self.texts_from_features(text_features)
         if pixel_values is not None:
-            frame_features = towers.frame_features(self.backbone, pixel_values)
+            frame_features = encoders.frame_features(self.backbone, pixel_values)
         if frame_features is not None:
             _, aggregation = self.aggregate(frame_features, frame_mask)
             videos = {"embeds": F.normalize(aggregation.pooled, dim=-1)}

@@ -19,7 +19,7 @@ class StudentOutput(ModelOutput):
     frame_scores: Tensor | None = None
     """Raw score of every frame (videos, frames); what it says of a padded frame means nothing."""
     frame_weights: Tensor | None = None
-    """The gate of the scores at temperature 1 over valid frames (videos, frames); rows sum to 1."""
+    """The attention of the scores at temperature 1 over valid frames (videos, frames); rows sum to 1."""
     video_embeds: Tensor | None = None
     """L2-normalised (videos, dim)."""
     text_embeds: Tensor | None = None

@@ -112,7 +112,7 @@ def load_tokenizer(source: Any) -> Any:
 def padding_token(tokenizer: Any, *, source: str) -> int:
     """Return the id of a tokenizer's padding token. Raises CheckpointError if it has none."""
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{source}: its tokenizer has no padding token, which its text tower needs")
+        raise CheckpointError(f"{source}: its tokenizer has no padding token, which its text encoder needs")
     return int(tokenizer.pad_token_id)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
 from teachclip.errors import CheckpointError, DataError, VideoError
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
@@ -30,7 +30,7 @@ class StudentProcessor(ProcessorMixin):
     """A tokenizer and the settings with which a student's videos are read.
 
     tokenizer: the backbone's.
-    frame_plan: which frames are looked at, a `FramePlan` or its fields as a dict.
+    frame_sampling: which frames are looked at, a `FrameSampling` or its fields as a dict.
     size: height and width of the frames in pixels.
     mean, std: per channel, of pixels in 0..1; CLIP's by default.
     max_tokens: texts are cut to so many tokens, start and end of text included.
@@ -43,7 +43,7 @@ class StudentProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: Any,
-        frame_plan: FramePlan | Mapping[str, Any] | None = None,
+        frame_sampling: FrameSampling | Mapping[str, Any] | None = None,
         size: int = 224,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
@@ -55,10 +55,10 @@ class StudentProcessor(ProcessorMixin):
         scale_to: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
-        if frame_plan is None:
-            frame_plan = FramePlan("per_second", 12)
-        self.frame_plan: dict[str, Any] = (
-            asdict(frame_plan) if isinstance(frame_plan, FramePlan) else dict(frame_plan)
+        if frame_sampling is None:
+            frame_sampling = FrameSampling("per_second", 12)
+        self.frame_sampling: dict[str, Any] = (
+            asdict(frame_sampling) if isinstance(frame_sampling, FrameSampling) else dict(frame_sampling)
         )
         self.size = size
         self.mean = list(mean)
@@ -69,9 +69,11 @@ class StudentProcessor(ProcessorMixin):
         self.resize, self.resample, self.scale_to = resize, resample, scale_to
         self.transform = FrameTransform(size, resize, resample, scale_to)
         try:
-            self.plan = FramePlan(**self.frame_plan)
+            self.sampling = FrameSampling(**self.frame_sampling)
         except TypeError as error:
-            raise CheckpointError(f"StudentProcessor: frame_plan {self.frame_plan} is not one: {error}") from error
+            raise CheckpointError(
+                f"StudentProcessor: frame_sampling {self.frame_sampling} is not one: {error}"
+            ) from error
 
     def __call__(
         self,
@@ -84,10 +86,10 @@ class StudentProcessor(ProcessorMixin):
 
         `videos`: paths, or uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), or one of them.
         Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values` (videos, frames, 3, size, size)
-        with `frame_mask` (videos, frames); a video with fewer frames than the plan's count ends in zeros. The groups
-        of settings that other libraries send (`text_kwargs`, `common_kwargs`, ...) are taken but change nothing: a
-        student's inputs are prepared in one way only. Raises DataError for an empty text, unknown words or another
-        setting, and VideoError for a video that cannot be read.
+        with `frame_mask` (videos, frames); a video with fewer frames than the sampling's count ends in zeros. The
+        groups of settings that other libraries send (`text_kwargs`, `common_kwargs`, ...) are taken but change
+        nothing: a student's inputs are prepared in one way only. Raises DataError for an empty text, unknown words or
+        another setting, and VideoError for a video that cannot be read.
         """
         other = [name for name in settings if name not in SETTING_GROUPS]
         if other:
@@ -108,7 +110,7 @@ class StudentProcessor(ProcessorMixin):
         source: str | os.PathLike[str],
         config: PreTrainedConfig,
         *,
-        plan: FramePlan,
+        sampling: FrameSampling,
         size: int | None = None,
         max_tokens: int = 32,
     ) -> StudentProcessor:
@@ -117,7 +119,7 @@ class StudentProcessor(ProcessorMixin):
         `config`: the model's. See `load_preprocessing` for `size`, `max_tokens` and what is raised.
         """
         how = load_preprocessing(source, config, max_tokens=max_tokens, size=size)
-        return cls(how.tokenizer, plan, **how.describe())
+        return cls(how.tokenizer, sampling, **how.describe())
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -161,11 +163,11 @@ class StudentProcessor(ProcessorMixin):
         return self.tokenizer.unk_token_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]
 
     def _read(self, videos: list[Any]) -> dict[str, Tensor]:
-        pixels = torch.zeros(len(videos), self.plan.count, 3, self.size, self.size)
-        mask = torch.zeros(len(videos), self.plan.count, dtype=torch.bool)
+        pixels = torch.zeros(len(videos), self.sampling.count, 3, self.size, self.size)
+        mask = torch.zeros(len(videos), self.sampling.count, dtype=torch.bool)
         for number, video in enumerate(videos):
             if isinstance(video, str | os.PathLike):
-                frames = decode_frames(video, self.plan)
+                frames = decode_frames(video, self.sampling)
             else:
                 frames = self._thin(_as_frames(video))
             pixels[number, : len(frames)] = normalize(self.transform(frames), self.mean, self.std)
@@ -173,10 +175,10 @@ class StudentProcessor(ProcessorMixin):
         return {"pixel_values": pixels, "frame_mask": mask}
 
     def _thin(self, frames: Tensor) -> Tensor:
-        """Take evenly spread frames of an array that has more than the plan's count, as the published code does."""
-        if len(frames) <= self.plan.count:
+        """Take evenly spread frames of an array that has more than `sampling.count`, as published."""
+        if len(frames) <= self.sampling.count:
             return frames
-        return frames[np.linspace(0, len(frames) - 1, self.plan.count, dtype=int)]
+        return frames[np.linspace(0, len(frames) - 1, self.sampling.count, dtype=int)]
 
 
 def check_texts(texts: Sequence[str]) -> None:

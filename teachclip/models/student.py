@@ -24,7 +24,12 @@ from teachclip.models.processing import StudentProcessor
 
 __all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
 
-OFFICIAL: Mapping[str, Any] = {"gate": "softmax", "gate_input": "after", "gate_rescale": False, "heads": []}
+OFFICIAL: Mapping[str, Any] = {
+    "attention": "softmax",
+    "attention_input": "after",
+    "attention_rescale": False,
+    "adapters": [],
+}
 """Options that the official layouts have no place for, and what they mean by it."""
 
 AutoConfig.register("teachclip", StudentConfig, exist_ok=True)

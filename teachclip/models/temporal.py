@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from teachclip.models.frame_attention import usable_mask
 
 LAYER_NORM_EPS = 1e-12
-"""The official code's own LayerNorm here; CLIP's towers use 1e-5."""
+"""The official code's own LayerNorm here; CLIP's encoders use 1e-5."""
 
 OFFICIAL_NAMES = {
     "attn.in_proj_weight": "attention.qkv_proj.weight",
@@ -93,7 +93,7 @@ class MLP(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """One pre-norm transformer block, as in CLIP's text tower but without a causal mask."""
+    """One pre-norm transformer block, as in CLIP's text encoder but without a causal mask."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a student starts from: its backbone, and the backbone's text tower for the temporal transformer."""
+"""What a student starts from: its backbone, and the backbone's text encoder for the temporal transformer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN_POSITIONS = 77
 def start_from_backbone(model: StudentModel, backbone: Any) -> None:
     """Copy a dual encoder into a student as the official code does with CLIP (golden 10; CLIP4Clip, section 3.3).
 
-    Both towers are the backbone's; `start_temporal` says what the temporal parts start from. The aggregation always
+    Both encoders are the backbone's; `start_temporal` says what the temporal parts start from. The aggregation always
     starts at random.
     """
     state = backbone.state_dict()
@@ -36,7 +36,7 @@ def start_from_backbone(model: StudentModel, backbone: Any) -> None:
 
 
 def can_start_temporal(config: PreTrainedConfig) -> bool:
-    """Return whether a text tower's blocks and positions fit a temporal transformer over the joint space.
+    """Return whether a text encoder's blocks and positions fit a temporal transformer over the joint space.
 
     Its blocks must be pre-norm ones, as those of CLIP, MetaCLIP 2 and SigLIP, as wide as the joint space, and four
     times as wide inside.
@@ -49,7 +49,7 @@ def can_start_temporal(config: PreTrainedConfig) -> bool:
 def temporal_settings(config: PreTrainedConfig, *, frames: int = 0) -> dict[str, Any]:
     """Return the options of `StudentConfig` with which a temporal transformer fits on a dual encoder.
 
-    Where it starts from the text tower it has its heads and activation, otherwise CLIP's. There are as many frame
+    Where it starts from the text encoder it has its heads and activation, otherwise CLIP's. There are as many frame
     positions as text positions to start from, or `OWN_POSITIONS`, and more if `frames` is more.
     """
     text, is_copied = config.text_config, can_start_temporal(config)  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def start_at_random(*parts: nn.Module) -> None:
 
 @torch.no_grad()
 def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTransformer) -> bool:
-    """Start temporal parts from the text tower, as CLIP4Clip and the models after it do (CLIP4Clip, section 3.3).
+    """Start temporal parts from the text encoder, as CLIP4Clip and the models after it do (CLIP4Clip, section 3.3).
 
     The frame positions start from the text positions, and block i of every stack from text block i, if
     `can_start_temporal`; returns whether it is so. What has no counterpart keeps its random start, which a log line
@@ -86,7 +86,7 @@ def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTran
     text, family = backbone.config.text_config, family_of(backbone.config)
     if not can_start_temporal(backbone.config):
         log.info(
-            "%s text tower is %d wide (inner %d, %s blocks), the joint space %d: "
+            "%s text encoder is %d wide (inner %d, %s blocks), the joint space %d: "
             "the temporal transformer starts at random",
             family.name,
             text.hidden_size,
@@ -95,8 +95,8 @@ def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTran
             positions.embedding_dim,
         )
         return False
-    tower = {key: tensor for key, tensor in backbone.state_dict().items() if key.startswith("text_model.encoder.")}
-    blocks = rename_blocks(transformers_to_openai(tower), prefix="transformer.resblocks.")
+    encoder = {key: tensor for key, tensor in backbone.state_dict().items() if key.startswith("text_model.encoder.")}
+    blocks = rename_blocks(transformers_to_openai(encoder), prefix="transformer.resblocks.")
     for stack in stacks:
         own = stack.state_dict()
         stack.load_state_dict(own | {key: tensor for key, tensor in blocks.items() if key in own})

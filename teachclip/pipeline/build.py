@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from teachclip.data.annotations.catalog import Catalog, Split, load_catalog
 from teachclip.data.annotations.validation import DEFAULT_SHARE, ValidationOptions
-from teachclip.data.batches import BatchPlan
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.batches import BatchSampler
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.evaluator import Blocks
 from teachclip.models.backbone import load_backbone
@@ -47,10 +47,10 @@ def build_catalog(recipe: Recipe) -> Catalog:
     )
 
 
-def build_plan(recipe: Recipe) -> FramePlan:
-    """Return the frame plan."""
+def build_frame_sampling(recipe: Recipe) -> FrameSampling:
+    """Return the frame sampling."""
     frames = recipe.frames
-    return FramePlan(frames.plan, frames.count, rate=frames.rate, jitter_seed=frames.jitter_seed)
+    return FrameSampling(frames.sampling, frames.count, rate=frames.rate, augmentation_seed=frames.augmentation_seed)
 
 
 def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:
@@ -58,7 +58,7 @@ def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcesso
     return StudentProcessor.from_backbone(
         recipe.student.backbone,
         config,
-        plan=build_plan(recipe),
+        sampling=build_frame_sampling(recipe),
         size=recipe.frames.size,
         max_tokens=recipe.text.max_tokens,
     )
@@ -94,10 +94,10 @@ def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
 def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Processes) -> None:
     """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
     build_selection(recipe, catalog)
-    plan = BatchPlan(len(catalog.train.captions), train.batch_size, recipe.seed)
-    plan.local(0, processes.index, processes.count)
-    if recipe.losses.uses_sets:
-        check_shares(recipe.losses.sets.count, recipe.losses.sets.texts, processes.count)
+    sampler = BatchSampler(len(catalog.train.captions), train.batch_size, recipe.seed)
+    sampler.local(0, processes.index, processes.count)
+    if recipe.losses.uses_frame_sets:
+        check_shares(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
 
 
 def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:
@@ -109,11 +109,11 @@ def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, fra
         pooling_temperature=section.pooling_temperature,
         mask_padding=section.mask_padding,
         frames=frames,
-        gate=section.gate,
-        gate_input=section.gate_input,
-        gate_rescale=section.gate_rescale,
-        heads=section.heads,
-        head_width=section.head_width,
+        attention=section.attention,
+        attention_input=section.attention_input,
+        attention_rescale=section.attention_rescale,
+        adapters=section.adapters,
+        adapter_width=section.adapter_width,
     )
 
 
@@ -123,9 +123,9 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
         model,
         lr=section.lr,
         clip_lr=section.clip_lr,
-        aggregation_lr=section.aggregation_lr,
+        attention_lr=section.attention_lr,
         weight_decay=section.weight_decay,
-        heads_lr=section.heads_lr,
+        adapter_lr=section.adapter_lr,
     )
     return build_optimizer(section.name, groups)
 
@@ -155,8 +155,11 @@ def build_blocks(recipe: Recipe) -> Blocks:
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
     """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
     values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
-    frames, plain = values["frames"], {"views": 1, "on_error": "skip"}  # named only where they are used
-    chosen = ["plan", "count", "size", *(key for key, value in plain.items() if frames[key] != value)]
+    frames, plain = (
+        values["frames"],
+        {"temporal_augmentation": 1, "on_error": "skip"},
+    )  # named only where they are used
+    chosen = ["sampling", "count", "size", *(key for key, value in plain.items() if frames[key] != value)]
     values["frames"] = {key: frames[key] for key in chosen}
     speed = ("workers", "trackers", "log_every", "checkpoint_every")
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
@@ -167,15 +170,22 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
-        if own["training"] is not None and own["training"]["optimizer"]["heads_lr"] is None:
-            del own["training"]["optimizer"]["heads_lr"]
+        if own["training"] is not None and own["training"]["optimizer"]["adapter_lr"] is None:
+            del own["training"]["optimizer"]["adapter_lr"]
         return {**shared, "clip": recipe.student.backbone, "teacher": own}
     return values
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "student": ("gate", "gate_input", "gate_rescale", "heads", "head_width", "sharpening"),
-    "optimizer": ("heads_lr",),
+    "student": (
+        "attention",
+        "attention_input",
+        "attention_rescale",
+        "adapters",
+        "adapter_width",
+        "temperature_scaling",
+    ),
+    "optimizer": ("adapter_lr",),
     "teaching": ("weighting",),
 }
 """Options beyond the paper: a run without them goes on where one of before they existed stopped."""
@@ -189,10 +199,10 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
             if values[section][key] == usual[key].get_default(call_default_factory=True):
                 del values[section][key]
     losses = values["losses"]
-    if not recipe.losses.uses_sets:
-        del losses["sets"]
+    if not recipe.losses.uses_frame_sets:
+        del losses["frame_sets"]
     for term in losses.values():
-        for key in ("end_weight", "clip"):
+        for key in ("end_weight", "saturation"):
             if key in term and term[key] is None:
                 del term[key]
 
@@ -209,5 +219,5 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
         contrastive=term(losses.contrastive),
         video_text=term(losses.video_text),
         frame_text=term(losses.frame_text),
-        sets=term(losses.sets),
+        frame_sets=term(losses.frame_sets),
     )

@@ -10,7 +10,7 @@ from teachclip.console import log
 from teachclip.pipeline import build, teacher_files
 from teachclip.pipeline.encoders import freeze, set_clip_weights
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.teaching import build_sets, build_task, build_teachers
+from teachclip.pipeline.teaching import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.temperature_scaling import sharpen
 from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import build_workspace
@@ -32,7 +32,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     errors of `teachclip.errors`.
     """
     recipe = load_recipe(recipe, overrides)
-    from teachclip.data.batches import BatchPlan
+    from teachclip.data.batches import BatchSampler
     from teachclip.evaluation.evaluator import evaluate
 
     train = recipe.train
@@ -47,7 +47,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     work = build_workspace(
         recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
     )
-    unpaired = build_unpaired(work) if recipe.losses.uses_sets else None
+    unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = work.content(recipe.teachers) | (unpaired.content() if unpaired else {})
     run = Run(recipe.output, {**run.settings, "content": content}, processes)
     run.open()
@@ -56,36 +56,36 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     split, selection = work.catalog.train, work.selection_split()
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     clip = work.backbone  # not the student's: its logit scale trains, and stored features would no longer be found
-    inputs = work.inputs(split, clip, towers=train.towers, views=work.views)
-    selection_inputs = work.inputs(selection, clip, towers=train.towers)
-    freeze(student, towers=train.towers)
+    inputs = work.inputs(split, clip, encoders=train.encoders, views=work.views)
+    selection_inputs = work.inputs(selection, clip, encoders=train.encoders)
+    freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
     teachers = build_teachers(work, split)
-    sets, set_scorer = build_sets(work, split, inputs, unpaired)
-    plan = BatchPlan(len(split.captions), train.batch_size, recipe.seed, work.views)
+    sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    sampler = BatchSampler(len(split.captions), train.batch_size, recipe.seed, work.views)
 
     def select() -> dict[str, Any]:
         return evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes)
 
     accelerator.init_trackers(recipe.name)
-    task = build_task(recipe, student, teachers, set_scorer)
+    task = build_task(recipe, student, teachers, frame_set_scorer)
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
-        TrainingBatches(inputs, split, plan, processes, teachers.stored, teachers.extras, sets),
+        TrainingBatches(inputs, split, sampler, processes, teachers.stored, teachers.extras, sets),
         accelerator,
         run,
-        build.build_schedule(train, recipe.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=recipe.seed),
+        build.build_schedule(train, recipe.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=recipe.seed),
         select,
     )
     task.load_state_dict(run.best_weights())
     student.float()  # what is measured below is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
-    if recipe.student.sharpening:
-        results["sharpening"] = sharpen(student, recipe.student.sharpening, select, processes)
+    if recipe.student.temperature_scaling:
+        results["temperature_scaling"] = sharpen(student, recipe.student.temperature_scaling, select, processes)
     for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if target is not None:
-            target_inputs = work.inputs(target, clip, towers=train.towers)
+            target_inputs = work.inputs(target, clip, encoders=train.encoders)
             results[name] = evaluate(
                 student, target_inputs, target, build.build_blocks(recipe), device, processes, cost=name == "test"
             )

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from teachclip.console import log
 from teachclip.data.annotations.catalog import Catalog, Split
-from teachclip.data.batches import BatchPlan
+from teachclip.data.batches import BatchSampler
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.decoding import OnError
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build, teacher_files
@@ -32,8 +32,8 @@ from teachclip.scoring.inputs import PixelInputs, to_device
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
-from teachclip.training.frame_set_scorer import SetScorer
-from teachclip.training.frame_sets import SetPlan
+from teachclip.training.frame_set_scorer import FrameSetScorer
+from teachclip.training.frame_sets import FrameSetSampler
 from teachclip.training.task import OnlineTeacher
 
 
@@ -57,15 +57,15 @@ class _Pairs:
     count: int
 
     @classmethod
-    def decode(cls, catalog: Catalog, videos: int, plan: FramePlan, on_error: OnError) -> _Pairs:
+    def decode(cls, catalog: Catalog, videos: int, sampling: FrameSampling, on_error: OnError) -> _Pairs:
         split = _first_pairs(catalog.train, videos)
         decoded = [
-            decode_frames(video.path, plan, start=video.start, end=video.end, on_error=on_error)
+            decode_frames(video.path, sampling, start=video.start, end=video.end, on_error=on_error)
             for video in split.videos
         ]
         for video, frames in zip(split.videos, decoded, strict=True):
             log(f"decoded {len(frames)} frames of {video.path}")
-        return cls(split, decoded, plan.count)
+        return cls(split, decoded, sampling.count)
 
     def inputs(self, how: Preprocessing) -> PixelInputs:
         """Return them as a model reads them."""
@@ -112,19 +112,19 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     check_unpaired(recipe)
     backbone = build.build_backbone(recipe)
     processor = build.build_processor(recipe, backbone.config)
-    pairs = _Pairs.decode(catalog, 2, build.build_plan(recipe), recipe.frames.on_error)
+    pairs = _Pairs.decode(catalog, 2, build.build_frame_sampling(recipe), recipe.frames.on_error)
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
-    freeze(student, towers=recipe.train.towers)
+    freeze(student, encoders=recipe.train.encoders)
     set_clip_weights(student, recipe.train.clip_weights)
     teachers = _teachers(recipe, catalog, pairs, how, device)
-    sets, set_scorer = _sets(recipe, pairs, how, device)
-    task = build_task(recipe, student, teachers, set_scorer)
+    sets, frame_set_scorer = _sets(recipe, pairs, how, device)
+    task = build_task(recipe, student, teachers, frame_set_scorer)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     task, optimizer = accelerator.prepare(task.to(device), optimizer)
-    plan = BatchPlan(len(split.captions), len(split.captions), 0)
-    batches = TrainingBatches(inputs, split, plan, Processes(), teachers.stored, teachers.extras, sets)
+    sampler = BatchSampler(len(split.captions), len(split.captions), 0)
+    batches = TrainingBatches(inputs, split, sampler, Processes(), teachers.stored, teachers.extras, sets)
     losses = task(to_device({**batches[0], "progress": torch.tensor(0.0)}, device))
     accelerator.backward(losses["loss"])
     optimizer.step()
@@ -160,19 +160,21 @@ def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessin
 
 def _sets(
     recipe: Recipe, pairs: _Pairs, how: Preprocessing, device: torch.device
-) -> tuple[SetPlan | None, SetScorer | None]:
+) -> tuple[FrameSetSampler | None, FrameSetScorer | None]:
     """Return sets of the decoded frames, a few where the recipe has many, unless their scorer is not there yet."""
-    term, count = recipe.losses.sets, len(pairs.split.videos)
-    teacher_files.check_set_scorer(recipe)
+    term, count = recipe.losses.frame_sets, len(pairs.split.videos)
+    teacher_files.check_frame_set_scorer(recipe)
     section = next((item for item in recipe.teachers if item.label == term.scorer), None)
-    if not recipe.losses.uses_sets or (section is not None and not teacher_files.is_there(section)):
+    if not recipe.losses.uses_frame_sets or (section is not None and not teacher_files.is_there(section)):
         return None, None
     teacher: Any = None if section is None else teacher_files.build_teacher(section, device)
     scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
     fewest, most = term.frames
     least = getattr(teacher, "min_frames", 1)
-    plan = SetPlan(pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats, scored, least)
-    return plan, SetScorer(term.scale, teacher)
+    sampling = FrameSetSampler(
+        pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats, scored, least
+    )
+    return sampling, FrameSetScorer(term.scale, teacher)
 
 
 def _read(teacher: Any, section: TeacherSection, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:

@@ -184,7 +184,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         layers=recipe.student.temporal_layers,
         options=_options(recipe, results),
         frames=recipe.frames.count,
-        plan=recipe.frames.plan,
+        sampling=recipe.frames.sampling,
         selected=results.get("selected_on", "validation"),
         seed=results.get("seed", recipe.seed),
         table=results_table([results]),
@@ -195,13 +195,13 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
 def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
-    factor = results.get("sharpening", {}).get("factor", 1)
-    found = [f"{student.gate} gate"] if student.gate != "softmax" else []
-    found += ["gate before the temporal transformer"] if student.gate_input != "after" else []
-    found += ["rescaled gate input"] if student.gate_rescale else []
-    found += [f"gate sharpened {factor:g} times"] if factor != 1 else []
-    found += [f"residual heads: {', '.join(student.heads)}"] if student.heads else []
-    found += ["set distillation"] if losses.uses_sets else []
+    factor = results.get("temperature_scaling", {}).get("factor", 1)
+    found = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
+    found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
+    found += ["rescaled input of frame attention"] if student.attention_rescale else []
+    found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
+    found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
+    found += ["frame-set distillation"] if losses.uses_frame_sets else []
     if recipe.teachers:
         found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
@@ -216,8 +216,8 @@ A video is one vector, a query is one vector, and their dot product is the score
 
 - Teachers: {teachers}
 - Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
-- Frames: {frames} per video, plan `{plan}`
-- Checkpoint, and sharpness if any, selected on: {selected}; one training run, seed {seed}
+- Frames: {frames} per video, sampling `{sampling}`
+- Checkpoint, and pooling temperature if scaled, selected on: {selected}; one training run, seed {seed}
 
 ```python
 from teachclip import load_student

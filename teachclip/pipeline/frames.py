@@ -12,7 +12,7 @@ from teachclip.data.frames.views import Frames, build_frame_views
 from teachclip.data.video.decoding import Decoding
 from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.transform import FrameTransform
-from teachclip.pipeline.build import build_plan
+from teachclip.pipeline.build import build_frame_sampling
 from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.schema import Recipe
 
@@ -41,7 +41,7 @@ def build_frames(
             training,
             build_decoding(recipe, transform),
             path=recipe.stores / name,
-            views=recipe.frames.views,
+            views=recipe.frames.temporal_augmentation,
             hashes=hashes,
             progress=processes.is_main,
         )
@@ -57,7 +57,7 @@ def build_decoding(recipe: Recipe, transform: FrameTransform, *, processes: int 
     """Return how videos are decoded, by each of the `processes` of this machine that decode at the same time."""
     frames = recipe.frames
     return Decoding(
-        build_plan(recipe),
+        build_frame_sampling(recipe),
         transform,
         on_error=frames.on_error,
         workers=frames.workers or max(1, usable_cores() // processes),

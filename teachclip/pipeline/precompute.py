@@ -23,7 +23,7 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
     teacher_files.check_teachers(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     features = []
-    if recipe.train.towers == "frozen":
+    if recipe.train.encoders == "frozen":
         views = {"train": work.views}  # the other splits are seen in view 0 alone
         features = [
             work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in work.catalog.splits

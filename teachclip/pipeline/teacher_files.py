@@ -33,22 +33,22 @@ def check_teachers(recipe: Recipe) -> None:
             hint = "train it with tools/train_teacher.py" if section.training else "give the path of its checkpoint"
             raise CheckpointError(f"teacher {section.label}: {section.checkpoint} does not exist; {hint}")
         teacher = build_teacher(section, torch.device("cpu"))
-        if reads_relevance(teacher) and recipe.frames.views > 1:
+        if reads_relevance(teacher) and recipe.frames.temporal_augmentation > 1:
             raise RecipeError(
                 f"teacher {section.label!r} reads its relevance from a file, which knows one version of each "
-                f"video: it needs frames.views=1, got {recipe.frames.views}"
+                f"video: it needs frames.temporal_augmentation=1, got {recipe.frames.temporal_augmentation}"
             )
         check_sizes(recipe, section, teacher)
-    check_set_scorer(recipe)
+    check_frame_set_scorer(recipe)
 
 
-def check_set_scorer(recipe: Recipe) -> None:
+def check_frame_set_scorer(recipe: Recipe) -> None:
     """Raise RecipeError if the teacher that is to score sets can only read scores of the videos that there are."""
     for section in recipe.teachers:
-        asked = recipe.losses.uses_sets and recipe.losses.sets.scorer == section.label
+        asked = recipe.losses.uses_frame_sets and recipe.losses.frame_sets.scorer == section.label
         if asked and reads_relevance(teacher_class(section)):
             raise RecipeError(
-                f"losses.sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets"
+                f"losses.frame_sets.scorer: {section.label!r} reads its scores from a file: it cannot score sets"
             )
 
 

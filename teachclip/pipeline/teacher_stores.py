@@ -32,7 +32,7 @@ Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 def teacher_fingerprint(work: Workspace, section: TeacherSection) -> str:
     """Return the hash of everything that a teacher's relevance for the training split depends on."""
-    return fingerprint_of(_circumstances(work, section, build_teacher(section, work.device)))
+    return fingerprint_of(_provenance(work, section, build_teacher(section, work.device)))
 
 
 def teacher_relevance(work: Workspace, section: TeacherSection) -> ArrayStore:
@@ -42,7 +42,7 @@ def teacher_relevance(work: Workspace, section: TeacherSection) -> ArrayStore:
     options: dict[str, Any] = {
         "captions": len(split.captions),
         "videos": len(split.videos) * work.views,
-        "circumstances": _circumstances(work, section, teacher),
+        "provenance": _provenance(work, section, teacher),
         "precision": work.recipe.teaching.precision,
         "label": f"{section.label} relevance",
     }
@@ -78,10 +78,10 @@ def verify_teacher(work: Workspace, section: TeacherSection, store: ArrayStore) 
     return verify_relevance(store, again, rows, columns, label=section.label)
 
 
-def _circumstances(work: Workspace, section: TeacherSection, teacher: Any) -> dict[str, Any]:
+def _provenance(work: Workspace, section: TeacherSection, teacher: Any) -> dict[str, Any]:
     options = {"name": section.name, **section.options}
     if not reads_relevance(teacher):
-        return work.circumstances(work.catalog.train, teacher, options, views=work.views)
+        return work.provenance(work.catalog.train, teacher, options, views=work.views)
     # The content of its files counts, not where they lie.
     files = teacher.files()
     facts = file_facts(
@@ -95,7 +95,7 @@ def _circumstances(work: Workspace, section: TeacherSection, teacher: Any) -> di
             "options": {key: value for key, value in options.items() if key not in files},
             "files": {name: {"bytes": fact["bytes"], "sha256": fact["sha256"]} for name, fact in facts.items()},
         },
-        "split": work.catalog.train.circumstances(),
+        "split": work.catalog.train.provenance(),
         "frames": work.recipe.frames.count,
     }
 
@@ -121,7 +121,7 @@ def _tokens(work: Workspace, section: TeacherSection, teacher: Teacher) -> tuple
         work.recipe.stores / work.training_name(f"tokens-{section.folder}"),
         teacher,
         work.inputs_for(teacher, work.catalog.train, work.views),
-        circumstances=_circumstances(work, section, teacher),
+        provenance=_provenance(work, section, teacher),
         batch_size=work.recipe.teaching.batch_size,
         device=work.device,
         processes=work.processes,

@@ -19,8 +19,8 @@ from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer, gives_frame_relevance, reads_relevance
 from teachclip.scoring.inputs import Inputs, PixelInputs
 from teachclip.training.batches import StoredRelevance
-from teachclip.training.frame_set_scorer import SetScorer
-from teachclip.training.frame_sets import SetPlan
+from teachclip.training.frame_set_scorer import FrameSetScorer
+from teachclip.training.frame_sets import FrameSetSampler
 from teachclip.training.task import DistillationTask, OnlineTeacher
 
 
@@ -59,7 +59,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
                 split,
                 targets=recipe.losses.frame_text.targets,
                 frame_temperature=section.frame_temperature,
-                clip=recipe.losses.frame_text.clip,
+                saturation=recipe.losses.frame_text.saturation,
             )
             found.stored.append(relevance)
             found.weights.append(section.weight)
@@ -67,14 +67,14 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
         teacher = build_teacher(section, work.device)
         prefix = shared_prefix(known, work.inputs_for(teacher, split, work.views))
         found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
-        if prefix or recipe.train.towers == "frozen":  # a student with tuned towers brings its own
+        if prefix or recipe.train.encoders == "frozen":  # a student with finetuned encoders brings its own
             found.extras[prefix] = known[prefix]
     found.say_frames(recipe)
     return found
 
 
 def build_task(
-    recipe: Recipe, student: StudentModel, teachers: Teachers, set_scorer: SetScorer | None = None
+    recipe: Recipe, student: StudentModel, teachers: Teachers, frame_set_scorer: FrameSetScorer | None = None
 ) -> DistillationTask:
     """Return what is trained: the student with its teachers and terms."""
     return DistillationTask(
@@ -83,40 +83,40 @@ def build_task(
         stored_weights=teachers.weights,
         online=teachers.online,
         by_confidence=recipe.teaching.weighting == "confidence",
-        set_scorer=set_scorer,
+        frame_set_scorer=frame_set_scorer,
     )
 
 
-def build_sets(
+def build_frame_sets(
     work: Workspace, split: Split, inputs: Inputs, unpaired: Unpaired | None = None
-) -> tuple[SetPlan | None, SetScorer | None]:
-    """Return the synthetic videos of a recipe and who scores them, or nothing if it has no set distillation.
+) -> tuple[FrameSetSampler | None, FrameSetScorer | None]:
+    """Return the synthetic videos of a recipe and who scores them, or nothing if it has no frame-set distillation.
 
     `inputs`: the student's, of the training split. Raises RecipeError for a teacher that cannot score new videos.
     """
-    recipe, term = work.recipe, work.recipe.losses.sets
-    if not recipe.losses.uses_sets:
+    recipe, term = work.recipe, work.recipe.losses.frame_sets
+    if not recipe.losses.uses_frame_sets:
         return None, None
     options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "repeats": term.repeats}
     options["seed"] = recipe.seed
     if unpaired is not None:
-        inputs = unpaired.join(inputs, work.backbone, towers=recipe.train.towers)
+        inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
     if term.scorer == "backbone":
-        return SetPlan(inputs, term.count, term.texts, **options), SetScorer(term.scale)
+        return FrameSetSampler(inputs, term.count, term.texts, **options), FrameSetScorer(term.scale)
     teacher: Any = build_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
-    # where a teacher can start from features of its own towers, they are stored and need not run in every step
+    # where a teacher can start from features of its own encoders, they are stored and need not run in every step
     has_features = isinstance(teacher, FeatureScorer) and hasattr(teacher, "clip")
-    towers = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "tuned"
+    encoders = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "finetuned"
     scored: Inputs = (
         work.feature_inputs(split, teacher.clip, work.views)
-        if towers == "frozen"
+        if encoders == "frozen"
         else work.inputs_for(teacher, split, work.views)
     )
     if unpaired is not None:
-        scored = unpaired.join(scored, teacher, towers=towers)
+        scored = unpaired.join(scored, teacher, encoders=encoders)
     least = getattr(teacher, "min_frames", 1)
-    plan = SetPlan(inputs, term.count, term.texts, **options, scorer=scored, scorer_width=least)
-    return plan, SetScorer(term.scale, teacher)
+    plan = FrameSetSampler(inputs, term.count, term.texts, **options, scorer=scored, scorer_width=least)
+    return plan, FrameSetScorer(term.scale, teacher)
 
 
 def is_stored(recipe: Recipe, section: TeacherSection) -> bool:

@@ -1,4 +1,4 @@
-"""Sharpen the gate of a trained student by the factor that the selection split prefers."""
+"""Sharpen the attention of a trained student by the factor that the selection split prefers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from teachclip.processes import Processes
 def sharpen(
     student: StudentModel, factors: Sequence[float], evaluate: Callable[[], Mapping[str, Any]], processes: Processes
 ) -> dict[str, Any]:
-    """Try factors on the gate's scores and leave the student with the best one.
+    """Try factors on the attention's scores and leave the student with the best one.
 
-    A factor f multiplies the scores before the gate, so it divides the pooling temperature; 1, the student as
+    A factor f multiplies the scores before the attention, so it divides the pooling temperature; 1, the student as
     trained, is always tried, and kept unless another is better. Best is the highest text-to-video recall at 1 of
-    `evaluate()`. A gate that learns with one temperature need not pool best with it; this costs one evaluation per
-    factor and no training, and is for students with and without teachers alike. Returns the chosen `factor` and
+    `evaluate()`. A attention that learns with one temperature need not pool best with it; this costs one evaluation
+    per factor and no training, and is for students with and without teachers alike. Returns the chosen `factor` and
     `tried`, recall at 1 by factor.
     """
     temperature = student.config.pooling_temperature
@@ -31,6 +31,6 @@ def sharpen(
 
 
 def set_pooling_temperature(student: StudentModel, temperature: float) -> None:
-    """Set the temperature of a student's gate, in the model and in what is saved with it."""
+    """Set the temperature of a student's attention, in the model and in what is saved with it."""
     student.config.pooling_temperature = temperature
     student.aggregation.temperature = temperature

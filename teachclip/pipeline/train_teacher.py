@@ -41,7 +41,7 @@ def train_teacher(
     """
     recipe = load_recipe(recipe, overrides)
     section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
-    from teachclip.data.batches import BatchPlan
+    from teachclip.data.batches import BatchSampler
     from teachclip.evaluation.evaluator import evaluate
     from teachclip.models.checkpoints import save_checkpoint
     from teachclip.models.clip import load_clip
@@ -70,26 +70,26 @@ def train_teacher(
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
     new_teacher = teacher_files.new_teacher(section, clip, seed=training.seed, **sizes)
-    freeze(new_teacher, towers=training.train.towers)
+    freeze(new_teacher, encoders=training.train.encoders)
     set_clip_weights(new_teacher, training.train.clip_weights)
-    towers = training.train.towers
-    if towers == "frozen" and not isinstance(new_teacher, FeatureScorer):
-        log(f"{section.name} reads more of its towers than one feature per text and frame: they run in every step")
-        towers = "tuned"  # of the inputs only: their weights stay frozen
-    inputs = work.inputs(work.catalog.train, clip, towers=towers, views=work.views)
+    encoders = training.train.encoders
+    if encoders == "frozen" and not isinstance(new_teacher, FeatureScorer):
+        log(f"{section.name} reads more of its encoders than one feature per text and frame: they run in every step")
+        encoders = "finetuned"  # of the inputs only: their weights stay frozen
+    inputs = work.inputs(work.catalog.train, clip, encoders=encoders, views=work.views)
     split = work.catalog.train
-    plan = BatchPlan(len(split.captions), training.train.batch_size, training.seed, work.views)
+    sampler = BatchSampler(len(split.captions), training.train.batch_size, training.seed, work.views)
     accelerator.init_trackers(recipe.name)
     selection = work.selection_split()
-    selection_inputs = work.inputs(selection, clip, towers=towers)
+    selection_inputs = work.inputs(selection, clip, encoders=encoders)
     progress = fit(
         TeacherTask(new_teacher),
         build.build_optimizer_for(new_teacher, training.optimizer),
-        TrainingBatches(inputs, split, plan, processes),
+        TrainingBatches(inputs, split, sampler, processes),
         accelerator,
         run,
         build.build_schedule(
-            training.train, training.optimizer, batches_per_epoch=plan.batches_per_epoch, seed=training.seed
+            training.train, training.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=training.seed
         ),
         lambda: evaluate(
             new_teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes

@@ -1,4 +1,4 @@
-"""Videos without captions and captions without videos, for set distillation to draw from beside training pairs."""
+"""Videos without captions and captions without videos, more to draw frame sets from."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Unpaired:
 
     def content(self) -> dict[str, Any]:
         """Return the hash of what is drawn from."""
-        return {NAME: fingerprint_of(self.work.circumstances(self.split, self.work.backbone, {}))}
+        return {NAME: fingerprint_of(self.work.provenance(self.split, self.work.backbone, {}))}
 
-    def join(self, inputs: Inputs, model: Any, *, towers: str) -> Inputs:
+    def join(self, inputs: Inputs, model: Any, *, encoders: str) -> Inputs:
         """Return `inputs` of the training split and, behind them, those of these videos and captions.
 
-        `model` reads them: its `clip` if the inputs are stored features (`towers` frozen), itself otherwise.
+        `model` reads them: its `clip` if the inputs are stored features (`encoders` frozen), itself otherwise.
         """
         own: Inputs
-        if towers == "frozen":
+        if encoders == "frozen":
             clip: nn.Module = getattr(model, "clip", model)
             own = self.work.feature_inputs(self.split, clip)
         else:
@@ -67,14 +67,14 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
     A video that cannot be read is left out, by name, and so are videos and captions that are among those to validate
     or test on. Raises DataError if there is nothing to read at all.
     """
-    term, train = work.recipe.losses.sets, work.catalog.train
+    term, train = work.recipe.losses.frame_sets, work.catalog.train
     if term.videos is None and term.captions is None:
         return None
     videos = list(train.videos[:1])
     if term.videos is not None:
         videos = _without_held_out(work, find_videos(term.videos))
         suffix = _name({"videos": [video.id for video in videos]})
-        frames = work.recipe.frames.model_copy(update={"views": 1})
+        frames = work.recipe.frames.model_copy(update={"temporal_augmentation": 1})
         recipe, every = work.recipe.model_copy(update={"frames": frames}), tuple(videos)
 
         def decode(transform: Any, name: str) -> Any:
@@ -97,10 +97,10 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
 
 def check_unpaired(recipe: Recipe) -> None:
     """Raise DataError, before anything is decoded, if unpaired videos or captions are not there."""
-    term = recipe.losses.sets
-    if recipe.losses.uses_sets and term.videos is not None:
+    term = recipe.losses.frame_sets
+    if recipe.losses.uses_frame_sets and term.videos is not None:
         find_videos(term.videos)
-    if recipe.losses.uses_sets and term.captions is not None:
+    if recipe.losses.uses_frame_sets and term.captions is not None:
         _read_captions(term.captions)
 
 
@@ -115,7 +115,9 @@ def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]
     if len(kept) < len(videos):
         log(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
     if not kept:
-        raise DataError(f"{work.recipe.losses.sets.videos} holds no other videos than those to validate or test on")
+        raise DataError(
+            f"{work.recipe.losses.frame_sets.videos} holds no other videos than those to validate or test on"
+        )
     return kept
 
 
@@ -140,21 +142,23 @@ def _plain(text: str) -> str:
 
 
 def check_unseen(recipe: Recipe, test: Split) -> None:
-    """Raise RecipeError if set distillation would draw from test: for who chooses without having read that split."""
-    term = recipe.losses.sets
-    if not recipe.losses.uses_sets:
+    """Raise RecipeError if frame-set distillation would draw from the test split."""
+    term = recipe.losses.frame_sets
+    if not recipe.losses.uses_frame_sets:
         return
     if term.captions is not None:
         seen = {_plain(caption.text) for caption in test.captions}
         if both := [text for text in _read_captions(term.captions) if _plain(text) in seen]:
-            raise RecipeError(f"losses.sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}")
+            raise RecipeError(
+                f"losses.frame_sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}"
+            )
     if term.videos is not None:
         same_size: dict[int, set[Path]] = {}
         for path in (video.path for video in test.videos if video.path.exists()):
             same_size.setdefault(path.stat().st_size, set()).add(path)
         for path in find_videos(term.videos).values():
             if any(file_hash(path) == file_hash(other) for other in same_size.get(path.stat().st_size, ())):
-                raise RecipeError(f"losses.sets.videos: {path} is a test video; give a folder of other videos")
+                raise RecipeError(f"losses.frame_sets.videos: {path} is a test video; give a folder of other videos")
 
 
 def _read_captions(path: Path) -> list[str]:

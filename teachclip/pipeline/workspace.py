@@ -22,7 +22,7 @@ from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, RecipeError
 from teachclip.models.families import family_of, vocabulary_size
-from teachclip.models.mean_pooling import TowerFeatures
+from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
 from teachclip.pipeline.build import (
@@ -79,7 +79,7 @@ class Workspace:
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
             "selected_on": self.recipe.data.select_on,
-            "left_out": dict(self.catalog.left_out),
+            "excluded": dict(self.catalog.excluded),
             "partial": self.catalog.partial,
             "overlaps": describe_overlaps(self.overlaps),
             **({"partly_decoded": partial} if partial else {}),
@@ -93,8 +93,8 @@ class Workspace:
 
     @property
     def views(self) -> int:
-        """How many views of a training video there are; everything else sees view 0, the frame plan itself."""
-        return self.recipe.frames.views
+        """How many views of a training video there are; everything else sees view 0, the frame sampling itself."""
+        return self.recipe.frames.temporal_augmentation
 
     def training_name(self, name: str) -> str:
         """Return the name of a store about the training split, which has a row for each view of a video."""
@@ -103,10 +103,10 @@ class Workspace:
     def inputs_for(self, model: Any, split: Split, views: int = 1) -> PixelInputs:
         """Return token ids and decoded frames of a split as `model` reads them: by its attribute `preprocessing`.
 
-        Without one it reads what the student reads. Raises RecipeError if its towers then are of another family.
+        Without one it reads what the student reads. Raises RecipeError if its encoders then are of another family.
         """
-        how, towers = getattr(model, "preprocessing", None), getattr(model, "clip", self.backbone)
-        family, own = (family_of(found.config).name for found in (towers, self.backbone))
+        how, encoders = getattr(model, "preprocessing", None), getattr(model, "clip", self.backbone)
+        family, own = (family_of(found.config).name for found in (encoders, self.backbone))
         if how is None and family != own:
             raise RecipeError(
                 f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of {own}: name "
@@ -149,9 +149,7 @@ class Workspace:
             self._other_frames[folder] = frames
         return self._other_frames[folder]
 
-    def circumstances(
-        self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1
-    ) -> dict[str, Any]:
+    def provenance(self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
         how = getattr(model, "preprocessing", None) or self.preprocessing
         inputs = self.inputs_for(model, split)
@@ -164,22 +162,22 @@ class Workspace:
                 "settings": architecture_hash(model),
                 "weights": weights_hash(model),
             },
-            "split": split.circumstances(),
+            "split": split.provenance(),
             "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
-            "frames": inputs.frames.circumstances_of([video.id for video in split.videos], views),
+            "frames": inputs.frames.provenance_of([video.id for video in split.videos], views),
             "normalisation": {"mean": list(how.mean), "std": list(how.std)},
         }
 
     def feature_inputs(self, split: Split, clip: nn.Module, views: int = 1) -> FeatureInputs:
-        """Return the stored features of frozen towers; compute them if they are not stored yet."""
-        scorer = TowerFeatures(clip).to(self.device).eval()
+        """Return the stored features of frozen encoders; compute them if they are not stored yet."""
+        scorer = EncoderFeatures(clip).to(self.device).eval()
         name = split.name if views == 1 else self.training_name(split.name)
         folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / name
         texts, videos = store_scorer_tokens(
             folder,
             scorer,
             self.pixel_inputs(split, views=views),
-            circumstances=self.circumstances(split, scorer, {}, views),
+            provenance=self.provenance(split, scorer, {}, views),
             batch_size=self.recipe.teaching.batch_size,
             device=self.device,
             processes=self.processes,
@@ -187,9 +185,9 @@ class Workspace:
         )
         return FeatureInputs(texts, videos)
 
-    def inputs(self, split: Split, clip: nn.Module, *, towers: str, views: int = 1) -> Inputs:
-        """Return what a student or teacher with frozen or tuned towers trains on."""
-        if towers == "frozen":
+    def inputs(self, split: Split, clip: nn.Module, *, encoders: str, views: int = 1) -> Inputs:
+        """Return what a student or teacher with frozen or finetuned encoders trains on."""
+        if encoders == "frozen":
             return self.feature_inputs(split, clip, views)
         return self.pixel_inputs(split, views=views)
 
@@ -197,7 +195,7 @@ class Workspace:
         """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
         splits = {"train": (self.catalog.train, self.views), "selection": (self.selection_split(), 1)}
         found = {
-            name: fingerprint_of(self.circumstances(split, self.backbone, {}, views))
+            name: fingerprint_of(self.provenance(split, self.backbone, {}, views))
             for name, (split, views) in splits.items()
         }
         return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
@@ -233,7 +231,7 @@ def build_workspace(
     decode = functools.partial(build_frames, recipe, processes, videos, training)
     frames = decode(processor.transform, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
-    for video_id, reason in sorted(catalog.left_out.items()):
+    for video_id, reason in sorted(catalog.excluded.items()):
         log(f"left out {video_id}: {reason}")
     for video in catalog.videos:
         if video.id in frames.partial:

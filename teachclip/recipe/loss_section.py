@@ -41,25 +41,25 @@ class FrameTextTerm(_Term):
 
     weight: Weight = 2.0
     kind: Literal["cross_entropy", "binary_cross_entropy", "pearson", "smooth_l1"] = Field(
-        "cross_entropy", description="binary_cross_entropy: for student.gate=sigmoid, every frame by itself"
+        "cross_entropy", description="binary_cross_entropy: for student.attention=sigmoid, every frame by itself"
     )
     temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
     targets: Literal["pair", "video"] = Field(
         "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
     )
-    clip: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    saturation: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="with targets=video: the share of captions from which on a frame is fully relevant"
     )
 
     @model_validator(mode="after")
-    def _clip_needs_video(self) -> FrameTextTerm:
-        if self.clip is not None and self.targets != "video":
-            raise ValueError("clip needs targets=video")
+    def _saturation_needs_video(self) -> FrameTextTerm:
+        if self.saturation is not None and self.targets != "video":
+            raise ValueError("saturation needs targets=video")
         return self
 
 
-class SetsTerm(_Term):
-    """Set distillation: random sets of training frames as synthetic videos, scored against random captions."""
+class FrameSetsTerm(_Term):
+    """Frame-set distillation: random sets of training frames as synthetic videos, scored against random captions."""
 
     weight: Weight = Field(0.0, description="0: off")
     scorer: str = Field(
@@ -81,7 +81,7 @@ class SetsTerm(_Term):
     captions: PathValue | None = Field(None, description="text file with more captions to draw from, one per line")
 
     @model_validator(mode="after")
-    def _in_order(self) -> SetsTerm:
+    def _in_order(self) -> FrameSetsTerm:
         if self.frames[0] > self.frames[1]:
             raise ValueError(f"frames is {self.frames}: the fewest come first")
         return self
@@ -96,45 +96,45 @@ class Losses(Section):
     contrastive: ContrastiveTerm = ContrastiveTerm()
     video_text: VideoTextTerm = VideoTextTerm()
     frame_text: FrameTextTerm = FrameTextTerm()
-    sets: SetsTerm = SetsTerm()
+    frame_sets: FrameSetsTerm = FrameSetsTerm()
 
     @property
-    def uses_sets(self) -> bool:
-        """Whether there is set distillation at any time of the run."""
-        return self.sets.is_used
+    def uses_frame_sets(self) -> bool:
+        """Whether there is frame-set distillation at any time of the run."""
+        return self.frame_sets.is_used
 
 
 def check_losses(recipe: Any) -> Iterator[str]:
     """Yield what is wrong between the losses of a recipe and its other parts."""
     losses, student, labels = recipe.losses, recipe.student, [teacher.label for teacher in recipe.teachers]
-    terms = [losses.contrastive, losses.sets, *([losses.video_text, losses.frame_text] if labels else [])]
+    terms = [losses.contrastive, losses.frame_sets, *([losses.video_text, losses.frame_text] if labels else [])]
     if not any(term.is_used for term in terms):
         who = "" if labels else " and there are no teachers"
         yield f"every term of losses that is used has weight 0{who}: nothing to train on"
-    if not labels and not losses.uses_sets and losses.contrastive.end_weight is not None:
+    if not labels and not losses.uses_frame_sets and losses.contrastive.end_weight is not None:
         yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
     is_binary = losses.frame_text.kind == "binary_cross_entropy"
-    if labels and losses.frame_text.is_used and is_binary != (student.gate == "sigmoid"):
+    if labels and losses.frame_text.is_used and is_binary != (student.attention == "sigmoid"):
         yield (
-            f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.gate={student.gate}: "
-            "binary_cross_entropy is for the sigmoid gate, the other kinds for softmax"
+            f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.attention={student.attention}: "
+            "binary_cross_entropy is for the sigmoid attention, the other kinds for softmax"
         )
-    if losses.uses_sets:
-        yield from _check_sets(recipe, ["backbone", *labels])
+    if losses.uses_frame_sets:
+        yield from _check_frame_sets(recipe, ["backbone", *labels])
 
 
-def _check_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
-    term, student = recipe.losses.sets, recipe.student
+def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
+    term, student = recipe.losses.frame_sets, recipe.student
     if term.scorer not in scorers:
         known = ", ".join(scorers)
-        yield f"losses.sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
-    if not student.heads and not student.temporal_layers:
-        yield "losses.sets teaches residual heads and the temporal transformer; this student has neither"
+        yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
+    if not student.adapters and not student.temporal_layers:
+        yield "losses.frame_sets teaches residual adapters and the temporal transformer; this student has neither"
     if term.frames[1] > recipe.frames.count:
-        yield f"losses.sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
+        yield f"losses.frame_sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
     if recipe.frames.store != "none":
         return
-    if recipe.train.towers == "tuned" or term.scorer != "backbone":
-        yield "losses.sets reads frames of many videos at random, which frames.store=none cannot: use disk"
+    if recipe.train.encoders == "finetuned" or term.scorer != "backbone":
+        yield "losses.frame_sets reads frames of many videos at random, which frames.store=none cannot: use disk"
     if term.videos is not None:
-        yield "losses.sets.videos needs frames.store=disk"
+        yield "losses.frame_sets.videos needs frames.store=disk"

@@ -18,15 +18,17 @@ from teachclip.recipe.loss_section import Losses, check_losses
 class Frames(Section):
     """Which frames of a video are read."""
 
-    plan: Literal["per_second", "intervals", "clip2video"] = Field(
+    sampling: Literal["per_second", "intervals", "clip2video"] = Field(
         "per_second",
         description="per_second: frames of every second, then uniform (CLIP4Clip); intervals: X-Pool's; clip2video",
     )
     count: Count = Field(12, description="frames per video")
     rate: Count = Field(1, description="per_second: frames a second; clip2video: keep one in so many of 5 a second")
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
-    views: Count = Field(1, description="of each training video, in turn: the plan, and views - 1 jittered ones")
-    jitter_seed: int = Field(0, description="what jittered views depend on, beside the video and their number")
+    temporal_augmentation: Count = Field(
+        1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"
+    )
+    augmentation_seed: int = Field(0, description="seed of the shifted versions")
     store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
     on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
@@ -51,28 +53,28 @@ class Student(Section):
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
     mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
-    gate: Literal["softmax", "sigmoid"] = Field(
+    attention: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="how frame scores become weights; sigmoid: every frame by itself, for several events"
     )
-    gate_input: Literal["after", "before"] = Field(
-        "after", description="whether the frame-weighting head reads frames after the temporal transformer or before"
+    attention_input: Literal["after", "before"] = Field(
+        "after", description="whether the frame attention reads frames after the temporal transformer or before"
     )
-    gate_rescale: bool = Field(False, description="what that head reads is brought to a mean square of 1")
-    heads: list[Literal["frame", "pooled", "text"]] = Field(
-        default_factory=list, description="light residual heads; a text head is run once per query"
+    attention_rescale: bool = Field(False, description="what that head reads is brought to a mean square of 1")
+    adapters: list[Literal["frame", "pooled", "text"]] = Field(
+        default_factory=list, description="residual adapters; the text adapter runs once per query"
     )
-    head_width: Count | None = Field(None, description="inner width of the heads; null: 4 x the joint width")
-    sharpening: list[Positive] = Field(
+    adapter_width: Count | None = Field(None, description="inner width of the adapters; null: 4 x the joint width")
+    temperature_scaling: list[Positive] = Field(
         default_factory=list,
-        description="factors on the trained gate's scores, tried on the selection split; the best one is exported",
+        description="factors on the trained attention scores, tried on the selection split; the best one is exported",
     )
 
-    @field_validator("heads")
+    @field_validator("adapters")
     @classmethod
-    def _each_once(cls, heads: list[str]) -> list[str]:
-        if twice := [place for place in dict.fromkeys(heads) if heads.count(place) > 1]:
+    def _each_once(cls, adapters: list[str]) -> list[str]:
+        if twice := [place for place in dict.fromkeys(adapters) if adapters.count(place) > 1]:
             raise ValueError(f"{twice[0]} stands twice")
-        return heads
+        return adapters
 
 
 class Optimizer(Section):
@@ -80,9 +82,9 @@ class Optimizer(Section):
 
     name: Literal["bert_adam", "adamw"] = Field("bert_adam", description="bert_adam: as published; adamw: torch's")
     lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
-    clip_lr: Weight = Field(1e-7, description="rate of the backbone, when towers are tuned; 0 freezes it")
-    aggregation_lr: Positive = Field(1e-3, description="rate of the frame-weighting head (published: 10 x lr)")
-    heads_lr: Positive | None = Field(None, description="rate of the residual heads; null: aggregation_lr")
+    clip_lr: Weight = Field(1e-7, description="rate of the backbone, when encoders are finetuned; 0 freezes it")
+    attention_lr: Positive = Field(1e-3, description="rate of the frame attention (published: 10 x lr)")
+    adapter_lr: Positive | None = Field(None, description="rate of the residual adapters; null: attention_lr")
     weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
     schedule: Literal["published", "warmup_cosine"] = Field(
         "published", description="published: cosine over the whole run; warmup_cosine: cosine after the warm-up"
@@ -94,7 +96,9 @@ class Optimizer(Section):
 class Train(Section):
     """How long, in which batches, on what."""
 
-    towers: Literal["tuned", "frozen"] = Field("tuned", description="frozen: CLIP's embeddings are stored once")
+    encoders: Literal["finetuned", "frozen"] = Field(
+        "finetuned", description="frozen: CLIP's embeddings are stored once"
+    )
     batch_size: Count = Field(120, description="pairs per step, over all processes together")
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
     steps: Count | None = Field(None, description="optimizer steps; or give epochs")
@@ -115,8 +119,8 @@ class Train(Section):
 
 def _check_float16(train: Train, optimizer: Optimizer) -> None:
     for key, got, needed, why in (
-        ("train.towers", train.towers, "tuned", "frozen towers do not move"),
-        ("train.mixed_precision", train.mixed_precision, "no", "the towers compute in float16 by themselves"),
+        ("train.encoders", train.encoders, "finetuned", "frozen encoders do not move"),
+        ("train.mixed_precision", train.mixed_precision, "no", "the encoders compute in float16 by themselves"),
         ("optimizer.name", optimizer.name, "bert_adam", "second moment and eps of adamw underflow in float16"),
     ):
         if train.clip_weights == "float16" and got != needed:

@@ -100,7 +100,7 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
         f"{error:.1f} points (one standard error), alike for all models."
     )
     lines.append(
-        "All students pool with the gate as it was trained. Sharpening it after training, chosen on validation for "
+        "All students pool with frame attention as trained. Post-hoc temperature scaling, chosen on validation for "
         "every arm alike, can close most of such a difference: `teachclip measure-gain` measures it over several "
         "worlds, and the README says what came out."
     )

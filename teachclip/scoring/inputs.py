@@ -1,4 +1,4 @@
-"""What a scorer is fed with: decoded frames and token ids, or the stored features of frozen towers.
+"""What a scorer is fed with: decoded frames and token ids, or the stored features of frozen encoders.
 
 Both kinds offer the same two methods, so that training, precomputing and evaluation are written once.
 """
@@ -46,7 +46,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class PixelInputs:
-    """Token ids and decoded frames, for towers that run.
+    """Token ids and decoded frames, for encoders that run.
 
     `frame_rows` are the rows of the split's videos among the frames; with several views first those of view 0, then
     those of view 1, and each counts as a video here. `mean` and `std` (3,) are CLIP's.
@@ -81,7 +81,7 @@ class PixelInputs:
 
 @dataclass
 class FeatureInputs:
-    """Stored raw features of frozen CLIP towers; kept in memory, they are small."""
+    """Stored raw features of frozen CLIP encoders; kept in memory, they are small."""
 
     text_store: ArrayStore
     video_store: ArrayStore
@@ -169,7 +169,9 @@ def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
 
 def _feature_scorer(scorer: Scorer) -> FeatureScorer:
     if not isinstance(scorer, FeatureScorer):
-        raise TypeError(f"{type(scorer).__name__} cannot score stored tower features; it needs pixels and token ids")
+        raise TypeError(
+            f"{type(scorer).__name__} cannot score stored encoder features; it needs pixels and token ids"
+        )
     return scorer
 
 

@@ -78,24 +78,26 @@ def video_frame_targets(
     caption_videos: np.ndarray,
     *,
     frame_mask: np.ndarray | None = None,
-    clip: float | None = None,
+    saturation: float | None = None,
     block: int = 65536,
 ) -> np.ndarray:
     """Return one distribution over frames per video: the confidence-weighted mean of its captions' relevance.
 
     `target_v = sum_c p_c q_c / sum_c p_c` over the captions c of video v, then brought to sum 1 over valid frames, as
-    the softmax gate of the student needs. Where all p_c of a video are 0 (they underflowed) its captions count alike.
+    the softmax attention of the student needs. Where all p_c of a video are 0 (they underflowed) its captions count
+    alike.
 
-    With `clip`, q_c is relative to the frame that caption c looks at most, and what many captions say of a frame is
-    limited: `target_v ~ min(1, sum_c p_c (q_c / max q_c) / sum_c p_c / clip)`. A frame that a share `clip` of the
-    captions speaks of is then as right as one that all speak of, so that no event of a video drowns another.
+    With `saturation`, q_c is relative to the frame that caption c looks at most, and what many captions say of a
+    frame is limited: `target_v ~ min(1, sum_c p_c (q_c / max q_c) / sum_c p_c / saturation)`. A frame that a share
+    `saturation` of the captions speaks of is then as right as one that all speak of, so that no event of a video
+    drowns another.
 
     `frame_relevance`: (captions, frames), of any float type, or a function that reads a slice of its rows.
     `confidence`: (captions,) p_c >= 0, as from `teacher_confidence`. `caption_videos`: (captions,) int, the video row
     of each caption, in any order. `frame_mask`: (videos, frames) bool, True on real frames; without it all are real
     and there are as many videos as caption_videos names. Returns (videos, frames) float32, 0 on padded frames. Raises
-    ValueError on unequal sizes, bad values, a clip outside (0, 1], a video without captions, or one without relevance
-    on its valid frames.
+    ValueError on unequal sizes, bad values, a saturation outside (0, 1], a video without captions, or one without
+    relevance on its valid frames.
     """
     owners = _video_rows(caption_videos)
     videos = len(frame_mask) if frame_mask is not None else int(owners.max(initial=-1)) + 1
@@ -104,12 +106,12 @@ def video_frame_targets(
         raise ValueError(f"caption_videos names video {owners.max()}, but frame_mask has {videos} videos")
     if not counts.all():
         raise ValueError(f"video {int(np.argmin(counts))} has no caption; every video needs at least one")
-    if clip is not None and not 0 < clip <= 1:
-        raise ValueError(f"clip must be above 0 and at most 1, got {clip}")
+    if saturation is not None and not 0 < saturation <= 1:
+        raise ValueError(f"saturation must be above 0 and at most 1, got {saturation}")
     weights = _weights(confidence, owners, videos)
-    mean = _weighted_mean(frame_relevance, weights, owners, videos, block, relative=clip is not None)
-    if clip is not None:
-        mean = np.minimum(mean / clip, 1)
+    mean = _weighted_mean(frame_relevance, weights, owners, videos, block, relative=saturation is not None)
+    if saturation is not None:
+        mean = np.minimum(mean / saturation, 1)
     if frame_mask is not None:
         if frame_mask.dtype != np.bool_ or frame_mask.shape != mean.shape:
             got = f"{frame_mask.dtype} of shape {frame_mask.shape}"

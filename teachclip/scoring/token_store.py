@@ -1,6 +1,6 @@
 """Compute once, keep on disk: tokens of texts and videos, and the teachers' relevance.
 
-Each function is resumable, may run in several processes at once, and refuses a store made under other circumstances.
+Each function is resumable, may run in several processes at once, and refuses a store made under other provenance.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def store_tokens(
     *,
     items: int,
     encode: Encode,
-    circumstances: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     batch_size: int,
     rows_per_shard: int,
     processes: Processes,
@@ -68,9 +68,9 @@ def store_tokens(
     """Encode items 0 to items - 1 into a store with one array per token name. Returns the complete store.
 
     `ahead`, as `read_ahead`, is told what `encode` is going to be asked for. Raises StoreError if the store at `path`
-    was made under other circumstances.
+    was made under other provenance.
     """
-    done = complete_store(path, circumstances, processes)
+    done = complete_store(path, provenance, processes)
     if done is not None:
         return done
     sample = encode(np.arange(1))
@@ -79,7 +79,7 @@ def store_tokens(
         for name, tensor in sample.items()
     }
     store = ArrayStore.open_or_create(
-        path, circumstances=circumstances, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
+        path, provenance=provenance, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
     )
     missing = store.missing_shards(processes.index, processes.count)
     batches = {shard: _batches(store.shard_rows(shard), batch_size) for shard in missing}
@@ -89,7 +89,7 @@ def store_tokens(
             joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
             store.write_shard(shard, joined)
     processes.wait()
-    return ArrayStore.open(path, circumstances=circumstances)
+    return ArrayStore.open(path, provenance=provenance)
 
 
 def _batches(rows: range, size: int) -> list[np.ndarray]:
@@ -102,7 +102,7 @@ def store_scorer_tokens(
     scorer: Scorer,
     inputs: Inputs,
     *,
-    circumstances: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     batch_size: int,
     device: torch.device | str,
     processes: Processes,
@@ -120,7 +120,7 @@ def store_scorer_tokens(
         folder / "texts",
         items=inputs.text_count,
         encode=encode_texts,
-        circumstances={**circumstances, "of": "texts"},
+        provenance={**provenance, "of": "texts"},
         batch_size=8 * batch_size,
         rows_per_shard=TEXTS_PER_SHARD,
         processes=processes,
@@ -130,7 +130,7 @@ def store_scorer_tokens(
         folder / "videos",
         items=inputs.video_count,
         encode=encode_videos,
-        circumstances={**circumstances, "of": "videos"},
+        provenance={**provenance, "of": "videos"},
         batch_size=batch_size,
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
@@ -151,7 +151,7 @@ def store_relevance(
     *,
     captions: int,
     videos: int,
-    circumstances: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     precision: str,
     processes: Processes,
     label: str,
@@ -160,34 +160,34 @@ def store_relevance(
 
     `compute` returns both of some captions by name, as `relevance_rows` does; not called if the store is complete. A
     row holds all videos: a shard is as many captions as fit into about 64 MB. Raises StoreError on other
-    circumstances, or if a logit does not fit into `precision`.
+    provenance, or if a logit does not fit into `precision`.
     """
-    circumstances = {**circumstances, "precision": precision}
-    done = complete_store(path, circumstances, processes)
+    provenance = {**provenance, "precision": precision}
+    done = complete_store(path, provenance, processes)
     if done is not None:
         return done
     arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
     row_bytes = videos * np.dtype(precision).itemsize
     rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
     store = ArrayStore.open_or_create(
-        path, circumstances=circumstances, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
+        path, provenance=provenance, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
     )
     for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
         found = compute(np.asarray(store.shard_rows(shard)))
         store.write_shard(shard, {name: array.astype(precision) for name, array in found.items()})
     processes.wait()
-    return ArrayStore.open(path, circumstances=circumstances)
+    return ArrayStore.open(path, provenance=provenance)
 
 
-def complete_store(path: Path, circumstances: Mapping[str, Any], processes: Processes) -> ArrayStore | None:
-    """Return the store at `path` if it is complete and was made under `circumstances`; None if it is still to make.
+def complete_store(path: Path, provenance: Mapping[str, Any], processes: Processes) -> ArrayStore | None:
+    """Return the store at `path` if it is complete and was made under `provenance`; None if it is still to make.
 
     All processes get the same answer: each looks before any of them goes on to write. Raises StoreError if the store
-    was made under other circumstances.
+    was made under other provenance.
     """
     found = None
     if (path / "manifest.json").exists():
-        store = ArrayStore.open(path, circumstances=circumstances, complete=False)
+        store = ArrayStore.open(path, provenance=provenance, complete=False)
         found = store if store.complete else None
     return found if all(processes.gather(found is not None)) else None
 

@@ -1,4 +1,4 @@
-"""Which frames a gate looks at, told by the embedded world's own record of what is in them."""
+"""Which frames a attention looks at, told by the embedded world's own record of what is in them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from teachclip.data.annotations.catalog import Split
-from teachclip.data.video.sampling import plan_indices
+from teachclip.data.video.sampling import sample_indices
 from teachclip.errors import DataError
 from teachclip.evaluation.evaluator import evaluate
-from teachclip.models.frame_attention import gate_shares
+from teachclip.models.frame_attention import attention_weights
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.pipeline import build, teacher_files
@@ -32,7 +32,7 @@ DEVICE = torch.device("cpu")
 
 
 def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -> dict[str, Any]:
-    """Measure the exported student of a run with its gate sharpened by every factor.
+    """Measure the exported student of a run with its attention sharpened by every factor.
 
     A factor f multiplies the trained frame scores before the pooling softmax, so it divides the pooling temperature;
     1 is the student as trained. Returns, per factor as text, what `evaluate` returns and `frames`, the mean pooling
@@ -51,7 +51,9 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
         temperature = recipe.student.pooling_temperature / factor
         set_pooling_temperature(student, temperature)
         metrics = evaluate(student, inputs, split, build.build_blocks(recipe), DEVICE)
-        weights = gate_shares(scores, videos["frame_mask"], temperature=temperature, gate=student.config.gate)
+        weights = attention_weights(
+            scores, videos["frame_mask"], temperature=temperature, attention=student.config.attention
+        )
         measured[f"{factor:g}"] = {**metrics, "frames": weight_by_kind(weights, kinds)}
     return measured
 
@@ -110,7 +112,7 @@ def frame_kinds(work: Workspace, split: Split) -> np.ndarray:
 
 def _sampled(codes: str, recipe: Recipe) -> list[str]:
     """Return the codes of the frames that the recipe's plan samples; `codes` has one letter per frame."""
-    return [codes[index] for index in plan_indices(build.build_plan(recipe), len(codes), FRAME_RATE)]
+    return [codes[index] for index in sample_indices(build.build_frame_sampling(recipe), len(codes), FRAME_RATE)]
 
 
 def weight_by_kind(weights: Tensor, kinds: np.ndarray) -> dict[str, float]:

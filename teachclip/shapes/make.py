@@ -18,7 +18,7 @@ from teachclip.store.files import explain_failed_write, locked_folder, write_ato
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 if TYPE_CHECKING:
-    from teachclip.shapes.pretraining import PretrainingPlan
+    from teachclip.shapes.pretraining import PretrainingSettings
 
 MANIFEST, STARTED, CLIP_RECORD = "manifest.json", "manifest.partial.json", "pretraining.json"
 VERSION = 1
@@ -35,7 +35,7 @@ def make_shapes(
     seed: int = 0,
     clip_seed: int = 0,
     workers: int = 2,
-    clip: PretrainingPlan | None = None,
+    clip: PretrainingSettings | None = None,
     clip_from: str | Path | None = None,
     progress: bool = True,
 ) -> bool:
@@ -47,7 +47,7 @@ def make_shapes(
     experiment should start from one CLIP. Raises DataError if the folder holds something else or the preset is
     unknown, and StoreError if the folder cannot be written.
     """
-    from teachclip.shapes.pretraining import PretrainingPlan
+    from teachclip.shapes.pretraining import PretrainingSettings
 
     numbers = find_preset(preset)
     world = WorldPlan(
@@ -58,7 +58,7 @@ def make_shapes(
     )
     if workers < 1:
         raise DataError(f"workers is {workers}; allowed: 1 or more")
-    pretraining = clip or PretrainingPlan(seed=clip_seed)
+    pretraining = clip or PretrainingSettings(seed=clip_seed)
     clip_settings = asdict(pretraining) if clip_from is None else _clip_record(Path(clip_from) / "clip")["settings"]
     settings = {"version": VERSION, "world": world.settings(), "encoder": dict(ENCODER), "clip": clip_settings}
     root = Path(folder)
@@ -128,7 +128,7 @@ def _start(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _make_clip(folder: Path, plan: PretrainingPlan, source: str | Path | None, progress: bool) -> None:
+def _make_clip(folder: Path, plan: PretrainingSettings, source: str | Path | None, progress: bool) -> None:
     """Pre-train or copy the tiny CLIP; the folder appears when it is whole."""
     from teachclip.shapes.pretraining import pretrain_clip
 

@@ -63,8 +63,8 @@ DEFAULT = Preset("1 or 2 events per video; most other shots are distractors with
 
 PRESETS: Mapping[str, Preset] = {
     "default": DEFAULT,
-    # Here a gate that sees one frame at a time can learn to skip empty scenes and nothing else, so there are more of
-    # them: with the 90 % of `default` nearly every frame would show an event, eight or so per video.
+    # Here a attention that sees one frame at a time can learn to skip empty scenes and nothing else, so there are
+    # more of them: with the 90 % of `default` nearly every frame would show an event, eight or so per video.
     "plain": Preset(
         "distractors look like events: no frame tells which are captioned", border=False, distractor_share=0.45
     ),
@@ -76,9 +76,9 @@ PRESETS: Mapping[str, Preset] = {
         "videos of twice the length with 2 to 4 events", overrides=("frames.count=24",), frames=72, events=(2, 4)
     ),
     "many": Preset("1600 videos to train on in place of 400, besides 300 for validation", train_videos=1900),
-    # The text tower of the tiny CLIP was never shown "then". In it the feature of "A then B" is mostly that of A, so
-    # that a student finds the right twin by weighing the event that comes first: it needs a temporal transformer, and
-    # a higher rate of learning than `default`. A model without one can only toss a coin between twins.
+    # The text encoder of the tiny CLIP was never shown "then". In it the feature of "A then B" is mostly that of A,
+    # so that a student finds the right twin by weighing the event that comes first: it needs a temporal transformer,
+    # and a higher rate of learning than `default`. A model without one can only toss a coin between twins.
     "order": Preset(
         "every video has a twin with its two events in the other order; captions say which came first",
         overrides=("optimizer.lr=3e-4",),

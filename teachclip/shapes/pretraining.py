@@ -33,7 +33,7 @@ MAX_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class PretrainingPlan:
+class PretrainingSettings:
     """Everything that the weights of the tiny CLIP depend on."""
 
     seed: int = 0
@@ -93,7 +93,7 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(result)
 
 
-def build_tiny_clip(plan: PretrainingPlan, tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_tiny_clip(plan: PretrainingSettings, tokenizer: CLIPTokenizer) -> CLIPModel:
     """Build an untrained CLIP of 64-pixel frames, drawn from torch's global generator."""
     heads = max(1, plan.width // 64)  # the rule by which official state dicts are read
     shared = {
@@ -126,7 +126,7 @@ def build_tiny_clip(plan: PretrainingPlan, tokenizer: CLIPTokenizer) -> CLIPMode
 class SingleFrames:
     """Frames with one event each and a caption for each: what the tiny CLIP is trained or tested on."""
 
-    def __init__(self, plan: PretrainingPlan, tokenizer: CLIPTokenizer, *, count: int, index: int) -> None:
+    def __init__(self, plan: PretrainingSettings, tokenizer: CLIPTokenizer, *, count: int, index: int) -> None:
         rng = stream(Purpose.PRETRAINING, plan.seed, index)
         pictures, events = render_singles(count, rng, plan.border_share)
         self.pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
@@ -158,7 +158,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def train(clip: CLIPModel, data: SingleFrames, plan: PretrainingPlan, *, progress: bool = True) -> float:
+def train(clip: CLIPModel, data: SingleFrames, plan: PretrainingSettings, *, progress: bool = True) -> float:
     """Train in place; returns the mean share of texts that preferred their own frame in the last tenth of steps."""
     optimizer = torch.optim.AdamW(clip.parameters(), lr=plan.lr, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, plan.steps, plan.warmup))
@@ -208,7 +208,7 @@ def silence_unseen_tokens(clip: CLIPModel, seen: Sequence[int]) -> None:
     table[unseen] = 0
 
 
-def pretrain_clip(folder: Path, plan: PretrainingPlan, *, progress: bool = True) -> dict[str, float]:
+def pretrain_clip(folder: Path, plan: PretrainingSettings, *, progress: bool = True) -> dict[str, float]:
     """Pre-train a tiny CLIP and write it, its tokenizer and its image settings into `folder` for transformers.
 
     Deterministic for a plan on one machine and number of threads. Returns its recall on 500 fresh frames

@@ -12,8 +12,8 @@ A store is a folder. Any program in any language can write one:
      "rows": 9000,                       rows of every array, over all shards
      "rows_per_shard": 512,              shard k holds rows k*512 .. (k+1)*512 - 1, the last shard what is left
      "arrays": {"video_text": {"dtype": "float16", "shape": [9000]}},   shape of ONE row, numpy names of types
-     "circumstances": {...},             all that the numbers depend on, as JSON
-     "fingerprint": "..."}               may be left out: sha256 of `circumstances` as JSON in UTF-8 with sorted keys,
+     "provenance": {...},             all that the numbers depend on, as JSON
+     "fingerprint": "..."}               may be left out: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
 
 What `shard-00003.json` holds is in `teachclip.store.commit_record`. Write the arrays under temporary names ending in
@@ -59,7 +59,7 @@ class ArrayStore:
     def __init__(self, manifest: Manifest):
         self._manifest = manifest
         self.path, self.rows, self.rows_per_shard = manifest.path, manifest.rows, manifest.rows_per_shard
-        self.arrays, self.circumstances = manifest.arrays, manifest.circumstances
+        self.arrays, self.provenance = manifest.arrays, manifest.provenance
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self._marks: dict[int, Mark] = {}
@@ -72,7 +72,7 @@ class ArrayStore:
         cls,
         path: str | Path,
         *,
-        circumstances: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         arrays: Mapping[str, ArraySpec],
         rows: int,
         rows_per_shard: int,
@@ -80,27 +80,27 @@ class ArrayStore:
         """Open the store at `path` to write it, or make it. Several processes may do so at once.
 
         A store that exists keeps its own `rows_per_shard`. Raises StoreError, naming the difference, if it was made
-        under other circumstances or holds other arrays or another number of rows.
+        under other provenance or holds other arrays or another number of rows.
         """
         specs = {name: ArraySpec(spec.dtype, tuple(map(int, spec.shape))) for name, spec in arrays.items()}
-        wanted = Manifest(Path(path), int(rows), int(rows_per_shard), specs, circumstances)
+        wanted = Manifest(Path(path), int(rows), int(rows_per_shard), specs, provenance)
         found = wanted.create_or_read()
-        found.refuse_circumstances(circumstances)
+        found.refuse_circumstances(provenance)
         found.refuse_arrays(wanted.rows, specs)
         return cls(found)
 
     @classmethod
     def open(
-        cls, path: str | Path, *, circumstances: Mapping[str, Any] | None = None, complete: bool = True
+        cls, path: str | Path, *, provenance: Mapping[str, Any] | None = None, complete: bool = True
     ) -> ArrayStore:
         """Open a store to read it; `complete=False` also opens one that is still being written.
 
-        Raises StoreError if there is no store of this format, if it was made under other circumstances than those
+        Raises StoreError if there is no store of this format, if it was made under other provenance than those
         given, or if shards are missing.
         """
         manifest = Manifest.read(Path(path))
-        if circumstances is not None:
-            manifest.refuse_circumstances(circumstances)
+        if provenance is not None:
+            manifest.refuse_circumstances(provenance)
         store = cls(manifest)
         if complete and (missing := store.missing_shards()):
             raise StoreError(
@@ -108,9 +108,9 @@ class ArrayStore:
             )
         return store
 
-    def renewed(self, circumstances: Mapping[str, Any]) -> ArrayStore:
+    def renewed(self, provenance: Mapping[str, Any]) -> ArrayStore:
         """Change what the store is said to depend on, for who knows that no row it holds depends on the change."""
-        return ArrayStore(self._manifest.rewrite(circumstances))
+        return ArrayStore(self._manifest.rewrite(provenance))
 
     @property
     def complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""What stored numbers depend on ("circumstances"), as one hash and as words that say what differs."""
+"""What stored numbers depend on ("provenance"), as one hash and as words that say what differs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from teachclip.errors import StoreError
 SHOWN = 3
 
 
-def fingerprint_of(circumstances: Mapping[str, Any]) -> str:
-    """Return the sha256 of `circumstances` in canonical JSON. Raises StoreError if they are not JSON."""
-    return hashlib.sha256(_canonical(circumstances).encode()).hexdigest()
+def fingerprint_of(provenance: Mapping[str, Any]) -> str:
+    """Return the sha256 of `provenance` in canonical JSON. Raises StoreError if they are not JSON."""
+    return hashlib.sha256(_canonical(provenance).encode()).hexdigest()
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ def _canonical(value: Any) -> str:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError) as error:
-        raise StoreError(f"circumstances must be JSON (text, numbers, lists, mappings): {error}") from error
+        raise StoreError(f"provenance must be JSON (text, numbers, lists, mappings): {error}") from error
     return text
 
 

@@ -35,7 +35,7 @@ class Manifest:
     rows: int
     rows_per_shard: int
     arrays: Mapping[str, ArraySpec]
-    circumstances: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
@@ -63,11 +63,11 @@ class Manifest:
         try:
             specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in found["arrays"].items()}
             rows, per_shard = int(found["rows"]), int(found["rows_per_shard"])
-            manifest = cls(path, rows, per_shard, specs, dict(found["circumstances"]))
+            manifest = cls(path, rows, per_shard, specs, dict(found["provenance"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{file} is not the manifest of a store: {error!r}") from error
         if found.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
-            raise StoreError(f"{file}: fingerprint and circumstances disagree, so it was edited or damaged")
+            raise StoreError(f"{file}: fingerprint and provenance disagree, so it was edited or damaged")
         return manifest
 
     def create_or_read(self) -> Manifest:
@@ -89,9 +89,9 @@ class Manifest:
             raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
         return Manifest.read(self.path)
 
-    def rewrite(self, circumstances: Mapping[str, Any]) -> Manifest:
-        """Put a manifest with other circumstances in the place of this one and return it."""
-        changed = replace(self, circumstances=circumstances)
+    def rewrite(self, provenance: Mapping[str, Any]) -> Manifest:
+        """Put a manifest with other provenance in the place of this one and return it."""
+        changed = replace(self, provenance=provenance)
         data = changed.to_json()
         try:
             with locked_folder(self.path):
@@ -102,8 +102,8 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the circumstances."""
-        return fingerprint_of(self.circumstances)
+        """The sha256 of the provenance."""
+        return fingerprint_of(self.provenance)
 
     @property
     def shards(self) -> int:
@@ -114,14 +114,14 @@ class Manifest:
         """Return the content of the file."""
         arrays = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in self.arrays.items()}
         head = {"format": FORMAT, "version": VERSION, "rows": self.rows, "rows_per_shard": self.rows_per_shard}
-        body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "circumstances": self.circumstances}
+        body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "provenance": self.provenance}
         return json.dumps(body, indent=1).encode()
 
     def refuse_circumstances(self, wanted: Mapping[str, Any]) -> None:
-        """Raise StoreError, naming what differs, unless the store was made under the circumstances `wanted`."""
-        if difference := describe_difference(self.circumstances, wanted):
+        """Raise StoreError, naming what differs, unless the store was made under the provenance `wanted`."""
+        if difference := describe_difference(self.provenance, wanted):
             raise StoreError(
-                f"{self.path} was made under other circumstances: {difference}; delete the folder or choose another"
+                f"{self.path} was made under other provenance: {difference}; delete the folder or choose another"
             )
 
     def refuse_arrays(self, rows: int, arrays: Mapping[str, ArraySpec]) -> None:

@@ -46,12 +46,12 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                     arm.name,
                     f"data.{other[0]} is not that of the baseline: all must be measured on the same data",
                 )
-            tried = recipe.student.sharpening
+            tried = recipe.student.temperature_scaling
             factors = factors if factors is not None else tried
             if not set(tried) <= set(factors):
                 yield (
                     arm.name,
-                    f"student.sharpening is {tried}, a choice that the baseline does not have: {factors}",
+                    f"student.temperature_scaling is {tried}, a choice that the baseline does not have: {factors}",
                 )
             for teacher in (teacher for teacher in recipe.teachers if teacher.training is not None):
                 if made.setdefault(teacher.checkpoint, teacher.training) != teacher.training:
@@ -68,9 +68,9 @@ def _baseline_first(plan: Plan) -> list[Arm]:
 
 def _peeks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Say what would let the choice see test, or mix the seeds up."""
-    data, more = recipe.data, recipe.losses.sets.videos
-    if more is not None and recipe.losses.uses_sets and _overlap(more, data.videos):
-        yield f"losses.sets.videos is {more}, which may hold test videos; give a folder of other videos"
+    data, more = recipe.data, recipe.losses.frame_sets.videos
+    if more is not None and recipe.losses.uses_frame_sets and _overlap(more, data.videos):
+        yield f"losses.frame_sets.videos is {more}, which may hold test videos; give a folder of other videos"
     if data.select_on == "test":
         yield "data.select_on is test: the checkpoint would be chosen on test; allowed: validation"
     elif plan.world is not None and data.validation is None:

@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """An arm's evaluations of the test split, one per fresh seed, and how much its gate looks at which frames.
+    """An arm's evaluations of the test split, one per fresh seed, and how much its attention looks at which frames.
 
     `runs` are mappings as `evaluate` returns them; `frames`, where the arm weighs frames, has per seed the mean
     weight on frames of each of `FRAME_KINDS`.
@@ -99,7 +99,7 @@ def difference_table(title: str, differences: Sequence[Mapping[str, Any]]) -> Ta
 
 
 def frame_table(title: str, arms: Sequence[ArmRuns]) -> Table:
-    """Return the mean weight that every arm's gate puts on frames of each kind, in percent."""
+    """Return the mean weight that every arm's attention puts on frames of each kind, in percent."""
     rows = [
         [arm.label, *(_cell([100 * frames[kind] for frames in arm.frames]) for kind in FRAME_KINDS)]
         for arm in arms
@@ -115,7 +115,7 @@ def chosen_table(title: str, arms: Sequence[ArmRuns]) -> Table:
         for arm in arms
         if arm.chosen is not None
     ]
-    return Table(title, ["model", "settings", "gate sharpness", "validation R@1"], rows)
+    return Table(title, ["model", "settings", "attention sharpness", "validation R@1"], rows)
 
 
 def trials_table(title: str, candidates: Mapping[str, Sequence[Candidate]]) -> Table:

@@ -77,7 +77,7 @@ def family(
     )
 
 
-_LR, _HEAD, _STEPS = "optimizer.lr", "optimizer.aggregation_lr", "train.steps"
+_LR, _HEAD, _STEPS = "optimizer.lr", "optimizer.attention_lr", "train.steps"
 _MATCH = "losses.frame_text.temperature"
 PUBLISHED = family(
     "published",

@@ -1,6 +1,6 @@
 """The plan of `teachclip measure-gain`: the seeds, and the trials that follow from them and the arms.
 
-Every arm has the same number of settings, is measured at the same factors of gate sharpness, and uses the same
+Every arm has the same number of settings, is measured at the same factors of attention sharpness, and uses the same
 development seeds. The report says where a chosen value lies on the edge of its grid.
 """
 
@@ -104,7 +104,7 @@ class Plan:
 
 def picks(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return what validation chooses: `tuned` over settings and sharpness, `plain` over settings alone."""
-    return {"tuned": choose(candidates), "plain": choose([item for item in candidates if item.sharpness == 1])}
+    return {"finetuned": choose(candidates), "plain": choose([item for item in candidates if item.sharpness == 1])}
 
 
 def whole(

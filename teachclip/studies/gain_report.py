@@ -35,8 +35,8 @@ from teachclip.studies.gain_plan import SHARPNESS, Plan, picks
 Results = Mapping[str, Mapping[str, Any]]
 COMPARED = ("R@1", "R@5", "R@10", "sum")
 WAYS = {
-    "tuned": "gate sharpness chosen on validation",
-    "plain": "gate as trained, settings chosen for that",
+    "finetuned": "attention sharpness chosen on validation",
+    "plain": "attention as trained, settings chosen for that",
 }
 
 
@@ -55,7 +55,7 @@ def build_gain_report(
         for arm in family.arms
     }
     chosen = {
-        f"{family.label}: {arm.label}": picks(candidates[family.name, arm.name])["tuned"]
+        f"{family.label}: {arm.label}": picks(candidates[family.name, arm.name])["finetuned"]
         for family in plan.families
         for arm in family.arms
     }
@@ -79,7 +79,7 @@ def write_gain_report(report: Mapping[str, Any], folder: Path) -> None:
     """Write `report.json`, `report.md` and pictures into a folder, and print the tables."""
     pictures = []
     for section in report["sections"]:
-        if can_draw() and section["way"] == "tuned":
+        if can_draw() and section["way"] == "finetuned":
             path = folder / f"recall-{section['family']}.png"
             draw_recall(section["picture"], path)
             pictures.append((path.name, section["title"]))
@@ -117,7 +117,7 @@ def _section(family: Family, way: str, what: str, arms: Sequence[ArmRuns]) -> di
     tables = [
         recall_table(title, arms),
         difference_table("Paired differences", differences),
-        frame_table("Weight of the gate, %", arms),
+        frame_table("Weight of the attention, %", arms),
         chosen_table("Chosen on validation", arms),
     ]
     shown = [arm for arm in arms if arm.name != "event_frames"]
@@ -166,12 +166,12 @@ def _about(plan: Plan) -> list[str]:
     return [
         f"Over {len(plan.seeds)} fresh seeds ({plan.seeds[0]} to {plan.seeds[-1]}): mean ± standard deviation, and "
         "paired differences with 95% t intervals and wins. A seed is new videos, captions, teacher, student "
-        "initialisation and batches; the pre-trained CLIP is the same file. Towers frozen. Per seed "
+        "initialisation and batches; the pre-trained CLIP is the same file. Encoders frozen. Per seed "
         f"{plan.sizes.train_videos - held_out} videos to train on with 8 noisy captions each, {held_out} for "
         f"validation, and {plan.sizes.test_videos} for test with 5 clean captions each.",
         f"Every arm of a family was tuned alike: {trials} settings, each on the validation split of the same "
         f"{len(plan.dev_seeds)} development seeds ({plan.dev_seeds[0]} to {plan.dev_seeds[-1]}), and after training "
-        f"the gate's scores times {sharpness}; the highest mean validation R@1 (text to video) is chosen. Arms that "
+        f"attention scores times {sharpness}; the highest mean validation R@1 (text to video) is chosen. Arms that "
         "choose a match temperature get it instead of some of the learning rates, so their number of trials is the "
         "same. The step is chosen on validation in every run. Test was measured once, after all choices.",
         "`sum` adds R@1, R@5 and R@10 of both directions. `mean of the true event frames` is no model: it averages "
@@ -184,7 +184,7 @@ def _commands(plan: Plan, candidates: Mapping[tuple[str, str], Sequence[Candidat
     found = {}
     for family in plan.families:
         for arm in family.arms:
-            job = plan.test_job(plan.seeds[0], family, arm, picks(candidates[family.name, arm.name])["tuned"])
+            job = plan.test_job(plan.seeds[0], family, arm, picks(candidates[family.name, arm.name])["finetuned"])
             where = " ".join(f"{key}={value}" for key, value in job.places().items())
             words = " ".join(map(shlex.quote, (*job.settings, f"seed={job.seed}")))
             found[f"{family.label}: {arm.label}"] = (

@@ -31,7 +31,7 @@ class Job(Trial):
 
     `kind` is `world` (make it, train its teacher, precompute), `tune` (train a student, measure it on validation) or
     `test` (train a student, measure it on test). `settings` are overrides of the recipe. `sharpness`: the factors on
-    the trained gate's scores at which the student is measured.
+    the trained attention's scores at which the student is measured.
     """
 
     kind: str
@@ -113,7 +113,7 @@ def _make_world(job: Job) -> dict[str, Any]:
 
 
 def _discard_other(job: Job) -> None:
-    """Delete the folder of the seed if it was made under other circumstances, and note those of now."""
+    """Delete the folder of the seed if it was made under other provenance, and note those of now."""
     home = Path(job.places()["TEACHCLIP_RUNS"])
     mark = home / "fingerprint"
     if home.exists() and (not mark.exists() or mark.read_text(encoding="utf-8") != job.fingerprint):

@@ -1,7 +1,7 @@
 """The trials of `teachclip ablate`: prepare the data of a seed, or train one student on it and measure it.
 
 Everything in them goes through the commands that a user would type. Nothing here deletes a world, a teacher or a
-store: those commands refuse what was made under other circumstances, and say what differs.
+store: those commands refuse what was made under other provenance, and say what differs.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Train(_OfSeed):
     """Train a student and measure it: `tune` on validation, without the test split, or `test` on test.
 
     The result has `step`, `seconds` of the whole run (None if it went on after an interruption), `parameters` that
-    were trained, `validation`, `test`, and where the recipe tries it `sharpening`.
+    were trained, `validation`, `test`, and where the recipe tries it `temperature_scaling`.
     """
 
     kind: str = "tune"
@@ -183,7 +183,7 @@ class Train(_OfSeed):
         results = distill(recipe)
         seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
-            key: results[key] for key in ("step", "validation", "test", "sharpening") if key in results
+            key: results[key] for key in ("step", "validation", "test", "temperature_scaling") if key in results
         }
         kept |= {"seconds": seconds, "parameters": _trained_parameters(output)}
         shutil.rmtree(output)
@@ -209,13 +209,13 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     test = work.split("test")
-    if recipe.train.towers == "frozen":
+    if recipe.train.encoders == "frozen":
         for split in work.catalog.splits:
             work.feature_inputs(split, work.backbone, work.views if split is work.catalog.train else 1)
     if recipe.teaching.source == "stored":
         for section in recipe.teachers:
             work.relevance(section)
-    own = {"test": fingerprint_of(work.circumstances(test, work.backbone, {}))}
+    own = {"test": fingerprint_of(work.provenance(test, work.backbone, {}))}
     sizes = {split.name: [len(split.videos), len(split.captions)] for split in work.catalog.splits}
     return {**work.content(recipe.teachers), **own}, sizes
 

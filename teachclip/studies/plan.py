@@ -144,7 +144,7 @@ class Plan:
 
     def _unpaired(self, recipe: Recipe) -> Stamps:
         """Return the stamps of unpaired files as they were when the plan was made: folders are walked once."""
-        key = recipe.losses.sets.model_dump_json()
+        key = recipe.losses.frame_sets.model_dump_json()
         if key not in self._stamps:
             self._stamps[key] = unpaired_stamps(recipe)
         return self._stamps[key]

@@ -37,7 +37,7 @@ def prepared_by(recipe: Recipe) -> dict[str, Any]:
         kept = values["teachers"][teacher.label]
         del kept["checkpoint"]
         kept["training"] = teacher.training and teacher.training.model_dump(mode="json", exclude={"seed"})
-    return {**values, "towers": recipe.train.towers, "source": recipe.teaching.source}
+    return {**values, "encoders": recipe.train.encoders, "source": recipe.teaching.source}
 
 
 def trained_by(recipe: Recipe) -> str:
@@ -53,9 +53,9 @@ def trained_by(recipe: Recipe) -> str:
 
 
 def unpaired_stamps(recipe: Recipe) -> Stamps:
-    """Return the stamps of what set distillation draws from beside the training pairs."""
-    term = recipe.losses.sets
-    return file_stamps(term.captions, term.videos) if recipe.losses.uses_sets else {}
+    """Return the stamps of what frame-set distillation draws from beside the training pairs."""
+    term = recipe.losses.frame_sets
+    return file_stamps(term.captions, term.videos) if recipe.losses.uses_frame_sets else {}
 
 
 def file_stamps(*paths: Path | None) -> Stamps:

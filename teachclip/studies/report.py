@@ -116,7 +116,9 @@ def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
     return Effort(
         seconds=[result["seconds"] for result in results if result["seconds"] is not None],
         parameters=results[0]["parameters"],
-        sharpening=[result["sharpening"]["factor"] for result in results if result.get("sharpening")],
+        temperature_scaling=[
+            result["temperature_scaling"]["factor"] for result in results if result.get("temperature_scaling")
+        ],
     )
 
 
@@ -169,12 +171,12 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def _sharpening(plan: Plan) -> str:
-    """Say from how many factors the sharpness of the gate was chosen."""
+    """Say from how many factors the sharpness of the attention was chosen."""
     arms = plan.comparison.arms
-    counts = sorted({len(plan.load(plan.settings(arm, arm.grid[0])).student.sharpening) for arm in arms})
+    counts = sorted({len(plan.load(plan.settings(arm, arm.grid[0])).student.temperature_scaling) for arm in arms})
     if counts == [0]:
         return ""
-    return f", and so is the sharpness of the gate, by {' or '.join(map(str, counts))} factors beside 1"
+    return f", and so is the sharpness of the attention, by {' or '.join(map(str, counts))} factors beside 1"
 
 
 def _commands(plan: Plan, chosen: Mapping[str, Candidate], prepared: Results) -> dict[str, str]:

@@ -18,12 +18,12 @@ class Effort:
     """What an arm took, one value per fresh seed.
 
     `seconds` of the runs that were not interrupted, `parameters` that were trained, and where the run chose a
-    sharpness after training, `sharpening`.
+    sharpness after training, `temperature_scaling`.
     """
 
     seconds: Sequence[float]
     parameters: int
-    sharpening: Sequence[float] = ()
+    temperature_scaling: Sequence[float] = ()
 
 
 def cost_table(title: str, arms: Sequence[ArmRuns], efforts: Mapping[str, Effort]) -> Table:
@@ -59,7 +59,7 @@ def choices_table(
     efforts: Mapping[str, Effort],
 ) -> Table:
     """Return what validation chose for every arm, and which of it is the smallest or largest value that was tried."""
-    sharpened = any(effort.sharpening for effort in efforts.values())
+    sharpened = any(effort.temperature_scaling for effort in efforts.values())
     rows = []
     for arm in arms:
         if arm.chosen is None:
@@ -67,10 +67,10 @@ def choices_table(
         score = f"{arm.chosen.mean:.1f}" if arm.chosen.scores else "not tuned"
         on_edge = ", ".join(edges(arm.chosen, tried[arm.name], least=2)) or "none"
         row = [arm.label, " ".join(arm.chosen.settings) or "as the arm says", score, on_edge]
-        factors = efforts[arm.name].sharpening
+        factors = efforts[arm.name].temperature_scaling
         rows.append([*row, *([", ".join(f"{factor:g}" for factor in factors) or "none"] if sharpened else [])])
     header = ["model", "settings", "validation R@1", "on the edge of the grid"]
-    return Table(title, [*header, *(["sharpening, by seed"] if sharpened else [])], rows)
+    return Table(title, [*header, *(["temperature_scaling, by seed"] if sharpened else [])], rows)
 
 
 def tried_table(title: str, tried: Mapping[str, Sequence[Candidate]], seeds: Sequence[int]) -> Table:

@@ -23,7 +23,7 @@ TEMPERED = "_tempered"
 _RATES = grid(
     {
         "optimizer.lr": ("3e-5",),
-        "optimizer.aggregation_lr": ("1e-3", "3e-3", "1e-2"),
+        "optimizer.attention_lr": ("1e-3", "3e-3", "1e-2"),
         "train.steps": ("300",),
     }
 )

@@ -38,13 +38,13 @@ def build_teachers_report(plan: Plan, worlds: Results, candidates: Candidates, t
         for label in NAMES
         if (runs := [world["teachers"][label] for world in made])
     }
-    plain, sharpened = (_students(plan, candidates, tests, way) for way in ("plain", "tuned"))
+    plain, sharpened = (_students(plan, candidates, tests, way) for way in ("plain", "finetuned"))
     zero_shot = ArmRuns("zero_shot", "zero-shot mean pooling", [world["zero_shot"] for world in made])
     tried = {arm.label: candidates[plan.families[0].name, arm.name] for arm in plan.families[0].arms}
     tables = [
         _main_table(teachers, plain, sharpened),
-        recall_table("Gate as trained", [zero_shot, *plain.values(), *teachers.values()]),
-        recall_table("Gate sharpened after training", list(sharpened.values())),
+        recall_table("Attention as trained", [zero_shot, *plain.values(), *teachers.values()]),
+        recall_table("Attention sharpened after training", list(sharpened.values())),
         frame_table("Weight on frames as trained, %", [*plain.values(), *teachers.values()]),
         chosen_table("Chosen on validation, as trained", list(plain.values())),
         chosen_table("Chosen on validation, sharpened", list(sharpened.values())),
@@ -103,7 +103,7 @@ def _main_table(
         for arms in (plain, sharpened):
             row += [_mean(arms[name]), _gain(arms[name], arms["undistilled"]) if labels else ""]
         rows.append(row)
-    header = ["taught by", "teacher's R@1", "student's R@1", "gain", "gate sharpened: R@1", "gain"]
+    header = ["taught by", "teacher's R@1", "student's R@1", "gain", "attention sharpened: R@1", "gain"]
     return Table("Text to video, R@1", header, rows)
 
 
@@ -125,7 +125,7 @@ def _about(plan: Plan) -> list[str]:
     return [
         f"Mean ± standard deviation over {len(plan.seeds)} fresh seeds ({plan.seeds[0]} to {plan.seeds[-1]}); gains "
         "are paired with the undistilled student of the same seed, with 95% t intervals. A seed is new videos, "
-        "captions, teachers, students and batches; the pre-trained CLIP is the same file, and its towers are frozen.",
+        "captions, teachers, students and batches; the pretrained CLIP is the same file, its encoders frozen.",
         f"Every arm got {trials} settings, each measured on the validation split of the same development seeds "
         f"({', '.join(map(str, plan.dev_seeds))}): three rates of the frame weighting, or three frame temperatures; "
         f"sharpened means its scores times {sharpness} after training, chosen there too. Test was measured once.",

@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Callable[..., Annotations]:
 
     def read_without_test(**files: Any) -> Annotations:
         found: Annotations = read(**files)
-        left_out = {split: reasons for split, reasons in found.left_out.items() if split != "test"}
-        return replace(found, test=None, left_out=left_out)
+        excluded = {split: reasons for split, reasons in found.excluded.items() if split != "test"}
+        return replace(found, test=None, excluded=excluded)
 
     return read_without_test

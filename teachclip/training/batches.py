@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from teachclip.data.annotations.catalog import Split
-from teachclip.data.batches import BatchPlan
+from teachclip.data.batches import BatchSampler
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, read_ahead
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
-from teachclip.training.frame_sets import SetPlan
+from teachclip.training.frame_sets import FrameSetSampler
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class StoredRelevance:
         *,
         targets: str,
         frame_temperature: float = 1.0,
-        clip: float | None = None,
+        saturation: float | None = None,
     ) -> StoredRelevance:
         """Teach from a relevance store of `split`; `targets` is `pair`, or `video` to aggregate over captions.
 
-        `clip`: see `video_frame_targets`.
+        `saturation`: see `video_frame_targets`.
         """
         if targets == "pair" or "frame_text" not in store.arrays:
             return cls(store, None, frame_temperature)
@@ -60,7 +60,9 @@ class StoredRelevance:
         for view, own in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
             among = slice(view * videos, (view + 1) * videos)  # each view among the videos' same view
             logits = functools.partial(_columns_of, store, among)
-            found.append(video_frame_targets(own, teacher_confidence(logits, columns), columns, clip=clip))
+            found.append(
+                video_frame_targets(own, teacher_confidence(logits, columns), columns, saturation=saturation)
+            )
         return cls(store, np.concatenate(found), frame_temperature)
 
     @property
@@ -99,11 +101,11 @@ class TrainingBatches(Dataset[Batch]):
         self,
         inputs: Inputs,
         split: Split,
-        plan: BatchPlan,
+        sampler: BatchSampler,
         processes: Processes,
         relevances: Sequence[StoredRelevance] = (),
         extras: Mapping[str, Inputs] | None = None,
-        sets: SetPlan | None = None,
+        sets: FrameSetSampler | None = None,
     ) -> None:
         """`extras`: more inputs, for online teachers, by the prefix that their names get in the batch.
 
@@ -112,15 +114,15 @@ class TrainingBatches(Dataset[Batch]):
         """
         self.sets = sets
         self.inputs, self.extras = inputs, dict(extras or {})
-        self.split, self.plan = split, plan
+        self.split, self.sampler = split, sampler
         self.share = processes.index, processes.count
         self.caption_videos = split.caption_videos
         self.relevances = list(relevances)
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
-        rows = self.plan.rows(step).copy()  # the plan's own are read-only, which torch does not know
-        local = self.plan.local(step, *self.share).copy()
+        rows = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
+        local = self.sampler.local(step, *self.share).copy()
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
             found = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
@@ -138,7 +140,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def _columns(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Return the rows, among all views of all videos, of what these pairs see in `step`."""
-        return self.plan.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
+        return self.sampler.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
 
     def pair_ids(self, row: int) -> dict[str, str]:
         """Name a training pair for a person."""
@@ -165,6 +167,6 @@ class TrainingBatches(Dataset[Batch]):
         )
         with contextlib.ExitStack() as stack:
             for inputs in sources:
-                coming = (self._columns(step, self.plan.local(step, *self.share)) for step in range(start, steps))
+                coming = (self._columns(step, self.sampler.local(step, *self.share)) for step in range(start, steps))
                 stack.enter_context(read_ahead(inputs, coming))
             yield from loader

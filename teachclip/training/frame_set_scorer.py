@@ -1,4 +1,4 @@
-"""Set distillation in one step: the student's scores of synthetic videos, and those that it should have."""
+"""Frame-set distillation in one step: the student's scores of synthetic videos, and those that it should have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teachclip.models.encoding import evaluating
-from teachclip.models.mean_pooling import TowerFeatures
+from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch
@@ -18,7 +18,7 @@ from teachclip.training.frame_sets import SCORER, STUDENT
 
 
 @dataclass(frozen=True)
-class SetScorer:
+class FrameSetScorer:
     """Scores sets of frames against texts, by late interaction of the backbone's features or by a teacher.
 
     `scale`: the factor on the late interaction's cosines. `teacher`: scores in its place, on the logit scale.
@@ -30,13 +30,13 @@ class SetScorer:
     def logits(self, student: StudentModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the student's logits and the target's, both (texts, sets) of all processes, float32.
 
-        What the sets teach is the temporal transformer, the residual heads and the logit scale: no gradient reaches
-        the towers, and the gate takes no part, for every frame of a set counts alike.
+        What the sets teach is the temporal transformer, the residual adapters and the logit scale: no gradient
+        reaches the encoders, and the attention takes no part, for every frame of a set counts alike.
         """
         inputs = _part(batch, STUDENT)
         features = _features(student, inputs)
         texts = student.texts_from_features(features["text"])["embeds"]
-        sets = student.sets_from_features(features["frames"], inputs["shares"])["embeds"]
+        sets = student.frame_sets_from_features(features["frames"], inputs["shares"])["embeds"]
         own = student.score({"embeds": gather_with_gradient(texts)}, {"embeds": gather_with_gradient(sets)})
         return own, self._targets(features, _part(batch, SCORER))
 
@@ -69,11 +69,11 @@ def _part(batch: Batch, prefix: str) -> Batch:
 @torch.no_grad()
 def _features(student: StudentModel, inputs: Batch) -> Tokens:
     """Return raw features of the backbone: `text` (texts, dim), `frames` (sets, frames, dim), and `mask`."""
-    towers = TowerFeatures(student.backbone)
+    encoders = EncoderFeatures(student.backbone)
     text, frames = inputs.get("text_features"), inputs.get("frame_features")
     with evaluating(student):  # some families have dropout, which would blur the targets
         if text is None:
-            text = encode_text_batch(towers, inputs)["features"]
+            text = encode_text_batch(encoders, inputs)["features"]
         if frames is None:
-            frames = encode_video_batch(towers, inputs)["frame_features"]
+            frames = encode_video_batch(encoders, inputs)["frame_features"]
     return {"text": text.float(), "frames": frames.float(), "mask": inputs["frame_mask"]}

@@ -1,4 +1,4 @@
-"""Synthetic videos for set distillation: which frames and captions a step takes, and how they are read."""
+"""Synthetic videos for frame-set distillation: which frames and captions a step takes, and how they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from teachclip.errors import LaunchError
 from teachclip.scoring.inputs import Batch, Inputs
 
-STUDENT, SCORER = "sets.", "scored_sets."
+STUDENT, SCORER = "frame_sets.", "scored_frame_sets."
 """What the names of the sets' inputs begin with in a batch: those of the student, and of a teacher that scores."""
 
 BLOCK = 64
@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SetPlan:
+class FrameSetSampler:
     """The sets of every step: a function of the seed and the step alone, whatever the number of processes.
 
     A set holds `fewest` to `most` frames, all numbers alike, each of a random video, and each counts 1 to `repeats`
@@ -83,9 +83,7 @@ def check_shares(count: int, texts: int, processes: int) -> None:
     """Raise LaunchError unless sets and captions of a step can be shared out evenly."""
     for name, number in (("count", count), ("texts", texts)):
         if number % processes:
-            raise LaunchError(
-                f"losses.sets.{name} is {number}, which does not divide by {processes} processes; allowed: a multiple"
-            )
+            raise LaunchError(f"losses.frame_sets.{name} is {number}, not a multiple of {processes} processes")
 
 
 def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:

@@ -29,10 +29,10 @@ class Term:
 class DistillationTerms:
     """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
 
-    Not published: set distillation, `sets`, for a task that has a `SetScorer`.
+    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`.
     """
 
     contrastive: Term = Term(0.2)
     video_text: Term = Term(1.0, "pearson")
     frame_text: Term = Term(2.0, "cross_entropy")
-    sets: Term = Term(0.0)
+    frame_sets: Term = Term(0.0)

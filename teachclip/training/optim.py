@@ -1,7 +1,7 @@
 """Optimisation as published (BertAdam, its schedule and parameter groups) and its modern alternative (AdamW).
 
 TeachCLIP takes over the settings of CLIP4Clip (Luo et al. 2021, section 4.2): a tiny rate for CLIP, a common one for
-new parameters, ten times that for the frame-weighting head.
+new parameters, ten times that for the frame attention.
 """
 
 from __future__ import annotations
@@ -67,33 +67,33 @@ def parameter_groups(
     *,
     lr: float,
     clip_lr: float,
-    aggregation_lr: float,
+    attention_lr: float,
     weight_decay: float,
-    heads_lr: float | None = None,
+    adapter_lr: float | None = None,
     clip_prefix: str | None = None,
-    aggregation_prefix: str = "aggregation.",
+    attention_prefix: str = "aggregation.",
 ) -> list[dict[str, Any]]:
     """Return the published groups of a model's trainable parameters, in the published order, empty ones left out.
 
-    CLIP, new parameters, and the frame-weighting head, told apart by the prefixes of their names, each with and
-    without decay; then, where there are any, the residual heads, by default at the frame-weighting head's rate. No
+    CLIP, new parameters, and the frame attention, told apart by the prefixes of their names, each with and
+    without decay; then, where there are any, the residual adapters, by default at the frame attention's rate. No
     decay is for names that end in `bias` and nothing else: the official rule also spares `LayerNorm` names, but its
     norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.
 
-    Each group has `name` ("clip", "new", "aggregation", "heads", with "_no_decay" added), `params`, `lr` and
-    `initial_lr` (the rate before the schedule) and `weight_decay`. `clip_prefix` None: see `tower_prefix`. Raises
+    Each group has `name` ("clip", "new", "attention", "adapters", with "_no_decay" added), `params`, `lr` and
+    `initial_lr` (the rate before the schedule) and `weight_decay`. `clip_prefix` None: see `encoder_prefix`. Raises
     RecipeError if no parameter is trainable.
     """
-    clip_prefix = tower_prefix(model) if clip_prefix is None else clip_prefix
-    rates = {"clip": clip_lr, "new": lr, "aggregation": aggregation_lr, "heads": heads_lr or aggregation_lr}
-    order = ["clip", "new", "clip_no_decay", "new_no_decay", "aggregation", "aggregation_no_decay"]
-    order += ["heads", "heads_no_decay"]
+    clip_prefix = encoder_prefix(model) if clip_prefix is None else clip_prefix
+    rates = {"clip": clip_lr, "new": lr, "attention": attention_lr, "adapters": adapter_lr or attention_lr}
+    order = ["clip", "new", "clip_no_decay", "new_no_decay", "attention", "attention_no_decay"]
+    order += ["adapters", "adapters_no_decay"]
     members: dict[str, list[nn.Parameter]] = {name: [] for name in order}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "clip" if name.startswith(clip_prefix) else "new"
-            part = "aggregation" if name.startswith(aggregation_prefix) else part
-            part = "heads" if name.startswith("heads.") else part
+            part = "attention" if name.startswith(attention_prefix) else part
+            part = "adapters" if name.startswith("heads.") else part
             members[part + ("_no_decay" if name.endswith("bias") else "")].append(parameter)
     groups = [
         {
@@ -111,8 +111,8 @@ def parameter_groups(
     return groups
 
 
-def tower_prefix(model: nn.Module) -> str:
-    """Return what the names of a model's towers begin with: `backbone.` in students, `clip.` in teachers."""
+def encoder_prefix(model: nn.Module) -> str:
+    """Return what the names of a model's encoders begin with: `backbone.` in students, `clip.` in teachers."""
     return "backbone." if hasattr(model, "backbone") else "clip."
 
 
@@ -121,9 +121,9 @@ def freeze_clip_inputs(model: nn.Module, *, clip_prefix: str | None = None) -> l
 
     Of another dual encoder in a student the same parts are frozen: see `teachclip.models.backbone.input_parameters`.
     Returns the names of the frozen parameters. Raises ValueError if the model has no such CLIP.
-    `clip_prefix` None: see `tower_prefix`.
+    `clip_prefix` None: see `encoder_prefix`.
     """
-    clip_prefix = tower_prefix(model) if clip_prefix is None else clip_prefix
+    clip_prefix = encoder_prefix(model) if clip_prefix is None else clip_prefix
     parameters = dict(model.named_parameters())
     backbone: Any = getattr(model, "backbone", None)
     is_other = backbone is not None and backbone.config.model_type != "clip"

@@ -1,6 +1,6 @@
 """What is computed in one step: a module whose one forward goes from a local batch to the losses of the global one.
 
-The task as a whole is what DDP wraps, so that both towers and the logit scale are used in one forward pass.
+The task as a whole is what DDP wraps, so that both encoders and the logit scale are used in one forward pass.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teachclip.losses import contrastive_loss, frame_text_loss, set_loss, video_text_loss
+from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
-from teachclip.training.frame_set_scorer import SetScorer
+from teachclip.training.frame_set_scorer import FrameSetScorer
 from teachclip.training.loss_terms import DistillationTerms
 
 
@@ -60,8 +60,9 @@ class DistillationTask(Task):
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of
-    `confidence_weights`, pair by pair. With `set_scorer` the batch holds synthetic videos too (see `SetPlan`). With
-    an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the last.
+    `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
+    `FrameSetSampler`). With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the
+    last.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class DistillationTask(Task):
         stored_weights: Sequence[float] = (),
         online: Sequence[OnlineTeacher] = (),
         by_confidence: bool = False,
-        set_scorer: SetScorer | None = None,
+        frame_set_scorer: FrameSetScorer | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.terms = terms
         self.stored_weights = tuple(stored_weights)
-        self.by_confidence, self.set_scorer = by_confidence, set_scorer
+        self.by_confidence, self.frame_set_scorer = by_confidence, frame_set_scorer
         self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
 
     def clamp_scale(self) -> None:
@@ -92,10 +93,10 @@ class DistillationTask(Task):
         videos = gather_with_gradient(out.video_embeds.float())
         frame_scores = gather_with_gradient(out.frame_scores.float())
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
-        sets = None if self.set_scorer is None else self.set_scorer.logits(self.student, batch)
+        frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.score({"embeds": texts}, {"embeds": videos})
-            return self._losses(batch, logits, frame_scores, frame_mask, sets)
+            return self._losses(batch, logits, frame_scores, frame_mask, frame_sets)
 
     def _losses(
         self,
@@ -103,13 +104,13 @@ class DistillationTask(Task):
         logits: Tensor,
         frame_scores: Tensor,
         frame_mask: Tensor | None,
-        sets: tuple[Tensor, Tensor] | None,
+        frame_sets: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         losses = {"contrastive": contrastive_loss(logits, same_video)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
-        if relevances or sets is not None:
+        if relevances or frame_sets is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             shares = confidence_weights(relevances, same_video) if self.by_confidence else None
@@ -118,9 +119,9 @@ class DistillationTask(Task):
             if any(item.frame_text is not None for item in relevances):
                 losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, shares)
                 total = total + self.terms.frame_text.weight_at(batch) * losses["frame_text"]
-        if sets is not None:
-            losses["sets"] = set_loss(*sets)
-            total = total + self.terms.sets.weight_at(batch) * losses["sets"]
+        if frame_sets is not None:
+            losses["frame_sets"] = frame_set_loss(*frame_sets)
+            total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
         return {"loss": total, **losses}
 
     def _video_text(self, logits: Tensor, relevances: Sequence[Relevance], shares: Sequence[Tensor] | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from teachclip.data.annotations.catalog import Caption
-from teachclip.data.batches import BatchPlan, Tokenized
+from teachclip.data.batches import BatchSampler, Tokenized
 from teachclip.errors import DataError, LaunchError
 
 START, END = 0, 1
@@ -27,48 +27,48 @@ def captions(*texts):
 
 
 def test_every_epoch_takes_each_pair_once_but_the_last_partial_batch():
-    plan = BatchPlan(pairs=103, batch_size=10, seed=7)
-    assert plan.batches_per_epoch == 10
-    epochs = [np.concatenate([plan.rows(10 * epoch + step) for step in range(10)]) for epoch in range(3)]
+    sampler = BatchSampler(pairs=103, batch_size=10, seed=7)
+    assert sampler.batches_per_epoch == 10
+    epochs = [np.concatenate([sampler.rows(10 * epoch + step) for step in range(10)]) for epoch in range(3)]
     for rows in epochs:
         assert rows.dtype == np.int64 and len(set(rows.tolist())) == 100 and set(rows.tolist()) <= set(range(103))
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
 
 
 def test_batches_depend_on_seed_and_step_alone():
-    first, second = BatchPlan(50, 8, seed=1), BatchPlan(50, 8, seed=1)
+    first, second = BatchSampler(50, 8, seed=1), BatchSampler(50, 8, seed=1)
     late = second.rows(17)
     assert [first.rows(step).tolist() for step in range(18)][17] == late.tolist()
-    assert first.rows(0).tolist() != BatchPlan(50, 8, seed=2).rows(0).tolist()
-    assert first.rows(0).tolist() != BatchPlan(50, 8, seed=-1).rows(0).tolist()
+    assert first.rows(0).tolist() != BatchSampler(50, 8, seed=2).rows(0).tolist()
+    assert first.rows(0).tolist() != BatchSampler(50, 8, seed=-1).rows(0).tolist()
 
 
 def test_batches_stay_the_same_in_later_versions():
-    assert BatchPlan(12, 4, seed=42).rows(0).tolist() == [4, 1, 0, 11]
-    assert BatchPlan(12, 4, seed=42).rows(4).tolist() == [4, 2, 3, 9]
+    assert BatchSampler(12, 4, seed=42).rows(0).tolist() == [4, 1, 0, 11]
+    assert BatchSampler(12, 4, seed=42).rows(4).tolist() == [4, 2, 3, 9]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
 def test_processes_share_the_global_batch_in_order(count):
-    plan = BatchPlan(40, 12, seed=0)
+    sampler = BatchSampler(40, 12, seed=0)
     for step in (0, 5):
-        parts = [plan.local(step, index, count) for index in range(count)]
+        parts = [sampler.local(step, index, count) for index in range(count)]
         assert {len(part) for part in parts} == {12 // count}
-        assert np.concatenate(parts).tolist() == plan.rows(step).tolist()
+        assert np.concatenate(parts).tolist() == sampler.rows(step).tolist()
 
 
 def test_batches_that_cannot_be_formed_are_refused():
     with pytest.raises(DataError, match="batch size is 8, but there are only 7 training pairs"):
-        BatchPlan(7, 8, 0)
+        BatchSampler(7, 8, 0)
     with pytest.raises(DataError, match="batch size is 1; allowed: at least 2"):
-        BatchPlan(7, 1, 0)
+        BatchSampler(7, 1, 0)
     with pytest.raises(LaunchError, match="batch size of 6 does not divide by 4 processes"):
-        BatchPlan(7, 6, 0).local(0, 0, 4)
+        BatchSampler(7, 6, 0).local(0, 0, 4)
 
 
 def test_rows_cannot_be_changed_by_mistake():
     with pytest.raises(ValueError, match="read-only"):
-        BatchPlan(7, 6, 0).rows(0)[0] = 3
+        BatchSampler(7, 6, 0).rows(0)[0] = 3
 
 
 def test_batch_is_cut_to_its_longest_caption(tokenizer):
@@ -131,20 +131,20 @@ def test_no_captions_give_no_tokens(tokenizer):
 
 
 def test_every_pair_takes_its_views_in_turn_from_a_view_of_its_own():
-    plan = BatchPlan(pairs=60, batch_size=7, seed=3, views=4)
+    sampler = BatchSampler(pairs=60, batch_size=7, seed=3, views=4)
     seen = {row: [] for row in range(60)}
     for epoch in range(8):
         rows = np.arange(60)
-        for row, view in zip(rows, plan.views_of(epoch * plan.batches_per_epoch + 2, rows), strict=True):
+        for row, view in zip(rows, sampler.views_of(epoch * sampler.batches_per_epoch + 2, rows), strict=True):
             seen[row].append(view)
     assert all(sorted(views[:4]) == [0, 1, 2, 3] and views[:4] == views[4:] for views in seen.values())
     assert {views[0] for views in seen.values()} == {0, 1, 2, 3}
-    other = BatchPlan(pairs=60, batch_size=7, seed=4, views=4)
-    assert not np.array_equal(plan.views_of(0, rows), other.views_of(0, rows))
+    other = BatchSampler(pairs=60, batch_size=7, seed=4, views=4)
+    assert not np.array_equal(sampler.views_of(0, rows), other.views_of(0, rows))
 
 
 def test_the_view_of_a_pair_depends_on_seed_epoch_and_pair_alone():
-    whole, other = BatchPlan(60, 8, 3, views=3), BatchPlan(60, 12, 3, views=3)
+    whole, other = BatchSampler(60, 8, 3, views=3), BatchSampler(60, 12, 3, views=3)
     rows = whole.rows(9)  # in the second epoch of both
     parts = [whole.views_of(9, whole.local(9, index, 4)) for index in range(4)]
     assert np.array_equal(np.concatenate(parts), whole.views_of(9, rows))
@@ -153,6 +153,6 @@ def test_the_view_of_a_pair_depends_on_seed_epoch_and_pair_alone():
 
 
 def test_with_one_view_batches_are_as_they_were():
-    plain, one = BatchPlan(60, 8, 3), BatchPlan(60, 8, 3, views=1)
+    plain, one = BatchSampler(60, 8, 3), BatchSampler(60, 8, 3, views=1)
     assert plain == one and not one.views_of(11, one.rows(11)).any()
-    assert np.array_equal(plain.rows(11), BatchPlan(60, 8, 3, views=5).rows(11))
+    assert np.array_equal(plain.rows(11), BatchSampler(60, 8, 3, views=5).rows(11))

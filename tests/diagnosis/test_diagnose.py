@@ -65,7 +65,7 @@ def test_a_finished_run_is_diagnosed(project, finished, capsys):
     for way in ("t2v", "v2t"):
         assert report["models"]["student"][way] == results["test"][way]
     adds_up(report)
-    steps = ["student", "frame_choice", "tower_frames", "one_vector", "teacher"]
+    steps = ["student", "frame_choice", "encoder_frames", "one_vector", "teacher"]
     assert [step["name"] for step in report["ladder"]] == steps
     agreement = {entry["name"]: entry["value"] for entry in report["agreement"]}
     assert agreement.keys() == {"spearman", "top_overlap", "frame_overlap", "even_overlap"}
@@ -140,11 +140,18 @@ def test_scores_of_training_pairs_and_absent_splits_are_refused(project, finishe
     assert "tiny: the data has no validation split; it has: train, test" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
-def test_a_student_with_heads_and_a_sigmoid_gate_is_pooled_as_it_pools(project, towers):
-    student = {"temporal_layers": 1, "gate": "sigmoid", "gate_input": "before", "heads": ["frame", "pooled", "text"]}
-    losses = {"frame_text": {"kind": "binary_cross_entropy"}, "sets": {"weight": 1.0, "count": 8, "texts": 4}}
-    recipe = recipe_with(project, student={**student, "sharpening": [3.0]}, losses=losses, train={"towers": towers})
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_a_student_with_heads_and_a_sigmoid_gate_is_pooled_as_it_pools(project, encoders):
+    student = {
+        "temporal_layers": 1,
+        "attention": "sigmoid",
+        "attention_input": "before",
+        "adapters": ["frame", "pooled", "text"],
+    }
+    losses = {"frame_text": {"kind": "binary_cross_entropy"}, "frame_sets": {"weight": 1.0, "count": 8, "texts": 4}}
+    recipe = recipe_with(
+        project, student={**student, "temperature_scaling": [3.0]}, losses=losses, train={"encoders": encoders}
+    )
     assert run(distill.main, recipe) == 0
     assert run(diagnose.main, recipe) == 0
     report, _ = read(project.folder / "run" / "diagnosis")

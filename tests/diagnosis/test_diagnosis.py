@@ -49,7 +49,7 @@ class FrameTeacher:
         return (10 * torch.einsum("pd,pfd->pf", texts["embeds"], videos["frames"])).softmax(dim=-1)
 
 
-def made_up(captions_per_video=3, *, tower=True, seed=0):
+def made_up(captions_per_video=3, *, encoder=True, seed=0):
     """Return features whose captions each tell of one frame of their video, and a teacher's answers for them."""
     generator = torch.Generator().manual_seed(seed)
     frames = normalize(torch.randn(VIDEOS, FRAMES, DIM, generator=generator), dim=-1)
@@ -60,7 +60,7 @@ def made_up(captions_per_video=3, *, tower=True, seed=0):
     features = Features(
         texts,
         frames,
-        frames if tower else None,
+        frames if encoder else None,
         torch.ones_like(shares).bool(),
         shares,
         pool(frames, shares),
@@ -231,7 +231,7 @@ def test_every_ladder_goes_from_student_to_teacher_and_adds_up(captions, frames)
     student = measure(features.texts @ features.vectors.T, features.owners.numpy())
     ladder, beside = all_steps(features, asked if frames else None, student, recalls(99, 100, 100))
     names = [step.name for step in ladder]
-    middle = ["frame_choice", "tower_frames"] * frames + ["one_vector"]
+    middle = ["frame_choice", "encoder_frames"] * frames + ["one_vector"]
     assert names == ["student", *(middle if captions > 1 else ["text_conditioned"] * 2 * frames), "teacher"]
     assert all(step.part for step in ladder[1:]) and all(step.how for step in [*ladder, *beside])
     parts = parts_of_gap(ladder)
@@ -245,7 +245,7 @@ def test_a_teacher_that_knows_the_right_frame_explains_a_gap_of_frame_choice():
     features, asked = made_up(seed=3)
     wrong = torch.zeros(VIDEOS, FRAMES)
     wrong[:, 0] = 1
-    features = replace(features, shares=wrong, vectors=pool(features.frames, wrong), tower_frames=None)
+    features = replace(features, shares=wrong, vectors=pool(features.frames, wrong), encoder_frames=None)
     student = measure(features.texts @ features.vectors.T, features.owners.numpy())
     ladder = all_steps(features, asked, student, recalls(100, 100, 100)).ladder
     parts = {part["label"]: part["recall_at_1"] for part in parts_of_gap(ladder)}
@@ -275,7 +275,7 @@ def test_vectors_are_measured_on_captions_that_they_were_not_fitted_to():
 
 
 def test_many_captions_are_sampled_and_the_sample_is_no_part_of_the_gap():
-    features, asked = made_up(1, tower=False)
+    features, asked = made_up(1, encoder=False)
     (step,) = conditioned_steps(features, asked, max_pairs=3 * VIDEOS)
     assert step.captions == 3 and "sample of 3 of the 6 captions" in step.how
     student = measure(features.texts @ features.vectors.T, features.owners.numpy())

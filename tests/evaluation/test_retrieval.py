@@ -16,7 +16,7 @@ from teachclip.errors import DataError
 from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
 from teachclip.evaluation.retrieval import evaluate_retrieval, ranks_from_matrix, retrieval_ranks
-from teachclip.models.adapters import ResidualHeads
+from teachclip.models.adapters import ResidualAdapters
 
 INFO, MATRICES = load_golden("07_metrics")
 CASES = {case["name"]: case for case in INFO["cases"]}
@@ -332,7 +332,7 @@ print((run(9000) - small) // 1024)
 
 def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
     class Student:
-        text_head = None
+        text_adapter = None
 
         def score(self, texts, videos):
             return texts["embeds"] @ videos["embeds"].T
@@ -340,7 +340,7 @@ def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
     tokens = {"embeds": torch.eye(4)}
     plain = search_cost(Student(), tokens, tokens, candidates=10)
     student = Student()
-    student.text_head = ResidualHeads(["text"], 4, 6)["text"]
+    student.text_adapter = ResidualAdapters(["text"], 4, 6)["text"]
     with_head = search_cost(student, tokens, tokens, candidates=10)
     assert "text_head_flops" not in plain
     assert with_head["text_head_flops"] == 2 * 2 * 4 * 6 and with_head["text_head_ms"] > 0

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers import BertConfig
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models import backbone as towers
+from teachclip.models import backbone as encoders
 from teachclip.models.families import image_size, joint_width, text_positions, vocabulary_size
 from teachclip.models.layouts import transformers_to_openai
 from teachclip.training.optim import FROZEN_CLIP_INPUTS
@@ -36,7 +36,7 @@ def some_pixels(*, videos: int = 2, frames: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_loads_with_equal_weights(family: str, tmp_path: Path) -> None:
-    loaded = towers.load_backbone(save_backbone(family, tmp_path))
+    loaded = encoders.load_backbone(save_backbone(family, tmp_path))
     state = tiny_backbone(family).state_dict()
     assert loaded.dtype == torch.float32 and not loaded.training
     assert loaded.state_dict().keys() == state.keys()
@@ -55,8 +55,8 @@ def test_sizes_are_read_off_the_configuration(family: str) -> None:
 def test_scaled_cosines_of_the_features_are_the_models_own_logits(family: str) -> None:
     model, pixels = tiny_backbone(family), some_pixels(videos=3, frames=1)
     ids = some_ids(model)
-    texts = torch.nn.functional.normalize(towers.text_features(model, ids, torch.ones_like(ids)), dim=-1)
-    frames = torch.nn.functional.normalize(towers.frame_features(model, pixels), dim=-1)
+    texts = torch.nn.functional.normalize(encoders.text_features(model, ids, torch.ones_like(ids)), dim=-1)
+    frames = torch.nn.functional.normalize(encoders.frame_features(model, pixels), dim=-1)
     images = pixels.flatten(0, 1)
     own = {"pixel_values": images}
     if family == "siglip2":
@@ -68,7 +68,7 @@ def test_scaled_cosines_of_the_features_are_the_models_own_logits(family: str) -
             "spatial_shapes": torch.full((3, 2), 2),
         }
     logits = model(input_ids=ids, **own).logits_per_text
-    assert_close(towers.logits_of(model, texts @ frames[:, 0].T), logits, atol=1e-4, rtol=1e-4)
+    assert_close(encoders.logits_of(model, texts @ frames[:, 0].T), logits, atol=1e-4, rtol=1e-4)
     assert frames.shape == (3, 1, WIDTH)
 
 
@@ -79,36 +79,36 @@ def test_padding_of_a_text_does_not_count(family: str) -> None:
     ids = some_ids(model, tokens=6)
     padded = torch.cat([ids, torch.full((3, 4), model.config.text_config.pad_token_id)], dim=1)
     mask = torch.tensor([1] * 6 + [0] * 4).expand(3, -1)
-    short = towers.text_features(model, ids, torch.ones_like(ids))
-    assert_close(towers.text_features(model, padded, mask), short, atol=1e-5, rtol=1e-4)
-    assert_close(towers.text_features(model, ids), short)
+    short = encoders.text_features(model, ids, torch.ones_like(ids))
+    assert_close(encoders.text_features(model, padded, mask), short, atol=1e-5, rtol=1e-4)
+    assert_close(encoders.text_features(model, ids), short)
 
 
 @pytest.mark.parametrize("family", ["siglip", "siglip2"])
 def test_siglip_wants_texts_of_its_full_length(family: str) -> None:
     model = tiny_backbone(family)
     with pytest.raises(DataError, match=r"\(3, 6\), but a SigLIP.* reads texts padded to 16 tokens"):
-        towers.text_features(model, some_ids(model, tokens=6))
+        encoders.text_features(model, some_ids(model, tokens=6))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrong_tokens_and_pixels_are_refused(family: str) -> None:
     model = tiny_backbone(family)
     with pytest.raises(DataError, match="at most 16"):
-        towers.text_features(model, some_ids(model, tokens=POSITIONS + 1))
+        encoders.text_features(model, some_ids(model, tokens=POSITIONS + 1))
     with pytest.raises(DataError, match="outside the model's vocabulary"):
-        towers.text_features(model, some_ids(model) + vocabulary_size(model.config))
+        encoders.text_features(model, some_ids(model) + vocabulary_size(model.config))
     for pixels in (some_pixels()[0], some_pixels()[:, :, :1], some_pixels()[..., :16]):
         with pytest.raises(DataError, match="pixel_values has shape"):
-            towers.frame_features(model, pixels)
+            encoders.frame_features(model, pixels)
 
 
 @torch.no_grad()
 def test_only_align_takes_other_image_sizes() -> None:
     larger = torch.nn.functional.pad(some_pixels(), (0, 16, 0, 16))
-    assert towers.frame_features(tiny_backbone("align"), larger).shape == (2, 3, WIDTH)
+    assert encoders.frame_features(tiny_backbone("align"), larger).shape == (2, 3, WIDTH)
     with pytest.raises(DataError, match="this model takes"):
-        towers.frame_features(tiny_backbone("siglip"), larger)
+        encoders.frame_features(tiny_backbone("siglip"), larger)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,20 +117,20 @@ def test_the_scale_stays_within_bounds_but_siglips_is_left_alone(family: str) ->
     scale = model.temperature if family == "align" else model.logit_scale
     with torch.no_grad():
         scale.fill_(1e-3 if family == "align" else math.log(1000))
-    towers.clamp_scale(model)
+    encoders.clamp_scale(model)
     expected = math.log(1000) if family.startswith("siglip") else math.log(100)
-    assert_close(towers.log_scale(model), torch.tensor(expected))
-    towers.log_scale(model).backward()
+    assert_close(encoders.log_scale(model), torch.tensor(expected))
+    encoders.log_scale(model).backward()
     assert scale.grad is not None
 
 
 def test_the_inputs_of_a_clip_are_what_published_runs_freeze() -> None:
-    assert sorted(towers.input_parameters(tiny_clip())) == sorted(FROZEN_CLIP_INPUTS)
+    assert sorted(encoders.input_parameters(tiny_clip())) == sorted(FROZEN_CLIP_INPUTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_towers_of_every_family_have_inputs_to_freeze(family: str) -> None:
-    names = towers.input_parameters(tiny_backbone(family))
+    names = encoders.input_parameters(tiny_backbone(family))
     assert any("text_model" in name for name in names) and any("vision_model" in name for name in names)
     assert not any("layers." in name or "layer." in name or "blocks" in name for name in names)
 
@@ -141,7 +141,7 @@ def test_a_configuration_alone_gives_random_weights_and_says_so(
 ) -> None:
     tiny_config("siglip").save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
-        model = towers.load_backbone(tmp_path / "config.json" if is_file else tmp_path)
+        model = encoders.load_backbone(tmp_path / "config.json" if is_file else tmp_path)
     assert model.config.model_type == "siglip" and "random weights" in caplog.text
 
 
@@ -149,25 +149,25 @@ def test_state_dicts_of_clip_load_as_before(tmp_path: Path) -> None:
     state = transformers_to_openai(tiny_clip(heads=1).state_dict())
     torch.save(state, tmp_path / "clip.pt")
     for source in (state, tmp_path / "clip.pt"):
-        found = towers.load_backbone(source)
+        found = encoders.load_backbone(source)
         assert_close(found.text_projection.weight, tiny_clip(heads=1).text_projection.weight)
 
 
 def test_other_models_are_refused_with_the_families_named(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"type 'bert' is no supported one; known: CLIP \(clip\), MetaCLIP 2"):
-        towers.load_backbone(tmp_path)
+        encoders.load_backbone(tmp_path)
 
 
 def test_incomplete_and_missing_models_are_refused(tmp_path: Path) -> None:
     model = tiny_backbone("siglip")
     model.save_pretrained(tmp_path / "part", state_dict={**model.state_dict(), "text_model.head.bias": torch.ones(3)})
     with pytest.raises(CheckpointError, match=r"part: .*text_model.head.bias"):
-        towers.load_backbone(tmp_path / "part")
+        encoders.load_backbone(tmp_path / "part")
     (tmp_path / "part" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot be loaded as a SigLIP"):
-        towers.load_backbone(tmp_path / "part")
+        encoders.load_backbone(tmp_path / "part")
     (tmp_path / "part" / "config.json").write_text(json.dumps({"model_type": "nonsense"}), encoding="utf-8")
     for folder in ("part", "absent"):
         with pytest.raises(CheckpointError, match=f"{folder}: no dual encoder"):
-            towers.load_backbone(tmp_path / folder)
+            encoders.load_backbone(tmp_path / folder)

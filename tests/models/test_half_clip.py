@@ -97,7 +97,7 @@ def test_activations_are_float16_between_the_embeddings_and_the_features() -> No
     found |= seen_types(clip, lambda: frame_features(clip, batch["pixel_values"]))
     for projection in ("text_projection", "visual_projection"):
         assert found.pop(projection) == (torch.float16, torch.float32)
-    assert len(found) == 2 * 2 * 8 + 4  # layers of both towers, a norm after each, the patches and their norm
+    assert len(found) == 2 * 2 * 8 + 4  # layers of both encoders, a norm after each, the patches and their norm
     assert set(found.values()) == {(torch.float16, torch.float16)}
 
 

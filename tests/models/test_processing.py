@@ -13,7 +13,7 @@ from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_student, tiny_token
 from torch.testing import assert_close
 
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
 from teachclip.errors import CheckpointError, DataError, VideoError
 from teachclip.models.processing import StudentProcessor
@@ -35,7 +35,7 @@ def write_video(path: Path, *, frames: int = 16, seed: int = 0) -> Path:
 
 
 def tiny_processor(**options: object) -> StudentProcessor:
-    settings = {"frame_plan": FramePlan("per_second", FRAMES), "size": SIZE, "max_tokens": 10, **options}
+    settings = {"frame_sampling": FrameSampling("per_second", FRAMES), "size": SIZE, "max_tokens": 10, **options}
     return StudentProcessor(tiny_tokenizer(), **settings)  # type: ignore[arg-type]
 
 
@@ -45,8 +45,8 @@ def test_files_are_read_by_the_plan_and_padded_with_zeros(tmp_path: Path) -> Non
     assert inputs["pixel_values"].shape == (2, FRAMES, 3, SIZE, SIZE)
     assert inputs["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]
     assert not inputs["pixel_values"][0, 2:].any()
-    plan = FramePlan("per_second", FRAMES)
-    wanted = normalize(resize_and_crop(decode_frames(short, plan), SIZE), CLIP_MEAN, CLIP_STD)
+    sampling = FrameSampling("per_second", FRAMES)
+    wanted = normalize(resize_and_crop(decode_frames(short, sampling), SIZE), CLIP_MEAN, CLIP_STD)
     assert_close(inputs["pixel_values"][0, :2], wanted)
 
 
@@ -109,11 +109,11 @@ def test_settings_of_other_libraries_change_nothing_and_unknown_ones_are_named()
 
 
 def test_settings_survive_saving(tmp_path: Path) -> None:
-    plan = FramePlan("per_second", 5, rate=2, keep="head")
-    processor = tiny_processor(frame_plan=plan, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    sampling = FrameSampling("per_second", 5, rate=2, keep="head")
+    processor = tiny_processor(frame_sampling=sampling, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     processor.save_pretrained(tmp_path)
     again = StudentProcessor.from_pretrained(tmp_path)
-    assert again.plan == plan
+    assert again.sampling == sampling
     assert (again.size, again.max_tokens) == (SIZE, 10)
     assert (again.mean, again.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     text = ["a red circle"]
@@ -121,28 +121,28 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
 
 
 def test_a_wrong_frame_plan_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"frame_plan .* is not one"):
-        tiny_processor(frame_plan={"kind": "intervals", "number": 4})
+    with pytest.raises(CheckpointError, match=r"frame_sampling .* is not one"):
+        tiny_processor(frame_sampling={"kind": "intervals", "number": 4})
 
 
 def test_a_processor_takes_its_tokenizer_and_pixels_from_a_clip(tmp_path: Path) -> None:
     tiny_clip().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    plan = FramePlan("intervals", FRAMES)
+    sampling = FrameSampling("intervals", FRAMES)
     config = tiny_clip().config
-    plain = StudentProcessor.from_backbone(tmp_path, config, plan=plan)
+    plain = StudentProcessor.from_backbone(tmp_path, config, sampling=sampling)
     assert (plain.size, plain.mean, plain.max_tokens) == (SIZE, list(CLIP_MEAN), 16)
     settings = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": SIZE, "width": SIZE}}
     settings["size"] = {"shortest_edge": 48}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    own = StudentProcessor.from_backbone(str(tmp_path), config, plan=plan, max_tokens=8)
+    own = StudentProcessor.from_backbone(str(tmp_path), config, sampling=sampling, max_tokens=8)
     assert (own.size, own.scale_to, own.mean, own.std, own.max_tokens) == (SIZE, 48, [0.5] * 3, [0.25] * 3, 8)
-    assert StudentProcessor.from_backbone(tmp_path, config, plan=plan, size=SIZE).size == SIZE
+    assert StudentProcessor.from_backbone(tmp_path, config, sampling=sampling, size=SIZE).size == SIZE
 
 
 def test_a_clip_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
-        StudentProcessor.from_backbone(tmp_path, tiny_clip().config, plan=FramePlan("intervals", FRAMES))
+        StudentProcessor.from_backbone(tmp_path, tiny_clip().config, sampling=FrameSampling("intervals", FRAMES))
 
 
 def test_texts_are_encoded_in_order_whatever_the_batch_size(capsys: pytest.CaptureFixture[str]) -> None:

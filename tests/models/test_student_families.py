@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
 
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import CheckpointError
 from teachclip.models.backbone import load_backbone
 from teachclip.models.configuration import StudentConfig
-from teachclip.models.mean_pooling import MeanPooling, TowerFeatures
+from teachclip.models.mean_pooling import EncoderFeatures, MeanPooling
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel, load_student, student_to_official
 from teachclip.scorer import FeatureScorer
@@ -41,7 +41,7 @@ def student(family: str, tmp_path: Path) -> StudentModel:
     torch.manual_seed(0)
     model = StudentModel.from_backbone(backbone, temporal_layers=2, frames=FRAMES)
     model.processor = StudentProcessor.from_backbone(
-        folder, backbone.config, plan=FramePlan("intervals", FRAMES), max_tokens=10
+        folder, backbone.config, sampling=FrameSampling("intervals", FRAMES), max_tokens=10
     )
     with torch.no_grad():
         for part in (model.temporal, model.aggregation):
@@ -118,7 +118,7 @@ def test_texts_and_videos_are_encoded_alone_as_in_a_batch(student: StudentModel)
 @torch.no_grad()
 def test_stored_features_stand_in_for_the_towers(student: StudentModel) -> None:
     batch = batch_of(student)
-    features = TowerFeatures(student.backbone)
+    features = EncoderFeatures(student.backbone)
     texts = features.encode_texts(batch["input_ids"], batch["attention_mask"])["features"]
     frames = features.encode_videos(batch["pixel_values"], batch["frame_mask"])["frame_features"]
     again = student(text_features=texts, frame_features=frames, frame_mask=batch["frame_mask"])
@@ -169,7 +169,7 @@ def test_inputs_are_frozen_and_the_backbone_has_its_own_rate(student: StudentMod
     frozen = freeze_clip_inputs(student)
     parts = ("embeddings.", "pre_layrnorm.", "text_model.pooler.")
     assert frozen and all(name.startswith("backbone.") and any(part in name for part in parts) for name in frozen)
-    groups = parameter_groups(student, lr=1.0, clip_lr=0.1, aggregation_lr=10.0, weight_decay=0.2)
+    groups = parameter_groups(student, lr=1.0, clip_lr=0.1, attention_lr=10.0, weight_decay=0.2)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in student.named_parameters():
         expected = 0.1 if name.startswith("backbone.") else 10.0 if name.startswith("aggregation.") else 1.0

@@ -190,7 +190,7 @@ def misspell(folder: Path) -> None:
 
 
 def damage_processor(folder: Path) -> None:
-    (folder / "processor_config.json").write_text('{"frame_plan": {"kind": "intervals", "number": 4}}')
+    (folder / "processor_config.json").write_text('{"frame_sampling": {"kind": "intervals", "number": 4}}')
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def damage_processor(folder: Path) -> None:
             "1 weight missing (aggregation.score.bias); 1 weight of another shape (aggregation.hidden.bias)",
         ),
         (misspell, "temporal_layer is unknown"),
-        (damage_processor, "frame_plan"),
+        (damage_processor, "frame_sampling"),
     ],
 )
 @pytest.mark.parametrize("load", [load_student, AutoModel.from_pretrained])
@@ -249,7 +249,7 @@ def test_a_wrong_configuration_is_named(options: dict[str, object], message: str
 
 
 def test_the_official_layout_refuses_what_it_cannot_tell() -> None:
-    with pytest.raises(CheckpointError, match="text tower has 2 heads, not 1; vision tower has 2 heads, not 1"):
+    with pytest.raises(CheckpointError, match="text encoder has 2 heads, not 1; vision encoder has 2 heads, not 1"):
         student_to_official(tiny_student(heads=2))
     batch = tiny_batch()
     student = tiny_student(heads=1)

@@ -68,7 +68,7 @@ def test_layers_without_a_counterpart_start_at_random_and_are_named(caplog: pyte
 def test_another_text_width_leaves_the_temporal_transformer_at_random(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="teachclip"):
         student = StudentModel.from_backbone(tiny_clip(text_width=48))
-    assert "text tower is 48 wide (inner 192, pre-norm blocks), the joint space 32" in caplog.text
+    assert "text encoder is 48 wide (inner 192, pre-norm blocks), the joint space 32" in caplog.text
     assert student.config.temporal_heads == 1
     assert student.temporal.layers[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
 

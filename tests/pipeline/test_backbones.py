@@ -42,7 +42,7 @@ def siglip_recipe(project: Any, tmp_path: Path) -> Any:
         sections = {
             "student": {"backbone": str(folder)},
             "frames": {"size": None},
-            "train": {"towers": "tuned"},
+            "train": {"encoders": "finetuned"},
             "teachers": teachers,
         }
         for key, values in changes.items():
@@ -109,7 +109,7 @@ def test_towers_that_are_not_published_as_clip_teach_alike_stored_and_online(
 
 
 def test_frozen_towers_of_a_siglip_are_computed_once(siglip_recipe: Any, tmp_path: Path) -> None:
-    recipe = siglip_recipe(train={"towers": "frozen"}, teachers=[])
+    recipe = siglip_recipe(train={"encoders": "frozen"}, teachers=[])
     assert run(distill.main, recipe) == 0
     for model in ("student", "zero_shot"):
         assert run(evaluate.main, recipe, "--model", model, "--out", tmp_path / f"{model}.json") == 0
@@ -154,10 +154,10 @@ def test_what_is_for_clip_alone_is_refused(
 ) -> None:
     recipe = siglip_recipe(train={"clip_weights": "float16"}, optimizer={"name": "bert_adam"}, teachers=[])
     assert run(distill.main, recipe) == 2
-    assert "float16 is for CLIP's towers, these are of a SiglipModel" in errors(capsys)[0]
+    assert "float16 is for CLIP's encoders, these are of a SiglipModel" in errors(capsys)[0]
     assert run(distill.main, siglip_recipe(frames={"size": 64}, teachers=[], output=str(tmp_path / "other"))) == 2
     assert "frames.size is 64" in errors(capsys)[0]
-    train = {"towers": "tuned", "steps": 1, "batch_size": 4}
+    train = {"encoders": "finetuned", "steps": 1, "batch_size": 4}
     teachers = [{"name": "xpool", "checkpoint": str(tmp_path / "new.pth"), "training": {"train": train}}]
     assert run(train_teacher.main, siglip_recipe(teachers=teachers)) == 2
     assert "is trained on a CLIP and its tokens; teachers.training.clip is a SiglipModel" in errors(capsys)[0]

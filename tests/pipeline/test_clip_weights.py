@@ -18,8 +18,8 @@ from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.checkpoint import newest_checkpoint
 from teachers import load_teacher
 
-OPTIMIZER = {"name": "bert_adam", "lr": 1e-3, "clip_lr": 1e-6, "aggregation_lr": 1e-2}
-TRAIN = {"towers": "tuned", "clip_weights": "float16"}
+OPTIMIZER = {"name": "bert_adam", "lr": 1e-3, "clip_lr": 1e-6, "attention_lr": 1e-2}
+TRAIN = {"encoders": "finetuned", "clip_weights": "float16"}
 
 
 def run(main, *arguments):
@@ -69,7 +69,7 @@ def test_a_dry_run_takes_its_step_in_float16(project, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.towers=frozen", "needs train.towers=tuned, got frozen"),
+        ("train.encoders=frozen", "needs train.encoders=finetuned, got frozen"),
         ("train.mixed_precision=bf16", "needs train.mixed_precision=no, got bf16"),
         ("optimizer.name=adamw", "needs optimizer.name=bert_adam, got adamw (second moment and eps"),
     ],
@@ -90,6 +90,6 @@ def test_a_teacher_s_training_is_checked_as_well(project, capsys):
 
 def test_towers_that_are_no_clip_are_refused_in_float16():
     student = SimpleNamespace(backbone=tiny_backbone("siglip"))
-    with pytest.raises(RecipeError, match="float16 is for CLIP's towers, these are of a SiglipModel"):
+    with pytest.raises(RecipeError, match="float16 is for CLIP's encoders, these are of a SiglipModel"):
         set_clip_weights(student, "float16")
     set_clip_weights(student, "float32")

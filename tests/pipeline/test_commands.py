@@ -76,9 +76,9 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     assert teacher["bytes_per_video"] > 4 * 32 * 4 and teacher["flops_per_query"] > 10 * 2 * 32 * 1000
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
-def test_stored_and_online_teaching_give_the_same_losses(project, towers):
-    train = {"towers": towers}
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_stored_and_online_teaching_give_the_same_losses(project, encoders):
+    train = {"encoders": encoders}
     for source, precision in (("online", "float32"), ("stored", "float32"), ("stored", "float16")):
         name = f"{source}-{precision}"
         recipe = project(
@@ -117,13 +117,13 @@ def test_precompute_fills_the_stores_and_verify_finds_a_changed_number(project, 
     ("change", "named"),
     [
         ({"text": {"max_tokens": 6}}, "tokens.max_tokens"),
-        ({"frames": {"plan": "per_second"}}, "plan.kind"),
+        ({"frames": {"sampling": "per_second"}}, "sampling.kind"),
         ({"data": {"validation": {"videos": 4}}}, "split"),
         ({"teaching": {"precision": "float32"}}, "precision"),
     ],
 )
 def test_a_store_made_under_other_circumstances_is_refused(project, capsys, change, named):
-    run(precompute.main, project(train={"towers": "tuned"}))
+    run(precompute.main, project(train={"encoders": "finetuned"}))
     capsys.readouterr()
     assert run(precompute.main, project(**change)) == 2
     message = capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_another_teacher_checkpoint_is_refused(project, capsys):
 
 
 def test_train_teacher_writes_a_checkpoint_that_teaches(project, capsys):
-    training = {"train": {"towers": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2}}
+    training = {"train": {"encoders": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2}}
     checkpoint = project.folder / "new" / "xpool.pth"
     recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
     assert run(distill.main, recipe) == 2
@@ -199,24 +199,28 @@ def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
 
 def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(project):
     student = {
-        "gate": "sigmoid",
-        "gate_input": "before",
-        "gate_rescale": True,
-        "heads": ["text"],
-        "sharpening": [4.0],
+        "attention": "sigmoid",
+        "attention_input": "before",
+        "attention_rescale": True,
+        "adapters": ["text"],
+        "temperature_scaling": [4.0],
     }
     frame_text = {"kind": "binary_cross_entropy", "targets": "video"}
     sets = {"weight": 1, "count": 4, "texts": 4}
-    changes = {"student": student, "losses": {"frame_text": frame_text, "sets": sets}}
+    changes = {"student": student, "losses": {"frame_text": frame_text, "frame_sets": sets}}
     recipe = load_recipe(project(**changes, teaching={"weighting": "confidence"}))
-    results = {"model": "student", "selected_on": "test", "sharpening": {"factor": 4.0}}
+    results = {"model": "student", "selected_on": "test", "temperature_scaling": {"factor": 4.0}}
     card = model_card(results, recipe)
     told = (
-        "; sigmoid gate; gate before the temporal transformer; rescaled gate input; gate sharpened 4 times; residual "
-        "heads: text; set distillation; frame targets of the whole video; teachers by confidence\n"
+        "; sigmoid frame attention; frame attention before the temporal transformer; rescaled input of frame "
+        "attention; pooling temperature divided by 4; residual adapters: text; frame-set distillation; frame targets "
+        "of the whole video; teachers by confidence\n"
     )
-    assert told in card and "Checkpoint, and sharpness if any, selected on: test" in card
-    assert "sharpened" not in model_card({**results, "sharpening": {"factor": 1.0}}, recipe)
+    assert told in card
+    assert "Checkpoint, and pooling temperature if scaled, selected on: test" in card
+    assert "pooling temperature divided" not in model_card(
+        {**results, "temperature_scaling": {"factor": 1.0}}, recipe
+    )
     published = model_card({"model": "student"}, load_recipe(project("published.yaml")))
     assert "frame-feature aggregation\n" in published
 
@@ -236,7 +240,10 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
     for count in (1, 2):
         folder = project.folder / str(count)
         recipe = project(
-            f"{count}.yaml", train={"towers": "tuned"}, output=str(folder / "run"), stores=str(folder / "stores")
+            f"{count}.yaml",
+            train={"encoders": "finetuned"},
+            output=str(folder / "run"),
+            stores=str(folder / "stores"),
         )
         for tool in ("precompute", "distill"):
             done = launch(count, tool, recipe)
@@ -310,7 +317,7 @@ def test_sentence_transformers_loads_an_exported_student(project):
 def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(project):
     for name, values in {"plain": {}, "bf16": {"mixed_precision": "bf16"}, "workers": {"workers": 2}}.items():
         AcceleratorState._reset_state(True)  # a process has one precision; a user's runs are processes of their own
-        recipe = project(f"{name}.yaml", train={"towers": "tuned", **values}, output=str(project.folder / name))
+        recipe = project(f"{name}.yaml", train={"encoders": "finetuned", **values}, output=str(project.folder / name))
         assert run(distill.main, recipe) == 0
     AcceleratorState._reset_state(True)
     plain, half, workers = (np.array(logged_losses(project.folder / n)) for n in ("plain", "bf16", "workers"))
@@ -362,7 +369,7 @@ def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
 def test_train_teacher_does_not_overwrite_a_checkpoint_it_did_not_make(project, capsys):
     checkpoint = project.folder / "theirs.pth"
     checkpoint.write_bytes(b"downloaded")
-    training = {"train": {"towers": "frozen", "steps": 2, "batch_size": 4}}
+    training = {"train": {"encoders": "frozen", "steps": 2, "batch_size": 4}}
     recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
     assert run(train_teacher.main, recipe) == 2
     assert "is not overwritten" in capsys.readouterr().err and checkpoint.read_bytes() == b"downloaded"

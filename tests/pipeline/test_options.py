@@ -18,39 +18,39 @@ from teachclip.cli import distill
 from teachclip.errors import RecipeError
 from teachclip.evaluation.evaluator import evaluate
 from teachclip.pipeline.build import build_optimizer_for, build_student
-from teachclip.pipeline.teaching import build_sets
+from teachclip.pipeline.teaching import build_frame_sets
 from teachclip.pipeline.unpaired import build_unpaired
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
-from teachclip.training.frame_set_scorer import SetScorer
-from teachclip.training.frame_sets import SetPlan
+from teachclip.training.frame_set_scorer import FrameSetScorer
+from teachclip.training.frame_sets import FrameSetSampler
 from teachers.xpool import XPool
 
 ROOT = Path(__file__).parents[2]
 SETS = {"weight": 1.0, "end_weight": 0.5, "count": 8, "texts": 4}
 STUDENT = {
-    "gate": "sigmoid",
-    "gate_input": "before",
-    "gate_rescale": True,
+    "attention": "sigmoid",
+    "attention_input": "before",
+    "attention_rescale": True,
     "pooling_temperature": 0.5,
-    "heads": ["frame", "pooled", "text"],
-    "head_width": 16,
-    "sharpening": [0.5, 4.0],
+    "adapters": ["frame", "pooled", "text"],
+    "adapter_width": 16,
+    "temperature_scaling": [0.5, 4.0],
 }
 LOSSES = {
     "contrastive": {"weight": 0.1, "end_weight": 0.2},
-    "frame_text": {"weight": 1.0, "kind": "binary_cross_entropy", "targets": "video", "clip": 0.5},
-    "sets": SETS,
+    "frame_text": {"weight": 1.0, "kind": "binary_cross_entropy", "targets": "video", "saturation": 0.5},
+    "frame_sets": SETS,
 }
-OPTIMIZER = {"heads_lr": 3e-3}
+OPTIMIZER = {"adapter_lr": 3e-3}
 
 
 def run(main, *arguments):
     return main([str(argument) for argument in arguments])
 
 
-def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "sets")):
+def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "frame_sets")):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return np.array([[line[name] for name in names] for line in lines if "loss" in line])
 
@@ -70,16 +70,16 @@ def teachers(project):
     ]
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 @pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("scorer", ["backbone", "xpool"])
-def test_all_options_together_train_export_and_load(project, towers, layers, scorer, capsys):
+def test_all_options_together_train_export_and_load(project, encoders, layers, scorer, capsys):
     recipe = project(
         student={**STUDENT, "temporal_layers": layers},
-        losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+        losses={**LOSSES, "frame_sets": {**SETS, "scorer": scorer}},
         optimizer=OPTIMIZER,
         teaching={"weighting": "confidence"},
-        train={"towers": towers},
+        train={"encoders": encoders},
     )
     assert run(distill.main, recipe) == 0, capsys.readouterr().err
     logged = losses(project.folder / "run")
@@ -88,28 +88,28 @@ def test_all_options_together_train_export_and_load(project, towers, layers, sco
     weights = np.stack([0.1 + 0.1 * step, np.ones(4), np.ones(4), 1 - 0.5 * step], axis=1)
     np.testing.assert_allclose(logged[:, 0], (logged[:, 1:] * weights).sum(1), rtol=1e-5)
     found = results(project.folder / "run")
-    tried, factor = found["sharpening"]["tried"], found["sharpening"]["factor"]
+    tried, factor = found["temperature_scaling"]["tried"], found["temperature_scaling"]["factor"]
     assert list(tried) == ["1", "0.5", "4"] and tried[f"{factor:g}"] == max(tried.values())
     student = load_student(project.folder / "run" / "student")
     assert student.config.pooling_temperature == pytest.approx(0.5 / factor)
-    for key in ("gate", "gate_input", "gate_rescale", "heads", "head_width"):
+    for key in ("attention", "attention_input", "attention_rescale", "adapters", "adapter_width"):
         assert getattr(student.config, key) == STUDENT[key], key
     assert found["validation"]["t2v"]["recall_at_1"] == max(tried.values())
     assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)
 
 
-@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "xpool"), ("tuned", "backbone")])
-def test_two_launched_processes_train_with_all_options_as_one_does(project, teachers, towers, scorer):
+@pytest.mark.parametrize(("encoders", "scorer"), [("frozen", "xpool"), ("finetuned", "backbone")])
+def test_two_launched_processes_train_with_all_options_as_one_does(project, teachers, encoders, scorer):
     for count in (1, 2):
         folder = project.folder / str(count)
         recipe = project(
             f"{count}.yaml",
             student=STUDENT,
-            losses={**LOSSES, "sets": {**SETS, "scorer": scorer}},
+            losses={**LOSSES, "frame_sets": {**SETS, "scorer": scorer}},
             optimizer=OPTIMIZER,
             teachers=teachers,
             teaching={"weighting": "confidence"},
-            train={"towers": towers},
+            train={"encoders": encoders},
             output=str(folder / "run"),
             stores=str(folder / "stores"),
         )
@@ -120,13 +120,13 @@ def test_two_launched_processes_train_with_all_options_as_one_does(project, teac
     assert len(one) == 4 and (one[:, 4] > 0).all()
     one, two = (losses(project.folder / n / "run", ["grad_norm"]) for n in "12")
     np.testing.assert_allclose(two, one, rtol=1e-3)
-    one, two = (results(project.folder / n / "run")["sharpening"] for n in "12")
+    one, two = (results(project.folder / n / "run")["temperature_scaling"] for n in "12")
     assert one == two and list(one["tried"]) == ["1", "0.5", "4"]
 
 
 def test_two_teachers_by_confidence_and_a_clip_of_frame_targets_teach_something_else(project, teachers):
     terms = {name: LOSSES[name] for name in ("contrastive", "frame_text")}
-    given = {"student": {"gate": "sigmoid"}, "losses": terms, "teachers": teachers, "train": {"steps": 1}}
+    given = {"student": {"attention": "sigmoid"}, "losses": terms, "teachers": teachers, "train": {"steps": 1}}
     changes = {"both": [], "fixed": ["teaching.weighting=fixed"], "whole": ["losses.frame_text.clip=1"]}
     for name, overrides in changes.items():
         output = str(project.folder / name)
@@ -138,18 +138,22 @@ def test_two_teachers_by_confidence_and_a_clip_of_frame_targets_teach_something_
     assert whole[0] == both[0] and abs(whole[1] - both[1]) > 1e-4
 
 
-@pytest.mark.parametrize(("towers", "scorer"), [("frozen", "other"), ("tuned", "backbone")])
+@pytest.mark.parametrize(("encoders", "scorer"), [("frozen", "other"), ("finetuned", "backbone")])
 def test_two_teachers_that_run_in_every_step_teach_sets_and_by_confidence_as_stored_ones_do(
-    project, teachers, towers, scorer
+    project, teachers, encoders, scorer
 ):
     for source in ("stored", "online"):
         recipe = project(
             f"{source}.yaml",
-            student={**STUDENT, "sharpening": []},
-            losses={**LOSSES, "frame_text": {"kind": "binary_cross_entropy"}, "sets": {**SETS, "scorer": scorer}},
+            student={**STUDENT, "temperature_scaling": []},
+            losses={
+                **LOSSES,
+                "frame_text": {"kind": "binary_cross_entropy"},
+                "frame_sets": {**SETS, "scorer": scorer},
+            },
             teachers=teachers,
             teaching={"source": source, "weighting": "confidence", "precision": "float32"},
-            train={"towers": towers, "steps": 3},
+            train={"encoders": encoders, "steps": 3},
             output=str(project.folder / source),
         )
         assert run(distill.main, recipe) == 0
@@ -173,9 +177,9 @@ def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):
 
 
 def test_sets_need_neither_teacher_nor_captions_of_the_pair(project):
-    recipe = project(teachers=[], student=STUDENT, losses={"contrastive": {"weight": 0.0}, "sets": SETS})
+    recipe = project(teachers=[], student=STUDENT, losses={"contrastive": {"weight": 0.0}, "frame_sets": SETS})
     assert run(distill.main, recipe) == 0
-    logged = losses(project.folder / "run", ("loss", "sets"))
+    logged = losses(project.folder / "run", ("loss", "frame_sets"))
     np.testing.assert_allclose(logged[:, 0], logged[:, 1] * (1 - 0.5 * np.arange(4) / 3), rtol=1e-5)
 
 
@@ -190,11 +194,11 @@ def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_spl
         return found
 
     monkeypatch.setattr("teachclip.evaluation.evaluator.evaluate", evaluate_as_if)
-    recipe = project(teachers=[], student={"sharpening": [2.0, 0.5]})
+    recipe = project(teachers=[], student={"temperature_scaling": [2.0, 0.5]})
     assert run(distill.main, recipe, f"data.select_on={split}") == 0
     found = results(project.folder / "run")
-    tried = found["sharpening"]["tried"]
-    assert found["sharpening"]["factor"] == factor and tried[f"{factor:g}"] == max(tried.values())
+    tried = found["temperature_scaling"]["tried"]
+    assert found["temperature_scaling"]["factor"] == factor and tried[f"{factor:g}"] == max(tried.values())
     assert tried.keys() == {"1", "2", "0.5"} and found[split]["t2v"]["recall_at_1"] == max(tried.values())
     student = load_student(project.folder / "run" / "student")
     assert student.config.pooling_temperature == pytest.approx(0.1 / factor)
@@ -211,34 +215,43 @@ def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
     scores = project.folder / "scores.npy"
     np.save(scores, np.zeros((16, 8), np.float32))
     recipe = project(
-        teachers=[{"name": "scores", "checkpoint": str(scores)}], losses={"sets": {**SETS, "scorer": "scores"}}
+        teachers=[{"name": "scores", "checkpoint": str(scores)}], losses={"frame_sets": {**SETS, "scorer": "scores"}}
     )
     assert run(distill.main, recipe) == 2
-    assert "losses.sets.scorer: 'scores' reads its scores from a file" in capsys.readouterr().err
+    assert "losses.frame_sets.scorer: 'scores' reads its scores from a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["student.gate=sigmoid"], "losses.frame_text.kind=cross_entropy does not fit student.gate=sigmoid"),
-        (["losses.frame_text.kind=binary_cross_entropy"], "does not fit student.gate=softmax"),
+        (
+            ["student.attention=sigmoid"],
+            "losses.frame_text.kind=cross_entropy does not fit student.attention=sigmoid",
+        ),
+        (["losses.frame_text.kind=binary_cross_entropy"], "does not fit student.attention=softmax"),
         (["losses.frame_text.clip=0.5"], "clip needs targets=video"),
         (
-            ["losses.sets.weight=1", "losses.sets.scorer=xpol"],
+            ["losses.frame_sets.weight=1", "losses.frame_sets.scorer=xpol"],
             "allowed: backbone or the label of a teacher: backbone, xpool",
         ),
-        (["losses.sets.frames=[3,2]"], "the fewest come first"),
-        (["losses.sets.weight=1", "frames.store=none", "train.towers=tuned"], "which frames.store=none cannot"),
-        (["teachers=[]", "losses.contrastive.weight=0"], "nothing to train on"),
-        (["losses.sets.weight=1", "student.temporal_layers=0"], "this student has neither"),
-        (["losses.sets.weight=1", "losses.sets.frames=[1,9]"], "but videos have 4 frames"),
+        (["losses.frame_sets.frames=[3,2]"], "the fewest come first"),
         (
-            ["losses.sets.weight=1", "frames.store=none", "losses.sets.videos=x"],
-            "sets.videos needs frames.store=disk",
+            ["losses.frame_sets.weight=1", "frames.store=none", "train.encoders=finetuned"],
+            "which frames.store=none cannot",
         ),
-        (["losses.frame_text.weight=0", "losses.frame_text.end_weight=1", "student.gate=sigmoid"], "does not fit"),
-        (["student.heads=[video]"], "student.heads.0: must be 'frame', 'pooled' or 'text', got 'video'"),
-        (["student.sharpening=[0]"], "student.sharpening.0"),
+        (["teachers=[]", "losses.contrastive.weight=0"], "nothing to train on"),
+        (["losses.frame_sets.weight=1", "student.temporal_layers=0"], "this student has neither"),
+        (["losses.frame_sets.weight=1", "losses.frame_sets.frames=[1,9]"], "but videos have 4 frames"),
+        (
+            ["losses.frame_sets.weight=1", "frames.store=none", "losses.frame_sets.videos=x"],
+            "frame_sets.videos needs frames.store=disk",
+        ),
+        (
+            ["losses.frame_text.weight=0", "losses.frame_text.end_weight=1", "student.attention=sigmoid"],
+            "does not fit",
+        ),
+        (["student.adapters=[video]"], "student.adapters.0: must be 'frame', 'pooled' or 'text', got 'video'"),
+        (["student.temperature_scaling=[0]"], "student.temperature_scaling.0"),
     ],
 )
 def test_options_that_do_not_fit_together_are_named(project, overrides, message):
@@ -261,16 +274,16 @@ def more(project):
     return {"videos": str(folder), "captions": str(project.folder / "more.txt")}
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 @pytest.mark.parametrize("scorer", ["backbone", "xpool"])
-def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, towers, scorer, capsys):
+def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, encoders, scorer, capsys):
     seen = {}
     for name, given in {"none": {}, "both": more, "videos": {"videos": more["videos"]}}.items():
         recipe = project(
             f"{name}.yaml",
             output=str(project.folder / name),
-            losses={"sets": {**SETS, "scorer": scorer, **given}},
-            train={"towers": towers},
+            losses={"frame_sets": {**SETS, "scorer": scorer, **given}},
+            train={"encoders": encoders},
         )
         assert run(distill.main, recipe) == 0, capsys.readouterr().err
         seen[name] = losses(project.folder / name)
@@ -282,20 +295,20 @@ def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, tower
 
 
 def test_unpaired_videos_that_are_held_out_are_left_out_by_their_content(project, capsys):
-    recipe = project(losses={"sets": {**SETS, "videos": str(project.root / "videos")}})
+    recipe = project(losses={"frame_sets": {**SETS, "videos": str(project.root / "videos")}})
     assert run(distill.main, recipe) == 0
     message = capsys.readouterr().err
     assert "left out 6 of 14 unpaired videos: to validate or test on" in message and "unpaired: 8 videos" in message
 
 
 def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(project, more, capsys):
-    path = project(losses={"sets": {**SETS, "scorer": "xpool", **more}}, frames={"views": 2})
+    path = project(losses={"frame_sets": {**SETS, "scorer": "xpool", **more}}, frames={"temporal_augmentation": 2})
     assert run(distill.main, path) == 0, capsys.readouterr().err
     assert np.isfinite(losses(project.folder / "run")).all()
     work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
     split = work.catalog.train
-    inputs = work.inputs(split, work.backbone, towers="frozen", views=2)
-    plan, _ = build_sets(work, split, inputs, build_unpaired(work))
+    inputs = work.inputs(split, work.backbone, encoders="frozen", views=2)
+    plan, _ = build_frame_sets(work, split, inputs, build_unpaired(work))
     views, training, unpaired = 2, 8, 3
     for joined in (plan.inputs, plan.scorer):
         assert joined.video_count == views * (training + unpaired) and joined.text_count > inputs.text_count
@@ -308,15 +321,15 @@ def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(proj
 
 def test_every_option_of_sets_and_heads_reaches_the_part_that_it_is_for(project):
     sets = {"weight": 1.0, "count": 6, "texts": 5, "frames": [2, 3], "repeats": 4, "scale": 7.0}
-    path = project(losses={**LOSSES, "sets": sets}, student=STUDENT, optimizer=OPTIMIZER, seed=9)
+    path = project(losses={**LOSSES, "frame_sets": sets}, student=STUDENT, optimizer=OPTIMIZER, seed=9)
     work = build_workspace(load_recipe(path), Processes(), torch.device("cpu"))
     inputs = work.pixel_inputs(work.catalog.train)
-    plan, scorer = build_sets(work, work.catalog.train, inputs)
-    assert plan == SetPlan(inputs, count=6, texts=5, fewest=2, most=3, seed=9, repeats=4)
-    assert scorer == SetScorer(scale=7.0, teacher=None)
+    plan, scorer = build_frame_sets(work, work.catalog.train, inputs)
+    assert plan == FrameSetSampler(inputs, count=6, texts=5, fewest=2, most=3, seed=9, repeats=4)
+    assert scorer == FrameSetScorer(scale=7.0, teacher=None)
     student = build_student(work.recipe.student, work.backbone, seed=9, frames=4)
     rates = {group["name"]: group["lr"] for group in build_optimizer_for(student, work.recipe.optimizer).param_groups}
-    assert rates["heads"] == rates["heads_no_decay"] == 3e-3 and rates["aggregation"] == 1e-2
+    assert rates["adapters"] == rates["adapters_no_decay"] == 3e-3 and rates["attention"] == 1e-2
 
 
 def test_a_run_without_options_has_the_settings_of_before_they_existed(project):
@@ -325,19 +338,19 @@ def test_a_run_without_options_has_the_settings_of_before_they_existed(project):
     assert set(settings["student"]) == {"backbone", "temporal_layers", "pooling_temperature", "mask_padding"}
     assert set(settings["losses"]) == {"contrastive", "video_text", "frame_text"}
     assert settings["losses"]["contrastive"] == {"weight": 0.2}
-    assert "heads_lr" not in settings["optimizer"] and "weighting" not in settings["teaching"]
+    assert "adapter_lr" not in settings["optimizer"] and "weighting" not in settings["teaching"]
 
 
 def test_the_scorer_of_sets_must_be_among_the_teachers_that_teach(project):
     xpool = str(project.root / "teacher.pth")
     teachers = [{"name": "xpool", "checkpoint": xpool}, {"name": "xpool", "label": "other", "checkpoint": xpool}]
-    path = project(teachers=teachers, losses={"sets": {**SETS, "scorer": "xpool"}})
+    path = project(teachers=teachers, losses={"frame_sets": {**SETS, "scorer": "xpool"}})
     with pytest.raises(RecipeError, match=r"teaching\.only: losses\.sets\.scorer is 'xpool'"):
         load_recipe(path, ["teaching.only=[other]"])
 
 
 def test_changed_unpaired_captions_are_another_run(project, more, capsys):
-    recipe = project(losses={"sets": {**SETS, "captions": more["captions"]}})
+    recipe = project(losses={"frame_sets": {**SETS, "captions": more["captions"]}})
     assert run(distill.main, recipe) == 0
     Path(more["captions"]).write_text("a blue square\n", encoding="utf-8")
     assert run(distill.main, recipe) == 2
@@ -349,6 +362,6 @@ def test_changed_unpaired_captions_are_another_run(project, more, capsys):
     [("videos", "nowhere", "video folder nowhere does not exist"), ("captions", "nowhere.txt", "nowhere.txt")],
 )
 def test_unpaired_data_that_is_not_there_is_named(project, key, value, message, capsys):
-    assert run(distill.main, project(losses={"sets": {**SETS, key: value}})) == 2
+    assert run(distill.main, project(losses={"frame_sets": {**SETS, key: value}})) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and message in lines[0]

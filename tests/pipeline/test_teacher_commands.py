@@ -20,7 +20,7 @@ TRAINED = ("xclip", "ts2net", "clip2video")
 TRAINING = {
     "seed": 1,
     "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4},
-    "train": {"towers": "tuned", "steps": 2, "batch_size": 4, "log_every": 1},
+    "train": {"encoders": "finetuned", "steps": 2, "batch_size": 4, "log_every": 1},
 }
 
 
@@ -43,9 +43,9 @@ def logged_losses(folder):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
-def test_a_teacher_is_trained_written_in_its_layout_and_evaluated(project, capsys, name, towers):
-    recipe = project(teachers=teachers(project.folder, [name], towers=towers))
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_a_teacher_is_trained_written_in_its_layout_and_evaluated(project, capsys, name, encoders):
+    recipe = project(teachers=teachers(project.folder, [name], encoders=encoders))
     assert run(train_teacher.main, recipe) == 0, capsys.readouterr().err
     path = project.folder / f"{name}.bin"
     assert f"teacher: {path}" in capsys.readouterr().err

@@ -77,14 +77,14 @@ def kinds(project):
     }
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
-def test_teachers_of_every_kind_give_the_same_losses_stored_and_online(project, kinds, towers, capsys):
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_teachers_of_every_kind_give_the_same_losses_stored_and_online(project, kinds, encoders, capsys):
     for source in ("stored", "online"):
         recipe = project(
             f"{source}.yaml",
             teachers=list(kinds.values()),
             teaching={"source": source, "precision": "float32"},
-            train={"towers": towers},
+            train={"encoders": encoders},
             output=str(project.folder / source),
             stores=str(project.folder / f"stores-{source}"),
         )
@@ -106,7 +106,7 @@ def test_two_processes_store_and_train_with_every_kind_as_one_does(project, kind
             f"{count}.yaml",
             teachers=list(kinds.values()),
             teaching={"source": "online"},
-            train={"towers": "tuned"},
+            train={"encoders": "finetuned"},
             output=str(folder / "run"),
             stores=str(folder / "stores"),
         )
@@ -169,9 +169,9 @@ def test_verify_recomputes_from_a_teachers_own_inputs_and_from_files(project, ki
     recipe = project(teachers=list(kinds.values()))
     assert run(precompute.main, recipe, "--verify") == 0
     assert "verified" in capsys.readouterr().err
-    circumstances = ArrayStore.open(project.folder / "stores" / "relevance-pixels").circumstances
-    assert circumstances["tokens"]["max_tokens"] == 6 and circumstances["normalisation"]["mean"] == [0.4] * 3
-    assert circumstances["frames"]["size"] == 16 and "stretched" in circumstances["frames"]["transform"]
+    provenance = ArrayStore.open(project.folder / "stores" / "relevance-pixels").provenance
+    assert provenance["tokens"]["max_tokens"] == 6 and provenance["normalisation"]["mean"] == [0.4] * 3
+    assert provenance["frames"]["size"] == 16 and "stretched" in provenance["frames"]["transform"]
     assert run(precompute.main, recipe, "teachers.3.options.max_tokens=4") == 2
     assert "tokens.max_tokens = 6 there, 4 now" in capsys.readouterr().err
 
@@ -203,7 +203,7 @@ def test_an_online_teacher_that_reads_what_the_student_reads_shares_it(project, 
     recipe = project(
         teachers=[kinds["xpool"], shared, {**kinds["pixels"], "label": "own"}, again],
         teaching={"source": "online"},
-        train={"towers": "tuned"},
+        train={"encoders": "finetuned"},
     )
     assert module.main([str(recipe)]) == 0
     assert {key for key in keys[0] if key.endswith("frames")} == {"frames", "inputs1.frames"}

@@ -27,7 +27,7 @@ def unpaired(project):
             for name in videos:
                 content = (project.root / "videos" / f"{name}.mp4").read_bytes()
                 (project.folder / "more" / f"copy-{name}.mp4").write_bytes(content)
-        return project(losses={"sets": {**SETS, **given}})
+        return project(losses={"frame_sets": {**SETS, **given}})
 
     return write
 

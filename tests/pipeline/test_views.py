@@ -8,7 +8,7 @@ import pytest
 import view_decoder
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute, train_teacher
-from teachclip.data.video.decode import decoding
+from teachclip.data.video import decoding
 from teachclip.errors import VideoError
 from teachclip.store.array_store import ArrayStore
 
@@ -39,14 +39,20 @@ def write(project, name, *, frames, stores=None, **sections):
     )
 
 
-@pytest.mark.parametrize("towers", ["frozen", "tuned"])
-def test_stored_teaching_of_several_views_is_online_teaching(project, towers):
-    train = {**STEPS, "towers": towers}
-    slow = {"lr": 1e-5, "clip_lr": 1e-6, "aggregation_lr": 1e-5}  # Adam enlarges what is rounded
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_stored_teaching_of_several_views_is_online_teaching(project, encoders):
+    train = {**STEPS, "encoders": encoders}
+    slow = {"lr": 1e-5, "clip_lr": 1e-6, "attention_lr": 1e-5}  # Adam enlarges what is rounded
     for source in ("online", "stored"):
         teaching = {"source": source, "precision": "float32"}
         recipe = write(
-            project, source, stores="stores", frames={"views": 3}, teaching=teaching, train=train, optimizer=slow
+            project,
+            source,
+            stores="stores",
+            frames={"temporal_augmentation": 3},
+            teaching=teaching,
+            train=train,
+            optimizer=slow,
         )
         assert run(distill.main, recipe) == 0
     one_view = write(project, "plain", stores="stores", frames={}, teaching=teaching, train=train, optimizer=slow)
@@ -63,24 +69,24 @@ def test_stored_teaching_of_several_views_is_online_teaching(project, towers):
     np.testing.assert_allclose(
         store.read("video_text", slice(None))[:, :8], plain.read("video_text", slice(None)), atol=1e-5
     )
-    assert "views" not in plain.circumstances["frames"] and store.circumstances["frames"]["views"] == 3
+    assert "views" not in plain.provenance["frames"] and store.provenance["frames"]["views"] == 3
 
 
 def test_validation_and_test_see_the_plan_itself(project, capsys):
     for name, frames in (("one", {}), ("three", {"views": 3})):
-        recipe = write(project, name, stores="stores", frames=frames, train={"towers": "tuned"})
+        recipe = write(project, name, stores="stores", frames=frames, train={"encoders": "finetuned"})
         assert run(evaluate.main, recipe, "--model", "xpool", "--out", project.folder / f"{name}.json") == 0
         assert run(evaluate.main, recipe, "--model", "zero_shot", "--split", "train") == 0
     one, three = (json.loads((project.folder / f"{name}.json").read_text()) for name in ("one", "three"))
     for direction in ("t2v", "v2t"):
         assert one["test"][direction] == three["test"][direction]
     assert not (project.folder / "stores" / "frames-view3").exists()
-    held = ArrayStore.open(project.folder / "stores" / "frames-view1").circumstances["videos"]
+    held = ArrayStore.open(project.folder / "stores" / "frames-view1").provenance["videos"]
     assert len(held) == 8 and not {"clip11.mp4", "clip12.mp4", "clip13.mp4"} & set(held)
 
 
 def test_precompute_verifies_every_view_and_finds_a_changed_number_in_one(project, capsys):
-    recipe = write(project, "run", frames={"views": 2})
+    recipe = write(project, "run", frames={"temporal_augmentation": 2})
     assert run(precompute.main, recipe, "--verify") == 0, capsys.readouterr().err
     assert "verified" in capsys.readouterr().err
     stores = project.folder / "stores-run"
@@ -100,7 +106,7 @@ def test_frame_targets_of_a_video_are_of_each_of_its_views(project):
             project,
             name,
             stores="stores",
-            frames={"views": views},
+            frames={"temporal_augmentation": views},
             losses={"frame_text": {"targets": "video"}},
             teaching={"precision": "float32"},
             train=STEPS,
@@ -112,33 +118,40 @@ def test_frame_targets_of_a_video_are_of_each_of_its_views(project):
 
 def test_a_run_of_other_views_is_another_run(project, capsys):
     assert run(distill.main, write(project, "run", frames={})) == 0
-    assert run(distill.main, write(project, "run", frames={"views": 2})) == 2
-    assert "frames.views" in capsys.readouterr().err
+    assert run(distill.main, write(project, "run", frames={"temporal_augmentation": 2})) == 2
+    assert "frames.temporal_augmentation" in capsys.readouterr().err
 
 
 def test_relevance_from_a_file_knows_no_views(project, capsys):
     scores = project.folder / "scores.npy"
     np.save(scores, np.zeros((16, 8), np.float32))
-    recipe = write(project, "run", frames={"views": 2}, teachers=[{"name": "scores", "checkpoint": str(scores)}])
+    recipe = write(
+        project, "run", frames={"temporal_augmentation": 2}, teachers=[{"name": "scores", "checkpoint": str(scores)}]
+    )
     for main in (distill.main, precompute.main, import_relevance.main):
         assert run(main, recipe) == 2
         message = capsys.readouterr().err
-        assert message.startswith("error: teacher 'scores' reads its relevance from a file") and "views=1" in message
+        assert (
+            message.startswith("error: teacher 'scores' reads its relevance from a file")
+            and "temporal_augmentation=1" in message
+        )
     assert not (project.folder / "stores-run").exists()
 
 
-@pytest.mark.parametrize(("towers", "views"), [("frozen", 1), ("tuned", 2)])
-def test_without_a_frame_store_the_losses_are_the_same(project, towers, views, capsys):
+@pytest.mark.parametrize(("encoders", "views"), [("frozen", 1), ("finetuned", 2)])
+def test_without_a_frame_store_the_losses_are_the_same(project, encoders, views, capsys):
     for store in ("disk", "none"):
         recipe = write(
             project,
             store,
-            frames={"store": store, "views": views, "workers": 1},
-            teaching={"source": "stored" if towers == "frozen" else "online"},
-            train={**STEPS, "towers": towers, "workers": 2},
+            frames={"store": store, "temporal_augmentation": views, "workers": 1},
+            teaching={"source": "stored" if encoders == "frozen" else "online"},
+            train={**STEPS, "encoders": encoders, "workers": 2},
         )
         assert run(distill.main, recipe) == 0, capsys.readouterr().err
-        assert ("train.workers=2 is not used" in capsys.readouterr().err) == ((store, towers) == ("none", "tuned"))
+        assert ("train.workers=2 is not used" in capsys.readouterr().err) == (
+            (store, encoders) == ("none", "finetuned")
+        )
     assert np.array_equal(losses(project.folder / "disk"), losses(project.folder / "none"))
     disk, none = (json.loads((project.folder / name / "results.json").read_text()) for name in ("disk", "none"))
     assert disk["test"]["t2v"] == none["test"]["t2v"]
@@ -180,15 +193,15 @@ def test_a_video_of_which_a_part_is_used_is_named_in_the_log_and_in_the_results(
     assert run(distill.main, recipe, "frames.on_error=use_decodable", f"output={project.folder / 'used'}") == 0
     assert "only a part of clip3.mp4 c" in capsys.readouterr().err
     results = json.loads((project.folder / "used" / "results.json").read_text())
-    assert list(results["partly_decoded"]) == ["clip3.mp4"] and results["left_out"] == {}
+    assert list(results["partly_decoded"]) == ["clip3.mp4"] and results["excluded"] == {}
 
 
 def test_a_teacher_trains_without_a_frame_store(project):
     for store in ("disk", "none"):
-        training = {"train": {"towers": "tuned", **STEPS}}
+        training = {"train": {"encoders": "finetuned", **STEPS}}
         checkpoint = project.folder / f"teacher-{store}" / "xpool.pth"
         teachers = [{"name": "xpool", "checkpoint": str(checkpoint), "training": training}]
-        recipe = write(project, store, frames={"store": store, "views": 2}, teachers=teachers)
+        recipe = write(project, store, frames={"store": store, "temporal_augmentation": 2}, teachers=teachers)
         assert run(train_teacher.main, recipe) == 0
     disk, none = (losses(project.folder / f"teacher-{name}" / "xpool-run", ["loss"]) for name in ("disk", "none"))
     assert len(disk) == 6 and np.array_equal(disk, none)

@@ -41,7 +41,7 @@ def failure(path, overrides=()):
 def test_minimal_recipe_gets_the_published_defaults(write):
     recipe = load_recipe(write())
     assert recipe.losses.contrastive.weight == 0.2
-    assert recipe.optimizer.aggregation_lr == 10 * recipe.optimizer.lr
+    assert recipe.optimizer.attention_lr == 10 * recipe.optimizer.lr
     assert recipe.frames.count == 12
     assert recipe.data.max_missing == 0.01 and recipe.data.select_on == "validation"
 
@@ -140,9 +140,9 @@ def test_every_problem_is_named_at_once(write):
         ("train.epochs=2", "give either epochs or steps"),
         ("optimizer.lr=.nan", "optimizer.lr"),
         ("losses.frame_text.kind=cosine", "'binary_cross_entropy', 'pearson' or 'smooth_l1'"),
-        ("frames.plan=random", "'per_second', 'intervals' or 'clip2video'"),
+        ("frames.sampling=random", "'per_second', 'intervals' or 'clip2video'"),
         ("frames.store=memory", "'disk' or 'none'"),
-        ("frames.views=0", "greater than or equal to 1"),
+        ("frames.temporal_augmentation=0", "greater than or equal to 1"),
         ("frames.on_error=zeros", "'skip' or 'use_decodable'"),
         ("student=null", "student"),
         ("teachers=[]", ""),
@@ -199,9 +199,11 @@ def test_inconsistent_choices_are_refused(write):
     assert "without teachers and sets it is the whole loss" in failure(
         write(), ["teachers=[]", "losses.contrastive.end_weight=0.5"]
     )
-    assert "student.heads: text stands twice" in failure(write(), ["student.heads=[text, text]"])
-    several = failure(write(), ["losses.sets.weight=1", "losses.sets.frames=[1,99]", "losses.sets.scorer=nobody"])
-    assert "losses.sets.scorer is 'nobody'" in several and "but videos have 12 frames" in several
+    assert "student.adapters: text stands twice" in failure(write(), ["student.adapters=[text, text]"])
+    several = failure(
+        write(), ["losses.frame_sets.weight=1", "losses.frame_sets.frames=[1,99]", "losses.frame_sets.scorer=nobody"]
+    )
+    assert "losses.frame_sets.scorer is 'nobody'" in several and "but videos have 12 frames" in several
 
 
 def test_help_lists_every_key_with_default_and_meaning():

@@ -217,21 +217,23 @@ def test_a_clipped_target_is_full_where_enough_of_the_confident_captions_agree()
     confidence, owners = np.array([0.5, 0.25, 0.25]), np.zeros(3, dtype=int)
     relative = relevance / relevance.max(axis=1, keepdims=True)
     share = (confidence[:, None] * relative).sum(0)  # how many captions look at a frame: .5, .403, .5
-    for clip in (0.25, 0.45, 1.0):
-        expected = np.minimum(share / clip, 1)
-        found = video_frame_targets(relevance, confidence, owners, clip=clip)[0]
+    for saturation in (0.25, 0.45, 1.0):
+        expected = np.minimum(share / saturation, 1)
+        found = video_frame_targets(relevance, confidence, owners, saturation=saturation)[0]
         np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)
-    assert video_frame_targets(relevance, confidence, owners, clip=0.25)[0].tolist() == pytest.approx([1 / 3] * 3)
+    assert video_frame_targets(relevance, confidence, owners, saturation=0.25)[0].tolist() == pytest.approx(
+        [1 / 3] * 3
+    )
 
 
 def test_a_clipped_target_does_not_mind_how_sharply_a_caption_looks() -> None:
     sharp, flat = np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([[0.0, 0.4, 0.3, 0.3]])
-    found = video_frame_targets(np.concatenate([sharp, flat]), np.ones(2), np.zeros(2, dtype=int), clip=0.5)[0]
+    found = video_frame_targets(np.concatenate([sharp, flat]), np.ones(2), np.zeros(2, dtype=int), saturation=0.5)[0]
     assert found[0] == pytest.approx(found[1])  # without clipping the sharp one would get 2.5 times as much
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, 1.5])
-def test_a_clip_is_a_share(stored, clip: float) -> None:
+@pytest.mark.parametrize("saturation", [0.0, -1.0, 1.5])
+def test_a_clip_is_a_share(stored, saturation: float) -> None:
     relevance, _, owners = stored
-    with pytest.raises(ValueError, match="clip must be above 0 and at most 1"):
-        video_frame_targets(relevance, np.ones(11), owners, clip=clip)
+    with pytest.raises(ValueError, match="saturation must be above 0 and at most 1"):
+        video_frame_targets(relevance, np.ones(11), owners, saturation=saturation)

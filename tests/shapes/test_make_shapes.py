@@ -8,9 +8,9 @@ import pytest
 from teachclip.errors import DataError
 from teachclip.shapes.make import main, make_shapes
 from teachclip.shapes.presets import PRESETS, Preset
-from teachclip.shapes.pretraining import PretrainingPlan
+from teachclip.shapes.pretraining import PretrainingSettings
 
-TINY = PretrainingPlan(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
+TINY = PretrainingSettings(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
 SMALL = {"train_videos": 4, "test_videos": 2, "clip": TINY, "progress": False}
 
 
@@ -42,7 +42,7 @@ def test_a_second_call_makes_nothing(world):
 
 
 def test_a_second_command_says_that_it_is_made(world, capsys, monkeypatch):
-    monkeypatch.setattr("teachclip.shapes.pretraining.PretrainingPlan", lambda seed: TINY)
+    monkeypatch.setattr("teachclip.shapes.pretraining.PretrainingSettings", lambda seed: TINY)
     assert main(["--out", str(world), "--train-videos", "4", "--test-videos", "2"]) == 0
     assert "already made" in capsys.readouterr().err
 
@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world, tmp_path, monkeypatc
     [
         ({"seed": 3}, "world.seed = 0 there, 3 now"),
         ({"train_videos": 5}, "world.train_videos = 4 there, 5 now"),
-        ({"clip": PretrainingPlan(**{**TINY.__dict__, "seed": 2})}, "clip.seed = 0 there, 2 now"),
+        ({"clip": PretrainingSettings(**{**TINY.__dict__, "seed": 2})}, "clip.seed = 0 there, 2 now"),
     ],
 )
 def test_another_world_in_the_folder_is_refused_and_named(world, change, named):

@@ -13,14 +13,14 @@ from teachclip.shapes import pretraining as pretrain
 from teachclip.shapes.captions import describe_event, vocabulary
 from teachclip.shapes.dataset import Purpose, sample_event, stream
 from teachclip.shapes.pretraining import (
-    PretrainingPlan,
+    PretrainingSettings,
     SingleFrames,
     build_tiny_clip,
     build_tokenizer,
     pretrain_clip,
 )
 
-TINY = PretrainingPlan(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
+TINY = PretrainingSettings(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_same_plan_gives_the_same_weights_and_another_seed_others(made, tmp_
     assert results == made[1]
     weights = (made[0] / "model.safetensors").read_bytes()
     assert (tmp_path / "model.safetensors").read_bytes() == weights
-    pretrain_clip(tmp_path, PretrainingPlan(**{**TINY.__dict__, "seed": 1}), progress=False)
+    pretrain_clip(tmp_path, PretrainingSettings(**{**TINY.__dict__, "seed": 1}), progress=False)
     assert (tmp_path / "model.safetensors").read_bytes() != weights
 
 
@@ -105,9 +105,9 @@ def test_pre_training_leaves_the_global_generator_alone(tmp_path):
 
 
 def test_heads_follow_the_rule_of_official_state_dicts(tokenizer):
-    config = build_tiny_clip(PretrainingPlan(), tokenizer).config
-    for tower in (config.text_config, config.vision_config):
-        assert (tower.hidden_size, tower.num_attention_heads, tower.hidden_act) == (128, 2, "quick_gelu")
+    config = build_tiny_clip(PretrainingSettings(), tokenizer).config
+    for encoder in (config.text_config, config.vision_config):
+        assert (encoder.hidden_size, encoder.num_attention_heads, encoder.hidden_act) == (128, 2, "quick_gelu")
     assert (config.projection_dim, config.vision_config.patch_size) == (128, 16)
 
 
@@ -121,7 +121,7 @@ def test_words_never_seen_say_nothing(made):
 
 
 def test_training_learns_to_match(tokenizer):
-    plan = PretrainingPlan(frames=24, steps=60, batch_size=24, width=64, vision_layers=1, text_layers=1, lr=3e-3)
+    plan = PretrainingSettings(frames=24, steps=60, batch_size=24, width=64, vision_layers=1, text_layers=1, lr=3e-3)
     torch.manual_seed(0)
     clip = build_tiny_clip(plan, tokenizer)
     data = SingleFrames(plan, tokenizer, count=24, index=0)
@@ -149,4 +149,4 @@ def test_the_rate_rises_and_falls():
 @pytest.mark.parametrize("values", [{"batch_size": 1}, {"batch_size": 9, "frames": 8}, {"steps": 0}])
 def test_plans_that_cannot_train_are_refused(values):
     with pytest.raises(DataError, match="allowed"):
-        PretrainingPlan(**values)
+        PretrainingSettings(**values)

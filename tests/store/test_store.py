@@ -26,10 +26,8 @@ ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parents[1] / "support" / "store_writer.py"
 
 
-def make(path, *, rows=10, per_shard=4, circumstances=CIRCUMSTANCES, arrays=ARRAYS):
-    return ArrayStore.open_or_create(
-        path, circumstances=circumstances, arrays=arrays, rows=rows, rows_per_shard=per_shard
-    )
+def make(path, *, rows=10, per_shard=4, provenance=CIRCUMSTANCES, arrays=ARRAYS):
+    return ArrayStore.open_or_create(path, provenance=provenance, arrays=arrays, rows=rows, rows_per_shard=per_shard)
 
 
 def fill(store):
@@ -157,9 +155,9 @@ def test_another_program_can_write_a_store_from_the_description(tmp_path):
         sums = {"video_text": file_hash(path / f"video_text-0000{shard}.npy")}
         (path / f"shard-0000{shard}.json").write_text(json.dumps({"shard": shard, "sha256": sums, "failures": {}}))
     manifest = {"format": "teachclip-store", "version": 1, "rows": 3, "rows_per_shard": 2}
-    manifest |= {"arrays": {"video_text": {"dtype": "float32", "shape": [4]}}, "circumstances": {"by": "hand"}}
+    manifest |= {"arrays": {"video_text": {"dtype": "float32", "shape": [4]}}, "provenance": {"by": "hand"}}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    store = ArrayStore.open(path, circumstances={"by": "hand"})
+    store = ArrayStore.open(path, provenance={"by": "hand"})
     assert store.verify() == []
     assert np.array_equal(store.read("video_text", [2, 0]), values[[2, 0]])
 
@@ -181,7 +179,7 @@ def test_the_fingerprint_is_the_documented_hash():
 def test_circumstances_that_are_not_json_are_refused(tmp_path):
     for wrong in (Path("a"), float("nan"), {1, 2}, "\udc80"):
         with pytest.raises(StoreError, match="JSON"):
-            make(tmp_path / "s", circumstances={"a": wrong})
+            make(tmp_path / "s", provenance={"a": wrong})
     assert not (tmp_path / "s").exists()
 
 
@@ -192,8 +190,8 @@ def test_a_store_made_under_other_circumstances_is_refused_with_the_difference_n
     fill(make(tmp_path / "s"))
     other = {"teacher": {"name": "xclip", "seed": 1}}
     for refuse in (
-        lambda: make(tmp_path / "s", circumstances=other),
-        lambda: ArrayStore.open(tmp_path / "s", circumstances=other),
+        lambda: make(tmp_path / "s", provenance=other),
+        lambda: ArrayStore.open(tmp_path / "s", provenance=other),
     ):
         with pytest.raises(StoreError) as error:
             refuse()
@@ -293,7 +291,7 @@ def test_shards_without_their_manifest_are_not_taken_over(tmp_path):
     fill(make(tmp_path / "s"))
     (tmp_path / "s" / "manifest.json").unlink()
     with pytest.raises(StoreError, match="shards but no manifest"):
-        make(tmp_path / "s", circumstances={"another": 1})
+        make(tmp_path / "s", provenance={"another": 1})
 
 
 def test_a_folder_that_is_no_store_is_named(tmp_path):
@@ -398,12 +396,12 @@ def test_remarks_stand_beside_rows_that_can_be_read(tmp_path):
 
 def test_a_store_can_be_told_that_what_it_depends_on_has_changed(tmp_path):
     store = fill(make(tmp_path / "s"))
-    wanted = {**store.circumstances, "files": ["another"]}
+    wanted = {**store.provenance, "files": ["another"]}
     renewed = store.renewed(wanted)
-    assert renewed.circumstances == wanted and renewed.read("count", [5]).tolist() == [5]
-    assert ArrayStore.open(tmp_path / "s", circumstances=wanted).fingerprint == renewed.fingerprint
+    assert renewed.provenance == wanted and renewed.read("count", [5]).tolist() == [5]
+    assert ArrayStore.open(tmp_path / "s", provenance=wanted).fingerprint == renewed.fingerprint
     with pytest.raises(StoreError, match="files"):
-        ArrayStore.open(tmp_path / "s", circumstances=store.circumstances)
+        ArrayStore.open(tmp_path / "s", provenance=store.provenance)
 
 
 def test_processes_share_the_shards_whatever_is_done_already(tmp_path):

@@ -30,7 +30,7 @@ FILE = {
     "title": "A title",
     "tune_seeds": [1, 2],
     "seeds": [5, 6, 7],
-    "grid": {"optimizer.aggregation_lr": [1e-3, 3e-3], "train.steps": [4, 6]},
+    "grid": {"optimizer.attention_lr": [1e-3, 3e-3], "train.steps": [4, 6]},
     "arms": [UNDISTILLED, {"name": "published", "label": "as published"}],
 }
 
@@ -114,7 +114,7 @@ def made_up(plan):
         tests[job.name] = {
             **{"step": 1, "seconds": 10.0 + place, "parameters": 1234, "validation": metrics(1.0)},
             "test": {**metrics(value), "cost": COST},
-            **({"sharpening": {"factor": 4.0, "tried": {}}} if job.arm == "published" else {}),
+            **({"temperature_scaling": {"factor": 4.0, "tried": {}}} if job.arm == "published" else {}),
         }
     return prepared, candidates, tests
 
@@ -348,7 +348,7 @@ def test_the_last_override_of_a_key_is_the_only_one(worlds):
     plan = worlds(set=["train.steps=9", "optimizer.lr=1"])
     arm = plan.comparison.arms[1]
     given = plan.settings(arm, arm.grid[0])
-    assert given == ("optimizer.lr=1", "optimizer.aggregation_lr=0.001", "train.steps=4")
+    assert given == ("optimizer.lr=1", "optimizer.attention_lr=0.001", "train.steps=4")
 
 
 def test_a_quick_plan_is_small_and_its_settings_still_differ(worlds):
@@ -358,11 +358,11 @@ def test_a_quick_plan_is_small_and_its_settings_still_differ(worlds):
     for arm in plan.comparison.arms:
         recipes = [plan.load(plan.settings(arm, setting)) for setting in arm.grid]
         assert {recipe.train.steps for recipe in recipes} == {20}
-        assert len({recipe.optimizer.aggregation_lr for recipe in recipes}) == 2
+        assert len({recipe.optimizer.attention_lr for recipe in recipes}) == 2
 
 
 def test_a_quick_run_leaves_no_hasty_teacher_where_a_real_one_belongs(project, arms):
-    training = {"train": {"towers": "frozen", "epochs": 9, "batch_size": 4}}
+    training = {"train": {"encoders": "frozen", "epochs": 9, "batch_size": 4}}
     missing = project.folder / "teacher.pth"
     recipe = project(teachers=[{"name": "xpool", "checkpoint": str(missing), "training": training}])
     plan = quick(build_plan(project.folder / "out", recipe, load_comparison(arms()), Path()))
@@ -387,8 +387,8 @@ def test_the_report_has_means_intervals_wins_and_costs(worlds):
     assert report["differences"][0]["values"] == [4, 6, 8]
     assert "as published - teacher (xpool)" in tables["Differences from the teacher"]
     assert tables["Cost"]["as published"] == ["11.0 ± 1.0", "1,234", "512", "256k", "0.5"]
-    steps = "optimizer.aggregation_lr=0.001 train.steps=6"
-    edge = "optimizer.aggregation_lr=0.001, train.steps=6"
+    steps = "optimizer.attention_lr=0.001 train.steps=6"
+    edge = "optimizer.attention_lr=0.001, train.steps=6"
     assert tables["Chosen on validation"]["as published"] == [steps, "24.5", edge, "4, 4, 4"]
     assert tables["Chosen on validation"]["undistilled"][-1] == "none"
     assert report["verdicts"][0].endswith("Clear of zero: better.")
@@ -404,7 +404,7 @@ def test_the_report_says_how_to_repeat_a_student_and_keeps_every_trial(worlds):
     assert "train 400 videos, 3,200 captions; test 300 videos, 1,500 captions" in text
     command = report["commands"]["as published"]
     assert f"TEACHCLIP_RUNS={plan.folder / 'seed-5'}" in command
-    assert "optimizer.aggregation_lr=0.001 train.steps=6 seed=5 output=" in command
+    assert "optimizer.attention_lr=0.001 train.steps=6 seed=5 output=" in command
     assert sum(map(len, report["candidates"].values())) == 8
     trials = next(rows for title, _, rows in report["tables"] if title == "Every trial on validation")
     assert [row[2:] for row in trials if row[0] == "as published"][:2] == [
@@ -451,7 +451,7 @@ def test_a_file_that_comes_along_is_found_by_its_name(capsys, tmp_path):
 def test_a_comparison_runs_from_videos_to_a_report_and_a_second_run_does_nothing(project, arms, capsys, monkeypatch):
     monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
     out = project.folder / "out"
-    path = arms(seeds=[5, 6], grid={"optimizer.aggregation_lr": [1e-3, 1e-2]})
+    path = arms(seeds=[5, 6], grid={"optimizer.attention_lr": [1e-3, 1e-2]})
     asked = [str(project()), "--arms", str(path), "--out", str(out), "--processes", "1", "--quick"]
     assert main(asked) == 0
     report = json.loads((out / "report.json").read_text())
@@ -507,7 +507,10 @@ def test_the_overrides_of_a_preset_stand_before_those_of_the_file(worlds):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("student.sharpening=[2.0]", "arm b: student.sharpening is .2.0., a choice that the baseline does not have"),
+        (
+            "student.temperature_scaling=[2.0]",
+            "arm b: student.temperature_scaling is .2.0., a choice that the baseline does not have",
+        ),
         ("data.validation={videos: 1}", "arm b: data.validation is not that of the baseline"),
         ("data.max_missing=0.5", "arm b: data.max_missing is not that of the baseline"),
     ],
@@ -518,10 +521,10 @@ def test_arms_with_other_choices_or_data_are_refused(worlds, override, message):
 
 
 def test_an_arm_may_go_without_the_sharpening_that_the_others_have(worlds):
-    left_out = {"name": "b", "set": ["student.sharpening=[]"]}
-    both = {"set": ["student.sharpening=[2.0]"], "arms": [UNDISTILLED, left_out]}
+    excluded = {"name": "b", "set": ["student.temperature_scaling=[]"]}
+    both = {"set": ["student.temperature_scaling=[2.0]"], "arms": [UNDISTILLED, excluded]}
     check_plan(worlds(**both))
-    with pytest.raises(RecipeError, match=r"arm undistilled: student\.sharpening is .2\.0., a choice that"):
+    with pytest.raises(RecipeError, match=r"arm undistilled: student\.temperature_scaling is .2\.0., a choice that"):
         check_plan(worlds(**both, baseline="b"))
 
 
@@ -560,7 +563,7 @@ def test_seconds_are_those_of_whole_runs(worlds):
 
 
 def test_unpaired_videos_that_may_be_test_videos_are_refused(worlds):
-    sets = ["losses.sets.weight=1", "losses.sets.videos=${SHAPES_ROOT}/videos"]
+    sets = ["losses.frame_sets.weight=1", "losses.frame_sets.videos=${SHAPES_ROOT}/videos"]
     with pytest.raises(RecipeError, match="which may hold test videos"):
         check_plan(worlds(arms=[UNDISTILLED, {"name": "b", "set": sets}]))
 
@@ -568,7 +571,7 @@ def test_unpaired_videos_that_may_be_test_videos_are_refused(worlds):
 def test_a_trial_depends_on_the_code_and_on_unpaired_files(worlds, tmp_path, monkeypatch):
     captions = tmp_path / "more.txt"
     captions.write_text("a red circle\n")
-    plan = worlds(set=["losses.sets.weight=1", f"losses.sets.captions={captions}"])
+    plan = worlds(set=["losses.frame_sets.weight=1", f"losses.frame_sets.captions={captions}"])
     arm = plan.comparison.arms[0]
     content = {"prepare-5": {"content": {"": {"train": "1", "selection": "2", "test": "3"}}}}
 

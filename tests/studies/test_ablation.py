@@ -32,7 +32,7 @@ def test_what_was_chosen_shows_the_sharpening_of_every_seed_where_there_is_one()
     plain = choices_table("t", [one], tried, {"a": Effort([1.0], 5)})
     assert list(plain.rows[0]) == ["arm", "rate=1", "21.0", "rate=1"]
     sharpened = choices_table("t", [one], tried, {"a": Effort([1.0], 5, [1.0, 16.0])})
-    assert (sharpened.header[-1], sharpened.rows[0][-1]) == ("sharpening, by seed", "1, 16")
+    assert (sharpened.header[-1], sharpened.rows[0][-1]) == ("temperature_scaling, by seed", "1, 16")
 
 
 def test_every_trial_is_shown_and_one_of_each_arm_is_the_chosen_one():

@@ -83,7 +83,7 @@ def test_job_names_tell_settings_apart_and_follow_the_clip(plan):
 
 def test_trials_follow_the_recipe_values_that_count_and_no_others(plan, tmp_path):
     text = plan.recipe.read_text()
-    assert "lr: 1e-3" in text and "aggregation_lr: " in text
+    assert "lr: 1e-3" in text and "attention_lr: " in text
 
     def fingerprints(name, changed):
         path = tmp_path / name
@@ -96,7 +96,7 @@ def test_trials_follow_the_recipe_values_that_count_and_no_others(plan, tmp_path
 
     world, tune = pair(plan)
     # every setting says the head's learning rate itself, so the recipe's own does not count
-    assert fingerprints("head.yaml", text.replace("aggregation_lr: ", "aggregation_lr: 1")) == (world, tune)
+    assert fingerprints("head.yaml", text.replace("attention_lr: ", "attention_lr: 1")) == (world, tune)
     assert fingerprints("place.yaml", text.replace("/shapes_stores", "/elsewhere")) == (world, tune)
     changed = fingerprints("teacher.yaml", text.replace("lr: 1e-3", "lr: 2e-3", 1))
     assert changed[0] != world and changed[1] != tune
@@ -150,7 +150,7 @@ def test_choice_is_made_over_settings_and_sharpness(plan, results):
     for group in plan.families:
         for arm in group.arms:
             found = picks(candidates[group.name, arm.name])
-            assert (found["tuned"].settings, found["tuned"].sharpness) == (arm.grid[1], 4)
+            assert (found["finetuned"].settings, found["finetuned"].sharpness) == (arm.grid[1], 4)
             assert (found["plain"].settings, found["plain"].sharpness) == (arm.grid[1], 1)
 
 
@@ -166,7 +166,7 @@ def test_report_pairs_seeds_and_keeps_every_trial(plan, results):
     text = gain_markdown(json.loads(json.dumps(report)), [])
     assert "| distilled as published - undistilled " in text
     assert "Every trial on validation" in text
-    assert "gate as trained" in text
+    assert "attention as trained" in text
 
 
 def test_wrong_number_of_seeds_is_one_line(capsys):

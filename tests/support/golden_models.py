@@ -36,7 +36,7 @@ def golden_batch(info: dict[str, Any], kind: str) -> dict[str, Tensor]:
 def openai_clip_shapes(
     *, width: int, layers: int, patch: int, grid: int, text_width: int, text_layers: int, vocabulary: int = 49408
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an OpenAI CLIP whose joint space is as wide as its text tower."""
+    """Names and shapes of an OpenAI CLIP whose joint space is as wide as its text encoder."""
 
     def blocks(prefix: str, count: int, wide: int) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}

@@ -11,7 +11,7 @@ def made_up_run(recall: float, *, shift: float = 0.0, **head: Any) -> dict[str, 
     t2v |= {"median_rank": 30.5 - recall / 10, "mean_rank": 61.7 - recall / 5}
     v2t = {name: value + 1.9 + shift for name, value in t2v.items()}
     test = {"t2v": t2v, "v2t": v2t, "sum_of_recalls": 0.0, "videos": 300, "captions": 320}
-    return {"model": "student", "selected_on": "validation", "left_out": {}, "test": test, **head}
+    return {"model": "student", "selected_on": "validation", "excluded": {}, "test": test, **head}
 
 
 def made_up_cost(size: float) -> dict[str, float]:

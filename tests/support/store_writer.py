@@ -51,7 +51,7 @@ def main() -> None:
         time.sleep(0.001)
     store = ArrayStore.open_or_create(
         task["path"],
-        circumstances=CIRCUMSTANCES,
+        provenance=CIRCUMSTANCES,
         arrays={"scores": ArraySpec("float32", (task["columns"],)), "count": ArraySpec("int16", ())},
         rows=task["rows"],
         rows_per_shard=task["per_shard"],

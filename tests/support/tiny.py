@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from teachclip.data.annotations.catalog import Caption, Split, Video
-from teachclip.data.batches import BatchPlan
+from teachclip.data.batches import BatchSampler
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 from teachclip.training.batches import StoredRelevance, TrainingBatches
@@ -23,9 +23,9 @@ VIDEOS, CAPTIONS, FRAMES, SIZE, TOKENS = 12, 2, 3, 16, 7
 
 def tiny_clip(seed: int = 0) -> CLIPModel:
     torch.manual_seed(seed)
-    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
-    text = {**tower, "vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 57, "eos_token_id": 58}
-    vision = {**tower, "image_size": SIZE, "patch_size": 8}
+    encoder = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text = {**encoder, "vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 57, "eos_token_id": 58}
+    vision = {**encoder, "image_size": SIZE, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).eval()
 
 
@@ -94,15 +94,15 @@ def tiny_student() -> StudentModel:
 
 def tiny_batches(processes: Processes | None = None, *, batch_size: int = 8, stored: bool = True) -> TrainingBatches:
     split = tiny_split()
-    plan = BatchPlan(len(split.captions), batch_size, 0)
+    sampling = BatchSampler(len(split.captions), batch_size, 0)
     return TrainingBatches(
-        TinyPixels.make(), split, plan, processes or Processes(), [TinyRelevance()] if stored else []
+        TinyPixels.make(), split, sampling, processes or Processes(), [TinyRelevance()] if stored else []
     )
 
 
 def tiny_optimizer(student: StudentModel) -> torch.optim.Optimizer:
     freeze_clip_inputs(student)
-    groups = parameter_groups(student, lr=1e-3, clip_lr=1e-4, aggregation_lr=1e-2, weight_decay=0.2)
+    groups = parameter_groups(student, lr=1e-3, clip_lr=1e-4, attention_lr=1e-2, weight_decay=0.2)
     return build_optimizer("bert_adam", groups)
 
 

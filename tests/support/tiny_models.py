@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 
@@ -70,7 +70,9 @@ def tiny_student(*, seed: int = 0, heads: int = 2, **options: object) -> Student
         for name, parameter in student.named_parameters():
             if name.startswith(("temporal", "aggregation", "frame_position")) and parameter.ndim > 1:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    student.processor = StudentProcessor(tiny_tokenizer(), FramePlan("intervals", FRAMES), size=SIZE, max_tokens=10)
+    student.processor = StudentProcessor(
+        tiny_tokenizer(), FrameSampling("intervals", FRAMES), size=SIZE, max_tokens=10
+    )
     return student
 
 

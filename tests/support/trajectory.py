@@ -117,7 +117,7 @@ def train(
     freeze_clip_inputs(student)
     prepare(student)
     lr = run["lr"]
-    groups = parameter_groups(student, lr=lr, clip_lr=lr * run["coef_lr"], aggregation_lr=10 * lr, weight_decay=0.2)
+    groups = parameter_groups(student, lr=lr, clip_lr=lr * run["coef_lr"], attention_lr=10 * lr, weight_decay=0.2)
     optimizer = build_optimizer("bert_adam", groups)
     result = Trajectory(student, initial, group_numbers(student, groups))
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from teachclip.data.video.decoding import decode_file
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import VideoError
 
 
-def jittered(path, plan, size, start, end, on_error, view):
-    """View 0 is the plan itself, the others are every second frame of twice as fine a plan; view 2 lacks one."""
+def jittered(path, sampling, size, start, end, on_error, view):
+    """View 0 is the plain sampling, others every second frame of a twice as fine one; view 2 lacks one."""
     log(path, view)
     if view == 0:
-        return decode_file(path, plan, size)
-    fine = decode_file(path, FramePlan("intervals", 2 * plan.count), size)
-    return fine[(view + 1) % 2 :: 2][: plan.count - (view == 2)]
+        return decode_file(path, sampling, size)
+    fine = decode_file(path, FrameSampling("intervals", 2 * sampling.count), size)
+    return fine[(view + 1) % 2 :: 2][: sampling.count - (view == 2)]
 
 
-def failing(path, plan, size, start, end, on_error, view):
+def failing(path, sampling, size, start, end, on_error, view):
     """Some videos cannot be decoded, or only at the second try."""
     name, tries = Path(path).stem, log(path, view)
     if name == "bad" or (name == "half" and on_error == "skip"):
@@ -31,7 +31,7 @@ def failing(path, plan, size, start, end, on_error, view):
         os._exit(3)
     if name == "slow":
         time.sleep(100)
-    return np.full((1 if name == "half" else plan.count, 3, size.size, size.size), 7, np.uint8)
+    return np.full((1 if name == "half" else sampling.count, 3, size.size, size.size), 7, np.uint8)
 
 
 def log(path, view):

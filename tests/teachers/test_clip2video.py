@@ -303,7 +303,7 @@ def test_float16_files_containers_and_transformers_names_load_the_same_teacher(
 
 def test_a_saved_teacher_on_any_clip_comes_back_whole(tmp_path: Path) -> None:
     teacher, batch = tiny_teacher(clip_heads=4, center_weight=0.3), tiny_batch()
-    with pytest.raises(CheckpointError, match="text tower has 4 heads, not 1"):
+    with pytest.raises(CheckpointError, match="text encoder has 4 heads, not 1"):
         teacher.official_state_dict()
     torch.save(teacher.checkpoint(), tmp_path / "c2v.pth")
     again: CLIP2Video = load_teacher("clip2video", tmp_path / "c2v.pth")  # type: ignore[assignment]

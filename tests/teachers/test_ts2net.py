@@ -399,7 +399,7 @@ def test_a_saved_teacher_on_any_clip_comes_back_whole(tmp_path: Path) -> None:
         tiny_batch(),
     )
     teacher.eval()
-    with pytest.raises(CheckpointError, match="text tower has 2 heads, not 1"):
+    with pytest.raises(CheckpointError, match="text encoder has 2 heads, not 1"):
         teacher.official_state_dict()
     torch.save(teacher.checkpoint(), tmp_path / "ts2net.pth")
     again: TS2Net = load_teacher("ts2net", tmp_path / "ts2net.pth")  # type: ignore[assignment]

@@ -213,7 +213,7 @@ def drop_tokenizer(folder: Path) -> None:
         (lambda folder: None, "no video encoder can be loaded from it"),
         (save_config(PeVideoConfig()), "PE-Video cannot be used: PeVideoModel of transformers"),
         (save_config(XCLIPConfig()), "Microsoft's X-CLIP, a video classifier; the retrieval teacher is `xclip`"),
-        (save_config(VideoPrismConfig().vision_config), "this VideoPrism has no text tower"),
+        (save_config(VideoPrismConfig().vision_config), "this VideoPrism has no text encoder"),
         (lambda folder: tiny_clip().save_pretrained(folder), "a clip is not supported; expected a VideoPrism"),
         (save_config(VideoPrismConfig()), "cannot be loaded as a VideoPrism"),
         (truncate, "cannot be loaded as a VideoPrism"),

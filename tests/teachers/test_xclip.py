@@ -298,7 +298,7 @@ def test_sizes_are_read_off_the_checkpoint(words: int, frames: int, layers: int,
 
 def test_a_saved_teacher_on_any_clip_comes_back_whole(tmp_path: Path) -> None:
     teacher, batch = tiny_teacher(heads=2), tiny_batch()
-    with pytest.raises(CheckpointError, match="text tower has 2 heads, not 1"):
+    with pytest.raises(CheckpointError, match="text encoder has 2 heads, not 1"):
         teacher.official_state_dict()
     torch.save(teacher.checkpoint(), tmp_path / "xclip.pth")
     again: XCLIP = load_teacher("xclip", tmp_path / "xclip.pth")  # type: ignore[assignment]

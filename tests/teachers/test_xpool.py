@@ -195,7 +195,7 @@ def test_the_official_layout_is_written_with_the_official_names(
 
 def test_a_saved_teacher_on_any_clip_comes_back_whole(tmp_path: Path) -> None:
     teacher, batch = tiny_teacher(heads=2, clip_heads=4), tiny_batch()
-    with pytest.raises(CheckpointError, match="text tower has 4 heads, not 1"):
+    with pytest.raises(CheckpointError, match="text encoder has 4 heads, not 1"):
         teacher.official_state_dict()
     torch.save(teacher.checkpoint(), tmp_path / "xpool.pth")
     again = load_teacher("xpool", tmp_path / "xpool.pth")

@@ -42,7 +42,7 @@ def train(
     student = tiny_student()
     freeze_clip_inputs(student)
     set_clip_weights(student, clip_weights)
-    groups = parameter_groups(student, lr=1e-4, clip_lr=1e-7, aggregation_lr=1e-3, weight_decay=0.2)
+    groups = parameter_groups(student, lr=1e-4, clip_lr=1e-7, attention_lr=1e-3, weight_decay=0.2)
     run = Run(folder, {"clip_weights": clip_weights})
     run.open()
     fit(

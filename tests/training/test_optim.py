@@ -189,7 +189,7 @@ class TinyStudent(nn.Module):
 
 
 def groups_of(model: nn.Module, **changes) -> list[dict]:
-    rates = {"lr": 1e-4, "clip_lr": 1e-7, "aggregation_lr": 1e-3, "weight_decay": 0.2, **changes}
+    rates = {"lr": 1e-4, "clip_lr": 1e-7, "attention_lr": 1e-3, "weight_decay": 0.2, **changes}
     return parameter_groups(model, **rates)
 
 
@@ -211,14 +211,14 @@ def test_groups_are_the_published_ones(model: TinyStudent) -> None:
         ("clip_no_decay", 1e-7, 1e-7, 0),
         ("new_no_decay", 1e-4, 1e-4, 0),
         ("aggregation", 1e-3, 1e-3, 0.2),
-        ("aggregation_no_decay", 1e-3, 1e-3, 0),
+        ("attention_no_decay", 1e-3, 1e-3, 0),
     ]
     names = names_of(model)
     members = {group["name"]: {names[parameter] for parameter in group["params"]} for group in groups}
     assert members["new"] == {"frame_position_embeddings.weight", "temporal.norm.weight", "temporal.linear.weight"}
     assert members["new_no_decay"] == {"temporal.norm.bias", "temporal.linear.bias"}
     assert members["aggregation"] == {"aggregation.hidden.weight", "aggregation.score.weight"}
-    assert members["aggregation_no_decay"] == {"aggregation.hidden.bias", "aggregation.score.bias"}
+    assert members["attention_no_decay"] == {"aggregation.hidden.bias", "aggregation.score.bias"}
     decayed = {
         "clip.logit_scale",
         "clip.text_model.encoder.layers.0.layer_norm1.weight",
@@ -231,12 +231,12 @@ def test_groups_are_the_published_ones(model: TinyStudent) -> None:
     assert sorted(name for group in members.values() for name in group) == sorted(names.values())
 
 
-@pytest.mark.parametrize(("heads_lr", "rate"), [(None, 1e-3), (5e-3, 5e-3)])
-def test_residual_heads_have_groups_and_a_rate_of_their_own(model: TinyStudent, heads_lr, rate: float) -> None:
+@pytest.mark.parametrize(("adapter_lr", "rate"), [(None, 1e-3), (5e-3, 5e-3)])
+def test_residual_heads_have_groups_and_a_rate_of_their_own(model: TinyStudent, adapter_lr, rate: float) -> None:
     plain = [group["name"] for group in groups_of(model)]
     model.heads = nn.ModuleDict({"text": nn.Linear(64, 64), "frame": nn.Linear(64, 64)})
-    groups = groups_of(model, heads_lr=heads_lr)
-    assert [group["name"] for group in groups] == [*plain, "heads", "heads_no_decay"]
+    groups = groups_of(model, adapter_lr=adapter_lr)
+    assert [group["name"] for group in groups] == [*plain, "adapters", "adapters_no_decay"]
     assert [group["lr"] for group in groups] == [1e-7, 1e-4, 1e-7, 1e-4, 1e-3, 1e-3, rate, rate]
     assert [(group["initial_lr"], group["weight_decay"]) for group in groups[-2:]] == [(rate, 0.2), (rate, 0)]
     names = names_of(model)
@@ -251,12 +251,12 @@ def test_frozen_parameters_are_in_no_group(model: TinyStudent) -> None:
         "new",
         "new_no_decay",
         "aggregation",
-        "aggregation_no_decay",
+        "attention_no_decay",
     ]
 
 
 def test_prefixes_fit_other_models(model: TinyStudent) -> None:
-    groups = groups_of(model, clip_prefix="temporal.", aggregation_prefix="frame_position")
+    groups = groups_of(model, clip_prefix="temporal.", attention_prefix="frame_position")
     assert {group["name"]: len(group["params"]) for group in groups}["aggregation"] == 1
     assert {group["name"]: len(group["params"]) for group in groups}["clip"] == 2
 

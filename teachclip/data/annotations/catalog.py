@@ -63,7 +63,7 @@ class Split:
         rows = {video.id: row for row, video in enumerate(self.videos)}
         return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
 
-    def circumstances(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return numbers and hashes of the ids and texts, in order, for fingerprints. File contents are not in it."""
         return {
             "videos": len(self.videos),
@@ -78,13 +78,13 @@ class Split:
 class Catalog:
     """All splits. No video is in two of them.
 
-    `left_out`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
+    `excluded`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
     """
 
     train: Split
     validation: Split | None = None
     test: Split | None = None
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,13 +141,13 @@ def load_catalog(
     ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
     located = _locate(Path(videos), ids, found.segments)
     absent = {video_id: "no such file" for video_id in ids if video_id not in located}
-    missing = {**absent, **{key: reason for part in found.left_out.values() for key, reason in part.items()}}
+    missing = {**absent, **{key: reason for part in found.excluded.values() for key, reason in part.items()}}
     total = len(ids) + len(missing) - len(absent)
     problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
     refuse_too_many(missing, missing, total, max_missing, problem)
     splits = {name: _build_split(name, group, located, missing) for name, group in groups.items()}
     lost = {
-        name: (*(key for key in group if key in absent), *found.left_out.get(name, ()))
+        name: (*(key for key in group if key in absent), *found.excluded.get(name, ()))
         for name, group in groups.items()
     }
     catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
@@ -157,7 +157,7 @@ def load_catalog(
 
 
 def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missing: float) -> Catalog:
-    """Return the catalogue without the videos in `failures` (video id -> reason); they join `left_out`.
+    """Return the catalogue without the videos in `failures` (video id -> reason); they join `excluded`.
 
     Raises DataError, naming videos and reasons, if the share of all that is left out is above `max_missing`, or if a
     split is left empty. Failures of videos that are in no split do not matter.
@@ -165,8 +165,8 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
     reasons = {video.id: failures[video.id] for video in catalog.videos if video.id in failures}
     if not reasons:
         return catalog
-    out = {**catalog.left_out, **reasons}
-    refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.left_out), max_missing, "cannot be read")
+    out = {**catalog.excluded, **reasons}
+    refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.excluded), max_missing, "cannot be read")
     kept = {video.id: video for video in catalog.videos if video.id not in reasons}
     splits = {
         split.name: _build_split(split.name, _by_video(split.captions), kept, reasons) for split in catalog.splits

@@ -46,11 +46,11 @@ class Annotations:
     """The captions of each split in the order of the file; None where there is no split.
 
     `segments`: by video id, where the videos are whose id is not the name of their file, or that are a part of it.
-    `left_out`: by split, why listed videos are not used, by their id; they count as missing.
+    `excluded`: by split, why listed videos are not used, by their id; they count as missing.
     """
 
     train: Sequence[Caption]
     validation: Sequence[Caption] | None = None
     test: Sequence[Caption] | None = None
     segments: Mapping[str, Segment] = field(default_factory=dict)
-    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

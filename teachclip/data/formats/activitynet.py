@@ -39,10 +39,10 @@ def read(
             if (other := entries.setdefault(_youtube_id(key), entry)) is not entry:
                 raise DataError(f"{entry.where} is the same video as {other.where}")
     segments: dict[str, Segment] = {}
-    left_out: dict[str, dict[str, str]] = {}
+    excluded: dict[str, dict[str, str]] = {}
 
     def split(name: str, path: Path, source: str) -> list[Caption]:
-        out = left_out.setdefault(name, {})
+        out = excluded.setdefault(name, {})
         ids = _read_ids(path)
         captions = captions_of(ids, entries, annotations / source, lambda _, entry: [_paragraph(*entry)], out)
         videos = [caption.video_id for caption in captions]
@@ -52,7 +52,7 @@ def read(
     trained = split("train", list_file(annotations, "train_ids.json", train), FILES[0])
     tested = split("test", list_file(annotations, "val_ids.json", test), FILES[1])
     validated = None if validation is None else split("validation", validation, FILES[0])
-    return Annotations(trained, validated, tested, segments, left_out)
+    return Annotations(trained, validated, tested, segments, excluded)
 
 
 class _Entry(NamedTuple):

@@ -38,14 +38,14 @@ def read(
                 raise DataError(f"{path}: video {video!r} is in {homes[video].name} too")
             paragraphs[video], homes[video] = text, path
     found: list[list[Caption]] = []
-    left_out: dict[str, dict[str, str]] = {}
+    excluded: dict[str, dict[str, str]] = {}
     for split, own in zip(NAMES, (train, validation, test), strict=True):
         ids = read_ids(list_file(annotations, f"{split}_list.txt", own), _stem)
-        source, out = annotations / f"{split}_data.json", left_out.setdefault(NAMES[split], {})
+        source, out = annotations / f"{split}_data.json", excluded.setdefault(NAMES[split], {})
         found.append(captions_of(ids, paragraphs, source, lambda where, text: [text], out))
     videos = {caption.video_id for part in found for caption in part}
     segments = {video: Segment(video, None, SECONDS) for video in videos}
-    return Annotations(found[0], found[1], found[2], segments, left_out)
+    return Annotations(found[0], found[1], found[2], segments, excluded)
 
 
 def _paragraphs(path: Path) -> dict[str, str]:

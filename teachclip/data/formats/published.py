@@ -90,17 +90,17 @@ def captions_of(
     content: Mapping[str, Any],
     source: Path,
     texts: Callable[[str, Any], list[str]],
-    left_out: dict[str, str] | None = None,
+    excluded: dict[str, str] | None = None,
 ) -> list[Caption]:
     """Return the captions of the listed videos. Caption ids are `video:index`.
 
     `content`: the entry of each video in the file `source`; `texts(where, entry)` checks an entry and returns its
-    captions. Raises DataError for a listed video without entry; with `left_out` it goes there, with the reason.
+    captions. Raises DataError for a listed video without entry; with `excluded` it goes there, with the reason.
     """
     found = []
     for where, video in ids:
-        if video not in content and left_out is not None:
-            left_out[video] = f"no caption in {source.name}"
+        if video not in content and excluded is not None:
+            excluded[video] = f"no caption in {source.name}"
             continue
         if video not in content:
             raise DataError(f"{where}: video {video!r} has no caption in {source}")

@@ -19,7 +19,7 @@ def rows_to_decode(
 
     Raises StoreError, naming them, if files have changed whose frames are in the store.
     """
-    held = store.circumstances["videos"]
+    held = store.provenance["videos"]
     changed = {fact["row"] for key, fact in facts.items() if fact != held[key]}
     missing, failures, remarks = store.missing_shards(), store.failures(), store.remarks()
     stale = [
@@ -42,7 +42,7 @@ def _stale(store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any])
     """Return the error of frames whose files have changed since they were decoded."""
 
     def told(video: Video) -> str:
-        held, now = store.circumstances["videos"][video.id], facts[video.id]
+        held, now = store.provenance["videos"][video.id], facts[video.id]
         if now["sha256"] == UNREADABLE:
             return f"{video.id} ({video.path} cannot be read now)"
         if held["bytes"] != now["bytes"]:

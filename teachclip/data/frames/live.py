@@ -52,11 +52,11 @@ class LiveFrames:
             raise DataError(f"there is no video {error.args[0]!r} to decode") from error
         return np.concatenate([view * len(self.videos) + rows for view in range(views)])
 
-    def circumstances_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
+    def provenance_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on: the same as of stored ones, for they are the same."""
         facts = self.facts if views == 1 else with_names(self.facts, self.videos)
         videos = {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}
-        found = {**self.decoding.circumstances(jittered=views > 1), "videos": videos}
+        found = {**self.decoding.provenance(jittered=views > 1), "videos": videos}
         return found if views == 1 else {**found, "views": views}
 
     def read(self, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:

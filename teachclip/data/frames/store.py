@@ -50,7 +50,7 @@ class FrameStore:
         Raises StoreError if it is incomplete or holds other videos.
         """
         store = ArrayStore.open(path)
-        held = store.circumstances.get("videos", {})
+        held = store.provenance.get("videos", {})
         if {video.id: row for row, video in enumerate(videos)} != {key: fact["row"] for key, fact in held.items()}:
             raise StoreError(f"{path} holds {len(held)} other videos than the {len(videos)} asked for, or other rows")
         return cls(store, videos, on_error=on_error)
@@ -62,7 +62,7 @@ class FrameStore:
 
     @functools.cached_property
     def partial(self) -> dict[str, str]:
-        """Why a video has not all frames of the plan, by video id."""
+        """Why a video has not all frames of the sampling, by video id."""
         rows = sorted(self.store.remarks().items())
         return {self.videos[row].id: reason for row, reason in rows if row not in self._failed}
 
@@ -96,10 +96,10 @@ class FrameStore:
         counts = torch.from_numpy(self.store.read("frame_count", rows))
         return frames, torch.arange(frames.shape[1]) < counts[:, None]
 
-    def circumstances_of(self, video_ids: Iterable[str]) -> dict[str, Any]:
+    def provenance_of(self, video_ids: Iterable[str]) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
-        facts = self.store.circumstances["videos"]
-        shared = {key: value for key, value in self.store.circumstances.items() if key != "videos"}
+        facts = self.store.provenance["videos"]
+        shared = {key: value for key, value in self.store.provenance.items() if key != "videos"}
         return {**shared, "videos": {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}}
 
 
@@ -114,8 +114,8 @@ def build_frame_store(
 ) -> FrameStore:
     """Decode what is not decoded yet and return the store.
 
-    `view`: 0 for the plan itself, any other for the plan with jitter. `hashes`: file that remembers the hashes of the
-    videos, to be shared by stores of the same ones; by default it is in `path`.
+    `view`: 0 for the sampling itself, any other for the sampling with jitter. `hashes`: file that remembers the
+    hashes of the videos, to be shared by stores of the same ones; by default it is in `path`.
 
     A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
     run. What is finished is kept shard by shard, so that a second run goes on where the first one stopped. A second
@@ -123,7 +123,7 @@ def build_frame_store(
     A complete store may hold other videos beside: those that were taken out of the annotations.
     Several runs at once are safe, but do the work twice.
 
-    Raises StoreError, naming what differs, if `path` was made of other videos, another plan or size, if it holds
+    Raises StoreError, naming what differs, if `path` was made of other videos, another sampling or size, if it holds
     frames of a file that has changed since, or if the disk has too little room for what is missing.
     """
     videos, path = tuple(videos), Path(path)
@@ -134,7 +134,7 @@ def build_frame_store(
     videos, facts = _with_held(path, videos, facts)
     facts = with_names(facts, videos) if view else facts
     row_bytes = bytes_per_video(decoding)
-    what = f"{len(videos):,} videos x {decoding.plan.count} frames x {decoding.transform.size}^2"
+    what = f"{len(videos):,} videos x {decoding.sampling.count} frames x {decoding.transform.size}^2"
     check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
     store = _open(path, videos, facts, decoding, view)
     todo = rows_to_decode(store, videos, facts, decoding.on_error, asked)
@@ -171,7 +171,7 @@ def _with_held(
     if not (path / MANIFEST).exists():
         return tuple(videos), facts
     store = ArrayStore.open(path, complete=False)
-    held: dict[str, dict[str, Any]] = store.circumstances.get("videos", {})
+    held: dict[str, dict[str, Any]] = store.provenance.get("videos", {})
     part = ("start", "end")
     if not store.complete or not all(
         key in held and all(fact.get(name) == held[key].get(name) for name in part) for key, fact in facts.items()
@@ -192,13 +192,13 @@ def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decodin
     """Open or make the store. Files that have changed since are not refused here; everything else that differs is."""
     held: Mapping[str, Any] = {}
     if (path / MANIFEST).exists():
-        held = ArrayStore.open(path, complete=False).circumstances.get("videos", {})
+        held = ArrayStore.open(path, complete=False).provenance.get("videos", {})
     content = ("bytes", "sha256")
     as_held = {key: fact | {name: held.get(key, fact)[name] for name in content} for key, fact in facts.items()}
     return ArrayStore.open_or_create(
         path,
-        circumstances={
-            **decoding.circumstances(jittered=view > 0),
+        provenance={
+            **decoding.provenance(jittered=view > 0),
             **({"view": view} if view else {}),
             "videos": as_held,
         },
@@ -252,8 +252,8 @@ def _write_shard(
             remarks[row] = outcome.remark
     if redo:
         store.discard(shard)
-    held = store.circumstances["videos"]
+    held = store.provenance["videos"]
     if any(held[key] != fact for key, fact in facts.items()):
-        store = store.renewed({**store.circumstances, "videos": {**held, **facts}})
+        store = store.renewed({**store.provenance, "videos": {**held, **facts}})
     store.write_shard(shard, arrays, failures=failures, remarks=remarks)
     return store

@@ -1,4 +1,4 @@
-"""Stored frames of several views: the frame plan itself, and the same plan with other jitters for training."""
+"""Stored frames in several views: the plain sampling and, for training, its randomly shifted versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Frames(Protocol):
 
     @property
     def partial(self) -> dict[str, str]:
-        """Why a video has not all frames of the plan, by video id."""
+        """Why a video has not all frames of the sampling, by video id."""
 
     def rows_of(self, video_ids: Sequence[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1."""
@@ -34,7 +34,7 @@ class Frames(Protocol):
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return uint8 (rows, frames, 3, size, size) and the frame mask, bool (rows, frames)."""
 
-    def circumstances_of(self, video_ids: Sequence[str], views: int = 1) -> dict[str, Any]:
+    def provenance_of(self, video_ids: Sequence[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
 
     def ahead(self, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
@@ -81,11 +81,11 @@ class FrameViews:
         frames, mask = (torch.cat(tensors)[back] for tensors in zip(*parts, strict=True))
         return frames, mask
 
-    def circumstances_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
+    def provenance_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
         if views == 1:
-            return self.stores[0].circumstances_of(video_ids)
-        found = self.stores[1].circumstances_of(video_ids)  # view 0 depends on less
+            return self.stores[0].provenance_of(video_ids)
+        found = self.stores[1].provenance_of(video_ids)  # view 0 depends on less
         del found["view"]
         return {**found, "views": views}
 
@@ -117,7 +117,7 @@ def build_frame_views(
     wanted = [(path, videos)]
     wanted += [(path.with_name(f"{path.name}-view{view}"), training) for view in range(1, views)]
     if views > 1:
-        size, shape = bytes_per_video(decoding), f"{decoding.plan.count} frames x {decoding.transform.size}^2"
+        size, shape = bytes_per_video(decoding), f"{decoding.sampling.count} frames x {decoding.transform.size}^2"
         check_space(
             path,
             f"{len(videos):,} videos and {views - 1} more views of {len(training):,} x {shape}",

@@ -1,4 +1,4 @@
-"""From a video file to the frames of a plan: decord where it can be trusted, PyAV everywhere else.
+"""From a video file to the frames of a sampling: decord where it can be trusted, PyAV everywhere else.
 
 With `probe`, which walks over packets, the only module that imports a decoder.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from teachclip.data.video.file_heads import check_video_file
 from teachclip.data.video.native_output import captured_stderr
 from teachclip.data.video.probe import read_facts, video_stream
-from teachclip.data.video.sampling import FramePlan, choose_frames, jitter
+from teachclip.data.video.sampling import FrameSampling, choose_frames, jitter
 from teachclip.data.video.timeline import Part, find_part
 from teachclip.data.video.video_facts import REORDERED, VideoFacts
 from teachclip.errors import VideoError
@@ -31,30 +31,30 @@ STRICT = {"err_detect": "explode"}
 
 def decode_frames(
     path: str | os.PathLike[str],
-    plan: FramePlan,
+    sampling: FrameSampling,
     *,
     start: float | None = None,
     end: float | None = None,
     on_error: Literal["skip", "use_decodable"] = "skip",
     view: int = 0,
 ) -> Tensor:
-    """Decode the frames that `plan` takes of the file `path`.
+    """Decode the frames that `sampling` takes of the file `path`.
 
     Returns uint8 RGB (frames, 3, height, width) as a player shows them: turned upright, with square pixels, half
-    pictures joined; frames is at most `plan.count`. `start` and `end` are seconds. `view` 0 is the plan itself, the
-    others are jittered (see `choose_frames`).
+    pictures joined; frames is at most `sampling.count`. `start` and `end` are seconds. `view` 0 is the sampling
+    itself, the others are jittered (see `choose_frames`).
 
     decord is asked first where it gives the same pictures as PyAV; where it cannot, fails or is not installed, PyAV
-    is. `skip` raises where a frame of the plan is lost. `use_decodable` then takes the file for the shorter video
+    is. `skip` raises where a frame of the sampling is lost. `use_decodable` then takes the file for the shorter video
     that its decodable frames make up; frames that build on lost ones do not count as decodable.
     Raises VideoError with the path and the reason of every decoder; never returns a made-up frame.
     """
     file = check_video_file(path)
     facts = read_facts(file)
-    draw = functools.partial(jitter, plan, view, file.name, start)
+    draw = functools.partial(jitter, sampling, view, file.name, start)
     try:
         part = find_part(facts.timeline, start, end)
-        indices = choose_frames(plan, facts.timeline, part, draw())
+        indices = choose_frames(sampling, facts.timeline, part, draw())
     except VideoError as error:
         raise VideoError(f"{path}: {error}") from error
     distinct, places = np.unique(indices, return_inverse=True)
@@ -67,26 +67,26 @@ def decode_frames(
             reasons.append(f"{name}: {_reason(error)}")
     if on_error == "use_decodable":
         try:
-            return _decode_rest(str(file), plan, facts, part, draw())
+            return _decode_rest(str(file), sampling, facts, part, draw())
         except (VideoError, RuntimeError, ValueError, OSError) as error:
             reasons.append(f"what can be decoded: {_reason(error)}")
     raise VideoError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
 
 
 def _decode_rest(
-    path: str, plan: FramePlan, facts: VideoFacts, part: Part, draw: np.random.Generator | None
+    path: str, sampling: FrameSampling, facts: VideoFacts, part: Part, draw: np.random.Generator | None
 ) -> Tensor:
-    """Decode the frames that `plan` takes of the shorter video that the decodable frames of `part` make up."""
+    """Decode the frames that `sampling` takes of the shorter video that the decodable frames of `part` make up."""
     ordinals, numbers = _decodable(path, facts)
     inside = (numbers >= part.first) & (numbers < part.stop)
     shorter = facts.timeline.without_holes(numbers[inside])
-    indices = choose_frames(plan, shorter, find_part(shorter, None, None), draw)
+    indices = choose_frames(sampling, shorter, find_part(shorter, None, None), draw)
     distinct, places = np.unique(ordinals[inside][indices], return_inverse=True)
     return _as_tensor(_take(_pictures(path, facts, strict=False), distinct.tolist(), facts), places)
 
 
 def _as_tensor(pictures: np.ndarray, places: np.ndarray) -> Tensor:
-    """Return (frames, 3, height, width) of distinct pictures (n, height, width, 3) and their place in the plan."""
+    """Return (frames, 3, height, width) of distinct pictures (n, height, width, 3) and their places."""
     return torch.from_numpy(pictures[places] if len(places) > len(pictures) else pictures).permute(0, 3, 1, 2)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from teachclip.data.annotations.catalog import Video
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.workers import TRANSIENT, Failure, guarded_map
 
@@ -21,7 +21,7 @@ OnError = Literal["skip", "use_decodable"]
 
 
 class Decoded(NamedTuple):
-    """The frames of a video, uint8 (frames, 3, size, size), and why they are not all of the plan ("" if they are)."""
+    """The frames of a video, uint8 (frames, 3, size, size), and why some are missing ("" if none is)."""
 
     frames: np.ndarray
     remark: str = ""
@@ -34,7 +34,7 @@ class Decoding:
     workers: processes, 0 for one per core; each file takes at most `time_limit` seconds and `memory_limit` bytes.
     """
 
-    plan: FramePlan
+    sampling: FrameSampling
     transform: FrameTransform
     on_error: OnError = "skip"
     workers: int = 0
@@ -44,19 +44,19 @@ class Decoding:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """The shape of a video: (frames, 3, size, size)."""
-        return self.plan.count, 3, self.transform.size, self.transform.size
+        return self.sampling.count, 3, self.transform.size, self.transform.size
 
-    def circumstances(self, *, jittered: bool = False) -> dict[str, Any]:
+    def provenance(self, *, jittered: bool = False) -> dict[str, Any]:
         """Return what frames depend on beside the files; only `jittered` views depend on the seed of the jitter."""
-        plan = asdict(self.plan)
-        seed = plan.pop("jitter_seed", 0)
+        sampling = asdict(self.sampling)
+        seed = sampling.pop("augmentation_seed", 0)
         found = {
             "content": "frames",
-            "plan": plan,
+            "sampling": sampling,
             "size": self.transform.size,
             "transform": self.transform.describe(),
         }
-        return {**found, "jitter_seed": seed} if jittered else found
+        return {**found, "augmentation_seed": seed} if jittered else found
 
     def run(self, videos: Iterable[tuple[Video, int]]) -> Generator[Decoded | Failure, None, None]:
         """Yield the frames of every (video, view), or why there are none, in order.
@@ -85,7 +85,7 @@ class Decoding:
         return found if isinstance(found, Failure) else Decoded(found, failure.reason)
 
     def _item(self, video: Video, view: int, on_error: str) -> tuple[Any, ...]:
-        return str(video.path), self.plan, self.transform, video.start, video.end, on_error, view
+        return str(video.path), self.sampling, self.transform, video.start, video.end, on_error, view
 
     def _map(self, items: Iterable[tuple[Any, ...]], workers: int) -> Generator[Any, None, None]:
         limits = {"time_limit": self.time_limit, "memory_limit": self.memory_limit}
@@ -99,7 +99,7 @@ def is_transient(reason: str) -> bool:
 
 def decode_file(
     path: str,
-    plan: FramePlan,
+    sampling: FrameSampling,
     size: int | FrameTransform,
     start: float | None = None,
     end: float | None = None,
@@ -108,7 +108,7 @@ def decode_file(
 ) -> np.ndarray:
     """Decode one file, or its seconds `start` to `end`, and make its frames square: uint8 (frames, 3, size, size).
 
-    `view` 0 is the plan itself, any other the plan with jitter. Raises VideoError.
+    `view` 0 is the sampling itself, any other the sampling with jitter. Raises VideoError.
     """
     transform = FrameTransform(size) if isinstance(size, int) else size
-    return transform(decode_frames(path, plan, start=start, end=end, on_error=on_error, view=view)).numpy()
+    return transform(decode_frames(path, sampling, start=start, end=end, on_error=on_error, view=view)).numpy()

@@ -1,4 +1,4 @@
-"""Which frames of a video are looked at: the published plans, by index or by time, and their seeded jitter."""
+"""Which frames of a video are looked at: the published samplings, by index or by time, and their seeded jitter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTRACTED_RATE = 5
 
 
 @dataclass(frozen=True)
-class FramePlan:
+class FrameSampling:
     """Which frames of a video are looked at.
 
     `per_second` (CLIP4Clip, arXiv 2104.08860, and the models built on its code) reads `rate` frames of every whole
@@ -33,25 +33,25 @@ class FramePlan:
     them (its `feature_framerate`: 2 for MSR-VTT, 1 for MSVD and VATEX) and of these `count`, evenly spread. A short
     video gives fewer frames.
 
-    `jitter_seed` seeds the views above 0 of a video; view 0 is the plan itself.
+    `augmentation_seed` seeds the views above 0 of a video; view 0 is the sampling itself.
     """
 
     kind: str
     count: int
     rate: int = 1
     keep: str = "even"
-    jitter_seed: int = 0
+    augmentation_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DataError(f"frame plan: kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+            raise DataError(f"frame sampling: kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if self.keep not in ("even", "head", "tail"):
-            raise DataError(f"frame plan: keep is {self.keep!r}; allowed: even, head, tail")
+            raise DataError(f"frame sampling: keep is {self.keep!r}; allowed: even, head, tail")
         if self.count < 1 or self.rate < 1:
-            raise DataError(f"frame plan: count is {self.count} and rate is {self.rate}; both must be at least 1")
+            raise DataError(f"frame sampling: count is {self.count} and rate is {self.rate}; both must be at least 1")
 
 
-def jitter(plan: FramePlan, view: int, name: str, start: float | None) -> np.random.Generator | None:
+def jitter(sampling: FrameSampling, view: int, name: str, start: float | None) -> np.random.Generator | None:
     """Return what draws the frames of a view, None for view 0. It depends on nothing but the arguments.
 
     `name`: the file's name without folders. Raises DataError for a view below 0.
@@ -60,13 +60,15 @@ def jitter(plan: FramePlan, view: int, name: str, start: float | None) -> np.ran
         raise DataError(f"view is {view}; it must be at least 0")
     if view == 0:
         return None
-    words = f"{plan.jitter_seed}/{view}/{'' if start is None else float(start)}/{name}"
+    words = f"{sampling.augmentation_seed}/{view}/{'' if start is None else float(start)}/{name}"
     digest = hashlib.sha256(words.encode("utf-8", "surrogateescape")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def choose_frames(plan: FramePlan, timeline: Timeline, part: Part, draw: np.random.Generator | None) -> list[int]:
-    """Return the frame numbers that `plan` takes of `part`, ascending, at least one and at most `plan.count`.
+def choose_frames(
+    sampling: FrameSampling, timeline: Timeline, part: Part, draw: np.random.Generator | None
+) -> list[int]:
+    """Return the frame numbers that `sampling` takes of `part`, ascending, at least one and at most `sampling.count`.
 
     Where the rate is constant the published index formulas hold; the `per_second` one only for a part that begins at
     0, as all published ones do: it counts 29.97 frames per second as 29 and would begin a part at 200 seconds 6
@@ -75,46 +77,47 @@ def choose_frames(plan: FramePlan, timeline: Timeline, part: Part, draw: np.rand
 
     `draw` jitters: `intervals` draws anywhere in the interval (X-Pool's `rand`), `clip2video` as published,
     `per_second` shifts each frame within its own 1/rate second, where no jitter is published.
-    Raises VideoError if the plan finds no frame.
+    Raises VideoError if the sampling finds no frame.
     """
-    if plan.kind == "clip2video":
-        return _as_clip2video(plan, timeline, part, draw)
-    if plan.kind == "intervals":
-        return _intervals(plan, timeline, part, draw)
-    if timeline.varies or part.begin > 0 or timeline.fps < plan.rate:
-        return _seconds_by_time(plan, timeline, part, draw)
+    if sampling.kind == "clip2video":
+        return _as_clip2video(sampling, timeline, part, draw)
+    if sampling.kind == "intervals":
+        return _intervals(sampling, timeline, part, draw)
+    if timeline.varies or part.begin > 0 or timeline.fps < sampling.rate:
+        return _seconds_by_time(sampling, timeline, part, draw)
     last = int(part.finish + TOLERANCE) if math.isfinite(part.finish) else None
-    indices = plan_indices(plan, len(timeline.times), timeline.fps, start=0, end=last)
+    indices = sample_indices(sampling, len(timeline.times), timeline.fps, start=0, end=last)
     if draw is None:
         return indices
-    room = np.clip(part.stop - np.array(indices), 1, int(timeline.fps) // plan.rate)
+    room = np.clip(part.stop - np.array(indices), 1, int(timeline.fps) // sampling.rate)
     return (indices + (draw.random(len(indices)) * room).astype(int)).tolist()
 
 
-def plan_indices(
-    plan: FramePlan, frame_count: int, fps: float, *, start: int | None = None, end: int | None = None
+def sample_indices(
+    sampling: FrameSampling, frame_count: int, fps: float, *, start: int | None = None, end: int | None = None
 ) -> list[int]:
-    """Return the frame numbers that `plan` takes of a video of constant rate, by the published formulas.
+    """Return the frame numbers that `sampling` takes of a video of constant rate, by the published formulas.
 
     `frame_count` and `fps` (frames per second) are the container's. `start` and `end` (seconds, whole) limit a
-    `per_second` plan to a part of the video, both ends included. Raises VideoError if the plan finds no frame.
+    `per_second` sampling to a part of the video, both ends included. Raises VideoError if the sampling finds no
+    frame.
     """
     if frame_count < 1:
         raise VideoError("it has no frames")
-    if plan.kind != "per_second":
+    if sampling.kind != "per_second":
         timeline = Timeline.constant(frame_count, fps)
-        return choose_frames(plan, timeline, find_part(timeline, start, end), None)
+        return choose_frames(sampling, timeline, find_part(timeline, start, end), None)
     # As published, the rate is cut to a whole number: 29.97 frames per second count as 29.
     whole = int(fps) if math.isfinite(fps) else 0
-    if whole < plan.rate:
-        raise VideoError(f"it has {fps:g} frames per second; the frame plan reads {plan.rate} per second")
+    if whole < sampling.rate:
+        raise VideoError(f"it has {fps:g} frames per second; the frame sampling reads {sampling.rate} per second")
     seconds = _seconds(math.ceil(frame_count / whole), start, end)
-    within = range(0, whole, whole // plan.rate)[: plan.rate]
+    within = range(0, whole, whole // sampling.rate)[: sampling.rate]
     indices = [second * whole + offset for second in seconds for offset in within]
     indices = [index for index in indices if index < frame_count]
     if not indices:
         raise VideoError(f"it has no frame between second {start} and {end}")
-    return _keep(plan, indices)
+    return _keep(sampling, indices)
 
 
 def _seconds(duration: int, start: int | None, end: int | None) -> range:
@@ -127,32 +130,36 @@ def _seconds(duration: int, start: int | None, end: int | None) -> range:
     return range(start, min(end, duration) + 1)
 
 
-def _keep(plan: FramePlan, indices: list) -> list:
-    """Return at most `plan.count` of the indices, as `plan.keep` says."""
-    if len(indices) <= plan.count:
+def _keep(sampling: FrameSampling, indices: list) -> list:
+    """Return at most `sampling.count` of the indices, as `sampling.keep` says."""
+    if len(indices) <= sampling.count:
         return indices
-    if plan.keep == "head":
-        return indices[: plan.count]
-    if plan.keep == "tail":
-        return indices[-plan.count :]
-    return [indices[place] for place in np.linspace(0, len(indices) - 1, plan.count, dtype=int)]
+    if sampling.keep == "head":
+        return indices[: sampling.count]
+    if sampling.keep == "tail":
+        return indices[-sampling.count :]
+    return [indices[place] for place in np.linspace(0, len(indices) - 1, sampling.count, dtype=int)]
 
 
-def _seconds_by_time(plan: FramePlan, timeline: Timeline, part: Part, draw: np.random.Generator | None) -> list[int]:
+def _seconds_by_time(
+    sampling: FrameSampling, timeline: Timeline, part: Part, draw: np.random.Generator | None
+) -> list[int]:
     """Return the frames shown 0, 1, 2, ... times 1/rate seconds after the beginning of the part."""
     shown = min(part.finish + 2 * TOLERANCE, timeline.duration - TOLERANCE)  # as published, the last second counts
-    moments = part.begin + np.arange(max(1, math.ceil((shown - part.begin) * plan.rate))) / plan.rate
-    moments = np.array(_keep(plan, moments.tolist()))
+    moments = part.begin + np.arange(max(1, math.ceil((shown - part.begin) * sampling.rate))) / sampling.rate
+    moments = np.array(_keep(sampling, moments.tolist()))
     if draw is not None:
-        room = np.minimum(min(part.finish, timeline.duration) - moments, 1 / plan.rate)
+        room = np.minimum(min(part.finish, timeline.duration) - moments, 1 / sampling.rate)
         moments = moments + draw.random(len(moments)) * np.maximum(room - 2 * TOLERANCE, 0)
     return timeline.shown_at(moments)
 
 
-def _intervals(plan: FramePlan, timeline: Timeline, part: Part, draw: np.random.Generator | None) -> list[int]:
+def _intervals(
+    sampling: FrameSampling, timeline: Timeline, part: Part, draw: np.random.Generator | None
+) -> list[int]:
     """Return one frame of each of `count` intervals, the last one repeated if there are too few frames."""
     frames = part.stop - part.first
-    parts = min(plan.count, frames)
+    parts = min(sampling.count, frames)
     if timeline.varies:
         bounds = np.linspace(part.begin, min(part.finish, timeline.duration), parts + 1)
         places = 0.5 if draw is None else draw.random(parts)
@@ -163,20 +170,22 @@ def _intervals(plan: FramePlan, timeline: Timeline, part: Part, draw: np.random.
             found = [(left + right - 1) // 2 for left, right in itertools.pairwise(edges.tolist())]
         else:
             found = draw.integers(edges[:-1], edges[1:]).tolist()
-    return found + found[-1:] * (plan.count - parts)
+    return found + found[-1:] * (sampling.count - parts)
 
 
-def _as_clip2video(plan: FramePlan, timeline: Timeline, part: Part, draw: np.random.Generator | None) -> list[int]:
+def _as_clip2video(
+    sampling: FrameSampling, timeline: Timeline, part: Part, draw: np.random.Generator | None
+) -> list[int]:
     """Return the frames as CLIP2Video's `rawframe_util.py` picks them from the extracted pictures."""
     times = np.append(timeline.times[part.first : part.stop], min(part.finish, timeline.duration))
     extracted = _extracted(times - times[0])
     # A video that gives less than `rate` pictures has no frame upstream; here it has its first one.
-    kept = np.linspace(0, len(extracted) - 1, max(1, len(extracted) // plan.rate), dtype=int)
-    if len(kept) > plan.count:
-        places = np.linspace(0, len(kept) - 1, plan.count, dtype=int)
-        step = int(places[1] - places[0]) // 2 if plan.count > 1 else 0
+    kept = np.linspace(0, len(extracted) - 1, max(1, len(extracted) // sampling.rate), dtype=int)
+    if len(kept) > sampling.count:
+        places = np.linspace(0, len(kept) - 1, sampling.count, dtype=int)
+        step = int(places[1] - places[0]) // 2 if sampling.count > 1 else 0
         if draw is not None and step > 2:
-            places[1:-1] += draw.integers(-step, step, plan.count - 2)
+            places[1:-1] += draw.integers(-step, step, sampling.count - 2)
         kept = kept[places]
     return [part.first + extracted[place] for place in kept]
 

@@ -46,7 +46,7 @@ class FrameTransform:
         return _resize(frames, new_height, new_width, self.size, _RESAMPLING[self.resample])
 
     def describe(self) -> str:
-        """Say in words what is done, for the circumstances of stored frames; the size is told apart."""
+        """Say in words what is done, for the provenance of stored frames; the size is told apart."""
         scaled = f" to {self.scale_to}" if self.scale_to not in (None, self.size) else ""
         if self.resize == "crop":
             return f"short side{scaled} by PIL {self.resample}, centre crop"

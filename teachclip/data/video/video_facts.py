@@ -82,9 +82,9 @@ class Packets(NamedTuple):
 def promised_frames(container: Any, stream: Any, packets: Packets, fps: float, cut_off: bool) -> int:
     """Return the number of frames that would be there if the file were whole, 0 if nobody can say.
 
-    Where it is more than the file holds, the file is cut off; with this number the plan asks for a frame that is not
-    there, and the loss is noticed. The index of an mp4 can be trusted; the number in the header of an AVI, and the
-    duration of a Matroska file only where the file is shorter than it says. If some frames are hidden only the
+    Where it is more than the file holds, the file is cut off; with this number the sampling asks for a frame that is
+    not there, and the loss is noticed. The index of an mp4 can be trusted; the number in the header of an AVI, and
+    the duration of a Matroska file only where the file is shorter than it says. If some frames are hidden only the
     duration counts, with a second of tolerance.
     """
     if packets.hidden:

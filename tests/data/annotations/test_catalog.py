@@ -39,7 +39,7 @@ def test_captions_are_grouped_by_video_in_the_order_of_the_file(tmp_path):
     assert catalog.train.caption_videos.dtype == np.int64
     assert [video.id for video in catalog.videos] == ["b", "a", "t"]
     assert all(video.path.is_file() for video in catalog.videos)
-    assert catalog.validation is None and catalog.left_out == {}
+    assert catalog.validation is None and catalog.excluded == {}
 
 
 def test_held_out_videos_do_not_depend_on_the_order_of_the_file_or_on_other_videos(tmp_path):
@@ -88,14 +88,14 @@ def test_missing_videos_are_named_up_to_five_with_their_number(tmp_path):
     ) as caught:
         load_catalog(**data)
     assert "v7" not in str(caught.value) and "\n" not in str(caught.value)
-    assert load_catalog(**data, max_missing=0.8).train.circumstances()["videos"] == 2
+    assert load_catalog(**data, max_missing=0.8).train.provenance()["videos"] == 2
 
 
 def test_few_missing_videos_are_left_out_and_recorded(tmp_path):
     data = own_data(tmp_path, numbered(10), [f"v{number}.mp4" for number in range(9)])
     catalog = load_catalog(**data, max_missing=0.1)
     assert len(catalog.train.videos) == len(catalog.train.captions) == 9
-    assert catalog.left_out == {"v9": "no such file"} and catalog.partial == {"train": "9 of 10"}
+    assert catalog.excluded == {"v9": "no such file"} and catalog.partial == {"train": "9 of 10"}
 
 
 def test_split_without_any_file_is_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_unreadable_videos_are_refused_or_left_out(tmp_path):
     kept = require_readable(catalog, failures, max_missing=0.1)
     assert [video.id for video in kept.train.videos] == [f"v{number}" for number in (0, *range(2, 9))]
     assert [caption.video_id for caption in kept.train.captions] == [video.id for video in kept.train.videos]
-    assert kept.left_out == {"v1": failures["v1"]} and kept.test == catalog.test
+    assert kept.excluded == {"v1": failures["v1"]} and kept.test == catalog.test
     assert require_readable(catalog, {}, max_missing=0.0) is catalog
 
 
@@ -121,7 +121,7 @@ def test_unreadable_videos_count_together_with_missing_ones(tmp_path):
     catalog = load_catalog(**data, max_missing=0.1)
     with pytest.raises(DataError, match=r"1 of 10 videos .*max_missing=0.2 \(now 0.1\)"):
         require_readable(catalog, {"v0": "bad"}, max_missing=0.1)
-    assert set(require_readable(catalog, {"v0": "bad"}, max_missing=0.2).left_out) == {"v0", "v9"}
+    assert set(require_readable(catalog, {"v0": "bad"}, max_missing=0.2).excluded) == {"v0", "v9"}
 
 
 def test_unknown_format_suggests_the_nearest_name(tmp_path):
@@ -188,10 +188,8 @@ def test_circumstances_change_with_ids_texts_and_order():
         videos = tuple(Video(f"v{number}", Path()) for number in range(len(texts)))
         return Split("train", videos, tuple(Caption(f"v{n}:0", f"v{n}", text) for n, text in enumerate(texts)))
 
-    assert split("a", "b").circumstances() == split("a", "b").circumstances()
-    found = [
-        str(sorted(split(*texts).circumstances().items())) for texts in (("a", "b"), ("b", "a"), ("a",), ("a,b",))
-    ]
+    assert split("a", "b").provenance() == split("a", "b").provenance()
+    found = [str(sorted(split(*texts).provenance().items())) for texts in (("a", "b"), ("b", "a"), ("a",), ("a,b",))]
     assert len(set(found)) == 4
 
 
@@ -289,6 +287,6 @@ def test_a_reader_of_ones_own_gets_the_lists_and_says_where_videos_are(tmp_path,
     assert [caption.text for split in catalog.splits for caption in split.captions] == ["1.txt", "2.txt", "3.txt"]
     film = tmp_path / "film.mp4"
     assert catalog.videos == (Video("a", film, 1.0, 2.0), Video("b", film), Video("c", tmp_path / "c.mp4"))
-    assert catalog.left_out == {"d": "said to be broken"} and catalog.partial == {"test": "1 of 2"}
+    assert catalog.excluded == {"d": "said to be broken"} and catalog.partial == {"test": "1 of 2"}
     with pytest.raises(DataError, match=r"1 of 4 videos .* or have no caption: d \(said to be broken\)"):
         load_catalog(**options)

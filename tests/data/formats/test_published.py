@@ -152,14 +152,14 @@ def test_listed_videos_without_caption_count_as_missing(layout, format, name, co
     folder, read = layout((format, ""))
     write(folder, name, content)
     found = read()
-    assert found.left_out["test"] == {"ghost": reason} and len(found.test) == 1
+    assert found.excluded["test"] == {"ghost": reason} and len(found.test) == 1
     for video in ids([*found.train, *(found.validation or ()), *found.test]):
         (folder / f"{video}.mp4").write_bytes(b"x")
     options = {"format": format, "videos": folder, "annotations": folder}
     with pytest.raises(DataError, match=rf"1 of \d videos are not below .* or have no caption: ghost \({reason}\);"):
         load_catalog(**options)
     catalog = load_catalog(**options, max_missing=0.5)
-    assert catalog.left_out == {"ghost": reason} and catalog.partial == {"test": "1 of 2"}
+    assert catalog.excluded == {"ghost": reason} and catalog.partial == {"test": "1 of 2"}
 
 
 def test_lsmdc_gives_a_clip_several_captions_and_keeps_quotes(layout):
@@ -182,7 +182,7 @@ def test_catalogue_of_every_layout(layout, key, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     catalog = load_catalog(format=key[0], videos=tmp_path / "videos", annotations=folder)
-    assert [video.id for video in catalog.videos] == names and not catalog.left_out
+    assert [video.id for video in catalog.videos] == names and not catalog.excluded
     assert all(video.id in video.path.name for video in catalog.videos)
     assert (catalog.train.caption_videos[1:] >= catalog.train.caption_videos[:-1]).all()
     ends = {video.end for video in catalog.videos}

@@ -9,14 +9,14 @@ from teachclip.data.annotations.catalog import Video
 from teachclip.data.frames import disk_space as frame_space
 from teachclip.data.frames.store import build_frame_store
 from teachclip.data.frames.views import build_frame_views
-from teachclip.data.video.decode import decoding
+from teachclip.data.video import decoding
 from teachclip.data.video.decoding import Decoding, decode_file
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import StoreError
 from teachclip.store.array_store import ArrayStore
 
-HOW = Decoding(FramePlan("intervals", 3), FrameTransform(16), workers=2)
+HOW = Decoding(FrameSampling("intervals", 3), FrameTransform(16), workers=2)
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def build(videos, tmp_path, views, how=HOW, training=3):
 
 def expected(video, view):
     if view == 0:
-        return torch.from_numpy(decode_file(str(video.path), HOW.plan, 16))
-    fine = torch.from_numpy(decode_file(str(video.path), FramePlan("intervals", 6), 16))
+        return torch.from_numpy(decode_file(str(video.path), HOW.sampling, 16))
+    fine = torch.from_numpy(decode_file(str(video.path), FrameSampling("intervals", 6), 16))
     return fine[(view + 1) % 2 :: 2][: 3 - (view == 2)]
 
 
@@ -76,13 +76,13 @@ def test_more_views_need_no_more_of_those_that_are_there(videos, tmp_path):
     assert decoded(tmp_path / "videos") == ["v0 2", "v1 2", "v2 2"]
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "frames").iterdir()}
     ids = ["v0", "v1"]
-    assert two.circumstances_of(ids) == alone.circumstances_of(ids)
-    plain, jittered = two.circumstances_of(ids), two.circumstances_of(ids, 2)
+    assert two.provenance_of(ids) == alone.provenance_of(ids)
+    plain, jittered = two.provenance_of(ids), two.provenance_of(ids, 2)
     assert [fact.pop("name") for fact in jittered["videos"].values()] == ["v0.mp4", "v1.mp4"]
-    assert jittered == {**plain, "views": 2, "jitter_seed": 0}
+    assert jittered == {**plain, "views": 2, "augmentation_seed": 0}
     for view in (1, 2):
-        held = ArrayStore.open(tmp_path / f"frames-view{view}").circumstances
-        assert held["view"] == view and "jitter_seed" in held and "jitter_seed" not in held["plan"]
+        held = ArrayStore.open(tmp_path / f"frames-view{view}").provenance
+        assert held["view"] == view and "augmentation_seed" in held and "augmentation_seed" not in held["sampling"]
 
 
 def test_a_renamed_file_has_another_jitter(videos, tmp_path):
@@ -98,10 +98,10 @@ def test_a_video_that_fails_in_one_view_is_a_failure(videos, tmp_path, monkeypat
     assert list(frames.failures) == ["v1"] and "view 1 of" in frames.failures["v1"]
 
 
-def fails_in_view_1(path, plan, size, start, end, on_error, view):
+def fails_in_view_1(path, sampling, size, start, end, on_error, view):
     if view == 1 and "v1" in path:
         raise view_decoder.VideoError(f"view 1 of {path}")
-    return view_decoder.jittered(path, plan, size, start, end, on_error, view)
+    return view_decoder.jittered(path, sampling, size, start, end, on_error, view)
 
 
 def test_room_for_all_views_is_asked_for_before_the_first_is_decoded(videos, tmp_path, monkeypatch, caplog):

@@ -21,13 +21,13 @@ from teachclip.data.frames.store import FrameStore, build_frame_store
 from teachclip.data.video import decoding, file_facts
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.decoding import Decoding, decode_file
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.files import file_hash
 
-PLAN = FramePlan("per_second", 4)
+PLAN = FrameSampling("per_second", 4)
 REAL_DECODE = decode_file
 
 
@@ -64,7 +64,7 @@ def videos(tmp_path):
 
 
 def build(videos, tmp_path, **options):
-    how = {"plan": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
+    how = {"sampling": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
     where = {name: how.pop(name) for name in ("path", "hashes", "view", "progress") if name in how}
     size = how.pop("size")
     transform = FrameTransform(size) if isinstance(size, int) else size
@@ -97,7 +97,7 @@ def test_another_transform_makes_another_store_and_shares_the_hashes(videos, tmp
     store = build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=transform)
     expected = transform(decode_frames(videos[5].path, PLAN))
     assert torch.equal(store.read([5])[0][0], expected)
-    assert store.store.circumstances["transform"] == "stretched by PIL bilinear"
+    assert store.store.provenance["transform"] == "stretched by PIL bilinear"
     with pytest.raises(StoreError, match="transform"):
         build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=16)
 
@@ -168,7 +168,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import test_frames
-from teachclip.data.video.decode import decoding
+from teachclip.data.video import decoding
 from teachclip.data.frames import store as frames
 if __name__ == "__main__":
     frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
@@ -239,8 +239,8 @@ def test_touched_moved_or_copied_videos_are_the_same(videos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"plan": FramePlan("intervals", 4)}, "plan.kind"),
-        ({"plan": FramePlan("per_second", 3)}, "plan.count"),
+        ({"sampling": FrameSampling("intervals", 4)}, "sampling.kind"),
+        ({"sampling": FrameSampling("per_second", 3)}, "sampling.count"),
         ({"size": 16}, "size"),
     ],
     ids=["kind", "count", "size"],
@@ -253,7 +253,7 @@ def test_other_settings_are_refused_by_name(videos, tmp_path, options, named):
 
 def test_other_videos_are_refused(videos, tmp_path):
     build(videos[:2], tmp_path)
-    with pytest.raises(StoreError, match="made under other circumstances"):
+    with pytest.raises(StoreError, match="made under other provenance"):
         build(videos[:3], tmp_path)
     with pytest.raises(StoreError, match="other videos"):
         FrameStore.open(tmp_path / "store", videos[1::-1])
@@ -270,7 +270,7 @@ def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(v
     for row, video in zip(rows, kept, strict=True):
         assert torch.equal(fewer.read([row])[0], whole.read(whole.rows_of([video.id]))[0])
     ids = [video.id for video in kept]
-    assert fewer.circumstances_of(ids) == whole.circumstances_of(ids)
+    assert fewer.provenance_of(ids) == whole.provenance_of(ids)
     assert decoded(tmp_path) == []
     kept[0].path.write_bytes(b"changed")
     with pytest.raises(StoreError, match=f"1 videos whose files have changed .*{kept[0].id}"):
@@ -286,7 +286,7 @@ def test_a_complete_store_of_jittered_views_serves_fewer_videos(videos, tmp_path
 def test_an_incomplete_store_serves_its_own_videos_alone(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 1)
     build(videos, tmp_path).store.discard(1)
-    with pytest.raises(StoreError, match="made under other circumstances"):
+    with pytest.raises(StoreError, match="made under other provenance"):
         build(videos[:1], tmp_path)
 
 
@@ -311,9 +311,9 @@ def test_circumstances_of_some_videos_do_not_depend_on_the_others(videos, tmp_pa
     ids = [video.id for video in videos]
     few = build(videos[1:3], tmp_path / "few")
     every = build(videos, tmp_path / "every")
-    assert few.circumstances_of(ids[1:3]) == every.circumstances_of(ids[1:3])
-    assert every.circumstances_of(ids[1:3]) != every.circumstances_of(ids[2:0:-1])
-    assert json.dumps(every.circumstances_of(ids))
+    assert few.provenance_of(ids[1:3]) == every.provenance_of(ids[1:3])
+    assert every.provenance_of(ids[1:3]) != every.provenance_of(ids[2:0:-1])
+    assert json.dumps(every.provenance_of(ids))
 
 
 def test_store_travels_to_other_processes(videos, tmp_path):
@@ -336,7 +336,7 @@ def test_no_videos_are_refused(tmp_path):
         build([], tmp_path)
 
 
-def damaged_decode(path, plan, size, start, end, on_error, view):
+def damaged_decode(path, sampling, size, start, end, on_error, view):
     """A decoder that finds two frames of a video called half and none of one called lost."""
     with open(Path(path).parent / "decoded.txt", "a") as file:
         file.write(f"{Path(path).stem} {on_error}\n")
@@ -345,13 +345,13 @@ def damaged_decode(path, plan, size, start, end, on_error, view):
     if Path(path).stem == "half":
         if on_error == "skip":
             raise VideoError(f"{path}: decoding stops after frame 7")
-        return REAL_DECODE(path, plan, size)[:2]
-    return REAL_DECODE(path, plan, size)
+        return REAL_DECODE(path, sampling, size)[:2]
+    return REAL_DECODE(path, sampling, size)
 
 
-def part_decode(path, plan, size, start, end, on_error, view):
+def part_decode(path, sampling, size, start, end, on_error, view):
     """A decoder that paints the part it was asked for."""
-    return np.full((plan.count, 3, size.size, size.size), 10 * start + end, np.uint8)
+    return np.full((sampling.count, 3, size.size, size.size), 10 * start + end, np.uint8)
 
 
 def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypatch):
@@ -370,7 +370,7 @@ def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypa
     assert torch.equal(store.read([0, 1, 3, 4])[0], pictures)
     found = torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32))
     assert torch.equal(store.read([2])[0][0, : len(found)], found)
-    fact = store.circumstances_of([videos[2].id])["videos"][videos[2].id]
+    fact = store.provenance_of([videos[2].id])["videos"][videos[2].id]
     assert fact["bytes"] == len(good) and fact["sha256"] == file_hash(videos[2].path)
     build(videos, tmp_path)
     assert decoded(tmp_path) == [videos[2].id]
@@ -447,12 +447,12 @@ def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch
     store = build(parts, tmp_path)
     assert store.read([0, 1])[0][:, 0, 0, 0, 0].tolist() == [12, 23]
     assert len(hashed) == 1
-    facts = store.circumstances_of(["a", "b"])["videos"]
+    facts = store.provenance_of(["a", "b"])["videos"]
     assert facts["a"]["end"] == facts["b"]["start"] == 2.0 and facts["a"]["sha256"] == facts["b"]["sha256"]
     build(parts, tmp_path)
     with pytest.raises(StoreError, match=r"videos\.b\.end = 3\.5 there, 4\.0 now"):
         build([parts[0], Video("b", videos[3].path, 2.0, 4.0)], tmp_path)
-    whole = build([Video("a", videos[3].path, 0.0, 1.0)], tmp_path / "other").circumstances_of(["a"])
+    whole = build([Video("a", videos[3].path, 0.0, 1.0)], tmp_path / "other").provenance_of(["a"])
     assert whole["videos"]["a"]["start"] == 0.0
 
 

@@ -12,14 +12,14 @@ from view_decoder import decoded
 from teachclip.data.annotations.catalog import Video
 from teachclip.data.frames.live import LiveFrames
 from teachclip.data.frames.views import build_frame_views
-from teachclip.data.video.decode import decoding
+from teachclip.data.video import decoding
 from teachclip.data.video.decoding import Decoding
 from teachclip.data.video.file_facts import file_facts
-from teachclip.data.video.sampling import FramePlan
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError
 
-HOW = Decoding(FramePlan("per_second", 3), FrameTransform(16), workers=1)
+HOW = Decoding(FrameSampling("per_second", 3), FrameTransform(16), workers=1)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
         assert torch.equal(one, other)
     assert decodes.rows_of(["v1"], 2).tolist() == [1, 5]
     for views in (1, 3):
-        assert decodes.circumstances_of(ids, views) == stored.circumstances_of(ids, views)
+        assert decodes.provenance_of(ids, views) == stored.provenance_of(ids, views)
     assert decodes.verify() == [] and decodes.failures == {}
     with pytest.raises(DataError, match="no video 'other'"):
         decodes.rows_of(["other"])

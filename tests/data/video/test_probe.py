@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from teachclip.data.video.decode import video_facts
+from teachclip.data.video import video_facts
 from teachclip.data.video.file_heads import promised_bytes
 from teachclip.data.video.probe import probe_video
 

@@ -10,11 +10,11 @@ from video_files import read_number, read_numbers, turn_file, write_video
 from teachclip.data.video import decode as video
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.probe import probe_video, read_facts
-from teachclip.data.video.sampling import FramePlan, plan_indices
+from teachclip.data.video.sampling import FrameSampling, sample_indices
 
-PER_SECOND = FramePlan("per_second", 12)
-INTERVALS = FramePlan("intervals", 12)
-CLIP2VIDEO = FramePlan("clip2video", 12)
+PER_SECOND = FrameSampling("per_second", 12)
+INTERVALS = FrameSampling("intervals", 12)
+CLIP2VIDEO = FrameSampling("clip2video", 12)
 PLANS = [PER_SECOND, INTERVALS, CLIP2VIDEO]
 
 # name: what write_video is told. Each is written once, 64 frames.
@@ -64,18 +64,18 @@ def decoded_alone(decoder, path, numbers):
 @pytest.mark.parametrize("name", FILES)
 def test_decoded_frames_are_exactly_those_of_the_plan(folder, name):
     path = film(folder, name, **FILES[name])
-    for plan in [*PLANS, FramePlan("intervals", 5), FramePlan("per_second", 20, rate=3)]:
-        assert read_numbers(decode_frames(path, plan)) == plan_indices(plan, 64, 10), plan
+    for sampling in [*PLANS, FrameSampling("intervals", 5), FrameSampling("per_second", 20, rate=3)]:
+        assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 64, 10), sampling
     assert read_numbers(decode_frames(path, PER_SECOND, start=2, end=4)) == [20, 30, 40]
-    assert read_numbers(decode_frames(path, FramePlan("intervals", 2), start=2, end=4)) == [24, 34]
+    assert read_numbers(decode_frames(path, FrameSampling("intervals", 2), start=2, end=4)) == [24, 34]
 
 
 @pytest.mark.parametrize("name", HELD)
 def test_time_stamps_decide_where_the_rate_varies(folder, name):
     path = film(folder, name, codec=HELD[name], times=VARYING)
     # second 0, 1, 2, 3, ... of 20 seconds: ten frames a second, then two
-    assert read_numbers(decode_frames(path, FramePlan("per_second", 99))) == [0, 10, 20, *range(30, 64, 2)]
-    assert read_numbers(decode_frames(path, FramePlan("intervals", 4))) == [
+    assert read_numbers(decode_frames(path, FrameSampling("per_second", 99))) == [0, 10, 20, *range(30, 64, 2)]
+    assert read_numbers(decode_frames(path, FrameSampling("intervals", 4))) == [
         24,
         38,
         48,
@@ -89,8 +89,8 @@ def test_time_stamps_decide_where_the_rate_varies(folder, name):
 def test_usual_rates_are_constant_and_follow_the_published_formula(folder, fps, suffix):
     path = film(folder, f"{float(fps):.0f} fps.{suffix}", frames=150, fps=fps)
     assert not probe_video(path).varies
-    for plan in PLANS:
-        assert read_numbers(decode_frames(path, plan)) == plan_indices(plan, 150, float(fps)), plan
+    for sampling in PLANS:
+        assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 150, float(fps)), sampling
 
 
 @pytest.mark.parametrize("options", [{}, {"pixels": "yuvj420p"}, {"pixels": "yuv444p"}], ids=["420", "full", "444"])
@@ -101,7 +101,7 @@ def test_both_decoders_give_the_same_colours_and_those_of_the_matrix(tmp_path, m
     assert first.shape == second.shape == (3, 64, 96, 3)
     # Both convert YUV to RGB with FFmpeg, of different versions: one step of 255 is allowed.
     assert np.abs(first.astype(int) - second).max() <= 1
-    assert np.array_equal(decode_frames(path, FramePlan("intervals", 1)).shape, (1, 3, 64, 96))
+    assert np.array_equal(decode_frames(path, FrameSampling("intervals", 1)).shape, (1, 3, 64, 96))
 
 
 def test_tagged_colour_matrices_and_full_range_are_honoured(tmp_path):
@@ -137,14 +137,14 @@ def test_wide_and_tall_pixels_are_shown_square(tmp_path):
         assert facts.decoder == "PyAV" and facts.pixel_aspect == pytest.approx(aspect[0] / aspect[1])
     wide = decode_frames(tmp_path / "wide.mp4", INTERVALS)
     squashed = torch.nn.functional.interpolate(wide.float(), size=(64, 96), mode="area").byte()
-    assert read_numbers(squashed) == plan_indices(INTERVALS, 30, 10)
+    assert read_numbers(squashed) == sample_indices(INTERVALS, 30, 10)
 
 
 def test_half_pictures_are_joined(tmp_path):
     interlaced = write_video(tmp_path / "i.mp4", frames=40, options={"x264-params": "tff=1"})
     whole = write_video(tmp_path / "p.mp4", frames=40)
     assert probe_video(interlaced).interlaced and not probe_video(whole).interlaced
-    frames = decode_frames(interlaced, FramePlan("per_second", 12, rate=2))
+    frames = decode_frames(interlaced, FrameSampling("per_second", 12, rate=2))
     assert read_numbers(frames) == [0, 5, 10, 15, 20, 25, 30, 35]
     # rows of one half are filled in from the other's neighbours: rough patterns lose their finest detail
     plain = decoded_alone("PyAV", whole, [5])[0]
@@ -157,10 +157,10 @@ def test_mpeg2_that_is_interlaced_is_told_by_its_frames(tmp_path):
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
 
 
-@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS], ids=["per_second", "intervals"])
-def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, plan):
+@pytest.mark.parametrize("sampling", [PER_SECOND, INTERVALS], ids=["per_second", "intervals"])
+def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, sampling):
     path = write_video(tmp_path / "a.mp4", frames=120, fps=20, start=-13)
-    assert read_numbers(decode_frames(path, plan)) == [13 + index for index in plan_indices(plan, 107, 20)]
+    assert read_numbers(decode_frames(path, sampling)) == [13 + index for index in sample_indices(sampling, 107, 20)]
 
 
 @pytest.mark.parametrize("decoder", ["decord", "PyAV"])
@@ -198,25 +198,25 @@ def test_short_video_gives_fewer_frames_or_repeats_its_last(tmp_path):
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_the_shortest_videos_are_read(tmp_path, name, frames, fps):
     path = write_video(tmp_path / name, frames=frames, fps=fps, codec="mpeg4")
-    for plan in PLANS:
-        assert read_numbers(decode_frames(path, plan)) == plan_indices(plan, frames, fps), plan
+    for sampling in PLANS:
+        assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, frames, fps), sampling
 
 
 def test_three_minutes_are_read_to_the_end(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=1800, width=96, height=32, gop=250)
-    assert read_numbers(decode_frames(path, PER_SECOND)) == plan_indices(PER_SECOND, 1800, 10)
+    assert read_numbers(decode_frames(path, PER_SECOND)) == sample_indices(PER_SECOND, 1800, 10)
     assert read_numbers(decode_frames(path, PER_SECOND, start=171.25, end=174)) == [1712, 1722, 1732]
     assert math.isclose(probe_video(path).duration, 180)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.kind)
-def test_views_are_jittered_by_file_name_and_view_zero_is_the_plan(folder, plan):
+@pytest.mark.parametrize("sampling", PLANS, ids=lambda sampling: sampling.kind)
+def test_views_are_jittered_by_file_name_and_view_zero_is_the_plan(folder, sampling):
     path = film(folder, "h264.mp4", **FILES["h264.mp4"])
-    plain, first = decode_frames(path, plan), decode_frames(path, plan, view=1)
-    assert torch.equal(plain, decode_frames(path, plan, view=0))
-    assert torch.equal(first, decode_frames(path, plan, view=1))
+    plain, first = decode_frames(path, sampling), decode_frames(path, sampling, view=1)
+    assert torch.equal(plain, decode_frames(path, sampling, view=0))
+    assert torch.equal(first, decode_frames(path, sampling, view=1))
     # 64 frames at 10 a second: CLIP2Video moves pictures only where they are at least 6 apart
-    assert (read_numbers(first) != read_numbers(plain)) == (plan.kind != "clip2video")
+    assert (read_numbers(first) != read_numbers(plain)) == (sampling.kind != "clip2video")
 
 
 def test_pyav_alone_is_enough(tmp_path, monkeypatch):
@@ -252,5 +252,5 @@ def test_pictures_of_vp8_that_are_not_shown_do_not_count(tmp_path):
                 writing.mux(hidden)
     shown = [number for number in range(40) if number not in (7, 23)]
     assert probe_video(path).frames == 38 and probe_video(path).decoder == "PyAV"
-    assert read_numbers(decode_frames(path, FramePlan("intervals", 38))) == shown
+    assert read_numbers(decode_frames(path, FrameSampling("intervals", 38))) == shown
     assert probe_video(source).decoder == "decord"

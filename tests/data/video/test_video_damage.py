@@ -13,12 +13,12 @@ from teachclip.data.video import decode as video
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.native_output import captured_stderr
 from teachclip.data.video.probe import probe_video
-from teachclip.data.video.sampling import FramePlan, plan_indices
+from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.errors import VideoError
 
-PER_SECOND = FramePlan("per_second", 12)
-INTERVALS = FramePlan("intervals", 12)
-EVERY = FramePlan("intervals", 60)
+PER_SECOND = FrameSampling("per_second", 12)
+INTERVALS = FrameSampling("intervals", 12)
+EVERY = FrameSampling("intervals", 60)
 CODECS = {"a.mp4": "libx264", "a.mkv": "libx264", "a.webm": "libvpx-vp9", "a.avi": "mpeg4", "a.mov": "libx265"}
 
 
@@ -34,9 +34,9 @@ def whole_file(folder, name):
     return path if path.exists() else write_video(path, codec=CODECS[name], frames=60, faststart=faststart)
 
 
-def refusal(path, plan=PER_SECOND, **options):
+def refusal(path, sampling=PER_SECOND, **options):
     with pytest.raises(VideoError) as caught:
-        decode_frames(path, plan, **options)
+        decode_frames(path, sampling, **options)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     return message
@@ -125,18 +125,18 @@ def test_a_cut_file_is_refused_or_gives_its_decodable_frames(tmp_path, folder, n
         assert share <= 0.3 and "\n" not in str(error), error
         return
     kept = sorted(set(numbers))
-    assert numbers == kept + kept[-1:] * (60 - len(kept)), "as the plan does for a shorter video"
+    assert numbers == kept + kept[-1:] * (60 - len(kept)), "as the sampling does for a shorter video"
     assert len(kept) < 60 and kept[:-4] == list(range(len(kept) - 4))  # the last ones are stored in another order
     fewer = read_numbers(decode_frames(cut, PER_SECOND, on_error="use_decodable"))
-    assert fewer == [kept[index] for index in plan_indices(PER_SECOND, len(kept), 10)]
+    assert fewer == [kept[index] for index in sample_indices(PER_SECOND, len(kept), 10)]
 
 
 def test_cut_file_is_read_where_the_sampled_frames_are_there(tmp_path, folder):
     whole = whole_file(folder, "a.mp4")
     cut = cut_file(whole, tmp_path / "cut.mp4", share=0.8)
-    head = FramePlan("per_second", 2, keep="head")
+    head = FrameSampling("per_second", 2, keep="head")
     assert torch.equal(decode_frames(cut, head), decode_frames(whole, head))
-    assert read_numbers(decode_frames(cut, FramePlan("intervals", 2), start=1, end=3)) == [14, 24]
+    assert read_numbers(decode_frames(cut, FrameSampling("intervals", 2), start=1, end=3)) == [14, 24]
     assert "cut off" in refusal(cut, INTERVALS) and probe_video(cut).cut_off
 
 
@@ -154,8 +154,8 @@ def test_a_hole_is_closed_and_not_filled_with_repeats(tmp_path, folder):
     assert numbers == kept + kept[-1:] * (60 - len(kept))
     assert kept == [*range(20), *range(30, 60)], "what comes before the next keyframe is built on what is lost"
     by_second = decode_frames(path, PER_SECOND, on_error="use_decodable")
-    assert read_numbers(by_second) == [kept[index] for index in plan_indices(PER_SECOND, len(kept), 10)]
-    part = decode_frames(path, FramePlan("intervals", 2), start=2, end=4, on_error="use_decodable")
+    assert read_numbers(by_second) == [kept[index] for index in sample_indices(PER_SECOND, len(kept), 10)]
+    part = decode_frames(path, FrameSampling("intervals", 2), start=2, end=4, on_error="use_decodable")
     assert all(20 <= number < 40 and number in kept for number in read_numbers(part))
 
 
@@ -169,7 +169,7 @@ def test_frames_before_the_first_keyframe_are_lost(tmp_path, folder, name):
                 packet.stream = stream
                 target.mux(packet)
     refusal(path, PER_SECOND)
-    refusal(path, FramePlan("per_second", 1))
+    refusal(path, FrameSampling("per_second", 1))
     numbers = read_numbers(decode_frames(path, EVERY, on_error="use_decodable"))
     assert sorted(set(numbers)) == list(range(10, 60))
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from teachclip.data.video.decode import workers
+from teachclip.data.video import workers
 from teachclip.data.video.workers import Failure, guarded_map
 from teachclip.errors import DataError, VideoError
 

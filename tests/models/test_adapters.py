@@ -1,4 +1,4 @@
-"""Gates, residual heads and sets of frames of a student, in closed form."""
+"""Gates, residual adapters and sets of frames of a student, in closed form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn.functional import normalize, relu
 from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError
-from teachclip.models.adapters import ResidualHead, ResidualHeads
-from teachclip.models.frame_attention import FrameAggregation, gate_shares, masked_softmax
+from teachclip.models.adapters import ResidualAdapter, ResidualAdapters
+from teachclip.models.frame_attention import FrameAttention, attention_weights, masked_softmax
 from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
 
 FRAMES = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(1)) * 7
@@ -23,7 +23,7 @@ MASK = torch.tensor([[True] * 4, [True, True, False, False], [True] * 4])
 def student(**options) -> StudentModel:
     torch.manual_seed(0)
     made = StudentModel.from_backbone(tiny_clip(text_layers=4, heads=1), temporal_layers=2, frames=4, **options)
-    with torch.no_grad():  # at its start the gate weighs frames almost alike and heads do nothing
+    with torch.no_grad():  # at its start the attention weighs frames almost alike and heads do nothing
         made.aggregation.score.weight.mul_(20)
         for head in getattr(made, "heads", {}).values():
             head.outer.weight.normal_(std=0.1)
@@ -33,50 +33,50 @@ def student(**options) -> StudentModel:
 def test_the_sigmoid_gate_judges_every_frame_by_itself() -> None:
     scores = torch.tensor([[3.0, 3.0, -3.0, 0.0]])
     gates = (scores / 0.5).sigmoid()
-    assert_close(gate_shares(scores, temperature=0.5, gate="sigmoid"), gates / gates.sum())
+    assert_close(attention_weights(scores, temperature=0.5, attention="sigmoid"), gates / gates.sum())
     mask = torch.tensor([[True, False, True, False]])
     kept = gates * mask
-    assert_close(gate_shares(scores, mask, temperature=0.5, gate="sigmoid"), kept / kept.sum())
+    assert_close(attention_weights(scores, mask, temperature=0.5, attention="sigmoid"), kept / kept.sum())
 
 
 def test_a_sigmoid_gate_that_is_closed_for_all_frames_stays_finite() -> None:
-    shares = gate_shares(torch.tensor([[-500.0, -501.0]]), gate="sigmoid", temperature=0.1)
+    shares = attention_weights(torch.tensor([[-500.0, -501.0]]), attention="sigmoid", temperature=0.1)
     assert_close(shares.sum(), torch.tensor(1.0))
     assert shares[0, 0] > 0.99
 
 
-@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
-def test_a_video_is_the_mean_of_its_frames_by_their_shares(gate: str) -> None:
+@pytest.mark.parametrize("attention", ["softmax", "sigmoid"])
+def test_a_video_is_the_mean_of_its_frames_by_their_shares(attention: str) -> None:
     torch.manual_seed(0)
-    aggregation = FrameAggregation(WIDTH, temperature=0.3, gate=gate)
+    aggregation = FrameAttention(WIDTH, temperature=0.3, attention=attention)
     found = aggregation(FRAMES, MASK)
     assert_close(found.shares.sum(-1), torch.ones(3))
     assert (found.shares[~MASK] == 0).all() and (found.weights[~MASK] == 0).all()
     assert_close(found.pooled, (found.shares[..., None] * normalize(FRAMES, dim=-1)).sum(1))
-    assert_close(found.weights, gate_shares(found.scores, MASK, gate=gate))
+    assert_close(found.weights, attention_weights(found.scores, MASK, attention=attention))
 
 
 def test_a_rescaled_gate_does_not_see_the_scale_of_frames() -> None:
     torch.manual_seed(0)
-    plain, rescaled = FrameAggregation(WIDTH), FrameAggregation(WIDTH, rescale=True)
+    plain, rescaled = FrameAttention(WIDTH), FrameAttention(WIDTH, rescale=True)
     rescaled.load_state_dict(plain.state_dict())
     assert_close(rescaled(FRAMES).scores, rescaled(FRAMES / 1000).scores)
     assert_close(rescaled(FRAMES).scores, plain(normalize(FRAMES, dim=-1) * math.sqrt(WIDTH)).scores)
     assert not torch.allclose(plain(FRAMES).scores, plain(FRAMES / 1000).scores, atol=1e-3)
 
 
-@pytest.mark.parametrize("gate_input", ["after", "before"])
-def test_the_gate_reads_frames_after_or_before_the_temporal_transformer(gate_input: str) -> None:
-    made = student(gate_input=gate_input)
+@pytest.mark.parametrize("attention_input", ["after", "before"])
+def test_the_gate_reads_frames_after_or_before_the_temporal_transformer(attention_input: str) -> None:
+    made = student(attention_input=attention_input)
     hidden, found = made.aggregate(FRAMES, MASK)
-    read = hidden if gate_input == "after" else FRAMES
+    read = hidden if attention_input == "after" else FRAMES
     assert_close(found.scores, made.aggregation(read, MASK).scores)
     assert_close(found.pooled, (found.shares[..., None] * normalize(hidden, dim=-1)).sum(1))
 
 
 def test_a_head_starts_as_the_identity_on_directions_and_adds_what_it_learns() -> None:
     torch.manual_seed(0)
-    head = StudentModel(StudentConfig(tiny_clip().config, heads=["text"])).heads["text"]
+    head = StudentModel(StudentConfig(tiny_clip().config, adapters=["text"])).heads["text"]
     unit = normalize(FRAMES, dim=-1)
     assert_close(head(FRAMES), unit)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_head_starts_as_the_identity_on_directions_and_adds_what_it_learns() -
 
 
 def test_heads_stand_where_they_are_named_and_nowhere_else() -> None:
-    heads = ResidualHeads(["pooled"], WIDTH, 8)
+    heads = ResidualAdapters(["pooled"], WIDTH, 8)
     assert list(heads) == ["pooled"] and heads["pooled"].inner.out_features == 8
     assert heads.correct("text", FRAMES) is FRAMES
     assert heads.correct("pooled", FRAMES).shape == FRAMES.shape
@@ -94,17 +94,17 @@ def test_heads_stand_where_they_are_named_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize("place", ["frame", "pooled", "text"])
 def test_each_head_changes_its_own_part_alone(place: str) -> None:
-    plain, made = student(), student(heads=[place])
+    plain, made = student(), student(adapters=[place])
     made.load_state_dict({**made.state_dict(), **plain.state_dict()})
     texts = torch.randn(5, WIDTH)
     same_texts = torch.allclose(*(m.texts_from_features(texts)["embeds"] for m in (plain, made)), atol=1e-6)
     same_videos = torch.allclose(*(m.videos_from_features(FRAMES, MASK)["embeds"] for m in (plain, made)), atol=1e-6)
     assert (same_texts, same_videos) == ((False, True) if place == "text" else (True, False))
-    assert_close(plain.aggregate(FRAMES, MASK)[1].scores, made.aggregate(FRAMES, MASK)[1].scores)  # not the gate
+    assert_close(plain.aggregate(FRAMES, MASK)[1].scores, made.aggregate(FRAMES, MASK)[1].scores)  # not the attention
 
 
 def test_every_way_to_encode_uses_the_heads() -> None:
-    made = student(heads=["frame", "pooled", "text"], gate="sigmoid", gate_rescale=True)
+    made = student(adapters=["frame", "pooled", "text"], attention="sigmoid", attention_rescale=True)
     ids = torch.tensor([[0, 3, 4, made.config.backbone_config.text_config.eos_token_id]])
     pixels = torch.randn(2, 4, 3, 32, 32)
     with torch.no_grad():
@@ -116,28 +116,37 @@ def test_every_way_to_encode_uses_the_heads() -> None:
 
 
 def test_a_set_of_one_frame_is_the_video_of_that_frame_whatever_the_gate_says() -> None:
-    made = student(heads=["frame", "pooled"])
+    made = student(adapters=["frame", "pooled"])
     one = torch.tensor([[True, False, False, False]] * 3)
     with torch.no_grad():
-        sets, videos = made.sets_from_features(FRAMES, one.float()), made.videos_from_features(FRAMES, one)
+        sets, videos = made.frame_sets_from_features(FRAMES, one.float()), made.videos_from_features(FRAMES, one)
         assert_close(sets["embeds"], videos["embeds"])
-        full = made.sets_from_features(FRAMES, MASK / MASK.sum(1, keepdim=True))["embeds"]
+        full = made.frame_sets_from_features(FRAMES, MASK / MASK.sum(1, keepdim=True))["embeds"]
         made.aggregation.score.weight.zero_()  # then all frames count alike
         assert_close(full, made.videos_from_features(FRAMES, MASK)["embeds"])
 
 
 def test_options_survive_saving(tmp_path) -> None:
-    made = student(heads=["frame", "text"], gate="sigmoid", gate_input="before", gate_rescale=True, head_width=5)
+    made = student(
+        adapters=["frame", "text"],
+        attention="sigmoid",
+        attention_input="before",
+        attention_rescale=True,
+        adapter_width=5,
+    )
     made.save_pretrained(tmp_path)
     loaded = load_student(tmp_path)
-    for key in ("heads", "gate", "gate_input", "gate_rescale", "head_width"):
+    for key in ("adapters", "attention", "attention_input", "attention_rescale", "adapter_width"):
         assert getattr(loaded.config, key) == getattr(made.config, key)
     with torch.no_grad():
         assert_close(loaded.videos_from_features(FRAMES, MASK), made.videos_from_features(FRAMES, MASK))
 
 
 def test_with_all_options_off_a_student_is_the_published_one_to_the_bit() -> None:
-    plain, made = student(), student(gate="softmax", gate_input="after", gate_rescale=False, heads=[])
+    plain, made = (
+        student(),
+        student(attention="softmax", attention_input="after", attention_rescale=False, adapters=[]),
+    )
     assert plain.state_dict().keys() == made.state_dict().keys()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, made.state_dict()[name]), name
@@ -154,12 +163,12 @@ def test_with_all_options_off_a_student_is_the_published_one_to_the_bit() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "tanh"}, "gate is 'tanh', allowed: softmax, sigmoid"),
-        ({"gate_input": "both"}, "gate_input is 'both', allowed: after, before"),
-        ({"gate_rescale": 1}, "gate_rescale is 1, expected true or false"),
-        ({"heads": ["video"]}, "heads is 'video', allowed: frame, pooled, text"),
-        ({"heads": ["text", "text"]}, "heads names text twice"),
-        ({"head_width": 0}, "head_width is 0, expected an integer of at least 1"),
+        ({"attention": "tanh"}, "attention is 'tanh', allowed: softmax, sigmoid"),
+        ({"attention_input": "both"}, "attention_input is 'both', allowed: after, before"),
+        ({"attention_rescale": 1}, "attention_rescale is 1, expected true or false"),
+        ({"adapters": ["video"]}, "adapters is 'video', allowed: frame, pooled, text"),
+        ({"adapters": ["text", "text"]}, "adapters names text twice"),
+        ({"adapter_width": 0}, "adapter_width is 0, expected an integer of at least 1"),
     ],
 )
 def test_impossible_options_are_named(options: dict, message: str) -> None:
@@ -168,7 +177,8 @@ def test_impossible_options_are_named(options: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"gate": "sigmoid"}, {"gate_input": "before"}, {"gate_rescale": True}, {"heads": ["text"]}]
+    "options",
+    [{"attention": "sigmoid"}, {"attention_input": "before"}, {"attention_rescale": True}, {"adapters": ["text"]}],
 )
 def test_the_official_layout_refuses_what_it_cannot_hold(options: dict) -> None:
     clip = copy.deepcopy(tiny_clip(text_layers=4, heads=1))
@@ -178,12 +188,12 @@ def test_the_official_layout_refuses_what_it_cannot_hold(options: dict) -> None:
 
 
 def test_a_head_is_as_wide_inside_as_it_is_told() -> None:
-    assert ResidualHead(WIDTH, 9).inner.weight.shape == (9, WIDTH)
+    assert ResidualAdapter(WIDTH, 9).inner.weight.shape == (9, WIDTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_student_with_heads_runs_in_half_precision(dtype: torch.dtype) -> None:
-    made = student(heads=["frame", "pooled", "text"], gate="sigmoid")
+    made = student(adapters=["frame", "pooled", "text"], attention="sigmoid")
     ids = torch.tensor([[0, 3, 4, made.config.backbone_config.text_config.eos_token_id]])
     pixels = torch.randn(2, 4, 3, 32, 32)
     with torch.no_grad():

@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from teachclip.models.frame_attention import FrameAggregation, masked_softmax
+from teachclip.models.frame_attention import FrameAttention, masked_softmax
 
 
-def with_scores(scores: torch.Tensor, *, temperature: float = 0.1) -> tuple[FrameAggregation, torch.Tensor]:
+def with_scores(scores: torch.Tensor, *, temperature: float = 0.1) -> tuple[FrameAttention, torch.Tensor]:
     """An aggregation whose score is a frame's first coordinate, and frames with these scores (videos, frames)."""
-    aggregation = FrameAggregation(3, temperature=temperature)
+    aggregation = FrameAttention(3, temperature=temperature)
     with torch.no_grad():
         for parameter in aggregation.parameters():
             parameter.zero_()

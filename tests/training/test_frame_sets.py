@@ -1,4 +1,4 @@
-"""Set distillation: which frames a step takes, how they are read, and what they teach."""
+"""Frame-set distillation: which frames a step takes, how they are read, and what they teach."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from teachclip.errors import LaunchError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import model_inputs
-from teachclip.training.frame_set_scorer import SetScorer, late_interaction
-from teachclip.training.frame_sets import SCORER, STUDENT, Draw, SetPlan, read_sets
+from teachclip.training.frame_set_scorer import FrameSetScorer, late_interaction
+from teachclip.training.frame_sets import SCORER, STUDENT, Draw, FrameSetSampler, read_sets
 from teachclip.training.loss_terms import DistillationTerms, Term
 from teachclip.training.task import DistillationTask
 from teachers.xpool import XPool
@@ -19,7 +19,9 @@ INPUTS = TinyPixels.make()
 
 
 def plan(**changes):
-    return SetPlan(**{"inputs": INPUTS, "count": 12, "texts": 6, "fewest": 1, "most": 2, "seed": 5, **changes})
+    return FrameSetSampler(
+        **{"inputs": INPUTS, "count": 12, "texts": 6, "fewest": 1, "most": 2, "seed": 5, **changes}
+    )
 
 
 def test_a_step_draws_the_same_sets_every_time_and_another_step_others():
@@ -37,7 +39,9 @@ def test_several_processes_share_out_the_sets_of_one():
 
 @pytest.mark.parametrize("changes", [{"count": 9}, {"texts": 5}])
 def test_sets_that_cannot_be_shared_out_evenly_are_refused(changes):
-    with pytest.raises(LaunchError, match=f"losses.sets.{next(iter(changes))} is .* does not divide by 2 processes"):
+    with pytest.raises(
+        LaunchError, match=f"losses.frame_sets.{next(iter(changes))} is .* does not divide by 2 processes"
+    ):
         plan(**changes).draw(0, 0, 2)
 
 
@@ -94,7 +98,7 @@ def student_with_heads():
     torch.manual_seed(5)
     base = tiny_student()
     made = type(base).from_backbone(
-        base.backbone, temporal_layers=2, frames=FRAMES, heads=["frame", "pooled", "text"]
+        base.backbone, temporal_layers=2, frames=FRAMES, adapters=["frame", "pooled", "text"]
     )
     with torch.no_grad():
         for head in made.heads.values():
@@ -105,9 +109,9 @@ def student_with_heads():
 def test_sets_teach_heads_and_temporal_transformer_but_neither_towers_nor_gate():
     student = student_with_heads()
     terms = DistillationTerms(contrastive=Term(0.0), sets=Term(1.0))
-    losses = DistillationTask(student, terms, set_scorer=SetScorer())(batch_with_sets())
+    losses = DistillationTask(student, terms, frame_set_scorer=FrameSetScorer())(batch_with_sets())
     losses["loss"].backward()
-    assert losses["loss"].item() == pytest.approx(losses["sets"].item())
+    assert losses["loss"].item() == pytest.approx(losses["frame_sets"].item())
     moved = [name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert {name.split(".")[0] for name in moved} == {"heads", "temporal", "frame_position_embeddings", "backbone"}
     assert [name for name in moved if name.startswith("backbone.")] == ["backbone.logit_scale"]
@@ -116,14 +120,14 @@ def test_sets_teach_heads_and_temporal_transformer_but_neither_towers_nor_gate()
 def test_the_student_of_sets_and_its_target_are_what_they_are_said_to_be():
     student, batch = student_with_heads().eval(), batch_with_sets()
     with torch.no_grad():
-        own, target = SetScorer(scale=7.0).logits(student, batch)
+        own, target = FrameSetScorer(scale=7.0).logits(student, batch)
         part = {name.removeprefix(STUDENT): tensor for name, tensor in batch.items() if name.startswith(STUDENT)}
         out = student.backbone
         pixels = model_inputs(part)["pixel_values"]
         frames = out.get_image_features(pixels.flatten(0, 1)).pooler_output.unflatten(0, pixels.shape[:2])
         texts = out.get_text_features(part["input_ids"], part["attention_mask"]).pooler_output
         assert_close(target, 7 * late_interaction(texts, frames, part["frame_mask"]))
-        sets = student.sets_from_features(frames, part["shares"])
+        sets = student.frame_sets_from_features(frames, part["shares"])
         assert_close(own, student.score(student.texts_from_features(texts), sets))
     assert own.shape == target.shape == (6, 12)
 
@@ -141,7 +145,7 @@ def test_a_teacher_scores_the_same_sets_from_its_own_inputs():
 
     batch = batch_with_sets(scorer=INPUTS)
     assert torch.equal(batch[SCORER + "frames"], batch[STUDENT + "frames"])
-    _, target = SetScorer(teacher=Teacher()).logits(student_with_heads().eval(), batch)
+    _, target = FrameSetScorer(teacher=Teacher()).logits(student_with_heads().eval(), batch)
     part = {name.removeprefix(SCORER): tensor for name, tensor in batch.items() if name.startswith(SCORER)}
     pixels = model_inputs(part)["pixel_values"]
     assert_close(target, part["input_ids"].sum(1).float()[:, None] * pixels.sum((1, 2, 3, 4))[None, :])
@@ -157,9 +161,9 @@ def test_without_teachers_sets_and_contrast_are_weighed_together():
     student = student_with_heads().eval()
     terms = DistillationTerms(contrastive=Term(0.3), sets=Term(2.0))
     with torch.no_grad():
-        found = DistillationTask(student, terms, set_scorer=SetScorer())(batch_with_sets())
+        found = DistillationTask(student, terms, frame_set_scorer=FrameSetScorer())(batch_with_sets())
         plain = DistillationTask(student, terms)(batch_with_sets())
-    total = 0.3 * found["contrastive"].item() + 2 * found["sets"].item()
+    total = 0.3 * found["contrastive"].item() + 2 * found["frame_sets"].item()
     assert found["loss"].item() == pytest.approx(total, rel=1e-6)
     assert torch.equal(plain["loss"], plain["contrastive"])  # undistilled as before: its weight has no part
 
@@ -177,17 +181,17 @@ def test_sets_are_padded_to_the_frames_that_a_teacher_needs():
 @pytest.mark.parametrize("by_teacher", [False, True])
 def test_under_autocast_to_bfloat16_sets_teach_nearly_the_same(by_teacher):
     teacher = XPool.from_clip(tiny_clip(1)).eval() if by_teacher else None
-    scorer, batch = SetScorer(teacher=teacher), batch_with_sets(scorer=INPUTS if by_teacher else None)
+    scorer, batch = FrameSetScorer(teacher=teacher), batch_with_sets(scorer=INPUTS if by_teacher else None)
     losses, gradients, targets = [], [], []
     for half in (False, True):
         student = student_with_heads()
-        task = DistillationTask(student, DistillationTerms(Term(0.0), sets=Term(1.0)), set_scorer=scorer)
+        task = DistillationTask(student, DistillationTerms(Term(0.0), sets=Term(1.0)), frame_set_scorer=scorer)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = task(batch)["sets"]
+            loss = task(batch)["frame_sets"]
             targets.append(scorer.logits(student, batch)[1])
         loss.backward()
         losses.append(loss.item())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.heads.parameters()]))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.adapters.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
     assert_close(gradients[1], gradients[0], rtol=0, atol=0.05 * gradients[0].norm().item())
     assert targets[1].dtype == torch.float32 and torch.equal(*targets) == by_teacher  # teachers run in float32

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from golden import load_golden
 
-from teachclip.data.video.sampling import FramePlan, choose_frames, jitter, plan_indices
+from teachclip.data.video.sampling import FrameSampling, choose_frames, jitter, sample_indices
 from teachclip.data.video.timeline import Timeline, find_part
 from teachclip.errors import DataError, VideoError
 
-PER_SECOND = FramePlan("per_second", 12)
-INTERVALS = FramePlan("intervals", 12)
-CLIP2VIDEO = FramePlan("clip2video", 12)
+PER_SECOND = FrameSampling("per_second", 12)
+INTERVALS = FrameSampling("intervals", 12)
+CLIP2VIDEO = FrameSampling("clip2video", 12)
 ROWS = load_golden("08_sampling")[0]["rows"]
 INTERVAL_ROWS = load_golden("08_sampling")[0]["xpool_uniform"]
 KEEP = {0: "head", 1: "tail", 2: "even"}
@@ -29,12 +29,12 @@ EXTRACTED = {
 
 def golden_plan(row):
     rate = row["feature_framerate"] or int(row["fps"])  # the recorded 0 means every frame
-    return FramePlan("per_second", row["max_frames"], rate=rate, keep=KEEP[row["slice_framepos"]])
+    return FrameSampling("per_second", row["max_frames"], rate=rate, keep=KEEP[row["slice_framepos"]])
 
 
-def chosen(plan, timeline, *, start=None, end=None, view=0, name="a.mp4"):
+def chosen(sampling, timeline, *, start=None, end=None, view=0, name="a.mp4"):
     part = find_part(timeline, start, end)
-    return choose_frames(plan, timeline, part, jitter(plan, view, name, start))
+    return choose_frames(sampling, timeline, part, jitter(sampling, view, name, start))
 
 
 def varying(*steps):
@@ -45,7 +45,7 @@ def varying(*steps):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.get("indices")])
 def test_per_second_plan_equals_the_official_sampler(row):
-    found = plan_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
+    found = sample_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
     reverse = row["frame_order"] == 1  # recorded, but no published recipe turns the order of the frames round
     assert found == (row["indices"][::-1] if reverse else row["indices"])
 
@@ -53,40 +53,40 @@ def test_per_second_plan_equals_the_official_sampler(row):
 @pytest.mark.parametrize("row", [row for row in ROWS if row.get("indices") and row["frame_order"] == 0])
 def test_frames_chosen_of_a_file_equal_the_official_sampler(row):
     timeline = Timeline.constant(row["n_frames"], row["fps"])
-    plan = golden_plan(row)
-    assert chosen(plan, timeline, start=row["start"], end=row["end"]) == row["indices"]
+    sampling = golden_plan(row)
+    assert chosen(sampling, timeline, start=row["start"], end=row["end"]) == row["indices"]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.get("indices")])
 def test_per_second_plan_refuses_where_the_official_sampler_fails_or_finds_nothing(row):
     with pytest.raises(VideoError):
-        plan_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
+        sample_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
 
 
 @pytest.mark.parametrize("row", INTERVAL_ROWS)
 def test_intervals_plan_equals_the_official_sampler(row):
-    found = plan_indices(FramePlan("intervals", row["num_frames"]), row["n_frames"], 25.0)
+    found = sample_indices(FrameSampling("intervals", row["num_frames"]), row["n_frames"], 25.0)
     assert found == row["frames_returned"]
 
 
 @pytest.mark.parametrize("rate", [(10, 16), (25, 60), (30, 48), (24, 67), (3, 12), (5, 6)])
 def test_clip2video_looks_at_the_pictures_that_ffmpeg_extracts(rate):
     fps, frames = rate
-    assert plan_indices(FramePlan("clip2video", 100), frames, fps) == EXTRACTED[rate]
+    assert sample_indices(FrameSampling("clip2video", 100), frames, fps) == EXTRACTED[rate]
 
 
 def test_clip2video_keeps_one_picture_in_rate_and_then_count():
     pictures = EXTRACTED[24, 67]  # 16
     half = [pictures[place] for place in (0, 2, 4, 6, 8, 10, 12, 15)]  # linspace(0, 15, 8), cut to whole numbers
-    assert plan_indices(replace(CLIP2VIDEO, rate=2), 67, 24) == half
-    assert plan_indices(FramePlan("clip2video", 3, rate=2), 67, 24) == [half[0], half[3], half[7]]
-    assert plan_indices(replace(CLIP2VIDEO, rate=2), 1, 24) == [0], "a single frame is kept, not replaced by zeros"
+    assert sample_indices(replace(CLIP2VIDEO, rate=2), 67, 24) == half
+    assert sample_indices(FrameSampling("clip2video", 3, rate=2), 67, 24) == [half[0], half[3], half[7]]
+    assert sample_indices(replace(CLIP2VIDEO, rate=2), 1, 24) == [0], "a single frame is kept, not replaced by zeros"
 
 
 @pytest.mark.parametrize("fps", [0.0, 0.5, float("nan"), float("inf")])
 def test_per_second_plan_refuses_a_rate_below_one(fps):
     with pytest.raises(VideoError, match="frames per second"):
-        plan_indices(PER_SECOND, 100, fps)
+        sample_indices(PER_SECOND, 100, fps)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,22 @@ def test_per_second_plan_refuses_a_rate_below_one(fps):
 )
 def test_frame_plan_names_a_wrong_setting(options):
     with pytest.raises(DataError, match=next(iter(options))):
-        FramePlan(**{"kind": "per_second", "count": 12, **options})
+        FrameSampling(**{"kind": "per_second", "count": 12, **options})
 
 
 def test_where_the_rate_varies_the_frame_shown_at_the_moment_counts():
     timeline = varying(0.5, 0.5, 3.0, 0.25, 0.25, 0.5)  # frames begin at 0, 0.5, 1, 4, 4.25, 4.5; the end is at 5
     assert chosen(PER_SECOND, timeline) == [0, 2, 2, 2, 3]
     assert chosen(replace(PER_SECOND, rate=2), timeline) == [0, 1, 2, 2, 2, 2, 2, 2, 3, 5]
-    assert chosen(FramePlan("intervals", 5), timeline) == [1, 2, 2, 2, 5]  # at 0.5, 1.5, 2.5, 3.5 and 4.5 seconds
-    assert chosen(FramePlan("intervals", 8), timeline)[-2:] == [5, 5], "too few frames: the last one is repeated"
-    assert set(chosen(FramePlan("clip2video", 100), timeline)) == set(range(6))
+    assert chosen(FrameSampling("intervals", 5), timeline) == [1, 2, 2, 2, 5]  # at 0.5, 1.5, 2.5, 3.5 and 4.5 seconds
+    assert chosen(FrameSampling("intervals", 8), timeline)[-2:] == [5, 5], "too few frames: the last one is repeated"
+    assert set(chosen(FrameSampling("clip2video", 100), timeline)) == set(range(6))
 
 
-@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda plan: plan.kind)
-def test_a_constant_rate_looks_the_same_by_time_and_by_formula(plan):
+@pytest.mark.parametrize("sampling", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda sampling: sampling.kind)
+def test_a_constant_rate_looks_the_same_by_time_and_by_formula(sampling):
     constant = Timeline.constant(330, 30.0)
-    by_time, by_formula = chosen(plan, constant._replace(varies=True)), chosen(plan, constant)
+    by_time, by_formula = chosen(sampling, constant._replace(varies=True)), chosen(sampling, constant)
     assert len(by_time) == len(by_formula)
     assert max(abs(a - b) for a, b in zip(by_time, by_formula, strict=True)) <= 1, "the middle may round otherwise"
 
@@ -117,18 +117,18 @@ def test_a_constant_rate_looks_the_same_by_time_and_by_formula(plan):
 def test_a_part_is_read_by_its_seconds():
     timeline = Timeline.constant(3000, 29.97)
     assert chosen(PER_SECOND, timeline, start=90.0, end=92.5) == [2698 - 1, 2727, 2757]  # 90 s are 2697.3 frames
-    found = chosen(FramePlan("intervals", 4), timeline, start=90.0, end=92.0)
+    found = chosen(FrameSampling("intervals", 4), timeline, start=90.0, end=92.0)
     assert found == [2704, 2719, 2734, 2749]  # the middles of a quarter each of frames 2697 to 2757
     assert chosen(PER_SECOND, timeline, start=99.5, end=1000)[0] == 2982, "what lies after the end does not count"
 
 
-@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda plan: plan.kind)
-def test_every_plan_stays_in_its_part(plan):
+@pytest.mark.parametrize("sampling", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda sampling: sampling.kind)
+def test_every_plan_stays_in_its_part(sampling):
     timeline = Timeline.constant(250, 25.0)
     for view in range(5):
-        found = chosen(plan, timeline, start=2, end=6, view=view)
+        found = chosen(sampling, timeline, start=2, end=6, view=view)
         assert found == sorted(found)
-        assert min(found) >= 50 and max(found) <= (150 if plan.kind == "per_second" else 149), (view, found)
+        assert min(found) >= 50 and max(found) <= (150 if sampling.kind == "per_second" else 149), (view, found)
 
 
 def test_a_reversed_part_is_turned_round_and_an_empty_one_is_a_second_long():
@@ -144,25 +144,25 @@ def test_a_part_outside_of_the_video_is_refused(part):
 
 
 @pytest.mark.parametrize("varies", [False, True], ids=["constant", "varying"])
-@pytest.mark.parametrize("plan", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda plan: plan.kind)
-def test_jitter_depends_on_seed_view_name_and_start_alone(plan, varies):
+@pytest.mark.parametrize("sampling", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda sampling: sampling.kind)
+def test_jitter_depends_on_seed_view_name_and_start_alone(sampling, varies):
     timeline = Timeline.constant(1500, 25.0)._replace(varies=varies)
-    first = chosen(plan, timeline, view=1)
-    assert first == chosen(plan, timeline, view=1) != chosen(plan, timeline)
+    first = chosen(sampling, timeline, view=1)
+    assert first == chosen(sampling, timeline, view=1) != chosen(sampling, timeline)
     others = [
-        chosen(plan, timeline, view=2),
-        chosen(plan, timeline, view=1, name="b.mp4"),
-        chosen(plan, timeline, view=1, start=0.0),
-        chosen(replace(plan, jitter_seed=1), timeline, view=1),
+        chosen(sampling, timeline, view=2),
+        chosen(sampling, timeline, view=1, name="b.mp4"),
+        chosen(sampling, timeline, view=1, start=0.0),
+        chosen(replace(sampling, augmentation_seed=1), timeline, view=1),
     ]
     assert first not in others
     with pytest.raises(DataError, match="view is -1"):
-        jitter(plan, -1, "a.mp4", None)
+        jitter(sampling, -1, "a.mp4", None)
 
 
 def test_intervals_jitter_draws_every_frame_of_its_interval_and_no_other():
-    timeline, plan = Timeline.constant(40, 10.0), FramePlan("intervals", 4)
-    drawn = np.array([chosen(plan, timeline, view=view) for view in range(1, 400)])
+    timeline, sampling = Timeline.constant(40, 10.0), FrameSampling("intervals", 4)
+    drawn = np.array([chosen(sampling, timeline, view=view) for view in range(1, 400)])
     for place in range(4):
         assert set(drawn[:, place]) == set(range(10 * place, 10 * place + 10)), place
 
@@ -176,12 +176,15 @@ def test_per_second_jitter_stays_within_its_second(varies):
 
 
 def test_clip2video_jitter_moves_inner_pictures_by_at_most_half_a_gap():
-    timeline, plan = Timeline.constant(301, 5.0), FramePlan("clip2video", 5)  # pictures are frames; the gap is 75
-    drawn = np.array([chosen(plan, timeline, view=view) for view in range(1, 500)])
-    moved = drawn - np.array(chosen(plan, timeline))
+    timeline, sampling = (
+        Timeline.constant(301, 5.0),
+        FrameSampling("clip2video", 5),
+    )  # pictures are frames; the gap is 75
+    drawn = np.array([chosen(sampling, timeline, view=view) for view in range(1, 500)])
+    moved = drawn - np.array(chosen(sampling, timeline))
     assert not moved[:, [0, -1]].any(), "the first and the last picture stay"
     assert moved[:, 1:-1].min() == -37 and moved[:, 1:-1].max() == 36
-    near = FramePlan("clip2video", 50)  # a gap of 6 gives a step of 3, one of 5 only 2: too near to be moved
+    near = FrameSampling("clip2video", 50)  # a gap of 6 gives a step of 3, one of 5 only 2: too near to be moved
     assert chosen(near, Timeline.constant(260, 5.0), view=1) == chosen(near, Timeline.constant(260, 5.0))
 
 
@@ -193,6 +196,6 @@ def test_holes_are_closed_in_the_timeline_of_what_is_left():
 
 def test_a_film_of_less_than_a_frame_per_second_is_read_by_time():
     timeline = Timeline.constant(4, 0.5)
-    assert choose_frames(FramePlan("per_second", 12), timeline, find_part(timeline, None, None), None) == [
+    assert choose_frames(FrameSampling("per_second", 12), timeline, find_part(timeline, None, None), None) == [
         *(0, 0, 1, 1, 2, 2, 3, 3)
     ]
