@@ -3,7 +3,8 @@ import json
 import pytest
 
 from teachclip.cli import bench_data
-from teachclip.data_check.benchmark import Timing, main, summarise
+from teachclip.cli.bench_data import main
+from teachclip.data_check.benchmark import Timing, summarise
 
 
 def test_bench_prints_ratios_of_one_run_and_writes_them(tmp_path, capsys, monkeypatch):

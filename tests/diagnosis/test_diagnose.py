@@ -108,7 +108,7 @@ def test_a_student_that_counts_all_frames_alike(project, finished):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "holds no student; train it first with tools/distill.py"),
+        ([], "holds no student; distil the recipe first"),
         (["--student", "nowhere"], "nowhere: no such folder or checkpoint file"),
         (["--teacher", "plian"], "--teacher 'plian': allowed: xpool, plain; did you mean plain?"),
         (["--worst", "-1"], "--worst is -1, allowed: 0 or more"),

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from teachclip.cli.make_shapes import main
 from teachclip.errors import DataError
-from teachclip.shapes.make import main, make_shapes
+from teachclip.shapes.make import make_shapes
 from teachclip.shapes.presets import PRESETS, Preset
 from teachclip.shapes.pretraining import PretrainingSettings
 

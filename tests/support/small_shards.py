@@ -13,4 +13,4 @@ teachclip.scoring.token_store.VIDEOS_PER_SHARD = 3
 teachclip.scoring.token_store.RELEVANCE_PER_SHARD = 4
 
 if __name__ == "__main__":
-    raise SystemExit(importlib.import_module(f"teachclip.commands.{sys.argv[1]}").main(sys.argv[2:]))
+    raise SystemExit(importlib.import_module(f"teachclip.cli.{sys.argv[1]}").main(sys.argv[2:]))
