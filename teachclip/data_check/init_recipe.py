@@ -127,7 +127,7 @@ data:
   videos: {_quoted(str(folder))}
   annotations: {_quoted(str(found.annotations))}
   {validation}
-frames: {{plan: intervals, count: 12}}   # 12 frames, evenly spread over each video
+frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over each video
 text: {{max_tokens: 32}}
 student:
   backbone: {_quoted(backbone)}

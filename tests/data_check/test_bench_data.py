@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from teachclip.cli import bench_data
 from teachclip.cli.bench_data import main
+from teachclip.data_check import benchmark
 from teachclip.data_check.benchmark import Timing, summarise
 
 
 def test_bench_prints_ratios_of_one_run_and_writes_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_data, "DISTINCT", 2)
-    monkeypatch.setattr(bench_data, "STORE_SECONDS", 0.1)
+    monkeypatch.setattr(benchmark, "DISTINCT", 2)
+    monkeypatch.setattr(benchmark, "STORE_SECONDS", 0.1)
     out = tmp_path / "bench.json"
     assert main(["--kind", "small", "--files", "6", "--processes", "1", "--json", str(out)]) == 0
     printed = capsys.readouterr().out

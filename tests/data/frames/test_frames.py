@@ -27,6 +27,7 @@ from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.files import file_hash
 
+ROOT = Path(__file__).parents[3]
 PLAN = FrameSampling("per_second", 4)
 REAL_DECODE = decode_file
 
@@ -180,7 +181,7 @@ if __name__ == "__main__":
 
 def test_killed_run_leaves_a_store_that_a_second_run_completes(videos, tmp_path):
     (tmp_path / "run.py").write_text(KILLED)
-    paths = [str(Path(__file__).parents[2] / "support"), str(Path(__file__).parents[3])]
+    paths = [str(place) for place in (Path(__file__).parent, ROOT / "tests" / "support", ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     run = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path], env=environment, stderr=subprocess.PIPE)
     end = time.monotonic() + 40
