@@ -45,7 +45,7 @@ from teachclip.pipeline.frames import build_decoding, build_frames, hashes_file
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-from teachclip.reports.report import markdown_table
+from teachclip.reports.tables import markdown_table
 from teachclip.store.files import make_folder
 
 GOOD_STRIPS = 6

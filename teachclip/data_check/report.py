@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from teachclip.data_check.findings import Finding, count_oddities
-from teachclip.reports.pages import table_html, whole_page
-from teachclip.reports.report import Table
+from teachclip.reports.pages import encode_jpeg, jpeg_uri, render_page
+from teachclip.reports.tables import Table
 from teachclip.store.files import write_atomic
 
 NAMED = 20
@@ -150,7 +146,7 @@ def write_prepare_report(found: Examination, folder: Path) -> list[Path]:
     }
     paths = [folder / "prepare.json", folder / "prepare.html"]
     write_atomic(paths[0], json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape"))
-    write_atomic(paths[1], _page(found).encode("utf-8", "replace"))
+    write_atomic(paths[1], _page(found).encode())
     return paths
 
 
@@ -170,45 +166,29 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 
 
 def _page(found: Examination) -> str:
-    """Return the page: verdict, tables, pictures of a few good videos and of the odd ones, and the unusable ones."""
-    good = [strip for strip in found.strips if not strip.finding.oddities]
-    odd = [strip for strip in found.strips if strip.finding.oddities]
-    bad = [[f"{f.split} {f.id}", f.reason] for f in found.findings if f.reason]
-    hidden = sum(bool(f.oddities) and not f.reason for f in found.findings) - len(odd)
-    lines = "".join(f"<li>{escape(line)}</li>" for line in remarks(found))
-    parts = [
-        f"<style>{_STYLE}</style><h1>Data of {escape(found.recipe)}</h1><ul>{lines}</ul>",
-        *(table_html(table, text=table.title == "Files") for table in tables(found)),
-        "<h2>A few videos, as the model sees them</h2>" if good else "",
-        *map(_strip_html, good),
-        "<h2>Odd videos</h2>" if odd else "",
-        *map(_strip_html, odd),
-        f"<p>{hidden} more odd videos are listed in prepare.json.</p>" if hidden > 0 else "",
-        table_html(Table("Videos that cannot be used", ["video", "reason"], bad), text=True) if bad else "",
-    ]
-    return whole_page(f"Data of {found.recipe}", parts)
-
-
-def _strip_html(strip: Strip) -> str:
-    finding = strip.finding
-    facts = finding.facts
-    told = (
-        "" if facts is None else f"{finding.seconds:.1f} s, {facts.shown_width} x {facts.shown_height}, {facts.codec}"
-    )
-    words = "; ".join([told, *finding.oddities])
-    name = escape(f"{finding.split} {finding.id}")
-    alt = escape(f"{len(strip.frames)} frames of {finding.id}")
-    return (
-        f'<figure><div class="wide"><img class="strip" alt="{alt}" src="data:image/jpeg;base64,'
-        f'{_jpeg(strip.frames)}"/></div><figcaption><b>{name}</b>: {escape(words)}</figcaption></figure>'
+    """Return the page: verdict, tables, frames of a few good videos and of the odd ones, and the unusable ones."""
+    suspicious = [strip for strip in found.strips if strip.finding.oddities]
+    excluded = [[f"{f.split} {f.id}", f.reason] for f in found.findings if f.reason]
+    *numbers, files = tables(found)
+    return render_page(
+        "prepare.html",
+        title=f"Data of {found.recipe}",
+        notes=remarks(found),
+        tables=numbers,
+        files=files,
+        usable=[_strip(strip) for strip in found.strips if not strip.finding.oddities],
+        suspicious=[_strip(strip) for strip in suspicious],
+        hidden=sum(bool(f.oddities) and not f.reason for f in found.findings) - len(suspicious),
+        excluded=Table("Videos that cannot be used", ["video", "reason"], excluded),
     )
 
 
-def _jpeg(frames: np.ndarray) -> str:
-    """Return frames side by side as JPEG in base64."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames), axis=1)).save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-_STYLE = "img.strip { width: auto; min-width: 0; max-width: none; height: 4.5rem; } figure { margin: .75rem 0; }"
+def _strip(strip: Strip) -> dict[str, str]:
+    finding, facts = strip.finding, strip.finding.facts
+    size = "" if facts is None else f"{facts.shown_width} x {facts.shown_height}, {facts.codec}"
+    return {
+        "name": f"{finding.split} {finding.id}",
+        "caption": "; ".join([*([f"{finding.seconds:.1f} s, {size}"] if size else []), *finding.oddities]),
+        "alt": f"{len(strip.frames)} frames of {finding.id}",
+        "image": jpeg_uri(encode_jpeg(np.concatenate(list(strip.frames), axis=1))),
+    }

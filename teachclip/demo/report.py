@@ -84,8 +84,7 @@ def weigh_frames(demo: Demo) -> None:
 
 def write_report(demo: Demo) -> None:
     """Write `report.json|md|html` and the pictures from the results files, and print the tables."""
-    from teachclip.reports.pages import report_page
-    from teachclip.reports.report import no_pictures, report_markdown, terminal_text
+    from teachclip.reports.report import no_pictures, report_markdown, report_page, terminal_text
 
     report = gather(demo)
     pictures = _draw(demo, report)

@@ -9,15 +9,16 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from teachclip.evaluation.intervals import Interval, paired_difference, spread
-from teachclip.reports.tables import COLUMNS, DIRECTIONS, human_count, remarks
+from teachclip.reports.pages import png_uri, render_page
+from teachclip.reports.tables import COLUMNS, DIRECTIONS, SPREAD, Table, human_count, markdown_table, remarks
 
 METRIC = "recall_at_1"
 COMPARED = (METRIC, "recall_at_10", "mean_rank")
 """Text-to-video metrics whose paired differences are reported: a gain at the top can be a loss further down."""
-SPREAD = " ± "
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,6 @@ class Arm:
     runs: Sequence[Mapping[str, Any]]
     cost: Mapping[str, float] = field(default_factory=dict)
     """`bytes_per_video`, `flops_per_query`, `ms_per_query`, `candidates`, as `search_cost` returns them."""
-
-
-class Table(NamedTuple):
-    """A table of text."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def build_report(
@@ -141,6 +134,20 @@ def report_markdown(report: Mapping[str, Any], pictures: Sequence[tuple[str, str
     return "\n\n".join(parts) + "\n"
 
 
+def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]]) -> str:
+    """Return the report as an HTML page. `pictures`: (PNG file, caption)."""
+    return render_page(
+        "demo.html",
+        title=report["title"],
+        subtitle=subtitle(report),
+        tables=report_tables(report),
+        notes=[*report["remarks"], *verdicts(report)],
+        figures=[(png_uri(path), caption) for path, caption in pictures],
+        no_figures=no_pictures(),
+        about=about_tables(report),
+    )
+
+
 def about_tables(report: Mapping[str, Any]) -> list[Table]:
     """Return the tables of what was run, on what, and where it lies."""
     tables = [
@@ -150,29 +157,6 @@ def about_tables(report: Mapping[str, Any]) -> list[Table]:
         Table("Time", ["stage", "seconds"], [[key, f"{value:.1f}"] for key, value in report["seconds"].items()]),
     ]
     return [table for table in tables if table.rows]
-
-
-def markdown_table(table: Table) -> str:
-    """Return an aligned Markdown table: first column to the left, the others to the right where they hold numbers."""
-    columns = [_align(column) for column in zip(table.header, *table.rows, strict=True)]
-    widths = [max(map(len, column)) for column in columns]
-    right = [
-        index > 0 and all(cell[:1] in "+-0123456789[" for cell in column[1:]) for index, column in enumerate(columns)
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
-    header, *rows = zip(*columns, strict=True)
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def _align(column: Sequence[str]) -> list[str]:
-    """Pad means without a spread so that they stand under those with one."""
-    room = max((len(cell) - cell.find(SPREAD) for cell in column if SPREAD in cell), default=0)
-    return [cell if SPREAD in cell or index == 0 else cell + " " * room for index, cell in enumerate(column)]
 
 
 def no_pictures() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 COLUMNS = {
     "recall_at_1": "R@1",
@@ -13,6 +13,46 @@ COLUMNS = {
     "mean_rank": "MeanR",
 }
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+
+
+SPREAD = " ± "
+"""Between a mean and its standard deviation in a cell."""
+
+
+class Table(NamedTuple):
+    """A table of text: its title, the header and the rows, all of the same number of cells."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def has_spread(self) -> list[bool]:
+        """Whether a cell of the column holds a standard deviation, per column."""
+        return [any(SPREAD in cell for cell in column) for column in zip(*self.rows, strict=True)]
+
+
+def markdown_table(table: Table) -> str:
+    """Return an aligned Markdown table: first column to the left, the others to the right where they hold numbers."""
+    columns = [_align(column) for column in zip(table.header, *table.rows, strict=True)]
+    widths = [max(map(len, column)) for column in columns]
+    right = [
+        index > 0 and all(cell[:1] in "+-0123456789[" for cell in column[1:]) for index, column in enumerate(columns)
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    header, *rows = zip(*columns, strict=True)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _align(column: Sequence[str]) -> list[str]:
+    """Pad means without a spread so that they line up with those that have one."""
+    room = max((len(cell) - cell.find(SPREAD) for cell in column if SPREAD in cell), default=0)
+    return [cell if SPREAD in cell or index == 0 else cell + " " * room for index, cell in enumerate(column)]
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> str:

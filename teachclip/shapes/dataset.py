@@ -57,6 +57,8 @@ EVENT_LENGTHS = (4, 7)
 FILLER_LENGTHS = (3, 6)
 
 Kind = Literal["event", "distractor", "empty"]
+FRAME_KINDS: tuple[Kind, ...] = ("event", "distractor", "empty")
+"""What a frame can show, in the order of reports."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from teachclip.evaluation.intervals import Interval, paired_difference, spread
-from teachclip.reports.report import Table
+from teachclip.reports.tables import Table
+from teachclip.shapes.dataset import FRAME_KINDS
 
 METRICS: Mapping[str, tuple[str, ...]] = {
     "R@1": ("t2v", "recall_at_1"),
@@ -23,8 +24,6 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "sum": ("sum_of_recalls",),
 }
 """Column -> where it is in an evaluation. Text to video unless it says v2t; `sum` is of all six recalls."""
-
-FRAME_KINDS = ("event", "distractor", "empty")
 
 
 @dataclass(frozen=True)

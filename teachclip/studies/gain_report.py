@@ -15,7 +15,8 @@ from teachclip.console import log
 from teachclip.processes import usable_cores
 from teachclip.recipe.loading import load_recipe
 from teachclip.reports.pictures import can_draw, draw_recall
-from teachclip.reports.report import Arm, Table, build_report, markdown_table, no_pictures
+from teachclip.reports.report import Arm, build_report, no_pictures
+from teachclip.reports.tables import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.comparison import (
     ArmRuns,

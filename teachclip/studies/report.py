@@ -14,7 +14,8 @@ from teachclip import __version__
 from teachclip.console import log
 from teachclip.processes import usable_cores
 from teachclip.reports.pictures import can_draw, draw_intervals
-from teachclip.reports.report import Table, markdown_table, no_pictures
+from teachclip.reports.report import no_pictures
+from teachclip.reports.tables import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.comparison import (
     ArmRuns,

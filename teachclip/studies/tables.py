@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teachclip.evaluation.intervals import paired_difference, spread
-from teachclip.reports.report import SPREAD, Table
-from teachclip.reports.tables import human_count
+from teachclip.reports.tables import SPREAD, Table, human_count
 from teachclip.studies.comparison import ArmRuns, Candidate, choose, edges
 
 

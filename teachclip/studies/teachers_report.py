@@ -12,7 +12,7 @@ from typing import Any
 from teachclip import __version__
 from teachclip.console import log
 from teachclip.processes import usable_cores
-from teachclip.reports.report import Table, markdown_table
+from teachclip.reports.tables import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.comparison import (
     ArmRuns,

@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from teachclip.diagnosis.page import (
-    PICTURE_BYTES,
-    data_uri,
+    IMAGE_BYTES,
     diagnosis_page,
+    image_height,
     jpeg,
-    picture_height,
     terminal_text,
 )
+from teachclip.reports.pages import jpeg_uri
 
 EVIL = "<script>alert('a & b')</script>"
 METRICS = {"recall_at_1": 12.5, "recall_at_5": 50.0, "recall_at_10": 75.0}
@@ -91,7 +91,7 @@ def test_the_page_is_whole_escapes_every_text_and_needs_no_network():
     parser = Balance()
     parser.feed(page)
     assert not parser.open and "script" not in parser.seen
-    assert "alert(&#x27;a &amp; b&#x27;)" in page
+    assert "alert(&#39;a &amp; b&#39;)" in page
     assert not re.search(r"https?:|url\(|@import|src=\"(?!data:image/jpeg)", page)
 
 
@@ -122,10 +122,10 @@ def test_the_terminal_gets_the_tables():
 
 def test_pictures_are_made_smaller_until_they_fit():
     small = [picture((64, 64))] * 10
-    assert picture_height(small) == 96
+    assert image_height(small) == 96
     assert Image.open(io.BytesIO(jpeg(small[0], 96))).size == (64, 64)  # never enlarged
     many = [picture((96, 96))] * 480  # noise: the worst that JPEG can meet
-    height = picture_height(many)
+    height = image_height(many)
     assert height < 96
-    assert len(jpeg(many[0], height)) * 480 <= PICTURE_BYTES
-    assert len(data_uri(many[0], height)) * 480 < 3_000_000
+    assert len(jpeg(many[0], height)) * 480 <= IMAGE_BYTES
+    assert len(jpeg_uri(jpeg(many[0], height))) * 480 < 3_000_000

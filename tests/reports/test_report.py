@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from made_up import made_up_cost, made_up_run
 
-from teachclip.reports.pages import report_page
 from teachclip.reports.pictures import arm_colours, draw_frames, draw_recall
-from teachclip.reports.report import Arm, build_report, report_markdown, report_tables, terminal_text, verdicts
+from teachclip.reports.report import (
+    Arm,
+    build_report,
+    report_markdown,
+    report_page,
+    report_tables,
+    terminal_text,
+    verdicts,
+)
 
 SEEDS = [1, 2, 3]
 
