@@ -11,7 +11,7 @@ from teachclip.console import log
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, but where there is none nothing; keeps a line per preset."""
+    """Shows defaults other than None, and one line per preset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
@@ -19,27 +19,27 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make a world from the command line."""
+    """Make a Shapes dataset from the command line."""
     from teachclip.shapes.presets import PRESETS, find_preset
 
     parser = argparse.ArgumentParser(
-        prog="make_shapes",
-        description="Make the embedded world: small videos with captions, and a tiny CLIP that knows what is in a\n"
-        "frame. A second call makes only what is missing.",
+        prog="teachclip make-shapes",
+        description="Make the synthetic Shapes dataset: small videos with captions, and a tiny CLIP pre-trained on\n"
+        "single frames. A second call makes only the files that are missing.",
         epilog="presets:\n" + "\n".join(f"  {name:12} {preset.summary}" for name, preset in PRESETS.items()),
         formatter_class=_Help,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the world")
-    parser.add_argument("--preset", default="default", help="what is hard in the world; see below")
-    own = "(default: the preset says)"
-    parser.add_argument("--train-videos", type=int, help=f"videos with noisy captions, to train on {own}")
-    parser.add_argument("--test-videos", type=int, help=f"videos with clean captions, to test on {own}")
-    parser.add_argument("--seed", type=int, default=0, help="of videos and captions")
-    parser.add_argument("--clip-seed", type=int, default=0, help="of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this finished world instead of training one")
-    parser.add_argument("--workers", type=int, default=2, help="videos drawn and encoded at the same time")
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the dataset")
+    parser.add_argument("--preset", default="default", help="what is hard in the dataset; see below")
+    default = "(default: that of the preset)"
+    parser.add_argument("--train-videos", type=int, help=f"training videos, with noisy captions {default}")
+    parser.add_argument("--test-videos", type=int, help=f"test videos, with clean captions {default}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
+    parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
+    parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this Shapes dataset instead of training one")
+    parser.add_argument("--workers", type=int, default=2, help="videos that are drawn and encoded at the same time")
     args = parser.parse_args(argv)
-    from teachclip.shapes.make import make_shapes, read_record
+    from teachclip.shapes.dataset import make_shapes, read_manifest
 
     made = make_shapes(
         args.out,
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers=args.workers,
         clip_from=args.clip_from,
     )
-    results = read_record(args.out)["results"]
-    log(f"{args.out}: {'made' if made else 'already made, nothing to do'}")
-    found, ceiling = results["clip"]["frame_recall_at_1"], results["oracle_recall_at_1"]
-    log(f"the tiny CLIP finds {found:.0f} % of 500 single frames by their captions")
+    results = read_manifest(args.out)["results"]
+    log(f"{args.out}: {'made' if made else 'already complete, nothing to do'}")
+    log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on 500 single frames")
+    bound = results["oracle_recall_at_1"]
+    log(f"upper bound of text-to-video R@1 on test: {bound:.0f} %, as some captions are true of several videos")
     overrides = find_preset(args.preset).overrides
     if overrides:
-        log(f"a recipe for it needs: {' '.join(overrides)}")
-    log(f"who knows all about the test videos finds {ceiling:.0f} % of them by one caption: some fit several videos")
+        log(f"recipes for preset {args.preset} need: {' '.join(overrides)}")

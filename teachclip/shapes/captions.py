@@ -1,4 +1,4 @@
-"""Captions of the embedded world: what they say, what they claim, and who could find a video by them."""
+"""The captions of the Shapes dataset: their text, what they claim, and how far they identify a video."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from teachclip.shapes.dataset import ATTRIBUTES, Event, choose
 from teachclip.shapes.presets import DEFAULT, Preset
+from teachclip.shapes.scenes import ATTRIBUTES, Event, choose
 
 TRAIN_DROP = 0.25
 TEST_DROP = 0.10
-"""Probability that a caption leaves an attribute out."""
+"""Probability that a caption omits an attribute."""
 
 REDRAW_SHARE = 0.35
 """Probability that the errors of a training caption hit an attribute."""
 
 
 class Phrase(NamedTuple):
-    """A caption and what it claims: attribute -> word, per event that it names."""
+    """A caption and what it claims, as attribute -> word per event that it names."""
 
     text: str
     claims: tuple[Mapping[str, str], ...]
 
 
 def describe_event(event: Event, rng: np.random.Generator, drop: float) -> Phrase:
-    """Say `event` in words, leaving every attribute out with probability `drop`; colour or shape always stays."""
+    """Describe an event. Every attribute is omitted with probability `drop`, but colour or shape always stays."""
     kept: dict[str, str] = {}
     while "colour" not in kept and "shape" not in kept:
         kept = {name: word for name, word in asdict(event).items() if rng.random() >= drop}
@@ -50,13 +50,13 @@ def _corrupt(event: Event, rng: np.random.Generator) -> Event:
 
 
 def _describe_events(events: Sequence[Event], rng: np.random.Generator, drop: float) -> Phrase:
-    """Say one event, or several in their order."""
+    """Describe one event, or several in their order."""
     phrases = [describe_event(event, rng, drop) for event in events]
     return Phrase(" then ".join(phrase.text for phrase in phrases), sum((phrase.claims for phrase in phrases), ()))
 
 
 def _two_of(events: Sequence[Event], rng: np.random.Generator) -> list[Event]:
-    """Choose two events, which stay in their order."""
+    """Sample two events, which stay in their order."""
     if len(events) <= 2:
         return list(events)
     return [events[place] for place in sorted(rng.choice(len(events), 2, replace=False))]
@@ -88,7 +88,7 @@ test_caption.__test__ = False  # type: ignore[attr-defined]  # the name is not a
 
 
 def vocabulary() -> list[str]:
-    """Return every word that a caption can hold, each once."""
+    """Return every word that a caption can contain, each once, sorted."""
     words = {"a", "an", "shape", "at", "in", "the", "over", "then"}
     for values in ATTRIBUTES.values():
         words.update(values)
@@ -96,15 +96,16 @@ def vocabulary() -> list[str]:
 
 
 def satisfies(events: Sequence[Event], phrase: Phrase) -> bool:
-    """Tell whether the claims of `phrase` are true of as many events, in the same order."""
+    """Return whether the claims of `phrase` are true of as many events, in the same order."""
     facts = iter([asdict(event).items() for event in events])
     return all(any(claim.items() <= fact for fact in facts) for claim in phrase.claims)
 
 
 def oracle_recall_at_1(events: Sequence[Sequence[Event]], phrases: Sequence[Phrase]) -> float:
-    """Return the text-to-video recall at 1, in percent, of someone who knows all: row i of both belongs together.
+    """Return the text-to-video recall at 1, in percent, of a model that knows all events.
 
-    It is below 100 because a short caption can be true of several videos.
+    `events[i]` and `phrases[i]` belong together. The result is below 100 because a short caption can be true of
+    several videos, among which the model can only guess.
     """
     shares = [1 / sum(satisfies(video, phrase) for video in events) for phrase in phrases]
     return 100 * float(np.mean(shares))

@@ -1,181 +1,348 @@
-"""The embedded world "shapes": what happens in its videos.
+"""The folder of a Shapes dataset: videos, annotations in MSR-VTT's format, ground truth, and a tiny CLIP.
 
-A video is a row of shots. One or two of them show an EVENT (a coloured shape at a place before a scene), which the
-captions describe. The others are DISTRACTORS (an event too, but inside a checkered border and never captioned) or
-EMPTY scenes. To find a video by its caption a model must look at the right frames, which is what a teacher with
-attention over frames does well and what its student has to learn. That is the preset `default`; what differs in
-others is in `shapes_presets`.
+    videos/video0.mp4 ...   training videos first, then test videos
+    annotations.json        as MSRVTT_data.json
+    train.csv               video_id of the training videos; their captions are in annotations.json and noisy
+    test.csv                key,vid_key,video_id,sentence: one clean caption per test video
+    test_full.csv           video_id of the test videos: all of their clean captions are in annotations.json
+    truth.json              what every frame shows; for diagnosis, never for training
+    clip/                   the tiny CLIP, for transformers
+    manifest.json           the settings and results; written last
 
-Nothing here says, draws or writes: see `shapes_captions`, and `shapes_video` for pictures and files.
+The same settings give the same bytes, however many workers write.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from tqdm import tqdm
 
-from teachclip.shapes.presets import DEFAULT, Preset
+from teachclip.errors import DataError
+from teachclip.shapes import pretraining
+from teachclip.shapes.captions import Phrase, oracle_recall_at_1, test_caption, training_caption
+from teachclip.shapes.presets import Preset, find_preset, preset_settings
+from teachclip.shapes.rendering import ENCODER, write_video
+from teachclip.shapes.scenes import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_video, stream
+from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
-COLOURS: Mapping[str, tuple[int, int, int]] = {
-    "red": (225, 40, 40),
-    "green": (40, 190, 60),
-    "blue": (50, 80, 235),
-    "yellow": (240, 225, 50),
-    "purple": (150, 50, 190),
-    "orange": (245, 140, 30),
-    "cyan": (60, 220, 230),
-    "white": (245, 245, 245),
-}
-"""RGB of an event's shape."""
-
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
-
-SIZES: Mapping[str, int] = {"small": 8, "big": 15}
-"""Radius in pixels."""
-
-PLACES: Mapping[str, int] = {"top": 16, "middle": 32, "bottom": 48}
-"""Row of the shape's centre. Rows and columns are corners of CLIP's 16-pixel patches: this alignment is what lets a
-tiny vision transformer learn the shapes in a minute."""
-
-SCENES: Mapping[str, tuple[int, int, int]] = {
-    "sea": (25, 60, 110),
-    "grass": (35, 85, 35),
-    "sand": (130, 110, 60),
-    "brick": (105, 45, 35),
-    "snow": (150, 150, 160),
-    "night": (18, 18, 28),
-}
-"""RGB of a shot's backdrop."""
-
-COLUMNS = (16, 32, 48)
-FRAME_SIZE = 64
-FRAME_RATE = 8
-EVENT_LENGTHS = (4, 7)
-FILLER_LENGTHS = (3, 6)
-
-Kind = Literal["event", "distractor", "empty"]
-FRAME_KINDS: tuple[Kind, ...] = ("event", "distractor", "empty")
-"""What a frame can show, in the order of reports."""
+TEST_CAPTIONS = 5
+VIDEO_BYTES = 25_000
+"""Approximate size of one file, for the message when the disk is full."""
+MANIFEST, PARTIAL_MANIFEST, CLIP_RECORD = "manifest.json", "manifest.partial.json", "pretraining.json"
+VERSION = 2
+CLIP_FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", CLIP_RECORD)
+ANNOTATION_FILES = ("annotations.json", "train.csv", "test.csv", "test_full.csv", "truth.json")
+FRAME_CODES = {"event": "e", "distractor": "d", "empty": "-"}
+"""The character of each kind of frame in truth.json."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """One coloured shape at one place before one scene; every field is the word that a caption uses."""
+class ShapesSettings:
+    """Everything that the videos and captions depend on. Raises DataError if a value is not allowed."""
 
-    colour: str
-    shape: str
-    size: str
-    place: str
-    scene: str
+    train_videos: int = 700
+    test_videos: int = 300
+    seed: int = 0
+    preset: str = "default"
 
-
-ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "size": tuple(SIZES),
-    "place": tuple(PLACES),
-    "scene": tuple(SCENES),
-}
-"""The words of every attribute of an Event."""
-
-
-@dataclass(frozen=True)
-class Shot:
-    """Some frames on end with one backdrop.
-
-    `columns` holds the column of the shape's centre in every frame; `event` is None in an empty scene.
-    """
-
-    kind: Kind
-    scene: str
-    event: Event | None
-    columns: tuple[int, ...]
+    def __post_init__(self) -> None:
+        for name, least in (("train_videos", 1), ("test_videos", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        for name in ("train_videos", "test_videos") if self.numbers.twins else ():
+            if getattr(self, name) % 2:
+                raise DataError(
+                    f"{name} is {getattr(self, name)}; allowed: even numbers, as {self.preset} makes twins"
+                )
 
     @property
-    def length(self) -> int:
-        """Number of frames."""
-        return len(self.columns)
+    def numbers(self) -> Preset:
+        """The numbers of the preset. Raises DataError if the preset is unknown."""
+        return find_preset(self.preset)
+
+    def record(self) -> dict[str, Any]:
+        """Return what identifies the dataset in its manifest; the preset `default` is not named there."""
+        return {
+            **{name: getattr(self, name) for name in ("train_videos", "test_videos", "seed")},
+            **preset_settings(self.preset),
+        }
+
+    @property
+    def videos(self) -> int:
+        """Number of videos of both splits."""
+        return self.train_videos + self.test_videos
 
 
-class Purpose:
-    """What a random stream is for. Streams of one seed never overlap, so adding a video changes no other video."""
+def make_shapes(
+    folder: str | Path,
+    *,
+    preset: str = "default",
+    train_videos: int | None = None,
+    test_videos: int | None = None,
+    seed: int = 0,
+    clip_seed: int = 0,
+    workers: int = 2,
+    clip: pretraining.PretrainingSettings | None = None,
+    clip_from: str | Path | None = None,
+    progress: bool = True,
+) -> bool:
+    """Make the missing files of a Shapes dataset in `folder`. Returns whether any were missing.
 
-    STORY = 1
-    PICTURE = 2
-    TRAIN_CAPTION = 3
-    TEST_CAPTION = 4
-    PRETRAINING = 5
-
-
-def stream(purpose: int, seed: int, index: int = 0) -> np.random.Generator:
-    """Return the random stream of one video (`index`) of one world (`seed`) for one purpose."""
-    return np.random.default_rng([purpose, seed, index])
-
-
-def choose(rng: np.random.Generator, words: Sequence[str]) -> str:
-    """Draw one of some words, all equally likely."""
-    return words[int(rng.integers(len(words)))]
-
-
-def sample_event(rng: np.random.Generator) -> Event:
-    """Draw one of the 1728 events, all equally likely."""
-    return Event(**{name: choose(rng, words) for name, words in ATTRIBUTES.items()})
-
-
-def _sample_columns(rng: np.random.Generator, length: int) -> tuple[int, ...]:
-    """Draw where the shape is in every frame: it crosses to the left or right, or stays in a random column."""
-    direction = int(rng.integers(-1, 2))
-    if direction == 0:
-        return (int(rng.choice(COLUMNS)),) * length
-    return tuple(int(32 + 16 * direction * step) for step in np.round(np.linspace(-1, 1, length)))
-
-
-def _sample_filler_lengths(rng: np.random.Generator, frames: int) -> list[int]:
-    """Cut `frames` (3 or more) into shots of 3..6 frames so that no shorter rest is left over."""
-    shortest, longest = FILLER_LENGTHS
-    lengths = []
-    while frames:
-        fitting = [n for n in range(shortest, longest + 1) if n == frames or frames - n >= shortest]
-        lengths.append(int(rng.choice(fitting)))
-        frames -= lengths[-1]
-    return lengths
-
-
-def sample_shots(rng: np.random.Generator, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
-    """Draw the shots of a video; their lengths add up to the preset's frames, some of them show an event."""
-    shots = []
-    for _ in range(int(rng.integers(preset.events[0], preset.events[1] + 1))):
-        event = sample_event(rng)
-        length = int(rng.integers(EVENT_LENGTHS[0], EVENT_LENGTHS[1] + 1))
-        shots.append(Shot("event", event.scene, event, _sample_columns(rng, length)))
-    for length in _sample_filler_lengths(rng, preset.frames - sum(shot.length for shot in shots)):
-        event = sample_event(rng)
-        columns = _sample_columns(rng, length)
-        if rng.random() < preset.distractor_share:
-            shots.append(Shot("distractor", event.scene, event, columns))
-        else:
-            shots.append(Shot("empty", event.scene, None, columns))
-    return tuple(shots[i] for i in rng.permutation(len(shots)))
-
-
-def sample_story(seed: int, index: int, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
-    """Return the shots of video number `index` of the world `seed`.
-
-    With twins, an odd video has the shots of the one before, its first and last event exchanged.
+    `preset`: a name in `PRESETS`, which also gives the numbers of videos that are None. `seed` determines videos and
+    captions, `clip_seed` the tiny CLIP. `clip`: other settings of its pre-training, in place of the defaults with
+    `clip_seed`. `clip_from`: the folder of another Shapes dataset whose CLIP is copied, as all seeds of an experiment
+    should start from one CLIP. Raises DataError if the folder contains something else or the preset is unknown, and
+    StoreError if the folder cannot be written.
     """
-    if not preset.twins:
-        return sample_shots(stream(Purpose.STORY, seed, index), preset)
-    shots = list(sample_shots(stream(Purpose.STORY, seed, index // 2), preset))
-    if index % 2:
-        places = [place for place, shot in enumerate(shots) if shot.kind == "event"]
-        first, last = places[0], places[-1]
-        shots[first], shots[last] = shots[last], shots[first]
-    return tuple(shots)
+    numbers = find_preset(preset)
+    dataset = ShapesSettings(
+        numbers.train_videos if train_videos is None else train_videos,
+        numbers.test_videos if test_videos is None else test_videos,
+        seed,
+        preset,
+    )
+    if workers < 1:
+        raise DataError(f"workers is {workers}; allowed: 1 or more")
+    clip = clip or pretraining.PretrainingSettings(seed=clip_seed)
+    clip_settings = asdict(clip) if clip_from is None else _clip_record(Path(clip_from) / "clip")["settings"]
+    settings = {"version": VERSION, "dataset": dataset.record(), "encoder": dict(ENCODER), "clip": clip_settings}
+    root = Path(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked_folder(root):
+            _check_folder(root, settings)
+            if (root / MANIFEST).exists() and _is_complete(root, dataset):
+                return False
+            _write_partial_manifest(root, settings)
+            write_dataset(root, dataset, workers=workers, progress=progress)
+            if not _has_clip(root / "clip"):
+                _make_clip(root / "clip", clip, clip_from, progress)
+            _write_manifest(root, settings)
+    except OSError as error:
+        raise explain_failed_write(error, root, "the Shapes dataset", 50_000_000) from error
+    return True
 
 
-def events_of(shots: Sequence[Shot]) -> tuple[Event, ...]:
-    """Return the captioned events in the order in which they are seen."""
-    return tuple(shot.event for shot in shots if shot.kind == "event" and shot.event is not None)
+def write_dataset(folder: Path, settings: ShapesSettings, *, workers: int = 2, progress: bool = True) -> int:
+    """Write the annotations and the missing videos of a dataset. Returns how many videos were written.
+
+    Drawing and encoding release the interpreter's lock, so threads share the cores. Raises StoreError if the disk is
+    full and DataError if `workers` is below 1.
+    """
+    if workers < 1:
+        raise DataError(f"workers is {workers}; allowed: 1 or more")
+    videos = folder / "videos"
+    try:
+        videos.mkdir(parents=True, exist_ok=True)
+        for unfinished in videos.glob("*.part"):
+            unfinished.unlink()
+        for name, content in annotation_files(settings).items():
+            write_atomic(folder / name, content)
+    except OSError as error:
+        raise explain_failed_write(error, folder, "the annotations", 1_000_000) from error
+    missing = [index for index in range(settings.videos) if not (videos / f"{video_id(index)}.mp4").exists()]
+    if missing:
+        _write_videos(videos, settings, missing, workers=workers, progress=progress)
+    return len(missing)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
+    return _read_record(folder / MANIFEST)
+
+
+def video_id(index: int) -> str:
+    """Return the id of video number `index`, as MSR-VTT writes it."""
+    return f"video{index}"
+
+
+def annotation_files(settings: ShapesSettings) -> dict[str, bytes]:
+    """Return the content of every file of the dataset but the videos and the CLIP, by name."""
+    preset = settings.numbers
+    videos = [sample_video(settings.seed, index, preset) for index in range(settings.videos)]
+    events = [events_of(shots) for shots in videos]
+    captions: list[list[Phrase]] = []
+    for index in range(settings.videos):
+        if index < settings.train_videos:
+            rng = stream(Purpose.TRAIN_CAPTION, settings.seed, index)
+            training = events[: settings.train_videos]
+            captions.append([training_caption(training, index, rng, preset) for _ in range(preset.train_captions)])
+        else:
+            rng = stream(Purpose.TEST_CAPTION, settings.seed, index)
+            captions.append([test_caption(events[index], rng, preset) for _ in range(TEST_CAPTIONS)])
+    test = range(settings.train_videos, settings.videos)
+    queries = [captions[index][0] for index in test]
+    rows = [(f"ret{n}", f"shapes{i}", video_id(i), captions[i][0].text) for n, i in enumerate(test)]
+    return {
+        "annotations.json": _json(_annotations(settings, events, captions)),
+        "train.csv": _csv(["video_id"], [(video_id(i),) for i in range(settings.train_videos)]),
+        "test.csv": _csv(["key", "vid_key", "video_id", "sentence"], rows),
+        "test_full.csv": _csv(["video_id"], [(video_id(i),) for i in test]),
+        "truth.json": _json(_truth(settings, videos, oracle_recall_at_1([events[i] for i in test], queries))),
+    }
+
+
+def _annotations(
+    settings: ShapesSettings, events: Sequence[Sequence[Any]], captions: Sequence[Sequence[Phrase]]
+) -> dict[str, Any]:
+    """Return the content of MSRVTT_data.json; the category is the shape of the first event."""
+    videos = [
+        {
+            "category": SHAPES.index(events[index][0].shape),
+            "url": f"shapes://{settings.seed}/{video_id(index)}",
+            "video_id": video_id(index),
+            "start time": 0.0,
+            "end time": settings.numbers.frames / FRAME_RATE,
+            "split": "train" if index < settings.train_videos else "test",
+            "id": index,
+        }
+        for index in range(settings.videos)
+    ]
+    texts = [(video_id(index), phrase.text) for index, phrases in enumerate(captions) for phrase in phrases]
+    sentences = [{"caption": text, "video_id": name, "sen_id": number} for number, (name, text) in enumerate(texts)]
+    # The description keeps its first wording, so that the file keeps its bytes and stores made from it stay valid.
+    info = {"contributor": "teachclip", "version": "1", "description": "The embedded world of shapes"}
+    return {"info": info, "videos": videos, "sentences": sentences}
+
+
+def _truth(settings: ShapesSettings, videos: Sequence[Sequence[Shot]], oracle_recall: float) -> dict[str, Any]:
+    """Return the content of truth.json: a character per frame, the events, and the shares of the kinds of frames."""
+    shares = dict.fromkeys(FRAME_CODES, 0.0)
+    truth = {}
+    for index, shots in enumerate(videos):
+        start, events = 0, []
+        for shot in shots:
+            shares[shot.kind] += shot.length / (settings.numbers.frames * settings.videos)
+            if shot.kind == "event" and shot.event is not None:
+                events.append({**asdict(shot.event), "start": start, "stop": start + shot.length})
+            start += shot.length
+        frames = "".join(FRAME_CODES[shot.kind] * shot.length for shot in shots)
+        truth[video_id(index)] = {"frames": frames, "events": events}
+    return {
+        "codes": {code: kind for kind, code in FRAME_CODES.items()},
+        "shares": {kind: round(share, 4) for kind, share in shares.items()},
+        "oracle_recall_at_1": round(oracle_recall, 2),
+        "videos": truth,
+    }
+
+
+def _write_videos(
+    folder: Path, settings: ShapesSettings, indices: Sequence[int], *, workers: int, progress: bool
+) -> None:
+    preset = settings.numbers
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(write_video, folder / f"{video_id(index)}.mp4", settings.seed, index, preset)
+            for index in indices
+        ]
+        try:
+            done = tqdm(as_completed(jobs), total=len(jobs), desc="make videos", unit="video", disable=not progress)
+            for job in done:
+                job.result()
+        except OSError as error:
+            left = sum(not job.done() for job in jobs) + 1
+            raise explain_failed_write(error, folder, f"{left} videos", left * VIDEO_BYTES) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise DataError unless `folder` is empty or was begun with the same settings."""
+    for name in (MANIFEST, PARTIAL_MANIFEST):
+        path = folder / name
+        if not path.exists():
+            continue
+        recorded = _read_record(path)["settings"]
+        if recorded.get("version") != VERSION:
+            raise DataError(
+                f"{folder} has the format {recorded.get('version')} of an older teachclip, expected {VERSION}; "
+                "delete the folder and make the dataset again, which gives the same videos and captions"
+            )
+        difference = describe_difference(recorded, settings)
+        if difference:
+            raise DataError(
+                f"{folder} holds another Shapes dataset ({difference}); choose another folder or delete it"
+            )
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    if names:
+        raise DataError(f"{folder} holds {', '.join(names[:3])} and no Shapes dataset; choose an empty folder")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        dict(content["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a record of a Shapes dataset ({error!r}); delete its folder"
+        ) from error
+    return content
+
+
+def _is_complete(folder: Path, settings: ShapesSettings) -> bool:
+    files = [*ANNOTATION_FILES, *(f"videos/{video_id(index)}.mp4" for index in range(settings.videos))]
+    return all((folder / name).exists() for name in files) and _has_clip(folder / "clip")
+
+
+def _has_clip(folder: Path) -> bool:
+    return all((folder / name).exists() for name in CLIP_FILES)
+
+
+def _clip_record(folder: Path) -> dict[str, Any]:
+    if not _has_clip(folder):
+        raise DataError(f"{folder} holds no tiny CLIP to copy; give the folder of a complete Shapes dataset")
+    return _read_record(folder / CLIP_RECORD)
+
+
+def _make_clip(
+    folder: Path, settings: pretraining.PretrainingSettings, source: str | Path | None, progress: bool
+) -> None:
+    """Pre-train or copy the tiny CLIP; the folder appears when it is complete."""
+    part = folder.with_name("clip.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    if source is not None:
+        shutil.copytree(Path(source) / "clip", part)
+    else:
+        part.mkdir()
+        results = pretraining.pretrain_clip(part, settings, progress=progress)
+        record = {"settings": asdict(settings), "results": results}
+        (part / CLIP_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(part, folder)
+
+
+def _write_partial_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Record what is being made, and remove the manifest until it is complete."""
+    write_atomic(folder / PARTIAL_MANIFEST, json.dumps({"settings": settings}, indent=1).encode())
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    results = {"oracle_recall_at_1": truth["oracle_recall_at_1"], "clip": _clip_record(folder / "clip")["results"]}
+    content = {"settings": settings, "fingerprint": fingerprint_of(settings), "results": results}
+    write_atomic(folder / MANIFEST, json.dumps(content, indent=1).encode())
+    (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return text.getvalue().encode()

@@ -25,7 +25,7 @@ from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import select_tokens
 from teachclip.scoring.inputs import encode_split
-from teachclip.shapes.dataset import FRAME_KINDS, FRAME_RATE
+from teachclip.shapes.scenes import FRAME_KINDS, FRAME_RATE
 
 DEVICE = torch.device("cpu")
 

@@ -1,7 +1,7 @@
-"""Presets of the embedded world: worlds that differ in what is hard, so that nothing is fitted to one of them.
+"""Presets of the Shapes dataset: variants that differ in what is hard, so that no method is fitted to one of them.
 
-A preset is a `Preset`, that is the numbers in which it differs from `default`, under a name in `PRESETS`. To add one,
-write one entry. All presets draw the same events and share the words of their captions, and so one tiny CLIP.
+A preset is an entry of `PRESETS`: a name and the numbers in which it differs from `default`. All presets sample the
+same events and share the words of their captions, and so can share one tiny CLIP.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from teachclip.registry import closest
 
 @dataclass(frozen=True)
 class Preset:
-    """What the videos and captions of a world are like. The values here are those of `default`."""
+    """The numbers that describe the videos and captions of a dataset. The defaults are those of `default`."""
 
     summary: str
     """One line for `--help`; says what is hard."""
 
     overrides: tuple[str, ...] = ()
-    """What a recipe for `default` should change, as KEY=VALUE."""
+    """What a recipe for `default` must override, as KEY=VALUE."""
 
     train_videos: int = 700
     test_videos: int = 300
-    """How many videos are made unless the user says otherwise."""
+    """How many videos there are unless the user sets it."""
 
     frames: int = 36
     """Frames per video, at 8 per second."""
@@ -38,7 +38,7 @@ class Preset:
     """Probability that a shot without an event is a distractor; otherwise it is an empty scene."""
 
     border: bool = True
-    """Whether distractors have the checkered border that tells them from events in a single frame."""
+    """Whether distractors have the checkered border that distinguishes them from events in a single frame."""
 
     train_captions: int = 8
     """Captions per training video; a test video always has 5."""
@@ -56,29 +56,29 @@ class Preset:
     """Share of the training captions that belong to another video."""
 
     corrupted_share: float = 0.10
-    """Share of the training captions with errors."""
+    """Share of the training captions that contain errors."""
 
 
 DEFAULT = Preset("1 or 2 events per video; most other shots are distractors with a border")
 
 PRESETS: Mapping[str, Preset] = {
     "default": DEFAULT,
-    # Here a attention that sees one frame at a time can learn to skip empty scenes and nothing else, so there are
-    # more of them: with the 90 % of `default` nearly every frame would show an event, eight or so per video.
+    # Frame attention that judges one frame at a time can only learn to skip empty scenes here, so there are more of
+    # them: with the 90 % of `default` nearly every frame would show an event, about eight per video.
     "plain": Preset(
-        "distractors look like events: no frame tells which are captioned", border=False, distractor_share=0.45
+        "distractors look like events: no single frame shows which are captioned", border=False, distractor_share=0.45
     ),
     "one_caption": Preset("one training caption per video in place of 8", train_captions=1),
     "noisy": Preset(
-        "20 % of training captions belong to another video, 30 % hold errors", wrong_share=0.2, corrupted_share=0.3
+        "20 % of training captions belong to another video, 30 % contain errors", wrong_share=0.2, corrupted_share=0.3
     ),
     "long": Preset(
         "videos of twice the length with 2 to 4 events", overrides=("frames.count=24",), frames=72, events=(2, 4)
     ),
-    "many": Preset("1600 videos to train on in place of 400, besides 300 for validation", train_videos=1900),
-    # The text encoder of the tiny CLIP was never shown "then". In it the feature of "A then B" is mostly that of A,
-    # so that a student finds the right twin by weighing the event that comes first: it needs a temporal transformer,
-    # and a higher rate of learning than `default`. A model without one can only toss a coin between twins.
+    "many": Preset("1600 training videos in place of 400, and 300 more for validation", train_videos=1900),
+    # The tiny CLIP has never seen "then", and its feature of "A then B" is mostly that of A. A student finds the
+    # right twin by weighting the event that comes first, for which it needs a temporal transformer and a higher
+    # learning rate than `default`. A model without one can only guess between twins.
     "order": Preset(
         "every video has a twin with its two events in the other order; captions say which came first",
         overrides=("optimizer.lr=3e-4",),
@@ -98,16 +98,16 @@ def find_preset(name: str) -> Preset:
 
 
 def preset_settings(name: str) -> dict[str, Any]:
-    """Return what a world's manifest records of a preset: nothing of `default`, else its name and what differs.
+    """Return what a manifest records of a preset: nothing for `default`, else its name and what differs from it.
 
-    Numbers of videos are recorded elsewhere; summary and overrides change no file.
+    The numbers of videos are recorded elsewhere; summary and overrides change no file.
     """
     if name == "default":
         return {}
-    apart = ("summary", "overrides", "train_videos", "test_videos")
-    usual = asdict(DEFAULT)
+    excluded = ("summary", "overrides", "train_videos", "test_videos")
+    default = asdict(DEFAULT)
     numbers = asdict(find_preset(name)).items()
     return {
         "preset": name,
-        "preset_numbers": {key: value for key, value in numbers if key not in apart and value != usual[key]},
+        "preset_numbers": {key: value for key, value in numbers if key not in excluded and value != default[key]},
     }

@@ -1,7 +1,7 @@
-"""Pre-training of a tiny CLIP on single frames of the embedded world and their captions.
+"""Pre-training of a tiny CLIP on single frames of the Shapes dataset and their captions.
 
-It stands for the CLIP that teachers and students of the papers start from: it knows what is in a frame, and nothing
-of videos. The loss is CLIP's own (Radford et al., ICML 2021, section 2.3).
+It takes the place of the CLIP that the papers' teachers and students start from: it recognises what is in a frame and
+knows nothing of videos. The loss is CLIP's (Radford et al., ICML 2021, section 2.3).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, normalize
 from teachclip.errors import DataError, TrainingError
 from teachclip.shapes.captions import describe_event, vocabulary
-from teachclip.shapes.dataset import FRAME_SIZE, Purpose, stream
-from teachclip.shapes.rendering import render_singles
+from teachclip.shapes.rendering import render_single_frames
+from teachclip.shapes.scenes import FRAME_SIZE, Purpose, stream
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 32
@@ -60,7 +60,7 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """Build a CLIP tokenizer to which each of `words` (lower-case letters) is one token.
 
     As in CLIP's own vocabulary, the first 512 tokens are the bytes inside and at the end of a word, so that any text
-    has tokens: an unknown word is spelled. The specials come last, the end of text with the highest id.
+    has tokens: an unknown word is spelled. The special tokens come last, the end of text with the highest id.
     """
     alphabet = sorted(_byte_symbols())
     tokens = alphabet + [symbol + "</w>" for symbol in alphabet]
@@ -93,27 +93,27 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(result)
 
 
-def build_tiny_clip(plan: PretrainingSettings, tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_tiny_clip(settings: PretrainingSettings, tokenizer: CLIPTokenizer) -> CLIPModel:
     """Build an untrained CLIP of 64-pixel frames, drawn from torch's global generator."""
-    heads = max(1, plan.width // 64)  # the rule by which official state dicts are read
+    heads = max(1, settings.width // 64)  # the rule by which official state dicts are read
     shared = {
-        "hidden_size": plan.width,
-        "intermediate_size": 4 * plan.width,
+        "hidden_size": settings.width,
+        "intermediate_size": 4 * settings.width,
         "num_attention_heads": heads,
-        "projection_dim": plan.width,
+        "projection_dim": settings.width,
         "hidden_act": "quick_gelu",
     }
     text = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_TOKENS,
-        "num_hidden_layers": plan.text_layers,
+        "num_hidden_layers": settings.text_layers,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         **shared,
     }
-    vision = {"image_size": FRAME_SIZE, "patch_size": 16, "num_hidden_layers": plan.vision_layers, **shared}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=plan.width))
+    vision = {"image_size": FRAME_SIZE, "patch_size": 16, "num_hidden_layers": settings.vision_layers, **shared}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.width))
     with torch.no_grad():
         # with the usual .02 of patches the model does not learn in time where things are; text positions as
         # large as that drown the words
@@ -126,11 +126,11 @@ def build_tiny_clip(plan: PretrainingSettings, tokenizer: CLIPTokenizer) -> CLIP
 class SingleFrames:
     """Frames with one event each and a caption for each: what the tiny CLIP is trained or tested on."""
 
-    def __init__(self, plan: PretrainingSettings, tokenizer: CLIPTokenizer, *, count: int, index: int) -> None:
-        rng = stream(Purpose.PRETRAINING, plan.seed, index)
-        pictures, events = render_singles(count, rng, plan.border_share)
-        self.pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        texts = [describe_event(event, rng, plan.caption_drop).text for event in events]
+    def __init__(self, settings: PretrainingSettings, tokenizer: CLIPTokenizer, *, count: int, index: int) -> None:
+        rng = stream(Purpose.PRETRAINING, settings.seed, index)
+        frames, events = render_single_frames(count, rng, settings.border_share)
+        self.pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        texts = [describe_event(event, rng, settings.caption_drop).text for event in events]
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
         self.input_ids: Tensor = encoded["input_ids"]
 
@@ -158,19 +158,23 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def train(clip: CLIPModel, data: SingleFrames, plan: PretrainingSettings, *, progress: bool = True) -> float:
+def train(clip: CLIPModel, data: SingleFrames, settings: PretrainingSettings, *, progress: bool = True) -> float:
     """Train in place; returns the mean share of texts that preferred their own frame in the last tenth of steps."""
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=plan.lr, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, plan.steps, plan.warmup))
-    order = torch.Generator().manual_seed(plan.seed)
+    optimizer = torch.optim.AdamW(
+        clip.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: one_cycle(step, settings.steps, settings.warmup)
+    )
+    order = torch.Generator().manual_seed(settings.seed)
     rows = torch.empty(0, dtype=torch.long)
     accuracies = []
     clip.train()
-    bar = tqdm(range(plan.steps), desc="pre-train tiny CLIP", unit="step", disable=not progress)
+    bar = tqdm(range(settings.steps), desc="pre-train tiny CLIP", unit="step", disable=not progress)
     for step in bar:
-        if len(rows) < plan.batch_size:
+        if len(rows) < settings.batch_size:
             rows = torch.randperm(len(data), generator=order)
-        taken, rows = rows[: plan.batch_size], rows[plan.batch_size :]
+        taken, rows = rows[: settings.batch_size], rows[settings.batch_size :]
         loss, accuracy = contrastive_step(clip, data.batch(taken))
         if not torch.isfinite(loss):
             raise TrainingError(f"pre-training: the loss is {loss.item()} at step {step}")
@@ -184,12 +188,12 @@ def train(clip: CLIPModel, data: SingleFrames, plan: PretrainingSettings, *, pro
         accuracies.append(accuracy)
         bar.set_postfix(loss=f"{loss.item():.2f}", accuracy=f"{accuracy:.2f}", refresh=False)
     clip.eval()
-    return float(np.mean(accuracies[-max(1, plan.steps // 10) :]))
+    return float(np.mean(accuracies[-max(1, settings.steps // 10) :]))
 
 
 @torch.no_grad()
 def frame_recall_at_1(clip: CLIPModel, data: SingleFrames) -> float:
-    """Return how many of the captions, in percent, find their own among all frames."""
+    """Return the text-to-frame recall at 1, in percent: each caption retrieves its own among all frames."""
     batch = data.batch(torch.arange(len(data)))
     _, share = contrastive_step(clip, batch)
     return 100 * share
@@ -197,10 +201,10 @@ def frame_recall_at_1(clip: CLIPModel, data: SingleFrames) -> float:
 
 @torch.no_grad()
 def silence_unseen_tokens(clip: CLIPModel, seen: Sequence[int]) -> None:
-    """Set the embedding of tokens that no caption held to zero, as their random start means nothing.
+    """Set the embeddings of tokens that no caption contained to zero, as they still have their random initial values.
 
-    An unknown word at the end of a text then changes little. Before other words it still moves them to positions at
-    which the model has not seen them, and the text's feature suffers.
+    An unknown word at the end of a text then changes little. Before other words it still shifts them to positions
+    where the model has not seen them, which degrades the text's feature.
     """
     table = clip.text_model.embeddings.token_embedding.weight
     unseen = torch.ones(len(table), dtype=torch.bool)
@@ -208,21 +212,21 @@ def silence_unseen_tokens(clip: CLIPModel, seen: Sequence[int]) -> None:
     table[unseen] = 0
 
 
-def pretrain_clip(folder: Path, plan: PretrainingSettings, *, progress: bool = True) -> dict[str, float]:
+def pretrain_clip(folder: Path, settings: PretrainingSettings, *, progress: bool = True) -> dict[str, float]:
     """Pre-train a tiny CLIP and write it, its tokenizer and its image settings into `folder` for transformers.
 
-    Deterministic for a plan on one machine and number of threads. Returns its recall on 500 fresh frames
+    Deterministic for given settings on one machine and number of threads. Returns its recall on 500 fresh frames
     ("frame_recall_at_1", percent) and the share of texts that preferred their own frame at the end of training
     ("accuracy").
     """
     tokenizer = build_tokenizer(vocabulary())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        clip = build_tiny_clip(plan, tokenizer)
-        data = SingleFrames(plan, tokenizer, count=plan.frames, index=0)
-        accuracy = train(clip, data, plan, progress=progress)
+        torch.manual_seed(settings.seed)
+        clip = build_tiny_clip(settings, tokenizer)
+        data = SingleFrames(settings, tokenizer, count=settings.frames, index=0)
+        accuracy = train(clip, data, settings, progress=progress)
     silence_unseen_tokens(clip, data.input_ids.unique().tolist())
-    fresh = SingleFrames(plan, tokenizer, count=500, index=1)
+    fresh = SingleFrames(settings, tokenizer, count=500, index=1)
     clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(image_settings(), indent=1))

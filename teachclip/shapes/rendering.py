@@ -1,4 +1,4 @@
-"""Pictures of the embedded world, and the mp4 files that hold them.
+"""The frames of the Shapes dataset and the mp4 files that hold them.
 
 The same seed gives the same bytes: one random stream per video, an encoder with one thread, no dates in the file.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from teachclip.shapes.dataset import (
+from teachclip.shapes.presets import DEFAULT, Preset
+from teachclip.shapes.scenes import (
     COLOURS,
     COLUMNS,
     FRAME_RATE,
@@ -26,10 +27,9 @@ from teachclip.shapes.dataset import (
     Purpose,
     Shot,
     sample_event,
-    sample_story,
+    sample_video,
     stream,
 )
-from teachclip.shapes.presets import DEFAULT, Preset
 
 BORDER_WIDTH = 5
 BORDER_COLOURS = np.array([(245, 20, 215), (15, 20, 15)], np.float32)
@@ -116,7 +116,7 @@ def _finish(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_shots(shots: Sequence[Shot], rng: np.random.Generator, *, border: bool = True) -> np.ndarray:
-    """Draw a video: (frames, size, size, 3) uint8, RGB; `border`: whether distractors have theirs."""
+    """Draw a video: (frames, size, size, 3) uint8 RGB. `border`: whether distractors have one."""
     frames = np.empty((sum(shot.length for shot in shots), FRAME_SIZE, FRAME_SIZE, 3), np.float32)
     start = 0
     for shot in shots:
@@ -130,7 +130,7 @@ def render_shots(shots: Sequence[Shot], rng: np.random.Generator, *, border: boo
     return _finish(frames, rng)
 
 
-def render_singles(count: int, rng: np.random.Generator, border_share: float) -> tuple[np.ndarray, list[Event]]:
+def render_single_frames(count: int, rng: np.random.Generator, border_share: float) -> tuple[np.ndarray, list[Event]]:
     """Draw `count` single frames with one event each, a share of them inside the distractor's border.
 
     Returns (count, size, size, 3) uint8 and the events.
@@ -157,14 +157,14 @@ def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, option
         video.pix_fmt = "yuv420p"
         video.time_base = Fraction(1, rate)
         for time, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts = time
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts = time
+            container.mux(video.encode(image))
         container.mux(video.encode())
     os.replace(part, path)
 
 
 def write_video(path: Path, seed: int, index: int, preset: Preset = DEFAULT) -> None:
-    """Draw and write video number `index` of the world `seed`."""
-    shots = sample_story(seed, index, preset)
-    encode_mp4(render_shots(shots, stream(Purpose.PICTURE, seed, index), border=preset.border), path)
+    """Draw and write video number `index` of the dataset of a seed."""
+    shots = sample_video(seed, index, preset)
+    encode_mp4(render_shots(shots, stream(Purpose.FRAMES, seed, index), border=preset.border), path)

@@ -1,197 +1,181 @@
-"""The folder of an embedded world: videos, annotations in MSR-VTT's format, and the truth about every frame.
+"""The scenes of the Shapes dataset: which events a video shows, in which shots, at which frames.
 
-    videos/video0.mp4 ...   training videos first, then test videos
-    annotations.json        as MSRVTT_data.json
-    train.csv               video_id of the training videos; captions are in the JSON and noisy
-    test.csv                key,vid_key,video_id,sentence: one clean caption per test video
-    test_full.csv           video_id of the test videos: all of their clean captions in the JSON
-    truth.json              what is in every frame; for diagnosis, never for training
+A video is a sequence of shots. One or two of them show an EVENT (a coloured shape at a place in front of a scene),
+which the captions describe. The others are DISTRACTORS (also an event, but inside a checkered border and never
+captioned) or EMPTY scenes. To retrieve a video by its caption a model must attend to the right frames: a teacher with
+attention over frames does this well, and its student has to learn it. This is the preset `default`; `presets` says
+how the others differ.
 
-The same settings give the same bytes, however many workers write.
+This module only samples. `captions` writes the captions, `rendering` draws the frames, `dataset` writes the files.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from tqdm import tqdm
+import numpy as np
 
-from teachclip.errors import DataError
-from teachclip.shapes.captions import Phrase, oracle_recall_at_1, test_caption, training_caption
-from teachclip.shapes.dataset import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_story, stream
-from teachclip.shapes.presets import Preset, find_preset, preset_settings
-from teachclip.shapes.rendering import write_video
-from teachclip.store.files import explain_failed_write, write_atomic
+from teachclip.shapes.presets import DEFAULT, Preset
 
-TEST_CAPTIONS = 5
-VIDEO_BYTES = 25_000
-"""About the size of one file, for the message when the disk is full."""
+COLOURS: Mapping[str, tuple[int, int, int]] = {
+    "red": (225, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 80, 235),
+    "yellow": (240, 225, 50),
+    "purple": (150, 50, 190),
+    "orange": (245, 140, 30),
+    "cyan": (60, 220, 230),
+    "white": (245, 245, 245),
+}
+"""RGB of an event's shape."""
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+
+SIZES: Mapping[str, int] = {"small": 8, "big": 15}
+"""Radius in pixels."""
+
+PLACES: Mapping[str, int] = {"top": 16, "middle": 32, "bottom": 48}
+"""Row of the shape's centre. Rows and columns are corners of CLIP's 16-pixel patches: this alignment lets a tiny
+vision transformer learn the shapes in a minute."""
+
+SCENES: Mapping[str, tuple[int, int, int]] = {
+    "sea": (25, 60, 110),
+    "grass": (35, 85, 35),
+    "sand": (130, 110, 60),
+    "brick": (105, 45, 35),
+    "snow": (150, 150, 160),
+    "night": (18, 18, 28),
+}
+"""RGB of a shot's backdrop."""
+
+COLUMNS = (16, 32, 48)
+FRAME_SIZE = 64
+FRAME_RATE = 8
+EVENT_LENGTHS = (4, 7)
+FILLER_LENGTHS = (3, 6)
+
+Kind = Literal["event", "distractor", "empty"]
+FRAME_KINDS: tuple[Kind, ...] = ("event", "distractor", "empty")
+"""What a frame can show, in the order of reports."""
 
 
 @dataclass(frozen=True)
-class WorldPlan:
-    """Everything that the videos and captions depend on. Raises DataError if there is nothing to make."""
+class Event:
+    """One coloured shape at one place in front of one scene; every field is the word that a caption uses."""
 
-    train_videos: int = 700
-    test_videos: int = 300
-    seed: int = 0
-    preset: str = "default"
-
-    def __post_init__(self) -> None:
-        for name, least in (("train_videos", 1), ("test_videos", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        for name in ("train_videos", "test_videos") if self.numbers.twins else ():
-            if getattr(self, name) % 2:
-                raise DataError(
-                    f"{name} is {getattr(self, name)}; allowed: even numbers, as {self.preset} makes twins"
-                )
-
-    @property
-    def numbers(self) -> Preset:
-        """The numbers of the preset. Raises DataError if there is none of that name."""
-        return find_preset(self.preset)
-
-    def settings(self) -> dict[str, Any]:
-        """Return what identifies the world in a manifest; worlds of `default` do not name their preset."""
-        return {
-            **{name: getattr(self, name) for name in ("train_videos", "test_videos", "seed")},
-            **preset_settings(self.preset),
-        }
-
-    @property
-    def videos(self) -> int:
-        """Number of videos of both splits."""
-        return self.train_videos + self.test_videos
+    colour: str
+    shape: str
+    size: str
+    place: str
+    scene: str
 
 
-def video_id(index: int) -> str:
-    """Return the id of video number `index`, as MSR-VTT writes it."""
-    return f"video{index}"
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "place": tuple(PLACES),
+    "scene": tuple(SCENES),
+}
+"""The words of every attribute of an Event."""
 
 
-def tell_world(plan: WorldPlan) -> dict[str, bytes]:
-    """Return the content of every file of the world but the videos, by name."""
-    preset = plan.numbers
-    stories = [sample_story(plan.seed, index, preset) for index in range(plan.videos)]
-    events = [events_of(story) for story in stories]
-    captions: list[list[Phrase]] = []
-    for index in range(plan.videos):
-        if index < plan.train_videos:
-            rng = stream(Purpose.TRAIN_CAPTION, plan.seed, index)
-            training = events[: plan.train_videos]
-            captions.append([training_caption(training, index, rng, preset) for _ in range(preset.train_captions)])
-        else:
-            rng = stream(Purpose.TEST_CAPTION, plan.seed, index)
-            captions.append([test_caption(events[index], rng, preset) for _ in range(TEST_CAPTIONS)])
-    test = range(plan.train_videos, plan.videos)
-    tested = [captions[index][0] for index in test]
-    rows = [(f"ret{n}", f"shapes{i}", video_id(i), captions[i][0].text) for n, i in enumerate(test)]
-    return {
-        "annotations.json": _json(_annotations(plan, events, captions)),
-        "train.csv": _table(["video_id"], [(video_id(i),) for i in range(plan.train_videos)]),
-        "test.csv": _table(["key", "vid_key", "video_id", "sentence"], rows),
-        "test_full.csv": _table(["video_id"], [(video_id(i),) for i in test]),
-        "truth.json": _json(_truth(plan, stories, oracle_recall_at_1([events[i] for i in test], tested))),
-    }
+@dataclass(frozen=True)
+class Shot:
+    """Consecutive frames with one backdrop.
 
-
-def write_world(folder: Path, plan: WorldPlan, *, workers: int = 2, progress: bool = True) -> int:
-    """Write the files of a world that are missing; returns how many videos were made.
-
-    Drawing and encoding leave the interpreter's lock, so that threads share the cores. Raises StoreError if the disk
-    is full and DataError for a number of workers below 1.
+    `columns` holds the column of the shape's centre in every frame; `event` is None in an empty scene.
     """
-    if workers < 1:
-        raise DataError(f"workers is {workers}; allowed: 1 or more")
-    videos = folder / "videos"
-    try:
-        videos.mkdir(parents=True, exist_ok=True)
-        for part in videos.glob("*.part"):
-            part.unlink()
-        for name, content in tell_world(plan).items():
-            write_atomic(folder / name, content)
-    except OSError as error:
-        raise explain_failed_write(error, folder, "the annotations", 1_000_000) from error
-    missing = [index for index in range(plan.videos) if not (videos / f"{video_id(index)}.mp4").exists()]
-    if missing:
-        _write_videos(videos, plan, missing, workers=workers, progress=progress)
-    return len(missing)
+
+    kind: Kind
+    scene: str
+    event: Event | None
+    columns: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of frames."""
+        return len(self.columns)
 
 
-def _write_videos(folder: Path, plan: WorldPlan, indices: Sequence[int], *, workers: int, progress: bool) -> None:
-    preset = plan.numbers
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(write_video, folder / f"{video_id(index)}.mp4", plan.seed, index, preset) for index in indices
-        ]
-        try:
-            done = tqdm(as_completed(jobs), total=len(jobs), desc="make videos", unit="video", disable=not progress)
-            for job in done:
-                job.result()
-        except OSError as error:
-            left = sum(not job.done() for job in jobs) + 1
-            raise explain_failed_write(error, folder, f"{left} videos", left * VIDEO_BYTES) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+class Purpose:
+    """What a random stream is for. Streams of one seed never overlap, so adding a video changes no other video."""
+
+    SHOTS = 1
+    FRAMES = 2
+    TRAIN_CAPTION = 3
+    TEST_CAPTION = 4
+    PRETRAINING = 5
 
 
-def _annotations(
-    plan: WorldPlan, events: Sequence[Sequence[Any]], captions: Sequence[Sequence[Phrase]]
-) -> dict[str, Any]:
-    """Return what MSRVTT_data.json holds; the category is the shape of the first event."""
-    videos = [
-        {
-            "category": SHAPES.index(events[index][0].shape),
-            "url": f"shapes://{plan.seed}/{video_id(index)}",
-            "video_id": video_id(index),
-            "start time": 0.0,
-            "end time": plan.numbers.frames / FRAME_RATE,
-            "split": "train" if index < plan.train_videos else "test",
-            "id": index,
-        }
-        for index in range(plan.videos)
-    ]
-    texts = [(video_id(index), phrase.text) for index, phrases in enumerate(captions) for phrase in phrases]
-    sentences = [{"caption": text, "video_id": name, "sen_id": number} for number, (name, text) in enumerate(texts)]
-    info = {"contributor": "teachclip", "version": "1", "description": "The embedded world of shapes"}
-    return {"info": info, "videos": videos, "sentences": sentences}
+def stream(purpose: int, seed: int, index: int = 0) -> np.random.Generator:
+    """Return the random stream of one video (`index`) of the dataset of a seed for one purpose."""
+    return np.random.default_rng([purpose, seed, index])
 
 
-def _truth(plan: WorldPlan, stories: Sequence[Sequence[Shot]], ceiling: float) -> dict[str, Any]:
-    codes = {"event": "e", "distractor": "d", "empty": "-"}
-    shares = dict.fromkeys(codes, 0.0)
-    videos = {}
-    for index, shots in enumerate(stories):
-        start, events = 0, []
-        for shot in shots:
-            shares[shot.kind] += shot.length / (plan.numbers.frames * plan.videos)
-            if shot.kind == "event" and shot.event is not None:
-                events.append({**asdict(shot.event), "start": start, "stop": start + shot.length})
-            start += shot.length
-        frames = "".join(codes[shot.kind] * shot.length for shot in shots)
-        videos[video_id(index)] = {"frames": frames, "events": events}
-    return {
-        "codes": {code: kind for kind, code in codes.items()},
-        "shares": {kind: round(share, 4) for kind, share in shares.items()},
-        "oracle_recall_at_1": round(ceiling, 2),
-        "videos": videos,
-    }
+def choose(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Sample one of some words, all equally likely."""
+    return words[int(rng.integers(len(words)))]
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode()
+def sample_event(rng: np.random.Generator) -> Event:
+    """Sample one of the 1728 events, all equally likely."""
+    return Event(**{name: choose(rng, words) for name, words in ATTRIBUTES.items()})
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
-    return text.getvalue().encode()
+def _sample_columns(rng: np.random.Generator, length: int) -> tuple[int, ...]:
+    """Sample the shape's column in every frame: it crosses to the left or right, or stays in a random column."""
+    direction = int(rng.integers(-1, 2))
+    if direction == 0:
+        return (int(rng.choice(COLUMNS)),) * length
+    return tuple(int(32 + 16 * direction * step) for step in np.round(np.linspace(-1, 1, length)))
+
+
+def _sample_filler_lengths(rng: np.random.Generator, frames: int) -> list[int]:
+    """Split `frames` (3 or more) into shots of 3 to 6 frames without a shorter remainder."""
+    shortest, longest = FILLER_LENGTHS
+    lengths = []
+    while frames:
+        fitting = [n for n in range(shortest, longest + 1) if n == frames or frames - n >= shortest]
+        lengths.append(int(rng.choice(fitting)))
+        frames -= lengths[-1]
+    return lengths
+
+
+def sample_shots(rng: np.random.Generator, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
+    """Sample the shots of a video. Their lengths add up to the preset's frames; some of them show an event."""
+    shots = []
+    for _ in range(int(rng.integers(preset.events[0], preset.events[1] + 1))):
+        event = sample_event(rng)
+        length = int(rng.integers(EVENT_LENGTHS[0], EVENT_LENGTHS[1] + 1))
+        shots.append(Shot("event", event.scene, event, _sample_columns(rng, length)))
+    for length in _sample_filler_lengths(rng, preset.frames - sum(shot.length for shot in shots)):
+        event = sample_event(rng)
+        columns = _sample_columns(rng, length)
+        if rng.random() < preset.distractor_share:
+            shots.append(Shot("distractor", event.scene, event, columns))
+        else:
+            shots.append(Shot("empty", event.scene, None, columns))
+    return tuple(shots[i] for i in rng.permutation(len(shots)))
+
+
+def sample_video(seed: int, index: int, preset: Preset = DEFAULT) -> tuple[Shot, ...]:
+    """Return the shots of video number `index` of the dataset of a seed.
+
+    With twins, a video of odd index has the shots of the one before, with the first and last event exchanged.
+    """
+    if not preset.twins:
+        return sample_shots(stream(Purpose.SHOTS, seed, index), preset)
+    shots = list(sample_shots(stream(Purpose.SHOTS, seed, index // 2), preset))
+    if index % 2:
+        places = [place for place, shot in enumerate(shots) if shot.kind == "event"]
+        first, last = places[0], places[-1]
+        shots[first], shots[last] = shots[last], shots[first]
+    return tuple(shots)
+
+
+def events_of(shots: Sequence[Shot]) -> tuple[Event, ...]:
+    """Return the captioned events in the order in which they appear."""
+    return tuple(shot.event for shot in shots if shot.kind == "event" and shot.event is not None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from teachclip.evaluation.intervals import Interval, paired_difference, spread
 from teachclip.reports.tables import Table
-from teachclip.shapes.dataset import FRAME_KINDS
+from teachclip.shapes.scenes import FRAME_KINDS
 
 METRICS: Mapping[str, tuple[str, ...]] = {
     "R@1": ("t2v", "recall_at_1"),

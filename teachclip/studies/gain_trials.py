@@ -84,8 +84,8 @@ def _make_world(job: Job) -> dict[str, Any]:
     """Make the world of a seed, train its teachers, precompute, and measure what needs no student."""
     from teachclip.pipeline.evaluate import evaluate
     from teachclip.pipeline.train_teacher import train_teacher
+    from teachclip.shapes.dataset import make_shapes
     from teachclip.shapes.ground_truth import event_frames_only, teacher_frames
-    from teachclip.shapes.make import make_shapes
 
     _discard_other(job)
     make_shapes(

@@ -99,7 +99,7 @@ class Prepare(_OfSeed):
         return {**result, **_measure(load_recipe(self.recipe, self.settings))} if self.measure else result
 
     def _make_world(self, world: WorldPlan) -> None:
-        from teachclip.shapes.make import make_shapes
+        from teachclip.shapes.dataset import make_shapes
 
         asked: dict[str, Any] = {} if world.preset == "default" else {"preset": world.preset}
         sizes = {"train_videos": world.train_videos, "test_videos": world.test_videos}

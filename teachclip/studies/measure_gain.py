@@ -70,7 +70,7 @@ def measure(plan: Plan, processes: int, build: Callable[..., dict[str, Any]], wr
 
     `build(plan, worlds, candidates, tests)` makes the report's data, `write(data, folder)` its files.
     """
-    from teachclip.shapes.make import make_shapes
+    from teachclip.shapes.dataset import make_shapes
 
     started = time.monotonic()
     if not (plan.common / "clip" / "model.safetensors").exists():

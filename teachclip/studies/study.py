@@ -82,7 +82,7 @@ def compare(plan: Plan, processes: int) -> dict[str, Any]:
 
     started = time.monotonic()
     if plan.world is not None and not (plan.world.common / "clip" / "model.safetensors").exists():
-        from teachclip.shapes.make import make_shapes
+        from teachclip.shapes.dataset import make_shapes
 
         log(f"making {plan.world.common}, whose CLIP all seeds share")
         make_shapes(plan.world.common, workers=processes)

@@ -1,4 +1,4 @@
-"""The command that makes the embedded world: skip, resume, refuse."""
+"""Making a Shapes dataset: skip what is there, continue, refuse."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 from teachclip.cli.make_shapes import main
 from teachclip.errors import DataError
-from teachclip.shapes.make import make_shapes
+from teachclip.shapes.dataset import make_shapes
 from teachclip.shapes.presets import PRESETS, Preset
 from teachclip.shapes.pretraining import PretrainingSettings
 
@@ -20,44 +20,44 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "world"
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "dataset"
     assert make_shapes(folder, **SMALL)
     return folder
 
 
-def test_a_world_holds_what_recipes_ask_for_and_a_manifest(world):
+def test_a_dataset_holds_the_files_that_recipes_need_and_a_manifest(dataset):
     for name in ("videos/video5.mp4", "annotations.json", "train.csv", "test.csv", "truth.json", "clip/config.json"):
-        assert (world / name).exists(), name
-    manifest = json.loads((world / "manifest.json").read_text())
-    assert manifest["settings"]["world"] == {"train_videos": 4, "test_videos": 2, "seed": 0}
+        assert (dataset / name).exists(), name
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    assert manifest["settings"]["dataset"] == {"train_videos": 4, "test_videos": 2, "seed": 0}
     assert len(manifest["fingerprint"]) == 64
     assert set(manifest["results"]["clip"]) == {"accuracy", "frame_recall_at_1"}
-    assert not list(world.rglob("*part*"))
+    assert not list(dataset.rglob("*part*"))
 
 
-def test_a_second_call_makes_nothing(world):
-    before = content(world)
-    assert not make_shapes(world, **SMALL)
-    assert content(world) == before
+def test_a_second_call_makes_nothing(dataset):
+    before = content(dataset)
+    assert not make_shapes(dataset, **SMALL)
+    assert content(dataset) == before
 
 
-def test_a_second_command_says_that_it_is_made(world, capsys, monkeypatch):
+def test_a_second_command_reports_that_the_dataset_is_complete(dataset, capsys, monkeypatch):
     monkeypatch.setattr("teachclip.shapes.pretraining.PretrainingSettings", lambda seed: TINY)
-    assert main(["--out", str(world), "--train-videos", "4", "--test-videos", "2"]) == 0
-    assert "already made" in capsys.readouterr().err
+    assert main(["--out", str(dataset), "--train-videos", "4", "--test-videos", "2"]) == 0
+    assert "already complete" in capsys.readouterr().err
 
 
-def test_what_was_lost_is_made_again(world, tmp_path):
+def test_missing_files_are_made_again(dataset, tmp_path):
     folder = tmp_path / "w"
     make_shapes(folder, **SMALL)
     (folder / "videos" / "video1.mp4").unlink()
     (folder / "clip" / "model.safetensors").unlink()
     assert make_shapes(folder, **SMALL)
-    assert content(folder) == content(world)
+    assert content(folder) == content(dataset)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(dataset, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     with monkeypatch.context() as patch:
         patch.setattr("teachclip.shapes.pretraining.train", lambda *args, **options: 1 / 0)
@@ -66,46 +66,60 @@ def test_an_interrupted_run_goes_on_where_it_stopped(world, tmp_path, monkeypatc
     assert not (folder / "manifest.json").exists() and not (folder / "clip").exists()
     made = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
     assert len(made) == 6
-    with pytest.raises(DataError, match=r"world\.seed = 0 there, 1 now"):
+    with pytest.raises(DataError, match=r"dataset\.seed = 0 there, 1 now"):
         make_shapes(folder, **SMALL, seed=1)
     assert make_shapes(folder, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()} == made
-    assert content(folder) == content(world)
+    assert content(folder) == content(dataset)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 3}, "world.seed = 0 there, 3 now"),
-        ({"train_videos": 5}, "world.train_videos = 4 there, 5 now"),
+        ({"seed": 3}, "dataset.seed = 0 there, 3 now"),
+        ({"train_videos": 5}, "dataset.train_videos = 4 there, 5 now"),
         ({"clip": PretrainingSettings(**{**TINY.__dict__, "seed": 2})}, "clip.seed = 0 there, 2 now"),
     ],
 )
-def test_another_world_in_the_folder_is_refused_and_named(world, change, named):
-    before = content(world)
+def test_another_dataset_in_the_folder_is_refused_and_the_difference_named(dataset, change, named):
+    before = content(dataset)
     with pytest.raises(DataError, match=named):
-        make_shapes(world, **{**SMALL, **change})
-    assert content(world) == before
+        make_shapes(dataset, **{**SMALL, **change})
+    assert content(dataset) == before
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds thesis\.txt, which is no world of ours"):
+    with pytest.raises(DataError, match=r"holds thesis\.txt and no Shapes dataset"):
         make_shapes(tmp_path, **SMALL)
     assert content(tmp_path) == {"thesis.txt": b"mine"}
 
 
-def test_a_damaged_manifest_is_named(world, tmp_path):
+def test_a_folder_of_an_older_format_is_refused_in_one_line(dataset, tmp_path, capsys):
+    folder = tmp_path / "w"
+    shutil.copytree(dataset, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"]["world"] = manifest["settings"].pop("dataset")
+    manifest["settings"]["version"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = content(folder)
+    assert main(["--out", str(folder), "--train-videos", "4", "--test-videos", "2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "has the format 1 of an older teachclip, expected 2; delete the folder" in lines[0]
+    assert content(folder) == before
+
+
+def test_a_damaged_manifest_is_named(dataset, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
         make_shapes(tmp_path, **SMALL)
 
 
-def test_worlds_of_other_seeds_can_share_one_clip(world, tmp_path, monkeypatch):
+def test_datasets_of_other_seeds_can_share_one_clip(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("teachclip.shapes.pretraining.pretrain_clip", lambda *args, **options: 1 / 0)
-    options = {**SMALL, "seed": 1, "clip": None, "clip_from": world}
+    options = {**SMALL, "seed": 1, "clip": None, "clip_from": dataset}
     assert make_shapes(tmp_path / "w", **options)
-    assert content(tmp_path / "w" / "clip") == content(world / "clip")
+    assert content(tmp_path / "w" / "clip") == content(dataset / "clip")
     assert not make_shapes(tmp_path / "w", **options)
 
 
@@ -148,33 +162,33 @@ def test_help_names_every_option(capsys):
         assert any(line.split(maxsplit=1) == [name, preset.summary] for line in text.splitlines()), name
 
 
-def test_a_folder_made_before_there_were_presets_counts_as_finished(world, tmp_path):
+def test_the_default_preset_is_not_recorded_and_another_is_refused(dataset, tmp_path):
     folder = tmp_path / "w"
-    shutil.copytree(world, folder)
+    shutil.copytree(dataset, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest["settings"]["world"]) == {"train_videos", "test_videos", "seed"}
+    assert set(manifest["settings"]["dataset"]) == {"train_videos", "test_videos", "seed"}
     assert not make_shapes(folder, **SMALL, preset="default")
     with pytest.raises(
-        DataError, match=r'\(world\.preset absent there, "plain" now; .*\.preset_numbers .*"border":false'
+        DataError, match=r'\(dataset\.preset absent there, "plain" now; .*\.preset_numbers .*"border":false'
     ):
         make_shapes(folder, **SMALL, preset="plain")
-    assert content(folder) == content(world)
+    assert content(folder) == content(dataset)
 
 
-def test_a_preset_says_how_many_videos_there_are_unless_the_user_does(world, tmp_path, monkeypatch):
+def test_the_preset_gives_the_numbers_of_videos_that_the_user_does_not_set(dataset, tmp_path, monkeypatch):
     few = {**PRESETS, "few": Preset("few videos", train_videos=3, test_videos=2)}
     monkeypatch.setattr("teachclip.shapes.presets.PRESETS", few)
-    options = {"clip_from": world, "preset": "few", "progress": False}
+    options = {"clip_from": dataset, "preset": "few", "progress": False}
     make_shapes(tmp_path / "a", **options)
     make_shapes(tmp_path / "b", **options, train_videos=2)
     assert [len(list((tmp_path / name / "videos").iterdir())) for name in "ab"] == [5, 4]
     assert not make_shapes(tmp_path / "a", **options)
 
 
-def test_the_command_makes_a_preset_and_says_what_its_recipe_needs(world, tmp_path, capsys):
-    arguments = ["--train-videos", "2", "--test-videos", "1", "--clip-from", str(world)]
+def test_the_command_prints_the_overrides_that_recipes_for_a_preset_need(dataset, tmp_path, capsys):
+    arguments = ["--train-videos", "2", "--test-videos", "1", "--clip-from", str(dataset)]
     assert main(["--out", str(tmp_path / "w"), "--preset", "long", *arguments]) == 0
-    assert "needs: frames.count=24" in capsys.readouterr().err
+    assert "need: frames.count=24" in capsys.readouterr().err
     settings = json.loads((tmp_path / "w" / "manifest.json").read_text())["settings"]
-    assert settings["world"]["preset"] == "long"
-    assert settings["world"]["preset_numbers"] == {"frames": 72, "events": [2, 4]}
+    assert settings["dataset"]["preset"] == "long"
+    assert settings["dataset"]["preset_numbers"] == {"frames": 72, "events": [2, 4]}

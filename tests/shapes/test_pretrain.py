@@ -11,7 +11,6 @@ from teachclip.errors import DataError, TrainingError
 from teachclip.models.clip import load_clip
 from teachclip.shapes import pretraining as pretrain
 from teachclip.shapes.captions import describe_event, vocabulary
-from teachclip.shapes.dataset import Purpose, sample_event, stream
 from teachclip.shapes.pretraining import (
     PretrainingSettings,
     SingleFrames,
@@ -19,6 +18,7 @@ from teachclip.shapes.pretraining import (
     build_tokenizer,
     pretrain_clip,
 )
+from teachclip.shapes.scenes import Purpose, sample_event, stream
 
 TINY = PretrainingSettings(frames=16, steps=2, batch_size=8, width=64, vision_layers=1, text_layers=1)
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
     return folder, pretrain_clip(folder, TINY, progress=False)
 
 
-def test_every_word_of_the_world_is_one_token(tokenizer):
+def test_every_word_of_the_dataset_is_one_token(tokenizer):
     for word in vocabulary():
         assert len(tokenizer(word)["input_ids"]) == 3, word
     ids = [tokenizer(word)["input_ids"][1] for word in vocabulary()]
@@ -86,7 +86,7 @@ def test_the_folder_loads_as_a_clip_with_its_image_settings(made):
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_mean"][0] == pytest.approx(0.48145466)
 
 
-def test_the_same_plan_gives_the_same_weights_and_another_seed_others(made, tmp_path):
+def test_the_same_settings_give_the_same_weights_and_another_seed_others(made, tmp_path):
     torch.manual_seed(99)  # must not matter
     results = pretrain_clip(tmp_path, TINY, progress=False)
     assert results == made[1]
@@ -121,12 +121,14 @@ def test_words_never_seen_say_nothing(made):
 
 
 def test_training_learns_to_match(tokenizer):
-    plan = PretrainingSettings(frames=24, steps=60, batch_size=24, width=64, vision_layers=1, text_layers=1, lr=3e-3)
+    settings = PretrainingSettings(
+        frames=24, steps=60, batch_size=24, width=64, vision_layers=1, text_layers=1, lr=3e-3
+    )
     torch.manual_seed(0)
-    clip = build_tiny_clip(plan, tokenizer)
-    data = SingleFrames(plan, tokenizer, count=24, index=0)
+    clip = build_tiny_clip(settings, tokenizer)
+    data = SingleFrames(settings, tokenizer, count=24, index=0)
     before = pretrain.frame_recall_at_1(clip, data)
-    pretrain.train(clip, data, plan, progress=False)
+    pretrain.train(clip, data, settings, progress=False)
     assert before < 30 and pretrain.frame_recall_at_1(clip, data) > 60
 
 
@@ -147,6 +149,6 @@ def test_the_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize("values", [{"batch_size": 1}, {"batch_size": 9, "frames": 8}, {"steps": 0}])
-def test_plans_that_cannot_train_are_refused(values):
+def test_settings_that_cannot_train_are_refused(values):
     with pytest.raises(DataError, match="allowed"):
         PretrainingSettings(**values)

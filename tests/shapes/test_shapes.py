@@ -1,4 +1,4 @@
-"""The embedded world: what is told, drawn, written and said."""
+"""The Shapes dataset: scenes, frames, files and captions."""
 
 import hashlib
 import json
@@ -10,35 +10,34 @@ import pytest
 
 from teachclip.data.annotations.catalog import load_catalog
 from teachclip.errors import DataError, StoreError
-from teachclip.shapes import captions
-from teachclip.shapes import dataset as shapes
+from teachclip.shapes import captions, dataset, rendering, scenes
 from teachclip.shapes.captions import Phrase
-from teachclip.shapes.dataset import COLOURS, PLACES, SIZES, Event, Purpose, Shot, stream
+from teachclip.shapes.dataset import ShapesSettings, annotation_files, write_dataset
 from teachclip.shapes.rendering import BORDER_COLOURS, draw_backdrop, encode_mp4, render_shots, shape_distance
-from teachclip.shapes.scenes import WorldPlan, tell_world, write_world
+from teachclip.shapes.scenes import COLOURS, PLACES, SIZES, Event, Purpose, Shot, stream
 
-PLAN = WorldPlan(train_videos=8, test_videos=4)
+SETTINGS = ShapesSettings(train_videos=8, test_videos=4)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    assert write_world(folder, PLAN, workers=1, progress=False) == 12
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    assert write_dataset(folder, SETTINGS, workers=1, progress=False) == 12
     return folder
 
 
-def hashes(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def hashes(root):
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def pictures(path):
+def frames_of(path):
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def story(index, seed=0):
-    return shapes.sample_shots(stream(Purpose.STORY, seed, index))
+def shots_of(index, seed=0):
+    return scenes.sample_shots(stream(Purpose.SHOTS, seed, index))
 
 
 def has_border(frame):
@@ -48,14 +47,14 @@ def has_border(frame):
     return near.any(axis=1).mean() > 0.7 and near[:, 0].mean() > 0.2
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(world, tmp_path):
-    write_world(tmp_path, PLAN, workers=3, progress=False)
-    assert hashes(tmp_path) == hashes(world)
+def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(folder, tmp_path):
+    write_dataset(tmp_path, SETTINGS, workers=3, progress=False)
+    assert hashes(tmp_path) == hashes(folder)
 
 
 def test_the_encoder_gives_the_same_bytes_every_time(tmp_path):
     for index in range(12):
-        frames = render_shots(story(index), stream(Purpose.PICTURE, 0, index))
+        frames = render_shots(shots_of(index), stream(Purpose.FRAMES, 0, index))
         found = set()
         for _ in range(4):
             encode_mp4(frames, tmp_path / "x.mp4")
@@ -63,48 +62,48 @@ def test_the_encoder_gives_the_same_bytes_every_time(tmp_path):
         assert len(found) == 1
 
 
-def test_another_seed_gives_other_videos_and_captions(world, tmp_path):
-    write_world(tmp_path, WorldPlan(8, 4, seed=1), workers=2, progress=False)
-    first, second = hashes(world), hashes(tmp_path)
+def test_another_seed_gives_other_videos_and_captions(folder, tmp_path):
+    write_dataset(tmp_path, ShapesSettings(8, 4, seed=1), workers=2, progress=False)
+    first, second = hashes(folder), hashes(tmp_path)
     assert first.keys() == second.keys()
     same = {name for name in first if first[name] == second[name]}
     assert same == {"train.csv", "test_full.csv"}  # these hold ids alone
 
 
-def test_more_videos_leave_the_first_ones_as_they_are(world, tmp_path):
-    write_world(tmp_path, WorldPlan(9, 3), workers=2, progress=False)
-    first, second = hashes(world), hashes(tmp_path)
+def test_more_videos_leave_the_first_ones_as_they_are(folder, tmp_path):
+    write_dataset(tmp_path, ShapesSettings(9, 3), workers=2, progress=False)
+    first, second = hashes(folder), hashes(tmp_path)
     videos = [name for name in first if name.endswith(".mp4")]
     assert len(videos) == 12 and all(first[name] == second[name] for name in videos)
 
 
-def test_only_missing_videos_are_made_again(world, tmp_path):
-    write_world(tmp_path, PLAN, progress=False)
+def test_only_missing_videos_are_made_again(folder, tmp_path):
+    write_dataset(tmp_path, SETTINGS, progress=False)
     (tmp_path / "videos" / "video3.mp4").unlink()
     (tmp_path / "videos" / "video4.mp4.part").write_bytes(b"half")
-    assert write_world(tmp_path, PLAN, progress=False) == 1
-    assert hashes(tmp_path) == hashes(world)
+    assert write_dataset(tmp_path, SETTINGS, progress=False) == 1
+    assert hashes(tmp_path) == hashes(folder)
 
 
-def test_videos_are_h264_with_36_frames_of_64_pixels_at_8_per_second(world):
-    with av.open(str(world / "videos" / "video0.mp4")) as container:
+def test_videos_are_h264_with_36_frames_of_64_pixels_at_8_per_second(folder):
+    with av.open(str(folder / "videos" / "video0.mp4")) as container:
         video = container.streams.video[0]
         assert (video.codec_context.name, video.pix_fmt) == ("h264", "yuv420p")
         assert (video.frames, video.average_rate, video.width, video.height) == (36, 8, 64, 64)
         assert float(video.duration * video.time_base) == pytest.approx(4.5)
-    assert pictures(world / "videos" / "video0.mp4").shape == (36, 64, 64, 3)
+    assert frames_of(folder / "videos" / "video0.mp4").shape == (36, 64, 64, 3)
 
 
-def test_the_file_shows_what_was_drawn(world):
-    drawn = [render_shots(story(index), stream(Purpose.PICTURE, 0, index)).astype(float) for index in (2, 3)]
-    own, other = (np.abs(pictures(world / "videos" / "video2.mp4") - frames).mean() for frames in drawn)
+def test_the_file_shows_what_was_drawn(folder):
+    drawn = [render_shots(shots_of(index), stream(Purpose.FRAMES, 0, index)).astype(float) for index in (2, 3)]
+    own, other = (np.abs(frames_of(folder / "videos" / "video2.mp4") - frames).mean() for frames in drawn)
     assert own < 8 and other > 4 * own  # halved colour resolution blurs the borders
 
 
-def test_events_are_seen_in_colour_at_their_place(world):
+def test_events_are_seen_in_colour_at_their_place(folder):
     for index in range(12):
-        frames, start = pictures(world / "videos" / f"video{index}.mp4").astype(float), 0
-        for shot in story(index):
+        frames, start = frames_of(folder / "videos" / f"video{index}.mp4").astype(float), 0
+        for shot in shots_of(index):
             for number, column in enumerate(shot.columns if shot.kind == "event" else ()):
                 row = PLACES[shot.event.place]
                 window = frames[start + number, max(0, row - 18) : row + 18, max(0, column - 18) : column + 18]
@@ -113,21 +112,21 @@ def test_events_are_seen_in_colour_at_their_place(world):
             start += shot.length
 
 
-def test_truth_says_which_frames_are_distractors(world):
-    truth = json.loads((world / "truth.json").read_text())
+def test_truth_says_which_frames_are_distractors(folder):
+    truth = json.loads((folder / "truth.json").read_text())
     for name, video in truth["videos"].items():
-        border = [has_border(frame) for frame in pictures(world / "videos" / f"{name}.mp4")]
+        border = [has_border(frame) for frame in frames_of(folder / "videos" / f"{name}.mp4")]
         assert border == [code == "d" for code in video["frames"]], name
 
 
-def test_truth_names_the_events_and_their_frames(world):
-    truth = json.loads((world / "truth.json").read_text())
+def test_truth_names_the_events_and_their_frames(folder):
+    truth = json.loads((folder / "truth.json").read_text())
     assert truth["codes"] == {"e": "event", "d": "distractor", "-": "empty"}
     codes = Counter()
     for index, (name, video) in enumerate(truth["videos"].items()):
         assert name == f"video{index}"
-        assert [Event(**{k: e[k] for k in shapes.ATTRIBUTES}) for e in video["events"]] == list(
-            shapes.events_of(story(index))
+        assert [Event(**{k: e[k] for k in scenes.ATTRIBUTES}) for e in video["events"]] == list(
+            scenes.events_of(shots_of(index))
         )
         frames = np.zeros(36, bool)
         for event in video["events"]:
@@ -138,27 +137,27 @@ def test_truth_names_the_events_and_their_frames(world):
         assert truth["shares"][kind] == pytest.approx(codes[code] / (12 * 36), abs=1e-3)
 
 
-def test_annotations_are_in_the_format_of_msrvtt(world):
-    data = json.loads((world / "annotations.json").read_text())
+def test_annotations_are_in_the_format_of_msrvtt(folder):
+    data = json.loads((folder / "annotations.json").read_text())
     assert set(data) == {"info", "videos", "sentences"}
     keys = {"category", "url", "video_id", "start time", "end time", "split", "id"}
     assert all(set(video) == keys and isinstance(video["category"], int) for video in data["videos"])
     assert [video["split"] for video in data["videos"]] == ["train"] * 8 + ["test"] * 4
     assert all(set(sentence) == {"caption", "video_id", "sen_id"} for sentence in data["sentences"])
     assert [sentence["sen_id"] for sentence in data["sentences"]] == list(range(8 * 8 + 4 * 5))
-    assert (world / "train.csv").read_text().splitlines() == ["video_id", *(f"video{i}" for i in range(8))]
-    header, first, *_ = (world / "test.csv").read_text().splitlines()
+    assert (folder / "train.csv").read_text().splitlines() == ["video_id", *(f"video{i}" for i in range(8))]
+    header, first, *_ = (folder / "test.csv").read_text().splitlines()
     assert header == "key,vid_key,video_id,sentence"
     assert first.startswith("ret0,shapes8,video8,a")
 
 
-def test_the_reader_of_real_data_reads_the_world(world):
+def test_the_reader_of_real_data_reads_the_dataset(folder):
     catalog = load_catalog(
         format="msrvtt",
-        videos=world / "videos",
-        annotations=world / "annotations.json",
-        train=world / "train.csv",
-        test=world / "test.csv",
+        videos=folder / "videos",
+        annotations=folder / "annotations.json",
+        train=folder / "train.csv",
+        test=folder / "test.csv",
         validation=None,
     )
     assert (len(catalog.train.videos), len(catalog.train.captions)) == (8, 64)
@@ -168,7 +167,7 @@ def test_the_reader_of_real_data_reads_the_world(world):
 def test_shots_fill_the_video_with_one_or_two_events():
     counts, kinds = Counter(), Counter()
     for index in range(400):
-        shots = story(index)
+        shots = shots_of(index)
         assert sum(shot.length for shot in shots) == 36
         for shot in shots:
             least, most = (4, 7) if shot.kind == "event" else (3, 6)
@@ -177,7 +176,7 @@ def test_shots_fill_the_video_with_one_or_two_events():
             assert (shot.event is None) == (shot.kind == "empty")
             assert shot.event is None or shot.event.scene == shot.scene
             kinds[shot.kind] += shot.length
-        counts[len(shapes.events_of(shots))] += 1
+        counts[len(scenes.events_of(shots))] += 1
     assert set(counts) == {1, 2} and 150 < counts[1] < 250
     shares = {kind: frames / (400 * 36) for kind, frames in kinds.items()}
     assert shares == {
@@ -186,11 +185,11 @@ def test_shots_fill_the_video_with_one_or_two_events():
 
 
 def test_a_moving_shape_crosses_the_frame():
-    moving = [shot.columns for i in range(60) for shot in story(i) if len(set(shot.columns)) > 1]
+    moving = [shot.columns for i in range(60) for shot in shots_of(i) if len(set(shot.columns)) > 1]
     assert {(columns[0], columns[-1]) for columns in moving} == {(16, 48), (48, 16)}
 
 
-def test_a_caption_without_gaps_says_everything():
+def test_a_caption_that_omits_nothing_names_every_attribute():
     rng = np.random.default_rng(0)
     phrase = captions.describe_event(Event("orange", "ring", "small", "middle", "snow"), rng, 0.0)
     assert phrase.text == "a small orange ring in the middle over snow"
@@ -209,13 +208,13 @@ def test_a_caption_always_names_colour_or_shape():
 
 def test_test_captions_are_true_and_name_one_event():
     for index in range(200):
-        events = shapes.events_of(story(index))
+        events = scenes.events_of(shots_of(index))
         phrase = captions.test_caption(events, stream(Purpose.TEST_CAPTION, 0, index))
         assert len(phrase.claims) == 1 and captions.satisfies(events, phrase)
 
 
 def test_training_captions_are_noisy_as_stated():
-    events = [shapes.events_of(story(index)) for index in range(300)]
+    events = [scenes.events_of(shots_of(index)) for index in range(300)]
     phrases = [
         (index, captions.training_caption(events, index, rng))
         for index in range(300)
@@ -231,13 +230,13 @@ def test_training_captions_are_noisy_as_stated():
     assert words == set(captions.vocabulary())
 
 
-def test_a_world_of_one_training_video_has_no_captions_of_others():
-    events = [shapes.events_of(story(0))]
+def test_a_dataset_of_one_training_video_has_no_captions_of_others():
+    events = [scenes.events_of(shots_of(0))]
     rng = np.random.default_rng(0)
     assert all(captions.training_caption(events, 0, rng).text for _ in range(100))
 
 
-def test_the_oracle_shares_its_guess_among_equal_videos():
+def test_the_oracle_guesses_among_equal_videos():
     red, blue = Event("red", "ring", "small", "top", "sea"), Event("blue", "ring", "small", "top", "sea")
     phrases = [Phrase("a red ring", ({"colour": "red", "shape": "ring"},)), Phrase("a ring", ({"shape": "ring"},))]
     assert captions.oracle_recall_at_1([[red], [blue]], phrases) == pytest.approx(75.0)
@@ -271,7 +270,7 @@ def test_an_unknown_shape_is_refused():
 
 def test_a_backdrop_has_its_scenes_colour():
     means = [draw_backdrop("sand", np.random.default_rng(i)).mean(axis=(0, 1)) for i in range(50)]
-    assert np.mean(means, axis=0) == pytest.approx(shapes.SCENES["sand"], rel=0.06)
+    assert np.mean(means, axis=0) == pytest.approx(scenes.SCENES["sand"], rel=0.06)
 
 
 def test_an_empty_shot_shows_only_its_scene():
@@ -279,33 +278,30 @@ def test_an_empty_shot_shows_only_its_scene():
     assert frames.shape == (2, 64, 64, 3) and frames.max() < 100
 
 
-@pytest.mark.parametrize("plan", [{"train_videos": 0}, {"test_videos": 0}, {"seed": -1}])
-def test_a_world_without_videos_or_with_a_negative_seed_is_refused(plan):
-    with pytest.raises(DataError, match=f"{next(iter(plan))} is .*; allowed"):
-        WorldPlan(**plan)
+@pytest.mark.parametrize("values", [{"train_videos": 0}, {"test_videos": 0}, {"seed": -1}])
+def test_settings_without_videos_or_with_a_negative_seed_are_refused(values):
+    with pytest.raises(DataError, match=f"{next(iter(values))} is .*; allowed"):
+        ShapesSettings(**values)
 
 
 def test_workers_below_one_are_refused(tmp_path):
     with pytest.raises(DataError, match="workers is 0; allowed: 1 or more"):
-        write_world(tmp_path, PLAN, workers=0)
+        write_dataset(tmp_path, SETTINGS, workers=0)
 
 
-def test_a_full_disk_is_named_and_what_is_made_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_finished_videos_stay(tmp_path, monkeypatch):
     import errno
-
-    from teachclip.shapes import rendering as shapes_video
-    from teachclip.shapes import scenes as shapes_world
 
     def fill_up(path, seed, index, preset):
         if index >= 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        shapes_video.write_video(path, seed, index, preset)
+        rendering.write_video(path, seed, index, preset)
 
-    monkeypatch.setattr(shapes_world, "write_video", fill_up)
+    monkeypatch.setattr(dataset, "write_video", fill_up)
     with pytest.raises(StoreError, match="the disk is full"):
-        write_world(tmp_path, PLAN, workers=1, progress=False)
+        write_dataset(tmp_path, SETTINGS, workers=1, progress=False)
     assert (tmp_path / "videos" / "video0.mp4").exists()
 
 
-def test_world_files_do_not_depend_on_when_they_are_told():
-    assert tell_world(PLAN) == tell_world(PLAN)
+def test_annotation_files_are_the_same_every_time():
+    assert annotation_files(SETTINGS) == annotation_files(SETTINGS)

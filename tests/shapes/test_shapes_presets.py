@@ -1,4 +1,4 @@
-"""Presets of the embedded world: each does what it says, and the usual one is what it always was."""
+"""Presets of the Shapes dataset: each does what it says, and `default` gives the recorded files."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ import pytest
 from teachclip.data.annotations.catalog import load_catalog
 from teachclip.errors import DataError
 from teachclip.shapes import captions
-from teachclip.shapes.dataset import Event, Purpose, Shot, events_of, sample_story, stream
+from teachclip.shapes.dataset import ShapesSettings, annotation_files, write_dataset
 from teachclip.shapes.presets import DEFAULT, PRESETS, Preset, find_preset, preset_settings
 from teachclip.shapes.rendering import BORDER_COLOURS, ENCODER, render_shots
-from teachclip.shapes.scenes import WorldPlan, tell_world, write_world
+from teachclip.shapes.scenes import Event, Purpose, Shot, events_of, sample_video, stream
 
 NAMES = tuple(PRESETS)
 RECORDED = {
@@ -29,23 +29,23 @@ RECORDED = {
 
 
 @cache
-def told(name, seed=0):
-    """What a world of 200 + 100 videos holds: the plan, the truth, and the texts of every video."""
-    plan = WorldPlan(200, 100, seed, name)
-    files = {file: content.decode() for file, content in tell_world(plan).items()}
+def dataset(name, seed=0):
+    """A dataset of 200 + 100 videos: its settings, the ground truth, and the captions of every video."""
+    settings = ShapesSettings(200, 100, seed, name)
+    files = {file: content.decode() for file, content in annotation_files(settings).items()}
     texts = {}
     for sentence in json.loads(files["annotations.json"])["sentences"]:
         texts.setdefault(sentence["video_id"], []).append(sentence["caption"])
-    return plan, json.loads(files["truth.json"]), texts
+    return settings, json.loads(files["truth.json"]), texts
 
 
-def stories(name, count=200):
-    return [sample_story(0, index, PRESETS[name]) for index in range(count)]
+def videos_of(name, count=200):
+    return [sample_video(0, index, PRESETS[name]) for index in range(count)]
 
 
 def false_share(name):
     """How many training captions say something false about their video."""
-    events = [events_of(story) for story in stories(name)]
+    events = [events_of(shots) for shots in videos_of(name)]
     false = []
     for index in range(len(events)):
         rng = stream(Purpose.TRAIN_CAPTION, 0, index)
@@ -55,26 +55,28 @@ def false_share(name):
     return float(np.mean(false))
 
 
-def test_default_tells_what_it_always_told():
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in tell_world(WorldPlan(8, 4)).items()}
+def test_default_gives_the_recorded_annotations():
+    found = {
+        name: hashlib.sha256(content).hexdigest() for name, content in annotation_files(ShapesSettings(8, 4)).items()
+    }
     assert found == RECORDED
 
 
-def test_default_draws_what_it_always_drew_and_encodes_it_as_always():
+def test_default_gives_the_recorded_frames_and_encoding():
     for index, total in ((0, 35495635), (7, 37642401)):
-        pixels = render_shots(sample_story(0, index), stream(Purpose.PICTURE, 0, index))
+        pixels = render_shots(sample_video(0, index), stream(Purpose.FRAMES, 0, index))
         assert pixels.sum(dtype=np.int64) == pytest.approx(total, abs=50)  # rounding may differ between processors
     assert ENCODER["g"] == "36" and len(ENCODER) == 7
 
 
-def test_default_leaves_no_trace_in_the_settings():
-    assert WorldPlan().settings() == {"train_videos": 700, "test_videos": 300, "seed": 0}
+def test_default_is_not_named_in_the_settings():
+    assert ShapesSettings().record() == {"train_videos": 700, "test_videos": 300, "seed": 0}
     assert preset_settings("default") == {}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])
 def test_other_presets_record_their_name_and_what_differs(name):
-    settings = WorldPlan(preset=name).settings()
+    settings = ShapesSettings(preset=name).record()
     recorded = settings["preset_numbers"]
     assert settings["preset"] == name
     assert replace(DEFAULT, **recorded) == replace(
@@ -84,11 +86,11 @@ def test_other_presets_record_their_name_and_what_differs(name):
     assert recorded or name == "many"  # there, the number of videos says it all
 
 
-def test_a_number_of_a_preset_that_changes_is_another_world(monkeypatch):
-    before = WorldPlan(preset="noisy").settings()
+def test_a_number_of_a_preset_that_changes_is_another_dataset(monkeypatch):
+    before = ShapesSettings(preset="noisy").record()
     changed = {**PRESETS, "noisy": replace(PRESETS["noisy"], wrong_share=0.21)}
     monkeypatch.setattr("teachclip.shapes.presets.PRESETS", changed)
-    assert WorldPlan(preset="noisy").settings() != before
+    assert ShapesSettings(preset="noisy").record() != before
 
 
 @pytest.mark.parametrize(
@@ -96,28 +98,28 @@ def test_a_number_of_a_preset_that_changes_is_another_world(monkeypatch):
 )
 def test_an_unknown_preset_is_refused_with_the_nearest(name, meant):
     with pytest.raises(DataError, match=f"unknown preset '{name}'; known: default, plain, .*{meant}") as caught:
-        WorldPlan(preset=name)
+        ShapesSettings(preset=name)
     assert "\n" not in str(caught.value)
     assert find_preset("plain") is PRESETS["plain"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_gives_the_same_world_every_time_and_another_for_another_seed(name):
-    small = WorldPlan(6, 4, 3, name)
-    assert tell_world(small) == tell_world(small)
-    assert tell_world(small)["truth.json"] != tell_world(WorldPlan(6, 4, 4, name))["truth.json"]
+def test_a_preset_gives_the_same_dataset_every_time_and_another_for_another_seed(name):
+    small = ShapesSettings(6, 4, 3, name)
+    assert annotation_files(small) == annotation_files(small)
+    assert annotation_files(small)["truth.json"] != annotation_files(ShapesSettings(6, 4, 4, name))["truth.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_truth_holds_for_every_frame_of_every_preset(name):
-    plan, truth, _ = told(name)
+    settings, truth, _ = dataset(name)
     counts = Counter()
     for index, video in enumerate(truth["videos"].values()):
         expected = np.zeros(PRESETS[name].frames, bool)
         for event in video["events"]:
             expected[event["start"] : event["stop"]] = True
         assert expected.tolist() == [code == "e" for code in video["frames"]]
-        assert len(video["events"]) == len(events_of(sample_story(plan.seed, index, PRESETS[name])))
+        assert len(video["events"]) == len(events_of(sample_video(settings.seed, index, PRESETS[name])))
         counts.update(video["frames"])
     for code, kind in truth["codes"].items():
         assert truth["shares"][kind] == pytest.approx(counts[code] / counts.total(), abs=1e-3)
@@ -128,33 +130,33 @@ SHARES = {"default": (0.23, 0.70, 0.07), "plain": (0.23, 0.35, 0.42), "order": (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shares_of_frame_kinds_are_as_stated(name):
-    shares = told(name)[1]["shares"]
+    shares = dataset(name)[1]["shares"]
     expected = SHARES.get(name, SHARES["default"])
     assert list(shares.values()) == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_who_knows_all_finds_most_videos(name):
-    found = told(name)[1]["oracle_recall_at_1"]
+def test_the_oracle_finds_most_videos(name):
+    found = dataset(name)[1]["oracle_recall_at_1"]
     assert 97 < found <= 100 if PRESETS[name].test_then else 60 < found < 99
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tiny_clip_knows_all_words_and_captions_are_short_enough_for_it(name):
-    texts = [text.split() for texts in told(name)[2].values() for text in texts]
+    texts = [text.split() for texts in dataset(name)[2].values() for text in texts]
     assert {word for text in texts for word in text} <= set(captions.vocabulary())
     assert max(map(len, texts)) <= 26  # 28 with start and end of text
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_of_captions_are_as_stated(name):
-    plan, _, texts = told(name)
-    counts = [len(texts[f"video{index}"]) for index in range(plan.videos)]
+    settings, _, texts = dataset(name)
+    counts = [len(texts[f"video{index}"]) for index in range(settings.videos)]
     assert counts == [PRESETS[name].train_captions] * 200 + [5] * 100
 
 
 def test_one_caption_gives_one_per_training_video():
-    assert len(told("one_caption")[2]["video0"]) == 1
+    assert len(dataset("one_caption")[2]["video0"]) == 1
 
 
 def test_the_noise_of_captions_is_as_stated():
@@ -165,7 +167,7 @@ def test_the_noise_of_captions_is_as_stated():
 
 
 def test_plain_distractors_have_no_border_and_are_drawn_like_events():
-    shots = next(story for story in stories("plain") if any(shot.kind == "distractor" for shot in story))
+    shots = next(shots for shots in videos_of("plain") if any(shot.kind == "distractor" for shot in shots))
     frames = render_shots(shots, np.random.default_rng(0), border=PRESETS["plain"].border)
     as_events = [Shot("event" if shot.event else "empty", *list(vars(shot).values())[1:]) for shot in shots]
     assert np.array_equal(frames, render_shots(as_events, np.random.default_rng(0)))
@@ -175,7 +177,7 @@ def test_plain_distractors_have_no_border_and_are_drawn_like_events():
 def test_the_files_of_plain_show_no_border(tmp_path):
     import av
 
-    write_world(tmp_path, WorldPlan(3, 2, preset="plain"), workers=1, progress=False)
+    write_dataset(tmp_path, ShapesSettings(3, 2, preset="plain"), workers=1, progress=False)
     assert "d" in json.loads((tmp_path / "truth.json").read_text())["videos"]["video0"]["frames"]
     with av.open(str(tmp_path / "videos" / "video0.mp4")) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -184,11 +186,11 @@ def test_the_files_of_plain_show_no_border(tmp_path):
 
 
 def test_long_videos_are_twice_as_long_with_two_to_four_events(tmp_path):
-    counts = Counter(len(events_of(story)) for story in stories("long", 300))
+    counts = Counter(len(events_of(shots)) for shots in videos_of("long", 300))
     assert set(counts) == {2, 3, 4} and min(counts.values()) > 70
-    assert all(sum(shot.length for shot in story) == 72 for story in stories("long"))
+    assert all(sum(shot.length for shot in shots) == 72 for shots in videos_of("long"))
     assert PRESETS["long"].overrides == ("frames.count=24",)
-    write_world(tmp_path, WorldPlan(2, 1, preset="long"), workers=1, progress=False)
+    write_dataset(tmp_path, ShapesSettings(2, 1, preset="long"), workers=1, progress=False)
     catalog = load_catalog(
         format="msrvtt",
         videos=tmp_path / "videos",
@@ -203,7 +205,7 @@ def test_long_videos_are_twice_as_long_with_two_to_four_events(tmp_path):
 
 
 def test_captions_of_videos_with_many_events_name_two_in_their_order():
-    events = [events_of(story) for story in stories("long")]
+    events = [events_of(shots) for shots in videos_of("long")]
     exact = replace(PRESETS["long"], wrong_share=0, corrupted_share=0, then_share=1)
     for index, own in enumerate(events):
         phrase = captions.training_caption(events, index, np.random.default_rng(index), exact)
@@ -212,7 +214,7 @@ def test_captions_of_videos_with_many_events_name_two_in_their_order():
 
 def test_many_has_four_times_the_videos_to_train_on():
     assert PRESETS["many"].train_videos - 300 == 4 * (DEFAULT.train_videos - 300)
-    assert WorldPlan(40, 20, preset="many").videos == 60
+    assert ShapesSettings(40, 20, preset="many").videos == 60
 
 
 def test_claims_must_hold_in_their_order():
@@ -225,12 +227,12 @@ def test_claims_must_hold_in_their_order():
 
 def test_a_preset_of_ones_own_needs_only_what_differs():
     own = Preset("few frames", frames=20, events=(1, 1), distractor_share=0)
-    story = sample_story(0, 0, own)
-    assert sum(shot.length for shot in story) == 20 and {shot.kind for shot in story} == {"event", "empty"}
+    shots = sample_video(0, 0, own)
+    assert sum(shot.length for shot in shots) == 20 and {shot.kind for shot in shots} == {"event", "empty"}
 
 
 def test_a_twin_has_the_same_shots_with_its_two_events_exchanged():
-    for first, second in zip(stories("order")[::2], stories("order")[1::2], strict=True):
+    for first, second in zip(videos_of("order")[::2], videos_of("order")[1::2], strict=True):
         assert first != second and Counter(first) == Counter(second)
         assert events_of(first) == events_of(second)[::-1] and len(events_of(first)) == 2
         moved = [place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1]]
@@ -238,24 +240,24 @@ def test_a_twin_has_the_same_shots_with_its_two_events_exchanged():
 
 
 def test_every_pair_of_twins_is_another():
-    first = stories("order")[::2]
-    assert len({events_of(story) for story in first}) == len(first)
+    first = videos_of("order")[::2]
+    assert len({events_of(shots) for shots in first}) == len(first)
 
 
-def test_captions_of_order_name_both_events_and_only_their_order_tells_twins_apart():
-    preset, told_apart = PRESETS["order"], []
-    for index, story in enumerate(stories("order")):
-        own, twin = events_of(story), events_of(story)[::-1]
+def test_captions_of_order_name_both_events_and_only_their_order_distinguishes_twins():
+    preset, distinguished = PRESETS["order"], []
+    for index, shots in enumerate(videos_of("order")):
+        own, twin = events_of(shots), events_of(shots)[::-1]
         phrase = captions.test_caption(own, stream(Purpose.TEST_CAPTION, 0, index), preset)
         assert len(phrase.claims) == 2 and " then " in phrase.text and captions.satisfies(own, phrase)
         assert captions.satisfies(twin, captions.Phrase(phrase.text, phrase.claims[::-1]))
-        told_apart.append(not captions.satisfies(twin, phrase))
-    assert np.mean(told_apart) > 0.97
-    assert all(" then " in text for texts in told("order")[2].values() for text in texts)
+        distinguished.append(not captions.satisfies(twin, phrase))
+    assert np.mean(distinguished) > 0.97
+    assert all(" then " in text for texts in dataset("order")[2].values() for text in texts)
 
 
 def test_one_who_ignores_order_finds_half_of_the_videos():
-    events = [events_of(story) for story in stories("order")]
+    events = [events_of(shots) for shots in videos_of("order")]
     phrases = [captions.test_caption(own, np.random.default_rng(i), PRESETS["order"]) for i, own in enumerate(events)]
     either = [[*own, *own] for own in events]  # both orders are true of it
     assert captions.oracle_recall_at_1(either, phrases) == pytest.approx(50, abs=2)
@@ -265,4 +267,4 @@ def test_one_who_ignores_order_finds_half_of_the_videos():
 @pytest.mark.parametrize("numbers", [(7, 4), (8, 3)])
 def test_twins_come_in_even_numbers(numbers):
     with pytest.raises(DataError, match=r"_videos is [73]; allowed: even numbers, as order makes twins"):
-        WorldPlan(*numbers, preset="order")
+        ShapesSettings(*numbers, preset="order")

@@ -238,7 +238,7 @@ def test_a_problem_of_all_arms_is_told_once(worlds):
 
 def test_preparing_a_seed_makes_its_world_and_teacher_with_that_seed_and_deletes_nothing(worlds, monkeypatch):
     calls = []
-    monkeypatch.setattr("teachclip.shapes.make.make_shapes", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr("teachclip.shapes.dataset.make_shapes", lambda *a, **k: calls.append((a, k)))
     monkeypatch.setattr(
         "teachclip.pipeline.train_teacher.train_teacher", lambda recipe, section: calls.append(section.training.seed)
     )
