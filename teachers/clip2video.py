@@ -17,12 +17,10 @@ from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import another_model, check_state, count_layers, to_float32
-from teachclip.models.clip import frame_features, sentence_and_words
-from teachclip.models.differences import FrameDifferences
+from teachclip.models.clip import clip_of_teacher, frame_features, sentence_and_words
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance, residual_pooling
 from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes, clip_options, transformers_to_openai
-from teachclip.models.official import clip_of_teacher
-from teachclip.models.temporal import TemporalTransformer, official_blocks, rename_blocks
+from teachclip.models.temporal import FrameDifferences, TemporalTransformer, official_blocks, rename_blocks
 from teachclip.models.warm_start import start_at_random, start_temporal
 from teachclip.scorer import Tokens
 from teachers.sequential import fresh_sizes

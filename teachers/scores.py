@@ -96,7 +96,7 @@ class Scores(nn.Module):
     def relevance_of(
         self, split: Any, *, frames: int, others: Sequence[Any] = (), scratch: Path | None = None
     ) -> GivenRelevance:
-        """Read and check the relevance of a split (`teachclip.data.annotations.catalog.Split`).
+        """Read and check the relevance of a split (`teachclip.data.annotations.records.Split`).
 
         `frames`: frames per video. `others`: splits whose pairs may stand in the file and are skipped. `scratch`:
         folder for what does not fit into memory. Raises DataError, naming file and line, for whatever is wrong.

@@ -11,8 +11,16 @@ from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import check_state, count_layers, tensor_of, to_float32
-from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes, clip_options, transformers_to_openai
-from teachclip.models.official import BLOCKS, CLIP, POSITIONS, under
+from teachclip.models.layouts import (
+    BLOCKS,
+    CLIP,
+    HEAD_WIDTH,
+    POSITIONS,
+    check_told_by_shapes,
+    clip_options,
+    transformers_to_openai,
+    under,
+)
 from teachclip.models.temporal import TemporalTransformer, official_blocks, rename_blocks
 from teachclip.models.warm_start import start_at_random, start_temporal
 

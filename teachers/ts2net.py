@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
-from teachclip.models.clip import check_pixel_values, text_features
+from teachclip.models.clip import check_pixel_values, clip_of_teacher, text_features
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance, masked_softmax, usable_mask
-from teachclip.models.official import clip_of_teacher
 from teachclip.scorer import Tokens
 from teachers.sequential import SequentialTeacher, fresh_sizes, temporal_sizes, unit
 from teachers.token_selection import TokenSelector

@@ -15,8 +15,7 @@ from torch import Tensor
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import another_model, count_layers, tensor_of
 from teachclip.models.clip import load_clip
-from teachclip.models.layouts import transformers_to_openai
-from teachclip.models.official import CLIP
+from teachclip.models.layouts import CLIP, transformers_to_openai
 
 LAYERS = f"{CLIP}visual.transformer.resblocks."
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")

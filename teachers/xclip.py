@@ -16,9 +16,8 @@ from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import another_model, tensor_of
-from teachclip.models.clip import frame_features, sentence_and_words
+from teachclip.models.clip import clip_of_teacher, frame_features, sentence_and_words
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance, usable_mask
-from teachclip.models.official import clip_of_teacher
 from teachclip.scorer import Tokens, select_tokens
 from teachers.sequential import SequentialTeacher, fresh_sizes, temporal_sizes, unit
 

@@ -16,10 +16,9 @@ from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import another_model, check_state, to_float32
-from teachclip.models.clip import frame_features, text_features
+from teachclip.models.clip import clip_of_teacher, frame_features, text_features
 from teachclip.models.frame_attention import check_pairs, complete_mask, masked_softmax
-from teachclip.models.layouts import check_told_by_shapes, clip_options
-from teachclip.models.official import clip_of_teacher, under
+from teachclip.models.layouts import check_told_by_shapes, clip_options, under
 from teachclip.scorer import Tokens
 
 CHUNK_ELEMENTS = 1 << 24

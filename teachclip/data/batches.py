@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Caption
+from teachclip.data.annotations.records import Caption
 from teachclip.errors import DataError, LaunchError
 
 

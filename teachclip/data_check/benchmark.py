@@ -123,11 +123,11 @@ def _bare_decord(path: str, plan: Any) -> np.ndarray:
 
 def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: int) -> float:
     """Return how many frames per second one process reads from a store of (at most 256 of) the files' frames."""
-    from teachclip.data.annotations.catalog import Video
+    from teachclip.data.annotations.records import Video
     from teachclip.data.frames.store import build_frame_store
-    from teachclip.data.video.decoding import Decoding
     from teachclip.data.video.sampling import FrameSampling
     from teachclip.data.video.transform import FrameTransform
+    from teachclip.data.video.workers import Decoding
 
     videos = [Video(str(number), path) for number, path in enumerate(files[:256])]
     decoding = Decoding(FrameSampling("per_second", frames), FrameTransform(224), workers=processes)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
+from teachclip.data.video.probe import VideoFacts
 from teachclip.data.video.timeline import find_part
-from teachclip.data.video.video_facts import VideoFacts
 
 BLACK = 12.0
 """A frame whose brightest 1 % of pixels is below this, of 255, counts as black."""

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import yaml
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import SHOWN, Annotations
-from teachclip.data.annotations.locate import locate_videos
+from teachclip.data.annotations.catalog import SHOWN
+from teachclip.data.annotations.files import locate_videos
+from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import FORMATS
 from teachclip.errors import DataError, RecipeError
 from teachclip.registry import resolve

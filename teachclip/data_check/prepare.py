@@ -11,13 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Catalog, Video, refuse_too_many, require_readable
-from teachclip.data.annotations.overlap import describe_overlaps, overlaps
+from teachclip.data.annotations.catalog import refuse_too_many, require_readable
+from teachclip.data.annotations.files import describe_overlaps, file_facts, overlaps
+from teachclip.data.annotations.records import Catalog, Video
 from teachclip.data.frames.views import Frames
-from teachclip.data.video.decoding import Decoding
-from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.probe import probe_video
-from teachclip.data.video.workers import Failure, guarded_map
+from teachclip.data.video.workers import Decoding, Failure, guarded_map
 from teachclip.data_check.findings import (
     Finding,
     caption_facts,

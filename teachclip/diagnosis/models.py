@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.diagnosis.choice import Asked
 from teachclip.diagnosis.vectors import Features, pair_relevance, pool
 from teachclip.errors import CheckpointError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.diagnosis.agreement import TOP, mean_spearman, share_overlap, top_overlap, worst_captions
 from teachclip.diagnosis.choice import Asked
 from teachclip.diagnosis.diagnosis import Step, gap_of, parts_of_gap

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.retrieval import evaluate_retrieval
 from teachclip.processes import Processes

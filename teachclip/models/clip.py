@@ -18,8 +18,20 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.checkpoints import check_state, load_tensors, to_float32, unwrap_state
-from teachclip.models.layouts import is_openai, openai_to_transformers, read_clip_config, transformers_to_openai
+from teachclip.models.checkpoints import (
+    check_state,
+    load_tensors,
+    to_float32,
+    unwrap_state,
+)
+from teachclip.models.layouts import (
+    CLIP,
+    is_openai,
+    openai_to_transformers,
+    read_clip_config,
+    transformers_to_openai,
+    under,
+)
 
 __all__ = [
     "check_loading_info",
@@ -178,3 +190,12 @@ def check_pixel_values(clip: CLIPModel, pixel_values: Tensor) -> None:
         raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, this model takes {expected}")
     if not pixel_values.numel():
         raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected at least one video and frame")
+
+
+def clip_of_teacher(state: Mapping[str, Tensor], clip_config: Mapping[str, Any] | None, *, source: str) -> CLIPModel:
+    """Build the CLIP under `clip.` of a teacher's state dict; `clip_config`: of one that is not as OpenAI's.
+
+    Raises CheckpointError if names or shapes do not fit.
+    """
+    config = None if clip_config is None else CLIPConfig(**clip_config)
+    return clip_from_state(under(state, CLIP), source=source, prefix=CLIP, config=config)

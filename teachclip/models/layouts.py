@@ -15,9 +15,19 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from teachclip.errors import CheckpointError
-from teachclip.models.checkpoints import count_layers, tensor_of
+from teachclip.models.checkpoints import (
+    count_layers,
+    tensor_of,
+)
 
 log = logging.getLogger(__name__)
+
+CLIP = "clip."
+BLOCKS = "transformerClip.resblocks."
+POSITIONS = "frame_position_embeddings.weight"
+
+_HALF = (".attn.", ".mlp.", "clip.visual.conv1.", "clip.text_projection", "clip.visual.proj")
+"""Marks of the names under `clip.` that the official files store in float16."""
 
 HEAD_WIDTH = 64
 """Width of an attention head in every CLIP of OpenAI; the number of heads is not in a state dict."""
@@ -202,3 +212,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries under `prefix`, without it."""
+    return {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def to_official_types(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an official state dict with CLIP's linear weights in float16, as the official runs save them."""
+    return {
+        key: tensor.half() if key.startswith(CLIP) and any(mark in key for mark in _HALF) else tensor
+        for key, tensor in state.items()
+    }

@@ -5,28 +5,52 @@ Texts and videos become one vector each, so that a search is one dot product per
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
-from teachclip.errors import DataError
+from teachclip.errors import CheckpointError, DataError
 from teachclip.models import backbone as encoders
 from teachclip.models.adapters import ResidualAdapters
+from teachclip.models.clip import check_loading_info, first_line, quiet_loading
 from teachclip.models.configuration import StudentConfig
-from teachclip.models.encoding import EncodingMixin
 from teachclip.models.frame_attention import AttentionOutput, FrameAttention, UniformAttention, complete_mask
-from teachclip.models.outputs import StudentOutput
-from teachclip.models.saving import SavingMixin
+from teachclip.models.processing import StudentProcessor, check_texts, load_processor
 from teachclip.models.temporal import StdLinear, TemporalTransformer
-from teachclip.models.warm_start import start_from_backbone, temporal_settings
+from teachclip.models.warm_start import start_temporal, temporal_settings
 from teachclip.scorer import Tokens
 
 
-class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
+@dataclass
+class StudentOutput(ModelOutput):
+    """What a student computes in one forward pass; parts without input are None."""
+
+    logits_per_text: Tensor | None = None
+    """Cosines (texts, videos) times exp(logit_scale), plus SigLIP's bias; float32."""
+    logits_per_video: Tensor | None = None
+    """Its transpose (videos, texts)."""
+    frame_scores: Tensor | None = None
+    """Raw score of every frame (videos, frames); what it says of a padded frame means nothing."""
+    frame_weights: Tensor | None = None
+    """The attention of the scores at temperature 1 over valid frames (videos, frames); rows sum to 1."""
+    video_embeds: Tensor | None = None
+    """L2-normalised (videos, dim)."""
+    text_embeds: Tensor | None = None
+    """L2-normalised (texts, dim)."""
+
+
+class StudentModel(PreTrainedModel):
     """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
     h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAttention`. If it
@@ -227,11 +251,11 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
         mask_padding: bool = True,
         **options: Any,
     ) -> StudentModel:
-        """Start a student from a dual encoder as published for CLIP; see `start_from_backbone` for what is copied.
+        """Start a student from a dual encoder, as published for CLIP.
 
-        `frames`: the most frames that a video will have; see `temporal_settings`. `options`: more of `StudentConfig`,
-        which refuses unknown ones. Random parts are drawn from torch's
-        global generator.
+        Both encoders are copied; `start_temporal` says what the temporal transformer starts from. `frames`: the most
+        frames that a video will have; see `temporal_settings`. `options`: more of `StudentConfig`, which refuses
+        unknown ones. Random parts are drawn from torch's global generator.
         """
         config = StudentConfig(
             backbone.config.to_dict(),
@@ -243,5 +267,114 @@ class StudentModel(EncodingMixin, SavingMixin, PreTrainedModel):
             **options,
         )
         model = cls(config)
-        start_from_backbone(model, backbone)
+        model._start_from(backbone)
         return model.eval()
+
+    @torch.no_grad()
+    def _start_from(self, backbone: PreTrainedModel) -> None:
+        """Copy a dual encoder as the official code does with CLIP (golden 10; CLIP4Clip, section 3.3).
+
+        Both encoders are the backbone's; `start_temporal` says what the temporal parts start from. The frame
+        attention always starts at random.
+        """
+        state = backbone.state_dict()
+        self.backbone.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
+        if self.config.temporal_layers:
+            start_temporal(backbone, self.frame_position_embeddings, self.temporal)
+
+    # Loading and saving, with the processor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved student and, if one was saved beside it, its processor.
+
+        As in transformers, but weights that are missing, unexpected or of another shape raise CheckpointError.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        source = "student" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        try:
+            with quiet_loading():
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path,
+                    *args,
+                    **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{source}: cannot be loaded as a student: {first_line(error)}") from error
+        check_loading_info(info, source=source)
+        if pretrained_model_name_or_path is not None:
+            model.processor = load_processor(pretrained_model_name_or_path)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save configuration, weights (safetensors) and the processor, if there is one, into a folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        if isinstance(self.processor, StudentProcessor) and kwargs.get("is_main_process", True):
+            self.processor.save_pretrained(save_directory)
+
+    # Strings and video files
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64, progress: bool = True) -> Tensor:
+        """Encode texts. Returns embeddings (texts, dim) on the CPU, L2-normalised, float32, in the given order.
+
+        Raises DataError if the student has no processor, or for a text that is empty or has unknown words.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        check_texts(texts)
+        return self._encode(texts, "text", batch_size=batch_size, progress=progress)
+
+    @torch.no_grad()
+    def encode_video(
+        self,
+        videos: str | os.PathLike[str] | Sequence[Any],
+        *,
+        batch_size: int = 8,
+        progress: bool = True,
+    ) -> Tensor:
+        """Encode video files, or arrays of frames as `StudentProcessor` takes them.
+
+        Returns embeddings (videos, dim) on the CPU, L2-normalised, float32, in the given order. Raises DataError if
+        the student has no processor, and VideoError for a video that cannot be read, naming it.
+        """
+        videos = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
+        return self._encode(videos, "video", batch_size=batch_size, progress=progress)
+
+    def _encode(self, items: Sequence[Any], kind: str, *, batch_size: int, progress: bool) -> Tensor:
+        if self.processor is None:
+            raise DataError(
+                f"this student has no processor, which encode_{kind} needs: set its .processor to a StudentProcessor"
+            )
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}, expected at least 1")
+        parts = []
+        with evaluating(self), tqdm(total=len(items), unit=kind, desc=f"{kind}s", disable=not progress) as bar:
+            for start in range(0, len(items), batch_size):
+                batch = items[start : start + batch_size]
+                parts.append(self._encode_batch(batch, kind).cpu())
+                bar.update(len(batch))
+        return torch.cat(parts) if parts else torch.empty(0, self.config.width)
+
+    def _encode_batch(self, batch: Sequence[Any], kind: str) -> Tensor:
+        device = self.device
+        if kind == "text":
+            inputs = self.processor(text=batch)
+            outputs = self(
+                input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device)
+            )
+            return outputs.text_embeds
+        inputs = self.processor(videos=batch)
+        outputs = self(pixel_values=inputs["pixel_values"].to(device), frame_mask=inputs["frame_mask"].to(device))
+        return outputs.video_embeds
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model in evaluation mode, and back as it was at the end."""
+    assert isinstance(model, nn.Module)
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

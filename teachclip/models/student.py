@@ -13,14 +13,34 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from teachclip.errors import CheckpointError
-from teachclip.models import official
-from teachclip.models.checkpoints import check_state, load_tensors, to_float32, unwrap_state
+from teachclip.models.checkpoints import (
+    CLIP4CLIP_MEAN,
+    CLIP4CLIP_SEQUENTIAL,
+    TEACHCLIP_STUDENT,
+    check_state,
+    count_layers,
+    describe_checkpoint,
+    load_tensors,
+    tensor_of,
+    to_float32,
+    unwrap_state,
+)
 from teachclip.models.clip import quiet_loading
 from teachclip.models.configuration import StudentConfig
-from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes
-from teachclip.models.modeling import StudentModel
-from teachclip.models.outputs import StudentOutput
+from teachclip.models.layouts import (
+    BLOCKS,
+    CLIP,
+    HEAD_WIDTH,
+    POSITIONS,
+    check_told_by_shapes,
+    openai_to_transformers,
+    read_clip_config,
+    transformers_to_openai,
+    under,
+)
+from teachclip.models.modeling import StudentModel, StudentOutput
 from teachclip.models.processing import StudentProcessor
+from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
 
 __all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
 
@@ -63,12 +83,12 @@ def load_student(
 
 
 def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool | None) -> StudentModel:
-    config = official.read_student_config(state, source=source, mask_padding=mask_padding is not False)
+    config = read_student_config(state, source=source, mask_padding=mask_padding is not False)
     with torch.device("meta"):
         reference = StudentModel(config).state_dict()
-    check_state(state, official.to_official_names(reference), source=source)
+    check_state(state, to_official_names(reference), source=source)
     with quiet_loading():
-        weights = to_float32(official.from_official_names(state))
+        weights = to_float32(from_official_names(state))
         return StudentModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
 
 
@@ -98,4 +118,51 @@ def student_to_official(model: StudentModel) -> dict[str, Tensor]:
         if model.config.pooling_temperature != 0.1:
             found = model.config.pooling_temperature
             raise CheckpointError(f"student: TeachCLIP pools at temperature 0.1, this student at {found}")
-    return official.to_official_names(to_float32(model.state_dict()))
+    return to_official_names(to_float32(model.state_dict()))
+
+
+BACKBONE = "backbone."
+_HEAD = {
+    "frameLinear.weight": "aggregation.hidden.weight",
+    "frameLinear.bias": "aggregation.hidden.bias",
+    "frameLinear2.weight": "aggregation.score.weight",
+    "frameLinear2.bias": "aggregation.score.bias",
+}
+
+POOLINGS = {TEACHCLIP_STUDENT: "attention", CLIP4CLIP_SEQUENTIAL: "mean", CLIP4CLIP_MEAN: "mean"}
+"""The official checkpoints that are students, by how they pool their frames."""
+
+
+def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_padding: bool) -> StudentConfig:
+    """Read all sizes of a student off an official state dict.
+
+    Raises CheckpointError if it is another model's, which is named, or if a tensor that tells a size is missing.
+    """
+    found = describe_checkpoint(state)
+    if found not in POOLINGS:
+        raise CheckpointError(
+            f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {found}"
+        )
+    config = read_clip_config(under(state, CLIP), source=source, prefix=CLIP)
+    layers = count_layers(state, BLOCKS)
+    max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
+    return StudentConfig(config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding)
+
+
+def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename an official student state dict to the names of `StudentModel`."""
+    result = {BACKBONE + key: tensor for key, tensor in openai_to_transformers(under(state, CLIP)).items()}
+    result |= {f"temporal.{key}": tensor for key, tensor in rename_blocks(state, prefix=BLOCKS).items()}
+    result |= {new: state[old] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if old in state}
+    return result
+
+
+def to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the state dict of a `StudentModel` to the official names; the inverse of `from_official_names`."""
+    result = {CLIP + key: tensor for key, tensor in transformers_to_openai(under(state, BACKBONE)).items()}
+    blocks = {new: old for old, new in OFFICIAL_NAMES.items()}
+    for key, tensor in under(state, "temporal.layers.").items():
+        number, _, rest = key.partition(".")
+        result[f"{BLOCKS}{number}.{blocks[rest]}"] = tensor
+    result |= {old: state[new] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if new in state}
+    return result

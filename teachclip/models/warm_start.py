@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,26 +13,10 @@ from teachclip.models.families import family_of, joint_width, text_positions
 from teachclip.models.layouts import transformers_to_openai
 from teachclip.models.temporal import StdLinear, TemporalTransformer, rename_blocks
 
-if TYPE_CHECKING:
-    from teachclip.models.modeling import StudentModel
-
 log = logging.getLogger(__name__)
 
 OWN_POSITIONS = 77
 """Rows of a frame position table that starts at random: as many as CLIP has text positions."""
-
-
-@torch.no_grad()
-def start_from_backbone(model: StudentModel, backbone: Any) -> None:
-    """Copy a dual encoder into a student as the official code does with CLIP (golden 10; CLIP4Clip, section 3.3).
-
-    Both encoders are the backbone's; `start_temporal` says what the temporal parts start from. The aggregation always
-    starts at random.
-    """
-    state = backbone.state_dict()
-    model.backbone.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in state.items()})
-    if model.config.temporal_layers:
-        start_temporal(backbone, model.frame_position_embeddings, model.temporal)
 
 
 def can_start_temporal(config: PreTrainedConfig) -> bool:

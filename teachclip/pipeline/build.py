@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from teachclip.data.annotations.catalog import Catalog, Split, load_catalog
-from teachclip.data.annotations.validation import DEFAULT_SHARE, ValidationOptions
+from teachclip.data.annotations.catalog import DEFAULT_SHARE, ValidationOptions, load_catalog
+from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError

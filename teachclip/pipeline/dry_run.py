@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Catalog, Split
+from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.decoding import OnError
 from teachclip.data.video.sampling import FrameSampling
+from teachclip.data.video.workers import OnError
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build, teacher_files

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import quiet_loading
-from teachclip.models.official import to_official_types
+from teachclip.models.layouts import to_official_types
 from teachclip.models.student import StudentModel, load_student, student_to_official
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.data.annotations.catalog import Video
+from teachclip.data.annotations.files import file_facts
+from teachclip.data.annotations.records import Video
 from teachclip.data.frames.live import LiveFrames
 from teachclip.data.frames.views import Frames, build_frame_views
-from teachclip.data.video.decoding import Decoding
-from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.workers import Decoding
 from teachclip.pipeline.build import build_frame_sampling
 from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.schema import Recipe

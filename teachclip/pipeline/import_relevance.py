@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.errors import RecipeError
 from teachclip.pipeline import teacher_files
 from teachclip.pipeline.teacher_files import teacher_class

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.video.transform import FrameTransform
 from teachclip.models.preprocessing import Preprocessing

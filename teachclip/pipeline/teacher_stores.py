@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Video
-from teachclip.data.video.file_facts import file_facts
+from teachclip.data.annotations.files import file_facts
+from teachclip.data.annotations.records import Video
 from teachclip.pipeline.teacher_files import build_teacher
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Teacher as TeacherSection

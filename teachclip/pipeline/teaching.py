@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.teacher_files import build_teacher, teacher_class

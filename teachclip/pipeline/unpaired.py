@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Caption, Split, Video
-from teachclip.data.annotations.locate import find_videos
+from teachclip.data.annotations.files import file_facts, find_videos
+from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.data.formats.tables import read_lines
-from teachclip.data.video.file_facts import file_facts
 from teachclip.errors import DataError, RecipeError
 from teachclip.pipeline.frames import build_frames, hashes_file
 from teachclip.pipeline.workspace import Workspace

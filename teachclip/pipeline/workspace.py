@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Catalog, Split, require_readable
-from teachclip.data.annotations.overlap import Overlap, describe_overlaps, overlaps
+from teachclip.data.annotations.catalog import require_readable
+from teachclip.data.annotations.files import Overlap, describe_overlaps, file_facts, overlaps
+from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.views import Frames
-from teachclip.data.video.file_facts import file_facts
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, RecipeError
 from teachclip.models.families import family_of, vocabulary_size

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.data.video.sampling import sample_indices
 from teachclip.errors import DataError
 from teachclip.evaluation.evaluator import evaluate

@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 
 from teachclip.errors import StoreError
-from teachclip.store.commit_record import Mark
 from teachclip.store.files import (
     explain_failed_write,
     file_hash,
@@ -45,7 +44,7 @@ from teachclip.store.files import (
     write_npy,
 )
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
-from teachclip.store.manifest import ArraySpec, Manifest
+from teachclip.store.manifest import ArraySpec, Manifest, Mark
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 

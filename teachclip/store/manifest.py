@@ -1,4 +1,4 @@
-"""The manifest of an array store: what the store holds, how it is cut into shards, what its numbers depend on."""
+"""The JSON files of an array store: the manifest, and the commit record of each shard."""
 
 from __future__ import annotations
 
@@ -148,3 +148,31 @@ class Manifest:
                 if wrong.any():
                     first = rows[int(np.argmax(wrong))]
                     raise StoreError(f"{where}: array {name!r} is not finite in {wrong.sum()} rows, first {first}")
+
+
+class Mark(NamedTuple):
+    """What the mark of a shard says: checksum by array, reason by row that failed, remark by row."""
+
+    sums: Mapping[str, str]
+    failures: Mapping[int, str]
+    remarks: Mapping[int, str]
+
+    @classmethod
+    def read(cls, file: Path) -> Mark:
+        """Read a mark. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is not whole."""
+        content = json.loads(file.read_bytes())
+        reasons = ({int(row): str(text) for row, text in found.items()} for found in _texts(content))
+        return cls(dict(content["sha256"]), *reasons)
+
+    def to_json(self, shard: int) -> dict[str, Any]:
+        """Return the content of the file; without remarks the key is left out."""
+        failures, remarks = (
+            {str(row): " ".join(str(text).split()) for row, text in sorted(texts.items())}
+            for texts in (self.failures, self.remarks)
+        )
+        content = {"shard": shard, "sha256": dict(self.sums), "failures": failures}
+        return {**content, "remarks": remarks} if remarks else content
+
+
+def _texts(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    return content["failures"], content.get("remarks", {})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from teachclip.data.annotations.schema import Annotations
+from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import FORMATS
 from teachclip.errors import RecipeError
 from teachclip.registry import resolve

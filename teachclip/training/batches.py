@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, read_ahead

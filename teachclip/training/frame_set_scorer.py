@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.models.encoding import evaluating
 from teachclip.models.mean_pooling import EncoderFeatures
+from teachclip.models.modeling import evaluating
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from teachclip.data.annotations.catalog import Caption
+from teachclip.data.annotations.records import Caption
 from teachclip.data.batches import BatchSampler, Tokenized
 from teachclip.errors import DataError, LaunchError
 

@@ -10,7 +10,7 @@ import torch
 from video_files import cut_file, write_video
 
 from teachclip.cli import distill, prepare
-from teachclip.data.annotations.catalog import Caption, Split, Video
+from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.data_check.findings import caption_facts, frame_oddities, same_files, thumbnails
 from teachclip.recipe.loading import load_recipe
 

@@ -8,7 +8,7 @@ import pytest
 import view_decoder
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute, train_teacher
-from teachclip.data.video import decoding
+from teachclip.data.video import workers
 from teachclip.errors import VideoError
 from teachclip.store.array_store import ArrayStore
 
@@ -17,7 +17,7 @@ STEPS = {"steps": 6, "batch_size": 4, "evaluate_every": 3, "log_every": 1}
 
 @pytest.fixture(autouse=True)
 def jitter(monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
 
 
 def run(main, *arguments):
@@ -162,7 +162,7 @@ def test_without_a_frame_store_the_losses_are_the_same(project, encoders, views,
 def test_what_was_computed_with_a_frame_store_serves_without_one(project, monkeypatch):
     recipe = write(project, "run", frames={})
     assert run(precompute.main, recipe) == 0
-    monkeypatch.setattr(decoding, "decode_file", None)  # nothing is decoded: features and relevance are there
+    monkeypatch.setattr(workers, "decode_file", None)  # nothing is decoded: features and relevance are there
     assert run(precompute.main, recipe, "frames.store=none") == 0
 
 
@@ -186,7 +186,7 @@ def half_of_clip3(path, plan, size, start, end, on_error, view):
 
 @pytest.mark.parametrize("store", ["disk", "none"])
 def test_a_video_of_which_a_part_is_used_is_named_in_the_log_and_in_the_results(project, monkeypatch, store, capsys):
-    monkeypatch.setattr(decoding, "decode_file", half_of_clip3)
+    monkeypatch.setattr(workers, "decode_file", half_of_clip3)
     recipe = write(project, "run", frames={"store": store})
     assert run(distill.main, recipe) == 2
     assert "clip3.mp4: decoding stops after frame 5" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from teachclip.data.annotations.catalog import Caption, Split, Video
+from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.data.batches import BatchSampler
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from teachclip.data.video.decoding import decode_file
 from teachclip.data.video.sampling import FrameSampling
+from teachclip.data.video.workers import decode_file
 from teachclip.errors import VideoError
 
 

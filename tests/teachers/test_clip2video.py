@@ -17,8 +17,7 @@ from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models.frame_attention import residual_pooling
-from teachclip.models.layouts import openai_to_transformers, transformers_to_openai
-from teachclip.models.official import under
+from teachclip.models.layouts import openai_to_transformers, transformers_to_openai, under
 from teachclip.models.temporal import rename_blocks
 from teachclip.scorer import Teacher, Tokens, select_tokens
 from teachers import load_teacher

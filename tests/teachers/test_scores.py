@@ -10,7 +10,7 @@ import pytest
 
 import teachers.score_files
 import teachers.score_tables
-from teachclip.data.annotations.catalog import Caption, Split, Video
+from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.errors import DataError, RecipeError
 from teachers import load_teacher
 

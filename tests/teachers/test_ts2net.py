@@ -18,8 +18,7 @@ from torch.testing import assert_close
 import teachers.ts2net
 from teachclip.errors import CheckpointError, DataError, RecipeError, TeachclipError
 from teachclip.models.clip import clip_from_state, frame_features
-from teachclip.models.layouts import openai_to_transformers
-from teachclip.models.official import under
+from teachclip.models.layouts import openai_to_transformers, under
 from teachclip.scorer import Teacher, Tokens, select_tokens
 from teachclip.scoring.token_store import architecture_hash
 from teachers import load_teacher

@@ -16,8 +16,7 @@ from torch.testing import assert_close
 
 import teachers.xclip
 from teachclip.errors import CheckpointError, DataError, TeachclipError
-from teachclip.models.layouts import openai_to_transformers
-from teachclip.models.official import under
+from teachclip.models.layouts import openai_to_transformers, under
 from teachclip.scorer import Teacher, Tokens, select_tokens
 from teachers import load_teacher
 from teachers.xclip import COMPONENTS, XCLIP

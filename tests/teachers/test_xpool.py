@@ -14,8 +14,7 @@ from torch.testing import assert_close
 
 import teachers.xpool
 from teachclip.errors import CheckpointError
-from teachclip.models.layouts import transformers_to_openai
-from teachclip.models.official import under
+from teachclip.models.layouts import transformers_to_openai, under
 from teachclip.scorer import FeatureScorer, Teacher, select_tokens
 from teachers import load_teacher
 from teachers.xpool import XPool

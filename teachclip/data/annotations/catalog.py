@@ -1,117 +1,20 @@
-"""Which videos and captions there are, and in which split: the catalogue that everything else counts its rows in."""
+"""Load the catalogue of a dataset: read the annotations, find the files, hold out videos for validation."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from teachclip.data.annotations.locate import locate_videos
-from teachclip.data.annotations.schema import Annotations, Caption, Segment
-from teachclip.data.annotations.validation import ValidationOptions, choose_held_out
+from teachclip.data.annotations.files import locate_videos
+from teachclip.data.annotations.records import Annotations, Caption, Catalog, Segment, Split, Video, hash_of
 from teachclip.data.formats import FORMATS
-from teachclip.data.formats.tables import repeated
 from teachclip.errors import DataError
 from teachclip.registry import resolve
 
 SHOWN = 5
 """How many videos a message names."""
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video file, or the seconds of one from `start` to `end`; None: from its beginning, to its end.
-
-    `id` is unique within a catalogue; several videos may share one file.
-    """
-
-    id: str
-    path: Path
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
-
-    Raises DataError for an id that stands twice, a video without caption, or captions in another order.
-    """
-
-    name: str
-    videos: tuple[Video, ...]
-    captions: tuple[Caption, ...]
-
-    def __post_init__(self) -> None:
-        for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
-            if len(set(ids)) < len(ids):
-                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} stands twice")
-        order = list(dict.fromkeys(caption.video_id for caption in self.captions))
-        if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
-            raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
-
-    @cached_property
-    def caption_videos(self) -> np.ndarray:
-        """Row of each caption's video: (captions,) int64."""
-        rows = {video.id: row for row, video in enumerate(self.videos)}
-        return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
-
-    def provenance(self) -> dict[str, Any]:
-        """Return numbers and hashes of the ids and texts, in order, for fingerprints. File contents are not in it."""
-        return {
-            "videos": len(self.videos),
-            "captions": len(self.captions),
-            "video_ids": _hash([video.id for video in self.videos]),
-            "caption_ids": _hash([[caption.id, caption.video_id] for caption in self.captions]),
-            "texts": _hash([caption.text for caption in self.captions]),
-        }
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """All splits. No video is in two of them.
-
-    `excluded`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
-    """
-
-    train: Split
-    validation: Split | None = None
-    test: Split | None = None
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
-        for split in self.splits:
-            for video in split.videos:
-                if video.id in seen:
-                    both = f"{seen[video.id]} and {split.name}"
-                    hint = "" if both.startswith("train") else "; to select on test write data.select_on=test instead"
-                    raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
-                seen[video.id] = split.name
-
-    @property
-    def splits(self) -> tuple[Split, ...]:
-        """All splits that there are: train, validation, test."""
-        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
-
-    @property
-    def videos(self) -> tuple[Video, ...]:
-        """All videos, in the order of the splits."""
-        return tuple(video for split in self.splits for video in split.videos)
-
-    @property
-    def partial(self) -> dict[str, str]:
-        """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
-        used = {split.name: len(split.videos) for split in self.splits}
-        return {name: f"{used[name]:,} of {used[name] + len(lost):,}" for name, lost in self.lost.items() if lost}
 
 
 def load_catalog(
@@ -253,6 +156,42 @@ def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
     )
 
 
-def _hash(values: Sequence[Any]) -> str:
-    """Return the sha256 of values in JSON, which keeps them apart."""
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+DEFAULT_SHARE = 0.05
+
+MOST = 1000
+"""No share holds out more videos than this: more would cost training data and time, and choose no better."""
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """How much is held out: a number of `videos`, else a `share` of them (1 to `MOST`). `seed` picks which."""
+
+    videos: int | None = None
+    share: float = DEFAULT_SHARE
+    seed: int = 0
+
+
+def choose_held_out(files: Mapping[str, str], options: ValidationOptions) -> set[str]:
+    """Return the ids of the videos to hold out. `files`: the file of every training video, by video id.
+
+    Videos come in the order of their id hashed with the seed: a shuffle that neither the order of the annotations nor
+    other videos change. Parts of one file are held out together or not at all, so that there may be fewer than asked
+    for; there are more only if every file has more parts than that. Clips that were cut from one source into files of
+    their own are not known to belong together. Raises DataError if nothing would be left to train on.
+    """
+    total = len(files)
+    asked = options.videos if options.videos is not None else min(MOST, max(1, round(total * options.share)))
+    parts: dict[str, list[str]] = {}
+    for video_id in sorted(files, key=lambda name: (hash_of([options.seed, name]), name)):
+        parts.setdefault(files[video_id], []).append(video_id)
+    what = "data.validation holds out" if options.videos is None else "data.validation.videos is"
+    if len(parts) < 2:
+        raise DataError(f"{what} {asked}, but there is one training file; data.validation=null holds out none")
+    if not 0 < asked < total:
+        raise DataError(f"{what} {asked}; allowed: 1 to {total - 1}, as there are {total} training videos")
+    held: set[str] = set()
+    for group in parts.values():
+        if len(held) + len(group) <= asked:
+            held.update(group)
+    smallest = sorted(parts.values(), key=len)[0]
+    return held or set(smallest)

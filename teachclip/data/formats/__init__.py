@@ -1,7 +1,7 @@
 """Readers of annotation files: one small module per published format, and for own data.
 
 A reader is a function `read(*, annotations, train, validation, test) -> Annotations`;
-see `teachclip.data.annotations.catalog`.
+see `teachclip.data.annotations.catalog.load_catalog`.
 """
 
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from teachclip.data.annotations.schema import Annotations, Caption, Segment
+from teachclip.data.annotations.records import Annotations, Caption, Segment
 from teachclip.data.formats.published import captions_of, check_ids, check_texts, list_file, require_folder
 from teachclip.data.formats.tables import Line, kind_of, read_json, read_object
 from teachclip.errors import DataError

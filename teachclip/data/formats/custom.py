@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from teachclip.data.annotations.schema import Annotations, Caption, Segment
+from teachclip.data.annotations.records import Annotations, Caption, Segment
 from teachclip.data.formats.tables import kind_of, parse_json, read_lines, read_table
 from teachclip.errors import DataError
 from teachclip.registry import closest

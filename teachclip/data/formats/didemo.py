@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from teachclip.data.annotations.locate import EXTENSIONS
-from teachclip.data.annotations.schema import Annotations, Caption, Segment
+from teachclip.data.annotations.files import EXTENSIONS
+from teachclip.data.annotations.records import Annotations, Caption, Segment
 from teachclip.data.formats.published import captions_of, check_texts, list_file, read_ids, require_folder
 from teachclip.data.formats.tables import check_entries, kind_of, read_json
 from teachclip.errors import DataError

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from teachclip.data.annotations.schema import Annotations, Caption
+from teachclip.data.annotations.records import Annotations, Caption
 from teachclip.data.formats.published import list_file, require_folder
 from teachclip.data.formats.tables import read_lines
 from teachclip.errors import DataError

@@ -20,7 +20,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from teachclip.data.annotations.schema import Annotations, Caption
+from teachclip.data.annotations.records import Annotations, Caption
 from teachclip.data.formats.published import annotations_file
 from teachclip.data.formats.tables import read_entries, read_object, read_table
 from teachclip.errors import DataError

@@ -16,7 +16,7 @@ import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
-from teachclip.data.annotations.schema import Annotations
+from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats.published import annotations_file, captions_of, check_texts, list_file, read_ids
 from teachclip.data.formats.tables import kind_of, read_object
 from teachclip.errors import DataError

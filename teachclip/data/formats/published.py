@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teachclip.data.annotations.schema import Caption
+from teachclip.data.annotations.records import Caption
 from teachclip.data.formats.tables import Line, kind_of, read_lines
 from teachclip.errors import DataError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teachclip.data.annotations.schema import Annotations, Caption
+from teachclip.data.annotations.records import Annotations, Caption
 from teachclip.data.formats.published import read_ids, require_folder
 from teachclip.data.formats.tables import read_lines
 from teachclip.errors import DataError

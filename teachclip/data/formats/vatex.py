@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from teachclip.data.annotations.schema import Annotations
+from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import msrvtt
 from teachclip.data.formats.published import (
     annotations_file,

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Video
+from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import with_names
-from teachclip.data.video.decoding import Decoded, Decoding, is_transient
-from teachclip.data.video.workers import Failure
+from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
 from teachclip.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from teachclip.data.annotations.catalog import Video
-from teachclip.data.frames.changes import rows_to_decode
-from teachclip.data.frames.disk_space import check_space, rows_to_write
-from teachclip.data.video.decoding import Decoded, Decoding
-from teachclip.data.video.file_facts import file_facts
-from teachclip.data.video.workers import Failure
+from teachclip.data.annotations.catalog import SHOWN
+from teachclip.data.annotations.files import UNREADABLE, file_facts
+from teachclip.data.annotations.records import Video
+from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
 from teachclip.errors import DataError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import MANIFEST
@@ -257,3 +257,94 @@ def _write_shard(
         store = store.renewed({**store.provenance, "videos": {**held, **facts}})
     store.write_shard(shard, arrays, failures=failures, remarks=remarks)
     return store
+
+
+def rows_to_decode(
+    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str, asked: Collection[str]
+) -> dict[int, list[int]]:
+    """Return the rows to decode, by shard: what is missing, and failures of `asked` videos that may be none any more.
+
+    Raises StoreError, naming them, if files have changed whose frames are in the store.
+    """
+    held = store.provenance["videos"]
+    changed = {fact["row"] for key, fact in facts.items() if fact != held[key]}
+    missing, failures, remarks = store.missing_shards(), store.failures(), store.remarks()
+    stale = [
+        row for row in sorted(changed) if row // store.rows_per_shard not in missing and row not in failures | remarks
+    ]
+    if stale:
+        raise _stale(store, [videos[row] for row in stale], facts)
+    again = {row for row in failures | remarks if row in changed}
+    again |= {row for row, reason in failures.items() if is_transient(reason)}
+    if on_error == "use_decodable":
+        again |= failures.keys() - remarks.keys()
+    again &= {fact["row"] for key, fact in facts.items() if key in asked}
+    todo = {shard: list(store.shard_rows(shard)) for shard in missing}
+    for row in sorted(again):
+        todo.setdefault(row // store.rows_per_shard, []).append(row)
+    return dict(sorted(todo.items()))
+
+
+def _stale(store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any]) -> StoreError:
+    """Return the error of frames whose files have changed since they were decoded."""
+
+    def told(video: Video) -> str:
+        held, now = store.provenance["videos"][video.id], facts[video.id]
+        if now["sha256"] == UNREADABLE:
+            return f"{video.id} ({video.path} cannot be read now)"
+        if held["bytes"] != now["bytes"]:
+            return f"{video.id} ({video.path}: {held['bytes']:,} bytes then, {now['bytes']:,} now)"
+        return f"{video.id} ({video.path}: another content of the same size)"
+
+    more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
+    return StoreError(
+        f"{store.path} holds frames of {len(videos)} videos whose files have changed since they were decoded: "
+        f"{', '.join(map(told, videos[:SHOWN]))}{more}; put the files back as they were, delete {store.path} to "
+        "decode all again, or choose another folder (stores)"
+    )
+
+
+log = logging.getLogger(__name__)
+
+
+def rows_to_write(path: Path, rows: int) -> int:
+    """Return how many of the `rows` of a store are not there yet. Raises StoreError if its manifest is damaged."""
+    if not (path / MANIFEST).exists():
+        return rows
+    store = ArrayStore.open(path, complete=False)
+    return sum(len(store.shard_rows(shard)) for shard in store.missing_shards())
+
+
+def check_space(path: Path, what: str, *, need: int, whole: int) -> None:
+    """Say how much is written to the store at `path`; nothing if nothing is.
+
+    `what` tells the content, `whole` is the size in bytes of all of it, `need` of what is still missing. Raises
+    StoreError, naming the ways out, if that is not free.
+    """
+    free = free_bytes(path)
+    if not need or free is None:
+        return
+    if need > free:
+        more = " more" if need < whole else ""
+        raise StoreError(
+            f"{path}: frames of {what} need {size_text(need)}{more}, but {size_text(free)} are free there; make "
+            "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode "
+            "them whenever they are read (frames.store=none)"
+        )
+    rest = f" ({size_text(need)} of it still to write)" if need < whole else ""
+    log.info("frame store: %s: %s%s, %s free at %s", what, size_text(whole), rest, size_text(free), path)
+
+
+def free_bytes(path: Path) -> int | None:
+    """Return the bytes that may be written at `path`, which need not exist yet; None where that cannot be told."""
+    there = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), None)
+    try:
+        return None if there is None else shutil.disk_usage(there).free
+    except OSError:
+        return None
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for a person: 18.1 GB, 512 GB, 160 kB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.0f} {name}" if size >= 100 * unit else f"{size / unit:.1f} {name}"

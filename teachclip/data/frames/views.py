@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.annotations.catalog import Video
-from teachclip.data.frames.disk_space import check_space, rows_to_write
-from teachclip.data.frames.store import FrameStore, build_frame_store, bytes_per_video
-from teachclip.data.video.decoding import Decoding
+from teachclip.data.annotations.records import Video
+from teachclip.data.frames.store import FrameStore, build_frame_store, bytes_per_video, check_space, rows_to_write
+from teachclip.data.video.workers import Decoding
 
 
 class Frames(Protocol):

@@ -5,25 +5,27 @@ With `probe`, which walks over packets, the only module that imports a decoder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.video.file_heads import check_video_file
-from teachclip.data.video.native_output import captured_stderr
-from teachclip.data.video.probe import read_facts, video_stream
+from teachclip.data.video.probe import REORDERED, VideoFacts, check_video_file, read_facts, video_stream
 from teachclip.data.video.sampling import FrameSampling, choose_frames, jitter
 from teachclip.data.video.timeline import Part, find_part
-from teachclip.data.video.video_facts import REORDERED, VideoFacts
 from teachclip.errors import VideoError
+
+_LOCK = threading.Lock()
 
 STRICT = {"err_detect": "explode"}
 """FFmpeg options: report damaged data instead of painting over it with parts of other frames."""
@@ -247,3 +249,21 @@ def _upright(frame: Any, facts: VideoFacts) -> np.ndarray:
     """Return uint8 (height, width, 3) with square pixels, turned as the container says (films of telephones)."""
     picture = frame.to_ndarray(format="rgb24", width=facts.shown_width, height=facts.shown_height)
     return np.rot90(picture, k=round(frame.rotation / 90))
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what the process prints to its standard error; the function that is yielded returns it.
+
+    It is the process's and not Python's stream that is caught, so one thread at a time can do it, and what other
+    threads print meanwhile is caught as well.
+    """
+    with _LOCK, tempfile.TemporaryFile() as file:
+        number = file.fileno()
+        before = os.dup(2)
+        os.dup2(number, 2)
+        try:
+            yield lambda: os.pread(number, 4096, 0).decode(errors="replace")
+        finally:
+            os.dup2(before, 2)
+            os.close(before)

@@ -3,15 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teachclip.data.annotations.catalog import (
-    Caption,
-    Catalog,
-    Split,
-    Video,
-    load_catalog,
-    require_readable,
-)
-from teachclip.data.annotations.validation import ValidationOptions, choose_held_out
+from teachclip.data.annotations.catalog import ValidationOptions, choose_held_out, load_catalog, require_readable
+from teachclip.data.annotations.records import Caption, Catalog, Split, Video
 from teachclip.errors import DataError, RecipeError
 
 
@@ -267,7 +260,7 @@ def test_how_much_of_each_split_is_used_is_known(tmp_path):
 
 
 READER = """
-from teachclip.data.annotations.schema import Annotations, Caption, Segment
+from teachclip.data.annotations.records import Annotations, Caption, Segment
 
 def read(*, annotations, train, validation, test):
     named = [Caption(f"{name}:0", name, str(lists)) for name, lists in (("a", train), ("b", validation), ("c", test))]

@@ -1,7 +1,5 @@
-from teachclip.data.annotations.catalog import Catalog, Split, Video
-from teachclip.data.annotations.overlap import Overlap, describe_overlaps, overlaps
-from teachclip.data.annotations.schema import Caption
-from teachclip.data.video.file_facts import file_facts
+from teachclip.data.annotations.files import Overlap, describe_overlaps, file_facts, overlaps
+from teachclip.data.annotations.records import Caption, Catalog, Split, Video
 
 
 def split(name, *videos):

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from teachclip.data.annotations.schema import Segment
+from teachclip.data.annotations.records import Segment
 from teachclip.data.formats.custom import read_csv, read_jsonl, read_parquet
 from teachclip.errors import DataError
 

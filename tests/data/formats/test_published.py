@@ -8,7 +8,7 @@ import pytest
 from annotation_files import FILES, IDS, LAYOUTS, sentences, write
 
 from teachclip.data.annotations.catalog import load_catalog
-from teachclip.data.annotations.schema import Segment
+from teachclip.data.annotations.records import Segment
 from teachclip.data.formats import FORMATS
 from teachclip.errors import DataError
 from teachclip.registry import resolve

@@ -5,14 +5,14 @@ import view_decoder
 from video_files import write_video
 from view_decoder import decoded
 
-from teachclip.data.annotations.catalog import Video
-from teachclip.data.frames import disk_space as frame_space
+from teachclip.data.annotations.records import Video
+from teachclip.data.frames import store as frames
 from teachclip.data.frames.store import build_frame_store
 from teachclip.data.frames.views import build_frame_views
-from teachclip.data.video import decoding
-from teachclip.data.video.decoding import Decoding, decode_file
+from teachclip.data.video import workers
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.workers import Decoding, decode_file
 from teachclip.errors import StoreError
 from teachclip.store.array_store import ArrayStore
 
@@ -30,7 +30,7 @@ def videos(tmp_path):
 
 @pytest.fixture(autouse=True)
 def jitter(monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
 
 
 def build(videos, tmp_path, views, how=HOW, training=3):
@@ -93,7 +93,7 @@ def test_a_renamed_file_has_another_jitter(videos, tmp_path):
 
 
 def test_a_video_that_fails_in_one_view_is_a_failure(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", fails_in_view_1)
+    monkeypatch.setattr(workers, "decode_file", fails_in_view_1)
     frames = build(videos, tmp_path, 2)
     assert list(frames.failures) == ["v1"] and "view 1 of" in frames.failures["v1"]
 
@@ -107,7 +107,7 @@ def fails_in_view_1(path, sampling, size, start, end, on_error, view):
 def test_room_for_all_views_is_asked_for_before_the_first_is_decoded(videos, tmp_path, monkeypatch, caplog):
     row = 3 * 3 * 16 * 16 + 2
     free = [10 * row - 1]
-    monkeypatch.setattr(frame_space.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]}))
+    monkeypatch.setattr(frames.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]}))
     what = "4 videos and 2 more views of 3 x 3 frames x 16^2"
     with pytest.raises(StoreError, match=f"frames of {what.replace('^', '.')} need 23.1 kB, but"):
         build(videos, tmp_path, 3)

@@ -14,15 +14,15 @@ import pytest
 import torch
 from video_files import cut_file, write_video
 
-from teachclip.data.annotations.catalog import Video
-from teachclip.data.frames import disk_space as frame_space
+from teachclip.data.annotations import files
+from teachclip.data.annotations.records import Video
 from teachclip.data.frames import store as frames
 from teachclip.data.frames.store import FrameStore, build_frame_store
-from teachclip.data.video import decoding, file_facts
+from teachclip.data.video import workers
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.decoding import Decoding, decode_file
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.workers import Decoding, decode_file
 from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.files import file_hash
@@ -93,7 +93,7 @@ def test_store_holds_the_frames_of_every_video(videos, tmp_path):
 def test_another_transform_makes_another_store_and_shares_the_hashes(videos, tmp_path, monkeypatch):
     hashes = tmp_path / "hashes.json"
     build(videos, tmp_path, path=tmp_path / "cropped", hashes=hashes)
-    monkeypatch.setattr(file_facts, "file_hash", None)  # a second store of the same files reads none to hash it
+    monkeypatch.setattr(files, "file_hash", None)  # a second store of the same files reads none to hash it
     transform = FrameTransform(16, "stretch", "bilinear")
     store = build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=transform)
     expected = transform(decode_frames(videos[5].path, PLAN))
@@ -126,7 +126,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
 
 
 def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", bad_decode)
+    monkeypatch.setattr(workers, "decode_file", bad_decode)
     folder = tmp_path / "videos"
     bad = [Video(name, write_video(folder / f"{name}.mp4")) for name in ("hang", "exit")]
     store = build([*bad, *videos], tmp_path, time_limit=6)
@@ -136,14 +136,14 @@ def test_a_hang_or_crash_costs_one_video(videos, tmp_path, monkeypatch):
 
 def test_second_run_decodes_and_hashes_nothing(videos, tmp_path, monkeypatch):
     first = build(videos, tmp_path)
-    monkeypatch.setattr(decoding, "guarded_map", None)
-    monkeypatch.setattr(file_facts, "file_hash", None)
+    monkeypatch.setattr(workers, "guarded_map", None)
+    monkeypatch.setattr(files, "file_hash", None)
     assert torch.equal(build(videos, tmp_path).read([1])[0], first.read([1])[0])
 
 
 def test_interrupted_run_goes_on_where_it_stopped(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 2)
-    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    monkeypatch.setattr(workers, "decode_file", logging_decode)
     write_shard = ArrayStore.write_shard
 
     def interrupt(self, shard, *arguments, **options):
@@ -169,10 +169,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import test_frames
-from teachclip.data.video import decoding
+from teachclip.data.video import workers
 from teachclip.data.frames import store as frames
 if __name__ == "__main__":
-    frames.SHARD_ROWS, decoding.decode_file = 1, test_frames.slow_decode
+    frames.SHARD_ROWS, workers.decode_file = 1, test_frames.slow_decode
     folder = Path(sys.argv[1])
     videos = [frames.Video(path.stem, path) for path in sorted((folder / "videos").glob("*.mp4"))]
     test_frames.build(videos, folder, workers=1)
@@ -263,7 +263,7 @@ def test_other_videos_are_refused(videos, tmp_path):
 
 def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(videos, tmp_path, monkeypatch):
     whole = build(videos, tmp_path)
-    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    monkeypatch.setattr(workers, "decode_file", logging_decode)
     kept = [videos[2], videos[0]]
     videos[1].path.unlink()  # neither listed nor there any more
     fewer = build(kept, tmp_path)
@@ -364,7 +364,7 @@ def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypa
     assert list(first.failures) == [videos[2].id, videos[5].id]
     pictures = first.read([0, 1, 3, 4])[0]
     videos[2].path.write_bytes(good)
-    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    monkeypatch.setattr(workers, "decode_file", logging_decode)
     store = build(videos, tmp_path)
     assert decoded(tmp_path) == [videos[2].id]  # its shard was written again, with the frames of the others kept
     assert list(store.failures) == [videos[5].id] and store.store.verify() == []
@@ -395,7 +395,7 @@ def test_a_crash_while_a_mended_video_is_written_loses_only_that_shard(videos, t
     with pytest.raises(MemoryError):
         build(videos, tmp_path)
     monkeypatch.setattr(ArrayStore, "write_shard", write_shard)
-    monkeypatch.setattr(decoding, "decode_file", logging_decode)
+    monkeypatch.setattr(workers, "decode_file", logging_decode)
     store = build(videos, tmp_path)
     assert decoded(tmp_path) == [video.id for video in videos[:3]]
     assert store.failures == {} and store.store.verify() == []
@@ -414,7 +414,7 @@ def test_a_video_that_changes_before_its_frames_are_stored_is_no_mistake(videos,
 
 
 def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", damaged_decode)
+    monkeypatch.setattr(workers, "decode_file", damaged_decode)
     folder = tmp_path / "videos"
     bad = [Video(name, write_video(folder / f"{name}.mp4", frames=40)) for name in ("half", "lost")]
     rows = [*bad, videos[3]]
@@ -441,9 +441,9 @@ def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(v
 
 
 def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", part_decode)
+    monkeypatch.setattr(workers, "decode_file", part_decode)
     hashed = []
-    monkeypatch.setattr(file_facts, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    monkeypatch.setattr(files, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     parts = [Video("a", videos[3].path, 1.0, 2.0), Video("b", videos[3].path, 2.0, 3.5)]
     store = build(parts, tmp_path)
     assert store.read([0, 1])[0][:, 0, 0, 0, 0].tolist() == [12, 23]
@@ -459,13 +459,13 @@ def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch
 
 def test_limits_reach_the_workers(videos, tmp_path, monkeypatch):
     given = {}
-    real = decoding.guarded_map
+    real = workers.guarded_map
 
     def spy(function, items, *, memory_limit, **options):
         given.update(options, memory_limit=memory_limit)
         return real(function, items, **options)
 
-    monkeypatch.setattr(decoding, "guarded_map", spy)
+    monkeypatch.setattr(workers, "guarded_map", spy)
     build(videos[:1], tmp_path, time_limit=17, memory_limit=10**9)
     assert given == {"workers": 2, "time_limit": 17, "memory_limit": 10**9}
 
@@ -474,7 +474,7 @@ def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_pa
     monkeypatch.setattr(frames, "SHARD_ROWS", 2)
     row = 4 * 3 * 32 * 32 + 2
     free = [5 * row]
-    monkeypatch.setattr(frame_space.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(frames.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
     with caplog.at_level("INFO"), pytest.raises(StoreError) as caught:
         build(videos, tmp_path)
     assert str(caught.value) == (
@@ -506,4 +506,4 @@ def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_pa
     [(18_063_360_000, "18.1 GB"), (512 * 10**9, "512 GB"), (1234 * 10**9, "1,234 GB"), (160_000, "160 kB")],
 )
 def test_sizes_are_written_for_a_person(size, text):
-    assert frame_space.size_text(size) == text
+    assert frames.size_text(size) == text

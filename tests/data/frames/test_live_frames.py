@@ -9,14 +9,14 @@ import view_decoder
 from video_files import write_video
 from view_decoder import decoded
 
-from teachclip.data.annotations.catalog import Video
+from teachclip.data.annotations.files import file_facts
+from teachclip.data.annotations.records import Video
 from teachclip.data.frames.live import LiveFrames
 from teachclip.data.frames.views import build_frame_views
-from teachclip.data.video import decoding
-from teachclip.data.video.decoding import Decoding
-from teachclip.data.video.file_facts import file_facts
+from teachclip.data.video import workers
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.workers import Decoding
 from teachclip.errors import DataError
 
 HOW = Decoding(FrameSampling("per_second", 3), FrameTransform(16), workers=1)
@@ -36,7 +36,7 @@ def live(videos, tmp_path, how=HOW):
 
 
 def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
     stored = build_frame_views(videos, videos, HOW, path=tmp_path / "frames", views=3, progress=False)
     decodes = live(videos, tmp_path)
     ids = ["v3", "v0", "v2"]
@@ -52,7 +52,7 @@ def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
 
 
 def test_a_row_that_stands_twice_is_decoded_once(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
     frames, mask = live(videos, tmp_path).read([2, 0, 2, 2])
     assert decoded(tmp_path / "videos") == ["v0 0", "v2 0"]
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])
@@ -60,7 +60,7 @@ def test_a_row_that_stands_twice_is_decoded_once(videos, tmp_path, monkeypatch):
 
 
 def test_coming_batches_are_decoded_before_they_are_read(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
     frames = live(videos, tmp_path)
     order = [np.array(rows) for rows in ([3, 1], [0, 3, 3], [2], [1, 0])]
     plain = [frames.read(rows) for rows in order]
@@ -79,7 +79,7 @@ def test_coming_batches_are_decoded_before_they_are_read(videos, tmp_path, monke
 
 
 def test_something_else_may_be_read_in_between(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
     frames = live(videos, tmp_path)
     with frames.ahead([np.array([0]), np.array([1])]):
         assert torch.equal(frames.read([0])[0], frames.read([0])[0])
@@ -92,7 +92,7 @@ def test_something_else_may_be_read_in_between(videos, tmp_path, monkeypatch):
 
 
 def test_leaving_early_stops_the_decoders(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
     frames = live(videos, tmp_path)
     endless = (np.array([number % 4]) for number in iter(int, 1))
     with pytest.raises(KeyboardInterrupt), frames.ahead(endless):
@@ -113,7 +113,7 @@ def test_leaving_early_stops_the_decoders(videos, tmp_path, monkeypatch):
     ],
 )
 def test_a_video_that_fails_stops_with_one_line_that_names_it(tmp_path, monkeypatch, name, reason, hint, announced):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.failing)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / f"{name}.mp4").write_bytes(b"x")
     (tmp_path / "good.mp4").write_bytes(b"x")
     videos = [Video("one", tmp_path / "good.mp4"), Video("two", tmp_path / f"{name}.mp4")]
@@ -128,13 +128,13 @@ def test_a_video_that_fails_stops_with_one_line_that_names_it(tmp_path, monkeypa
 
 
 def test_what_may_be_the_machines_fault_is_tried_once_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.failing)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / "once.mp4").write_bytes(b"x")
     assert live([Video("one", tmp_path / "once.mp4")], tmp_path).read([0])[0].eq(7).all()
 
 
 def test_a_part_of_a_damaged_video_is_used_and_said_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(decoding, "decode_file", view_decoder.failing)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / "half.mp4").write_bytes(b"x")
     frames = live([Video("one", tmp_path / "half.mp4")], tmp_path, replace(HOW, on_error="use_decodable"))
     with caplog.at_level("INFO"):

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from teachclip.data.video import video_facts
-from teachclip.data.video.file_heads import promised_bytes
-from teachclip.data.video.probe import probe_video
+from teachclip.data.video import probe
+from teachclip.data.video.probe import probe_video, promised_bytes
 
 
 def test_facts_of_a_plain_file(tmp_path):
@@ -73,6 +72,6 @@ def test_the_length_that_a_header_promises(tmp_path):
 
 
 def test_a_machine_without_decord_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_facts, "_has_decord", lambda: False)
+    monkeypatch.setattr(probe, "_has_decord", lambda: False)
     facts = probe_video(write_video(tmp_path / "a.mp4"))
     assert (facts.decoder, facts.decoder_reason) == ("PyAV", "it is not installed")

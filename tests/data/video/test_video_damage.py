@@ -10,8 +10,7 @@ from PIL import Image
 from video_files import cut_file, read_number, read_numbers, write_cover, write_sound, write_video
 
 from teachclip.data.video import decode as video
-from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.native_output import captured_stderr
+from teachclip.data.video.decode import captured_stderr, decode_frames
 from teachclip.data.video.probe import probe_video
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.errors import VideoError

@@ -1,0 +1,196 @@
+"""Video files: found below a folder by name, hashed once, compared across splits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from teachclip.data.annotations.records import Catalog, Video
+from teachclip.errors import DataError, StoreError
+from teachclip.processes import usable_cores
+from teachclip.store.files import file_hash, write_atomic
+
+EXTENSIONS = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
+    *(".m4v", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
+)
+"""Of several files that differ only in the extension, the one that comes first here is meant. A .gif is a picture."""
+
+
+def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Find a file for each name, walking through the folder `root` once.
+
+    A name is a file name or a path relative to `root`, with or without one of `EXTENSIONS`. Names without a file are
+    absent from the result; several names may mean one file. Raises DataError if `root` is no folder or holds no
+    video, or if a name fits files in several folders.
+    """
+    _check_folder(root)
+    index: dict[str, list[PurePosixPath]] = {}
+    for file in _walk(root):
+        for key in {str(file), str(file.with_suffix("")), file.name, file.stem}:
+            index.setdefault(_normal(key), []).append(file)
+    if not index:
+        raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
+    found: dict[str, Path] = {}
+    for name in names:
+        if matches := index.get(_normal(str(PurePosixPath(name)))):
+            found[name] = root / _choose(root, name, matches)
+    return found
+
+
+def find_videos(root: Path) -> dict[str, Path]:
+    """Return every video file below `root` by its path relative to it, in a fixed order.
+
+    Raises DataError if `root` is no folder or holds no video.
+    """
+    _check_folder(root)
+    found = {str(file): root / file for file in _walk(root)}
+    if not found:
+        raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
+    return found
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"video folder {root} {'is a file' if root.exists() else 'does not exist'}")
+
+
+def _walk(root: Path) -> Iterator[PurePosixPath]:
+    """Yield the video files below `root`, relative to it, in a fixed order. Links are followed, not in circles."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        below = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        yield from (below / name for name in sorted(files) if PurePosixPath(name).suffix.lower() in EXTENSIONS)
+
+
+def _choose(root: Path, name: str, matches: Sequence[PurePosixPath]) -> PurePosixPath:
+    """Return the file that is meant: the exact path, else the first extension of the one folder that has the name."""
+    wanted = _normal(str(PurePosixPath(name)))
+    exact = [file for file in matches if wanted in (_normal(str(file)), _normal(str(file.with_suffix(""))))]
+    candidates = exact or list(matches)
+    if len({file.parent for file in candidates}) > 1:
+        places = " and ".join(str(root / file) for file in candidates[:2])
+        raise DataError(f"video {name!r} may be {places}; give the path below {root} or remove one of the files")
+    return min(candidates, key=lambda file: (EXTENSIONS.index(file.suffix.lower()), file))
+
+
+def _normal(name: str) -> str:
+    """Return one spelling of accented letters: macOS takes them apart in file names."""
+    return unicodedata.normalize("NFC", name)
+
+
+Stamp = list[int]
+
+UNREADABLE = "unreadable"
+"""Stands in place of the hash of a file that cannot be read."""
+
+
+def file_facts(videos: Sequence[Video], cache: Path, *, progress: bool) -> dict[str, dict[str, Any]]:
+    """Return row, size in bytes and sha256 of the file of every video, by id; of a part also its start and end.
+
+    Threads hash, for hashlib lets go of the interpreter. `cache` remembers the hash of a file until its size, inode
+    or one of its times change, so that a second run reads no file; deleting it is safe. A file that cannot be read
+    gets the hash `UNREADABLE`: decoding will say why.
+    """
+    known = _read_cache(cache)
+    paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # parts of a file share its hash
+    with ThreadPoolExecutor(min(8, usable_cores())) as executor:
+        results = executor.map(lambda path: _hash_file(path, known), paths)
+        bar = tqdm(results, total=len(paths), desc="hash", unit="video", delay=1, disable=not progress)
+        found = dict(zip(paths, bar, strict=True))
+    fresh = {path: fact for path, fact in found.items() if fact is not None}
+    if any(known.get(path) != fact for path, fact in fresh.items()):
+        _write_cache(cache, {**known, **fresh})
+    return {video.id: _fact(row, video, found[os.path.abspath(video.path)]) for row, video in enumerate(videos)}
+
+
+def _fact(row: int, video: Video, fact: tuple[Stamp, str] | None) -> dict[str, Any]:
+    """Return what is known of one video; a whole file has no start and no end."""
+    part = {name: value for name, value in (("start", video.start), ("end", video.end)) if value is not None}
+    return {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else UNREADABLE, **part}
+
+
+def _hash_file(path: str, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, str] | None:
+    """Return the stamp and hash of a file, or None if it cannot be read."""
+    try:
+        status = os.stat(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        fact = known.get(path)
+        return fact if fact and fact[0] == stamp else (stamp, file_hash(path))
+    except (OSError, StoreError):
+        return None
+
+
+def _read_cache(path: Path) -> dict[str, tuple[Stamp, str]]:
+    """Return what the cache knows; nothing if it is damaged or absent."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {name: (list(map(int, stamp)), str(sha256)) for name, (stamp, sha256) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write_cache(path: Path, facts: dict[str, tuple[Stamp, str]]) -> None:
+    """Save the cache. It only spares time: where it cannot be written, the run goes on without it."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(facts).encode())
+
+
+class Overlap(NamedTuple):
+    """One file, or files of the same content, in several splits: the split and id of every video of them."""
+
+    videos: tuple[tuple[str, str], ...]
+    same_file: bool
+
+    @property
+    def message(self) -> str:
+        """Say which videos are the same, naming two per split."""
+        parts = []
+        for split in dict.fromkeys(split for split, _ in self.videos):
+            ids = [video_id for name, video_id in self.videos if name == split]
+            more = f" and {len(ids) - 2} more" if len(ids) > 2 else ""
+            parts.append(f"{split} {', '.join(map(repr, ids[:2]))}{more}")
+        return f"{' and '.join(parts)} are {'parts of one file' if self.same_file else 'files of the same content'}"
+
+
+def overlaps(catalog: Catalog, facts: Mapping[str, Mapping[str, Any]]) -> list[Overlap]:
+    """Return the files that are in more than one split, in the order of the catalogue.
+
+    `facts`: `sha256` of the file of each video, by video id, as `file_facts` returns them. A
+    file that is absent from them or could not be read is compared by its path alone.
+    """
+    groups: dict[str, list[tuple[str, Video]]] = {}
+    for split in catalog.splits:
+        for video in split.videos:
+            sha256 = facts.get(video.id, {}).get("sha256", "unreadable")
+            key = str(video.path) if sha256 == "unreadable" else sha256
+            groups.setdefault(key, []).append((split.name, video))
+    return [
+        Overlap(tuple((name, video.id) for name, video in group), len({video.path for _, video in group}) == 1)
+        for group in groups.values()
+        if len({name for name, _ in group}) > 1
+    ]
+
+
+def describe_overlaps(found: Sequence[Overlap]) -> list[str]:
+    """Return one line that says how many files are in several splits and names the first; none if there are none."""
+    if not found:
+        return []
+    count = "1 file is" if len(found) == 1 else f"{len(found):,} files are"
+    more = "" if len(found) == 1 else f" and {len(found) - 1:,} more"
+    return [f"{count} in more than one split: {found[0].message}{more}"]

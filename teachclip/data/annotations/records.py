@@ -1,0 +1,158 @@
+"""Captions, videos and splits: what the readers of annotations return and what the catalogue holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachclip.data.formats.tables import repeated
+from teachclip.errors import DataError
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One sentence, or one paragraph, about one video. `id` is unique within a split.
+
+    Raises DataError for a text that no tokenizer takes: half of a surrogate pair, as JSON may escape it, or NUL.
+    """
+
+    id: str
+    video_id: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if "\0" in self.text or any("\ud800" <= letter <= "\udfff" for letter in self.text):
+            allowed = "Unicode without NUL and halves of surrogate pairs"
+            raise DataError(
+                f"caption {self.id!r} of {self.video_id!r} is no text: {self.text!r:.80}; allowed: {allowed}"
+            )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a video is, if its id does not say it: the name of its file, and the part of it in seconds.
+
+    `start`, `end`: seconds of the file; None: from its beginning, to its end. `other_names`: what the file may be
+    called instead, tried in this order.
+    """
+
+    file: str
+    start: float | None = None
+    end: float | None = None
+    other_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The captions of each split in the order of the file; None where there is no split.
+
+    `segments`: by video id, where the videos are whose id is not the name of their file, or that are a part of it.
+    `excluded`: by split, why listed videos are not used, by their id; they count as missing.
+    """
+
+    train: Sequence[Caption]
+    validation: Sequence[Caption] | None = None
+    test: Sequence[Caption] | None = None
+    segments: Mapping[str, Segment] = field(default_factory=dict)
+    excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, or the seconds of one from `start` to `end`; None: from its beginning, to its end.
+
+    `id` is unique within a catalogue; several videos may share one file.
+    """
+
+    id: str
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
+
+    Raises DataError for an id that stands twice, a video without caption, or captions in another order.
+    """
+
+    name: str
+    videos: tuple[Video, ...]
+    captions: tuple[Caption, ...]
+
+    def __post_init__(self) -> None:
+        for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
+            if len(set(ids)) < len(ids):
+                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} stands twice")
+        order = list(dict.fromkeys(caption.video_id for caption in self.captions))
+        if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
+            raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
+
+    @cached_property
+    def caption_videos(self) -> np.ndarray:
+        """Row of each caption's video: (captions,) int64."""
+        rows = {video.id: row for row, video in enumerate(self.videos)}
+        return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return numbers and hashes of the ids and texts, in order, for fingerprints. File contents are not in it."""
+        return {
+            "videos": len(self.videos),
+            "captions": len(self.captions),
+            "video_ids": hash_of([video.id for video in self.videos]),
+            "caption_ids": hash_of([[caption.id, caption.video_id] for caption in self.captions]),
+            "texts": hash_of([caption.text for caption in self.captions]),
+        }
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All splits. No video is in two of them.
+
+    `excluded`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
+    """
+
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for split in self.splits:
+            for video in split.videos:
+                if video.id in seen:
+                    both = f"{seen[video.id]} and {split.name}"
+                    hint = "" if both.startswith("train") else "; to select on test write data.select_on=test instead"
+                    raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
+                seen[video.id] = split.name
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """All splits that there are: train, validation, test."""
+        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """All videos, in the order of the splits."""
+        return tuple(video for split in self.splits for video in split.videos)
+
+    @property
+    def partial(self) -> dict[str, str]:
+        """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
+        used = {split.name: len(split.videos) for split in self.splits}
+        return {name: f"{used[name]:,} of {used[name] + len(lost):,}" for name, lost in self.lost.items() if lost}
+
+
+def hash_of(values: Sequence[Any]) -> str:
+    """Return the sha256 of values in JSON, which keeps them apart."""
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
