@@ -1,4 +1,4 @@
-"""The data doctor and the recipe for own videos, on real small files."""
+"""The dataset check and the recipe for one's own videos, on real small files."""
 
 import json
 import re
@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from html_pages import HOSTILE, check_hostile_page
 from video_files import cut_file, write_video
 
 from teachclip.cli import distill, prepare
 from teachclip.data.annotations.records import Caption, Split, Video
-from teachclip.data_check.findings import caption_facts, frame_oddities, same_files, thumbnails
+from teachclip.data_check.checks import Suspicion, VideoCheck, caption_statistics, duplicates, frame_suspicions
+from teachclip.data_check.report import DatasetCheck, Strip, check_page, thumbnails
 from teachclip.recipe.loading import load_recipe
 
 
@@ -20,15 +22,15 @@ def run(main, *arguments):
 
 
 def write_still(path, value):
-    """A film that shows one picture: of noise, or black."""
+    """A video of one image: a grey value, or black."""
     import av
 
-    picture = np.zeros((64, 64, 3), np.uint8) if value is None else np.full((64, 64, 3), value, np.uint8)
+    image = np.zeros((64, 64, 3), np.uint8) if value is None else np.full((64, 64, 3), value, np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for _ in range(20):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -37,8 +39,8 @@ def write_still(path, value):
 
 @pytest.fixture
 def folder(project, tmp_path):
-    """The small project's videos and captions in a folder of their own, and odd ones beside them."""
-    home = tmp_path / "my films"
+    """The small project's videos and captions in another folder, and suspicious ones beside them."""
+    home = tmp_path / "my videos"
     shutil.copytree(project.root / "videos", home / "videos")
     for number in range(14):
         write_video(home / "videos" / f"clip{number}.mp4", frames=24, seed=number)
@@ -67,39 +69,39 @@ def report_of(project):
 
 
 @pytest.mark.parametrize("store", ["disk", "none"])
-def test_every_odd_video_is_found_named_and_shown(project, recipe, store, capsys):
+def test_every_suspicious_video_is_found_named_and_shown(project, recipe, store, capsys):
     assert run(prepare.main, recipe, f"frames.store={store}") == 2
     captured = capsys.readouterr()
     report = report_of(project)
-    kinds = {name: entry["oddities"] for name, entry in report["videos"].items() if entry["oddities"]}
-    assert kinds == {
+    suspicions = {name: entry["suspicions"] for name, entry in report["videos"].items() if entry["suspicions"]}
+    assert suspicions == {
         "black.mp4": ["black"],
-        "still.mp4": ["frozen: all its frames show the same picture"],
+        "still.mp4": ["frozen: all frames show the same image"],
         "short.mp4": ["short: 0.3 s"],
     }
-    reasons = {name: entry["reason"] for name, entry in report["videos"].items() if entry["reason"]}
-    assert sorted(reasons) == ["cut.mp4", "nowhere.mp4", "page.mp4"]
-    assert "web page" in reasons["page.mp4"] and reasons["nowhere.mp4"] == "missing: no such file"
-    assert report["same_content"] == [["clip0.mp4", "again.mp4"]]
+    errors = {name: entry["error"] for name, entry in report["videos"].items() if entry["error"]}
+    assert sorted(errors) == ["cut.mp4", "nowhere.mp4", "page.mp4"]
+    assert "web page" in errors["page.mp4"] and errors["nowhere.mp4"] == "missing: no such file"
+    assert report["duplicates"] == [["clip0.mp4", "again.mp4"]]
     assert len(report["overlaps"]) == 1 and "'clip0.mp4'" in report["overlaps"][0]
-    assert report["captions"]["test"]["captions_cut"] == 1
+    assert report["captions"]["test"]["captions_truncated"] == 1
     facts = report["videos"]["clip1.mp4"]["facts"]
     assert (facts["codec"], facts["width"], facts["frames"]) == ("h264", 64, 24)
     assert facts["duration"] == pytest.approx(2.4)
     assert "3 of 21 videos cannot be used: " in captured.out and "data.max_missing=0.1429 (now 0.01)" in captured.out
     assert "train short.mp4: short: 0.3 s" in captured.out
-    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "training refuses this data" in errors[0] and "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "training refuses this data" in lines[0] and "Traceback" not in captured.err
     page = (project.folder / "run" / "prepare.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 6 + 3
     assert "web page" in page and "<script" not in page
     assert (project.folder / "stores" / "frames" / "manifest.json").exists() == (store == "disk")
 
 
-def test_what_may_be_left_out_is_said_and_training_then_goes_on(project, recipe, capsys):
+def test_excluded_videos_are_counted_and_training_continues_without_them(project, recipe, capsys):
     assert run(prepare.main, recipe, "data.max_missing=0.2") == 0
     out = capsys.readouterr().out
-    assert "training leaves out 3 videos (14.3 %, allowed 20 %)" in out
+    assert "training excludes 3 videos (14.3 %, allowed 20 %)" in out
     found = re.findall(r"(\w+): (\d+) of (\d+) videos and (\d+) captions can be used", out)
     counts = {split: [int(number) for number in numbers] for split, *numbers in found}
     assert np.sum(list(counts.values()), axis=0).tolist() == [18, 21, 32]
@@ -108,20 +110,18 @@ def test_what_may_be_left_out_is_said_and_training_then_goes_on(project, recipe,
     assert f"data: {told}\n" in capsys.readouterr().err
 
 
-def test_good_data_has_nothing_to_look_at(project, capsys):
+def test_usable_data_has_no_suspicions(project, capsys):
     assert run(prepare.main, project()) == 0
     captured = capsys.readouterr()
-    assert "nothing is left out" in captured.out and "| nothing |" in captured.out.replace(" " * 2, "")
-    assert not [name for name, entry in report_of(project)["videos"].items() if entry["oddities"]]
+    assert "no video is excluded" in captured.out and "| none |" in captured.out.replace(" " * 2, "")
+    assert not [name for name, entry in report_of(project)["videos"].items() if entry["suspicions"]]
 
 
-def test_damaged_videos_are_used_in_part_where_that_is_wanted(project, recipe, capsys):
+def test_damaged_videos_are_partially_decoded_if_the_recipe_allows_it(project, recipe, capsys):
     run(prepare.main, recipe, "frames.on_error=use_decodable")
     entry = report_of(project)["videos"]["cut.mp4"]
-    assert entry["reason"] == "" and entry["frames"] > 0
-    assert (
-        entry["oddities"][0].startswith("only a part can be decoded: ") and "cut off or damaged" in entry["oddities"]
-    )
+    assert entry["error"] == "" and entry["frames"] > 0
+    assert entry["suspicions"][0].startswith("partially decoded: ") and "truncated or damaged" in entry["suspicions"]
 
 
 def test_its_own_advice_can_be_followed_without_decoding_again(project, recipe, folder, capsys):
@@ -132,7 +132,7 @@ def test_its_own_advice_can_be_followed_without_decoding_again(project, recipe, 
     capsys.readouterr()
     assert run(prepare.main, recipe) == 0
     captured = capsys.readouterr()
-    assert "nothing is left out" in captured.out and "decode: " not in captured.err
+    assert "no video is excluded" in captured.out and "decode: " not in captured.err
     assert run(distill.main, recipe, "teachers=[]") == 0
 
 
@@ -146,7 +146,7 @@ def test_a_store_that_training_refuses_is_reported_and_the_rest_examined(project
     assert "clip1.mp4" in captured.out and "files have changed" in captured.out
     report = report_of(project)
     assert "files have changed" in report["refusal"]
-    assert report["videos"]["clip1.mp4"]["frames"] > 0 and report["videos"]["black.mp4"]["oddities"] == ["black"]
+    assert report["videos"]["clip1.mp4"]["frames"] > 0 and report["videos"]["black.mp4"]["suspicions"] == ["black"]
 
 
 def test_its_verdict_is_that_of_training(project, recipe, folder, capsys):
@@ -162,10 +162,10 @@ def test_its_verdict_is_that_of_training(project, recipe, folder, capsys):
 
 def test_unreadable_videos_without_a_store_are_refused_as_in_training(project, recipe, capsys):
     assert run(prepare.main, recipe, "frames.store=none", "data.max_missing=0.5") == 2
-    assert "frames.store=none leaves out no unreadable video, and 2 are" in capsys.readouterr().err
+    assert "frames.store=none cannot exclude unreadable videos, and 2 are unreadable" in capsys.readouterr().err
 
 
-def test_parts_of_a_file_are_looked_at_as_parts(project, tmp_path, capsys):
+def test_segments_of_a_file_are_checked_as_segments(project, tmp_path, capsys):
     write_video(tmp_path / "long.mp4", frames=100)
     rows = [f"long.mp4,a red circle,{k},{k + 2},train" for k in range(0, 8, 2)]
     rows += ["long.mp4,a blue circle,9,9.2,test"]
@@ -173,12 +173,12 @@ def test_parts_of_a_file_are_looked_at_as_parts(project, tmp_path, capsys):
     data = {"annotations": str(tmp_path / "parts.csv"), "videos": str(tmp_path), "validation": None}
     assert run(prepare.main, project(data={**data, "select_on": "test"})) == 0
     videos = report_of(project)["videos"]
-    assert videos["long.mp4[9-9.2]"]["oddities"] == ["short: 0.2 s"]
-    assert videos["long.mp4[2-4]"]["oddities"] == [] and videos["long.mp4[2-4]"]["seconds"] == pytest.approx(2)
+    assert videos["long.mp4[9-9.2]"]["suspicions"] == ["short: 0.2 s"]
+    assert videos["long.mp4[2-4]"]["suspicions"] == [] and videos["long.mp4[2-4]"]["seconds"] == pytest.approx(2)
     assert len(report_of(project)["overlaps"]) == 1
 
 
-def test_an_output_folder_that_cannot_be_made_is_said_first(project, recipe, folder, capsys):
+def test_an_output_folder_that_cannot_be_made_is_reported_first(project, recipe, folder, capsys):
     assert run(prepare.main, recipe, f"output={folder / 'black.mp4' / 'x'}") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
     assert len(errors) == 1 and "the folder cannot be made" in errors[0]
@@ -201,7 +201,7 @@ def test_init_writes_a_recipe_that_trains(project, folder, capsys):
     assert run(distill.main, path, *short, "student.temporal_layers=1") == 0
     assert (folder / "teachclip" / "run" / "student" / "config.json").exists()
     assert run(prepare.main, "init", folder) == 2
-    assert "recipe.yaml is there already" in capsys.readouterr().err
+    assert "recipe.yaml exists" in capsys.readouterr().err
 
 
 def test_init_takes_text_files_beside_the_videos(tmp_path, capsys):
@@ -218,13 +218,13 @@ def test_init_takes_text_files_beside_the_videos(tmp_path, capsys):
     ("files", "message"),
     [
         ({}, "holds no captions: expected a .csv, .jsonl or .parquet file"),
-        ({"a.csv": "video,caption\nx,y\n", "b.csv": ""}, "holds 2 tables (a.csv, b.csv); say which"),
+        ({"a.csv": "video,caption\nx,y\n", "b.csv": ""}, "holds 2 tables (a.csv, b.csv); name the one"),
         ({"a.csv": "film,text\nx,y\n"}, "a.csv: line 1 has no column 'video'"),
         ({"a.csv": "video,caption\nx,y\n", "z.mp4": "v"}, "names 1 videos, such as 'x', but none of them is below"),
     ],
 )
 def test_a_folder_that_cannot_be_used_gets_one_line(tmp_path, capsys, files, message):
-    home = tmp_path / "films"
+    home = tmp_path / "videos"
     home.mkdir()
     for name, text in files.items():
         (home / name).write_text(text)
@@ -234,46 +234,71 @@ def test_a_folder_that_cannot_be_used_gets_one_line(tmp_path, capsys, files, mes
     assert not (home / "recipe.yaml").exists()
 
 
-def test_a_folder_that_is_not_there_and_another_kind_of_table_are_named(tmp_path, capsys):
+def test_a_folder_that_does_not_exist_and_another_kind_of_table_are_named(tmp_path, capsys):
     assert run(prepare.main, "init", tmp_path / "none") == 2
     assert "none: no such folder" in capsys.readouterr().err
     (tmp_path / "list.xlsx").touch()
     assert run(prepare.main, "init", tmp_path, "--captions", tmp_path / "list.xlsx") == 2
-    assert "ends with .csv, .jsonl, .parquet" in capsys.readouterr().err
+    assert "allowed suffixes: .csv, .jsonl, .parquet" in capsys.readouterr().err
 
 
 # The checks
 
 
-def test_black_and_frozen_frames_are_told_from_films():
+def messages_of(frames):
+    return [suspicion.message for suspicion in frame_suspicions(frames)]
+
+
+def test_black_and_frozen_frames_are_recognised():
     noise = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (4, 3, 16, 16)).astype(np.uint8))
-    assert frame_oddities(noise) == []
-    assert frame_oddities(noise[:1]) == []
-    assert frame_oddities(torch.zeros_like(noise)) == ["black"]
-    assert frame_oddities(noise[:1].expand(4, -1, -1, -1)) == ["frozen: all its frames show the same picture"]
+    assert messages_of(noise) == []
+    assert messages_of(noise[:1]) == []
+    assert messages_of(torch.zeros_like(noise)) == ["black"]
+    assert messages_of(noise[:1].expand(4, -1, -1, -1)) == ["frozen: all frames show the same image"]
     dark = noise.clone()
     dark[:3] = 0
-    assert frame_oddities(dark) == ["3 of 4 frames are black"]
+    assert messages_of(dark) == ["3 of 4 frames are black"]
     small = torch.zeros_like(noise)
-    small[:, :, 4:8, 4:8] = 200  # a light in the dark is no black picture
+    small[:, :, 4:8, 4:8] = 200  # a light in the dark is not a black frame
     small[1:, :, 4:8, 4:8] = 0
     small[1:, :, 8:12, 8:12] = 200
-    assert frame_oddities(small) == []
+    assert messages_of(small) == []
 
 
-def test_tokens_that_are_cut_are_counted():
+def test_hostile_names_and_messages_stay_text_on_the_page():
+    videos = [
+        VideoCheck(HOSTILE, HOSTILE, HOSTILE, suspicions=[Suspicion(HOSTILE, HOSTILE)]),
+        VideoCheck(f"{HOSTILE}2", HOSTILE, HOSTILE, error=HOSTILE),
+    ]
+    strips = [Strip(videos[0], np.zeros((2, 8, 8, 3), np.uint8))]
+    captions = {
+        HOSTILE: {
+            "captions": 1,
+            "captions_per_video": [1, 1, 1],
+            "tokens": [1, 1, 1],
+            "captions_truncated": 0,
+            "tokens_truncated_share": 0.0,
+            "captions_of_several_videos": 1,
+            "examples_of_several_videos": [HOSTILE],
+        }
+    }
+    check = DatasetCheck(HOSTILE, videos, captions, [[HOSTILE] * 2], [HOSTILE], [HOSTILE], HOSTILE, strips)
+    check_hostile_page(check_page(check), images=1)
+
+
+def test_truncated_tokens_are_counted():
     captions = tuple(Caption(str(k), video, "A  word") for k, video in enumerate("aab"))
     split = Split("train", tuple(Video(name, name) for name in "ab"), captions)
-    facts = caption_facts(split, [4, 10, 6], 8)
+    facts = caption_statistics(split, [4, 10, 6], 8)
     assert facts["captions_per_video"] == [1, 1.5, 2] and facts["tokens"] == [4, 6.0, 10]
-    assert facts["captions_cut"] == 1 and facts["tokens_cut_share"] == pytest.approx(2 / 20)
+    assert facts["captions_truncated"] == 1 and facts["tokens_truncated_share"] == pytest.approx(2 / 20)
     assert facts["captions_of_several_videos"] == 1 and facts["examples_of_several_videos"] == ["a word"]
 
 
 def test_segments_of_one_file_are_no_duplicates_and_unreadable_files_are_not_compared():
     files = {"a": "1", "a2": "1", "b": "2", "c": "3", "d": "4"}
     hashes = {"a": "x", "a2": "x", "b": "x", "c": "unreadable", "d": "unreadable"}
-    assert same_files(hashes, files) == [["a", "b"]]
+    assert duplicates(hashes, files) == [["a", "b"]]
 
 
 def test_thumbnails_keep_proportions_and_colours():

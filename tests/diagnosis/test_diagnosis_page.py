@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
+from html_pages import HOSTILE, check_hostile_page
 from PIL import Image
 
 from teachclip.diagnosis.page import (
@@ -19,26 +19,7 @@ from teachclip.diagnosis.page import (
 )
 from teachclip.reports.pages import jpeg_uri
 
-EVIL = "<script>alert('a & b')</script>"
 METRICS = {"recall_at_1": 12.5, "recall_at_5": 50.0, "recall_at_10": 75.0}
-
-
-class Balance(HTMLParser):
-    """Fails on a tag that is closed without having been opened, or the other way round."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        self.seen.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def picture(size=(120, 160), seed=0):
@@ -57,27 +38,27 @@ def row(video, *, teacher=True):
 
 def made_up_report(*, teacher=True):
     steps = [
-        {"name": "student", "label": "student", "how": EVIL, **METRICS},
+        {"name": "student", "label": "student", "how": HOSTILE, **METRICS},
         {"name": "teacher", "label": "teacher", "how": "As it is.", **dict.fromkeys(METRICS, 80.0)},
     ]
-    query = {"caption": EVIL, "caption_id": "c", "student_rank": 31, "teacher_rank": 2}
+    query = {"caption": HOSTILE, "caption_id": "c", "student_rank": 31, "teacher_rank": 2}
     return {
-        "recipe": EVIL,
-        "student": EVIL,
-        "teacher": EVIL,
+        "recipe": HOSTILE,
+        "student": HOSTILE,
+        "teacher": HOSTILE,
         "split": "test",
         "videos": 100,
         "captions": 300,
         "models": {"student": {"t2v": METRICS, "v2t": METRICS}},
         "cross_fitted": True,
         "ladder": steps,
-        "parts": [{"step": "teacher", "label": EVIL, **{key: 80 - METRICS[key] for key in METRICS}}],
+        "parts": [{"step": "teacher", "label": HOSTILE, **{key: 80 - METRICS[key] for key in METRICS}}],
         "gap": {key: 80 - METRICS[key] for key in METRICS},
-        "beside": [{"name": "closest_frame", "label": EVIL, "how": EVIL, "captions": None, **METRICS}],
-        "agreement": [{"name": "spearman", "label": EVIL, "how": EVIL, "value": None}],
-        "frames": {EVIL: {"event": 0.5, "empty": 0.5}},
-        "remarks": [EVIL],
-        "worst": [{**query, "right": row(EVIL, teacher=teacher), "first": row(EVIL, teacher=teacher)}],
+        "beside": [{"name": "closest_frame", "label": HOSTILE, "how": HOSTILE, "captions": None, **METRICS}],
+        "agreement": [{"name": "spearman", "label": HOSTILE, "how": HOSTILE, "value": None}],
+        "frames": {HOSTILE: {"event": 0.5, "empty": 0.5}},
+        "remarks": [HOSTILE],
+        "worst": [{**query, "right": row(HOSTILE, teacher=teacher), "first": row(HOSTILE, teacher=teacher)}],
     }
 
 
@@ -86,13 +67,8 @@ def page_of(report):
     return diagnosis_page(report, [{"right": pictures, "first": pictures}])
 
 
-def test_the_page_is_whole_escapes_every_text_and_needs_no_network():
-    page = page_of(made_up_report())
-    parser = Balance()
-    parser.feed(page)
-    assert not parser.open and "script" not in parser.seen
-    assert "alert(&#39;a &amp; b&#39;)" in page
-    assert not re.search(r"https?:|url\(|@import|src=\"(?!data:image/jpeg)", page)
+def test_the_page_shows_hostile_texts_as_text_and_needs_no_network():
+    check_hostile_page(page_of(made_up_report()), images=4)
 
 
 def test_the_page_holds_the_pictures_and_both_weights_below_them():

@@ -5,8 +5,11 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from html_pages import HOSTILE, check_hostile_page, checked_page
+from jinja2 import UndefinedError
 from made_up import made_up_cost, made_up_run
 
+from teachclip.reports.pages import render_page
 from teachclip.reports.pictures import arm_colours, draw_frames, draw_recall
 from teachclip.reports.report import (
     Arm,
@@ -139,15 +142,20 @@ def test_page_is_well_formed_and_needs_nothing_from_elsewhere(tmp_path):
     report = a_report()
     draw_recall(report, tmp_path / "recall.png")
     page = report_page(report, [(tmp_path / "recall.png", 'a "caption" <here>')])
-    tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    tree = checked_page(page, images=1)
     assert len(tree.findall(".//table")) == len(report_tables(report)) + 4
-    sources = [element.attrib["src"] for element in tree.iter() if "src" in element.attrib]
-    assert len(sources) == 1
-    assert sources[0].startswith("data:image/png;base64,")
-    assert not [element for element in tree.iter() if element.tag in ("script", "link", "iframe")]
-    assert not [element for element in tree.iter() if "href" in element.attrib]
-    assert "http" not in page.replace(sources[0], "")
     assert "distilled <b>&" in "".join(tree.itertext())
+
+
+def test_page_shows_hostile_texts_as_text(tmp_path):
+    report = {**a_report(), "title": HOSTILE, "remarks": [HOSTILE], "commands": {HOSTILE: HOSTILE}}
+    draw_recall(report, tmp_path / "recall.png")
+    check_hostile_page(report_page(report, [(tmp_path / "recall.png", HOSTILE)]), images=1)
+
+
+def test_a_value_that_a_template_does_not_get_is_an_error():
+    with pytest.raises(UndefinedError, match="subtitle"):
+        render_page("demo.html", title="a title")
 
 
 def test_report_without_pictures_says_how_to_get_them():
