@@ -33,7 +33,7 @@ from teachclip.shapes.captions import Phrase, oracle_recall_at_1, test_caption, 
 from teachclip.shapes.presets import Preset, find_preset, preset_settings
 from teachclip.shapes.rendering import ENCODER, write_video
 from teachclip.shapes.scenes import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_video, stream
-from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.files import LOCK, explain_failed_write, locked_folder, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 TEST_CAPTIONS = 5
@@ -120,6 +120,7 @@ def make_shapes(
     root = Path(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _check_folder(root, settings)  # before the lock, which leaves a file in the folder
         with locked_folder(root):
             _check_folder(root, settings)
             if (root / MANIFEST).exists() and _is_complete(root, dataset):
@@ -275,7 +276,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{folder} holds another Shapes dataset ({difference}); choose another folder or delete it"
             )
         return
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if names:
         raise DataError(f"{folder} holds {', '.join(names[:3])} and no Shapes dataset; choose an empty folder")
 

@@ -4,23 +4,29 @@ A store is a folder. Any program in any language can write one:
 
     manifest.json             what the store holds and what its numbers depend on
     video_text-00003.npy      array `video_text`, shard 3 (five digits or more): a plain `.npy` file, little-endian
-    shard-00003.json          the commit mark of shard 3: present when all arrays of the shard are whole
+    shard-00003.json          the commit record of shard 3: present when all arrays of the shard are whole
+    .lock                     what writing processes lock; may be absent
 
 `manifest.json` is one JSON object:
 
-    {"format": "teachclip-store", "version": 1,
+    {"format": "teachclip-store", "version": 2,
      "rows": 9000,                       rows of every array, over all shards
-     "rows_per_shard": 512,              shard k holds rows k*512 .. (k+1)*512 - 1, the last shard what is left
+     "rows_per_shard": 512,              shard k holds rows k*512 .. (k+1)*512 - 1, the last one the rest
      "arrays": {"video_text": {"dtype": "float16", "shape": [9000]}},   shape of ONE row, numpy names of types
-     "provenance": {...},             all that the numbers depend on, as JSON
-     "fingerprint": "..."}               may be left out: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
+     "provenance": {...},                all that the numbers depend on, as JSON
+     "fingerprint": "..."}               optional: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
 
-What `shard-00003.json` holds is in `teachclip.store.commit_record`. Write the arrays under temporary names ending in
-`.tmp`,
-flush them to the disk, rename them, and only then write the mark in the same way. So a shard exists or it does not,
-whenever a writer is killed; several processes may write different shards. A shard that exists is never changed: to
-compute one again, delete its mark.
+`shard-00003.json` is one JSON object:
+
+    {"shard": 3,
+     "sha256": {"video_text": "..."},            of each whole `.npy` file
+     "failures": {"1540": "..."},                why a row has no value; rows are counted over the whole store
+     "notes": {"1541": "..."}}                   optional: what to know about a row
+
+Write the arrays under temporary names ending in `.tmp`, flush them to the disk, rename them, and only then write the
+commit record in the same way. So a shard exists or it does not, whenever a writer is killed; several processes may
+write different shards. A shard that exists is never changed: to compute one again, delete its commit record.
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ from teachclip.store.files import (
     write_npy,
 )
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
-from teachclip.store.manifest import ArraySpec, Manifest, Mark
+from teachclip.store.manifest import ArraySpec, CommitRecord, Manifest
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 
@@ -61,7 +67,7 @@ class ArrayStore:
         self.arrays, self.provenance = manifest.arrays, manifest.provenance
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
         self._maps: dict[tuple[str, int], np.ndarray] = {}
-        self._marks: dict[int, Mark] = {}
+        self._records: dict[int, CommitRecord] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(ArrayStore.open, complete=False), (self.path,)  # a worker process maps the files anew
@@ -76,39 +82,37 @@ class ArrayStore:
         rows: int,
         rows_per_shard: int,
     ) -> ArrayStore:
-        """Open the store at `path` to write it, or make it. Several processes may do so at once.
+        """Open the store at `path` for writing, or create it. Several processes may do so at once.
 
-        A store that exists keeps its own `rows_per_shard`. Raises StoreError, naming the difference, if it was made
-        under other provenance or holds other arrays or another number of rows.
+        A store that exists keeps its own `rows_per_shard`. Raises StoreError, naming the difference, if it has
+        another provenance, other arrays or another number of rows.
         """
         specs = {name: ArraySpec(spec.dtype, tuple(map(int, spec.shape))) for name, spec in arrays.items()}
         wanted = Manifest(Path(path), int(rows), int(rows_per_shard), specs, provenance)
-        found = wanted.create_or_read()
-        found.refuse_circumstances(provenance)
-        found.refuse_arrays(wanted.rows, specs)
-        return cls(found)
+        manifest = wanted.create_or_read()
+        manifest.check_provenance(provenance)
+        manifest.check_arrays(wanted.rows, specs)
+        return cls(manifest)
 
     @classmethod
     def open(
         cls, path: str | Path, *, provenance: Mapping[str, Any] | None = None, complete: bool = True
     ) -> ArrayStore:
-        """Open a store to read it; `complete=False` also opens one that is still being written.
+        """Open a store for reading; `complete=False` also opens one that is still being written.
 
-        Raises StoreError if there is no store of this format, if it was made under other provenance than those
+        Raises StoreError if there is no store of this format version, if it has another `provenance` than the one
         given, or if shards are missing.
         """
         manifest = Manifest.read(Path(path))
         if provenance is not None:
-            manifest.refuse_circumstances(provenance)
+            manifest.check_provenance(provenance)
         store = cls(manifest)
         if complete and (missing := store.missing_shards()):
-            raise StoreError(
-                f"{path}: {len(missing)} of {store.shards} shards are missing; run what makes them again"
-            )
+            raise StoreError(f"{path}: {len(missing)} of {store.shards} shards are missing; run the command again")
         return store
 
-    def renewed(self, provenance: Mapping[str, Any]) -> ArrayStore:
-        """Change what the store is said to depend on, for who knows that no row it holds depends on the change."""
+    def with_provenance(self, provenance: Mapping[str, Any]) -> ArrayStore:
+        """Replace the provenance on disk; the caller knows that no stored row depends on the change."""
         return ArrayStore(self._manifest.rewrite(provenance))
 
     @property
@@ -117,7 +121,7 @@ class ArrayStore:
         return not self.missing_shards()
 
     def missing_shards(self, process_index: int = 0, process_count: int = 1) -> list[int]:
-        """Return the shards that do not exist yet, of those that fall to this process whatever the others did."""
+        """Return the missing ones of the shards `process_index`, `process_index + process_count`, ..., ascending."""
         names = set(os.listdir(self.path))
         mine = range(process_index, self.shards, process_count)
         return [shard for shard in mine if not names.issuperset(file.name for file in self._files(shard))]
@@ -129,40 +133,40 @@ class ArrayStore:
         return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows))
 
     def write_shard(
-        self, shard: int, arrays: Mapping[str, np.ndarray], *, failures: Texts = None, remarks: Texts = None
+        self, shard: int, arrays: Mapping[str, np.ndarray], *, failures: Texts = None, notes: Texts = None
     ) -> None:
         """Write all arrays of one shard, each (rows of the shard, ...); a shard that exists is left as it is.
 
-        `failures` maps rows (counted over the whole store) that could not be computed to the reason; what the arrays
-        hold there is never read. `remarks` are kept with the rows. Raises StoreError for arrays that do not fit or
-        are not finite, and if the disk is full; then no temporary file remains.
+        `failures` maps rows (counted over the whole store) that could not be computed to their errors; what the
+        arrays hold there is never read. `notes` by row are kept with them. Raises StoreError for arrays of another
+        shape or dtype or with values that are not finite, and if the disk is full; then no temporary file remains.
         """
         failures = failures or {}
         self._manifest.check_shard(self.shard_rows(shard), arrays, failures)
-        *files, mark = self._files(shard)
-        waiting: dict[Path, Path] = {}
-        sums = {}
+        *files, record = self._files(shard)
+        temporaries: dict[Path, Path] = {}
+        checksums = {}
         try:
             for name, file in zip(self.arrays, files, strict=True):
-                temporary, sums[name] = write_npy(file, arrays[name])
-                waiting[temporary] = file
-            temporary, _ = write_json(mark, Mark(sums, failures, remarks or {}).to_json(shard))
-            waiting[temporary] = mark
+                temporary, checksums[name] = write_npy(file, arrays[name])
+                temporaries[temporary] = file
+            temporary, _ = write_json(record, CommitRecord(checksums, failures, notes or {}).to_json(shard))
+            temporaries[temporary] = record
             with locked_folder(self.path):
-                if not all(file.exists() for file in waiting.values()):
-                    rename_all(waiting)
+                if not all(file.exists() for file in temporaries.values()):
+                    rename_all(temporaries)
                 for stale in self.path.glob(f"*-{shard:05d}.*.tmp"):  # of a writer of this shard that was killed
                     stale.unlink(missing_ok=True)
         except OSError as error:
             need = sum(array.nbytes for array in arrays.values())
             raise explain_failed_write(error, self.path, f"shard {shard}", need) from error
         finally:
-            for temporary in waiting:
+            for temporary in temporaries:
                 temporary.unlink(missing_ok=True)
             self._forget(shard)
 
     def discard(self, shard: int) -> None:
-        """Take the mark of a shard away, so that it counts as missing and can be written again."""
+        """Delete the commit record of a shard, so that the shard counts as missing and can be written again."""
         self._files(shard)[-1].unlink(missing_ok=True)
         self._forget(shard)
 
@@ -170,13 +174,13 @@ class ArrayStore:
         """Return the given rows of one array, (len(rows), ...), in their order; rows may repeat.
 
         Raises StoreError for a name or row that the store does not have, for a shard that is missing or damaged, and
-        for a row that could not be computed, naming it.
+        for a row that could not be computed, with its error.
         """
         if name not in self.arrays:
             raise StoreError(f"{self.path} has no array {name!r}, only {', '.join(self.arrays)}")
         wanted = np.arange(self.rows)[rows] if isinstance(rows, slice) else np.asarray(rows)
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise StoreError(f"{self.path}: rows must be a list of whole numbers, got {wanted.dtype} {wanted.shape}")
+            raise StoreError(f"{self.path}: rows must be a list of integers, got {wanted.dtype} {wanted.shape}")
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise StoreError(f"{self.path}: rows {wanted.min()} to {wanted.max()} of {self.rows} do not exist")
         spec = self.arrays[name]
@@ -185,22 +189,22 @@ class ArrayStore:
         order = np.argsort(shards, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if wanted.size else []:
             shard = int(shards[places[0]])
-            failures = self._mark(shard).failures
-            if lost := failures and [row for row in wanted[places].tolist() if row in failures]:
-                raise StoreError(f"{self.path}: row {lost[0]} could not be computed: {failures[lost[0]]}")
+            failures = self._record(shard).failures
+            if failed := failures and [row for row in wanted[places].tolist() if row in failures]:
+                raise StoreError(f"{self.path}: row {failed[0]} could not be computed: {failures[failed[0]]}")
             result[places] = self._map(name, shard)[offsets[places]]
         return result
 
     def failures(self) -> dict[int, str]:
-        """Return the reason by row that could not be computed, over all shards that exist."""
-        return {row: reason for mark in self._all_marks() for row, reason in mark.failures.items()}
+        """Return the error of every row that could not be computed, over all shards that exist."""
+        return {row: error for record in self._all_records() for row, error in record.failures.items()}
 
-    def remarks(self) -> dict[int, str]:
-        """Return what is to be known of rows, over all shards that exist."""
-        return {row: remark for mark in self._all_marks() for row, remark in mark.remarks.items()}
+    def notes(self) -> dict[int, str]:
+        """Return the notes by row, over all shards that exist."""
+        return {row: note for record in self._all_records() for row, note in record.notes.items()}
 
     def verify(self) -> list[str]:
-        """Read every file and compare its checksum. Returns one line for each problem; none if the store is whole."""
+        """Read every file and compare its checksum. Returns one line per problem, none if the store is whole."""
         missing = self.missing_shards()
         problems = [f"{self.path}: {len(missing)} of {self.shards} shards are missing"] if missing else []
         for shard in sorted(set(range(self.shards)) - set(missing)):
@@ -208,7 +212,7 @@ class ArrayStore:
             for name, file in zip(self.arrays, self._files(shard), strict=False):
                 try:
                     self._map(name, shard)
-                    if file_hash(file) != self._mark(shard).sums.get(name):
+                    if file_hash(file) != self._record(shard).checksums.get(name):
                         raise self._damaged(file, shard, "its checksum differs")
                 except StoreError as error:
                     problems.append(str(error))
@@ -218,22 +222,22 @@ class ArrayStore:
         names = [f"{name}-{shard:05d}.npy" for name in self.arrays]
         return [self.path / name for name in (*names, f"shard-{shard:05d}.json")]
 
-    def _all_marks(self) -> list[Mark]:
-        return [self._mark(shard) for shard in sorted(set(range(self.shards)).difference(self.missing_shards()))]
+    def _all_records(self) -> list[CommitRecord]:
+        return [self._record(shard) for shard in sorted(set(range(self.shards)).difference(self.missing_shards()))]
 
-    def _mark(self, shard: int) -> Mark:
-        if shard not in self._marks:
+    def _record(self, shard: int) -> CommitRecord:
+        if shard not in self._records:
             file = self._files(shard)[-1]
             try:
-                self._marks[shard] = Mark.read(file)
+                self._records[shard] = CommitRecord.read(file)
             except FileNotFoundError as error:
-                raise StoreError(f"{self.path}: shard {shard} is missing; run what makes it again") from error
+                raise StoreError(f"{self.path}: shard {shard} is missing; run the command again") from error
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._damaged(file, shard, repr(error)) from error
-        return self._marks[shard]
+        return self._records[shard]
 
     def _map(self, name: str, shard: int) -> np.ndarray:
-        """Return one shard of one array, mapped from the disk: (rows of the shard, ...)."""
+        """Return one shard of one array, memory-mapped: (rows of the shard, ...)."""
         if (name, shard) not in self._maps:
             file = self._files(shard)[list(self.arrays).index(name)]
             try:
@@ -249,10 +253,10 @@ class ArrayStore:
         return self._maps[name, shard]
 
     def _forget(self, shard: int) -> None:
-        self._marks.pop(shard, None)
+        self._records.pop(shard, None)
         for name in self.arrays:
             self._maps.pop((name, shard), None)
 
-    def _damaged(self, file: Path, shard: int, why: str) -> StoreError:
-        mark = self._files(shard)[-1].name
-        return StoreError(f"{file} is damaged ({why}); delete {mark} there and run what makes it again")
+    def _damaged(self, file: Path, shard: int, cause: str) -> StoreError:
+        record = self._files(shard)[-1].name
+        return StoreError(f"{file} is damaged ({cause}); delete {record} and run the command again")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import tokenize
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from teachclip.errors import StoreError
 
-try:
-    import fcntl
-except ImportError:  # not on Windows; there two processes must not write the same file
-    fcntl = None  # type: ignore[assignment]
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""The file in a folder that the processes which write there lock; its content means nothing."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock before a log line says so."""
 
 
 class _HashingFile:
@@ -35,7 +40,7 @@ class _HashingFile:
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the sha256 of a file's content, read in pieces. Raises StoreError if it cannot be read."""
+    """Return the sha256 of a file's content, in hexadecimal. Raises StoreError if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -47,9 +52,9 @@ def file_hash(path: str | Path) -> str:
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """Map a `.npy` file from the disk, read-only. Raises ValueError, saying why, if it is not whole."""
+    """Map a `.npy` file read-only. Raises ValueError, with the cause, if the file is truncated or not `.npy`."""
     try:
-        # a plain view: it keeps the map alive and is much faster to index than numpy.memmap
+        # A plain array keeps the map alive and is much faster to index than numpy.memmap.
         return np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
@@ -62,11 +67,11 @@ def write_npy(path: Path, array: np.ndarray) -> tuple[Path, str]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises StoreError if that cannot be done."""
+    """Create a folder and its parents. Raises StoreError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{path}: the folder cannot be made: {error.strerror}") from error
+        raise StoreError(f"{path}: cannot create the folder: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any) -> tuple[Path, str]:
@@ -75,9 +80,9 @@ def write_json(path: Path, value: Any) -> tuple[Path, str]:
 
 
 def write_temporary(path: Path, write: Callable[[Any], object]) -> tuple[Path, str]:
-    """Let `write(file)` fill a temporary file beside `path` and flush it to the disk.
+    """Call `write(file)` with a temporary file beside `path` and flush the file to the disk.
 
-    Returns the temporary file, for `rename_all`, and the sha256 of its content. If anything fails, the file is gone.
+    Returns the temporary file, for `rename_all`, and the sha256 of its content. On any error the file is removed.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # two writers never share a temporary file
     try:
@@ -88,20 +93,20 @@ def write_temporary(path: Path, write: Callable[[Any], object]) -> tuple[Path, s
             os.fsync(file.fileno())
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: name the file
             error.filename = str(path)
         raise
     return temporary, hashing.digest.hexdigest()
 
 
 def rename_all(places: Mapping[Path, Path]) -> None:
-    """Rename flushed temporary files to their places in one folder, the last one after all others are safe."""
-    *others, mark = places
+    """Rename flushed temporary files to their final names in one folder; the last one once all others are on disk."""
+    *others, last = places
     for temporary in others:
         os.replace(temporary, places[temporary])
-    _flush_folder(mark.parent)
-    os.replace(mark, places[mark])
-    _flush_folder(mark.parent)
+    _flush_folder(last.parent)
+    os.replace(last, places[last])
+    _flush_folder(last.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -115,26 +120,35 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that use this lock out of `folder`. A process that dies gives the lock back."""
+    """Hold the lock of `folder`, so that one process or thread at a time writes there.
+
+    Waits while another process holds it. The operating system releases the lock of a process that dies.
+    """
+    lock = FileLock(folder / LOCK)
     with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks; renames are still atomic
-                descriptor = os.open(folder, os.O_RDONLY)
-                stack.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Some network file systems have no locks, and a folder may be read-only; renames are atomic all the same.
+        with contextlib.suppress(OSError, NotImplementedError):
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                log.warning("%s: another process is writing there; waiting until it finishes", folder)
+                lock.acquire()
+            stack.callback(lock.release)
         yield
 
 
 def explain_failed_write(error: OSError, path: Path, what: str, size: int) -> StoreError:
-    """Return the one-line error of a write under `path` that failed; a full disk is named with what was needed."""
+    """Return the error of a failed write of `size` bytes under `path`, in one line; `what` names what was written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         need = f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size} bytes"
-        return StoreError(f"{path}: the disk is full, {what} needs {need}; make room and run again, the rest is kept")
+        return StoreError(
+            f"{path}: the disk is full, {what} needs {need}; free some space and run again, finished shards are kept"
+        )
     return StoreError(f"{path}: cannot write {what}: {error.strerror or error}")
 
 
 def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system can flush a folder; the rename is atomic all the same
+    with contextlib.suppress(OSError):  # not every system can flush a folder; renames are atomic all the same
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What stored numbers depend on ("provenance"), as one hash and as words that say what differs."""
+"""Provenance, all that stored numbers depend on: its hash, and the difference between two of them in words."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import Any
 from teachclip.errors import StoreError
 
 SHOWN = 3
+"""How many differences a message names."""
 
 
 def fingerprint_of(provenance: Mapping[str, Any]) -> str:
-    """Return the sha256 of `provenance` in canonical JSON. Raises StoreError if they are not JSON."""
+    """Return the sha256 of `provenance` in canonical JSON. Raises StoreError if it is not JSON."""
     return hashlib.sha256(_canonical(provenance).encode()).hexdigest()
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name the first dotted keys in which `new` differs from `old`, with both values; empty if they are the same."""
+    """Name the first dotted keys in which `new` differs from `old`, with both values; empty if they are equal."""
     left, right = _canonical(old), _canonical(new)
     if left == right:
         return ""
-    found = list(_differences(json.loads(left), json.loads(right), ""))
-    return "; ".join(found[:SHOWN]) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    differences = list(_differences(json.loads(left), json.loads(right), ""))
+    more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+    return "; ".join(differences[:SHOWN]) + more
 
 
 def _canonical(value: Any) -> str:

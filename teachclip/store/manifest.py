@@ -17,11 +17,11 @@ from teachclip.errors import StoreError
 from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
-FORMAT, VERSION, MANIFEST = "teachclip-store", 1, "manifest.json"
+FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
 
 
 class ArraySpec(NamedTuple):
-    """What an array of a store holds: the numpy name of its type and the shape of ONE row."""
+    """The content of an array: the numpy name of its dtype and the shape of ONE row."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The checked content of a `manifest.json`. Raises StoreError if a store cannot be made of it."""
+    """The content of a `manifest.json`. Raises StoreError for values that no store can have."""
 
     path: Path
     rows: int
@@ -40,7 +40,7 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
             counts = f"{self.rows} rows, {self.rows_per_shard} rows per shard and {len(self.arrays)} arrays"
-            raise StoreError(f"{self.path}: a store of {counts} cannot be made")
+            raise StoreError(f"{self.path}: a store cannot have {counts}")
         for name, spec in self.arrays.items():
             known = re.fullmatch("bool|u?int(8|16|32|64)|float(16|32|64)", spec.dtype)
             if not known or not re.fullmatch("[a-z][a-z0-9_]*", name) or min(spec.shape, default=1) < 1:
@@ -48,40 +48,43 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read the manifest in folder `path`. Raises StoreError if there is none of this format and version."""
+        """Read the manifest in the folder `path`. Raises StoreError unless it is one of this format and version."""
         file = path / MANIFEST
         try:
-            found = json.loads(file.read_bytes())
+            content = json.loads(file.read_bytes())
         except FileNotFoundError as error:
             raise StoreError(f"{path} is not a store: it has no {MANIFEST}") from error
         except (OSError, ValueError) as error:
             raise StoreError(f"{file} cannot be read: {error}") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise StoreError(f'{file} is not the manifest of a store: "format" is not "{FORMAT}"')
-        if found.get("version") != VERSION:
-            raise StoreError(f"{path} has format version {found.get('version')}, but only {VERSION} can be read here")
+        if content.get("version") != VERSION:
+            raise StoreError(
+                f"{path} has format version {content.get('version')}, this version of teachclip reads {VERSION}; "
+                "delete the folder and run the command that made it again"
+            )
         try:
-            specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in found["arrays"].items()}
-            rows, per_shard = int(found["rows"]), int(found["rows_per_shard"])
-            manifest = cls(path, rows, per_shard, specs, dict(found["provenance"]))
+            specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in content["arrays"].items()}
+            rows, per_shard = int(content["rows"]), int(content["rows_per_shard"])
+            manifest = cls(path, rows, per_shard, specs, dict(content["provenance"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{file} is not the manifest of a store: {error!r}") from error
-        if found.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
-            raise StoreError(f"{file}: fingerprint and provenance disagree, so it was edited or damaged")
+        if content.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
+            raise StoreError(f"{file}: the fingerprint does not match the provenance; the file was edited or damaged")
         return manifest
 
     def create_or_read(self) -> Manifest:
-        """Write this manifest to its folder, unless there is one already; return what is there. Safe in a race."""
+        """Write this manifest to its folder unless there is one; return the one that is there. Safe in a race."""
         data = self.to_json()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked_folder(self.path):
                 names = os.listdir(self.path)
                 if MANIFEST not in names:
-                    # shards of an unknown past must not become part of this store
+                    # shards of unknown provenance must not become part of this store
                     if any(re.fullmatch(r".*-\d{5,}\.(npy|json)", name) for name in names):
-                        text = f"{self.path} holds shards but no {MANIFEST}; delete the folder or choose another"
-                        raise StoreError(text)
+                        message = f"{self.path} holds shards but no {MANIFEST}; delete the folder or choose another"
+                        raise StoreError(message)
                     for stale in self.path.glob(f"{MANIFEST}.*.tmp"):  # of a process that was killed
                         stale.unlink(missing_ok=True)
                     write_atomic(self.path / MANIFEST, data)
@@ -90,7 +93,7 @@ class Manifest:
         return Manifest.read(self.path)
 
     def rewrite(self, provenance: Mapping[str, Any]) -> Manifest:
-        """Put a manifest with other provenance in the place of this one and return it."""
+        """Replace this manifest on disk by one with other provenance and return it."""
         changed = replace(self, provenance=provenance)
         data = changed.to_json()
         try:
@@ -117,62 +120,59 @@ class Manifest:
         body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "provenance": self.provenance}
         return json.dumps(body, indent=1).encode()
 
-    def refuse_circumstances(self, wanted: Mapping[str, Any]) -> None:
-        """Raise StoreError, naming what differs, unless the store was made under the provenance `wanted`."""
+    def check_provenance(self, wanted: Mapping[str, Any]) -> None:
+        """Raise StoreError, naming the difference, unless the store has the provenance `wanted`."""
         if difference := describe_difference(self.provenance, wanted):
-            raise StoreError(
-                f"{self.path} was made under other provenance: {difference}; delete the folder or choose another"
-            )
+            raise StoreError(f"{self.path} has another provenance: {difference}; delete the folder or choose another")
 
-    def refuse_arrays(self, rows: int, arrays: Mapping[str, ArraySpec]) -> None:
-        """Raise StoreError, naming what differs, unless the store holds `arrays` of `rows` rows."""
+    def check_arrays(self, rows: int, arrays: Mapping[str, ArraySpec]) -> None:
+        """Raise StoreError, naming the difference, unless the store holds `arrays` of `rows` rows."""
         held, wanted = {"rows": self.rows, **self.arrays}, {"rows": rows, **arrays}
         if difference := describe_difference(held, wanted):
             raise StoreError(f"{self.path} holds other arrays: {difference}; delete the folder or choose another")
 
     def check_shard(self, rows: range, arrays: Mapping[str, np.ndarray], failures: Mapping[int, str]) -> None:
-        """Raise StoreError unless `arrays` are whole and finite in all `rows` of a shard but those of `failures`."""
+        """Raise StoreError unless `arrays` have the right shapes and are finite in all `rows` but the failed ones."""
         where = f"{self.path}: rows {rows.start} to {rows.stop - 1}"
         if set(arrays) != set(self.arrays):
             raise StoreError(f"{where} must hold {', '.join(self.arrays)}, got {', '.join(arrays) or 'nothing'}")
-        if strange := [row for row in failures if row not in rows]:
-            raise StoreError(f"{where}: row {strange[0]} is said to fail, but is not among them")
+        if outside := [row for row in failures if row not in rows]:
+            raise StoreError(f"{where}: failed row {outside[0]} is not among them")
         for name, spec in self.arrays.items():
             array, shape = np.asarray(arrays[name]), (len(rows), *spec.shape)
             if array.dtype != np.dtype(spec.dtype) or array.shape != shape:
                 wanted, got = f"{spec.dtype} {shape}", f"{array.dtype} {array.shape}"
                 raise StoreError(f"{where}: array {name!r} must be {wanted}, got {got}")
             if array.dtype.kind == "f":
-                wrong = ~np.isfinite(array).reshape(len(rows), -1).all(axis=1)
-                wrong[[row - rows.start for row in failures]] = False
-                if wrong.any():
-                    first = rows[int(np.argmax(wrong))]
-                    raise StoreError(f"{where}: array {name!r} is not finite in {wrong.sum()} rows, first {first}")
+                invalid = ~np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+                invalid[[row - rows.start for row in failures]] = False
+                if invalid.any():
+                    first = rows[int(np.argmax(invalid))]
+                    raise StoreError(f"{where}: array {name!r} is not finite in {invalid.sum()} rows, first {first}")
 
 
-class Mark(NamedTuple):
-    """What the mark of a shard says: checksum by array, reason by row that failed, remark by row."""
+class CommitRecord(NamedTuple):
+    """The commit record of a shard: sha256 by array, error by failed row, note by row (rows of the whole store)."""
 
-    sums: Mapping[str, str]
+    checksums: Mapping[str, str]
     failures: Mapping[int, str]
-    remarks: Mapping[int, str]
+    notes: Mapping[int, str]
 
     @classmethod
-    def read(cls, file: Path) -> Mark:
-        """Read a mark. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is not whole."""
+    def read(cls, file: Path) -> CommitRecord:
+        """Read a record. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is damaged."""
         content = json.loads(file.read_bytes())
-        reasons = ({int(row): str(text) for row, text in found.items()} for found in _texts(content))
-        return cls(dict(content["sha256"]), *reasons)
+        failures, notes = (
+            {int(row): str(text) for row, text in texts.items()}
+            for texts in (content["failures"], content.get("notes", {}))
+        )
+        return cls(dict(content["sha256"]), failures, notes)
 
     def to_json(self, shard: int) -> dict[str, Any]:
-        """Return the content of the file; without remarks the key is left out."""
-        failures, remarks = (
+        """Return the content of the file; the key `notes` is absent without notes."""
+        failures, notes = (
             {str(row): " ".join(str(text).split()) for row, text in sorted(texts.items())}
-            for texts in (self.failures, self.remarks)
+            for texts in (self.failures, self.notes)
         )
-        content = {"shard": shard, "sha256": dict(self.sums), "failures": failures}
-        return {**content, "remarks": remarks} if remarks else content
-
-
-def _texts(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    return content["failures"], content.get("remarks", {})
+        content = {"shard": shard, "sha256": dict(self.checksums), "failures": failures}
+        return {**content, "notes": notes} if notes else content

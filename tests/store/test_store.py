@@ -11,22 +11,24 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_writer import CIRCUMSTANCES, rows_of
+from store_writer import PROVENANCE, rows_of
 
 import teachclip.store.files
 from teachclip.errors import StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
+from teachclip.store.files import LOCK, locked_folder
 
 ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parents[1] / "support" / "store_writer.py"
 
 
-def make(path, *, rows=10, per_shard=4, provenance=CIRCUMSTANCES, arrays=ARRAYS):
+def make(path, *, rows=10, per_shard=4, provenance=PROVENANCE, arrays=ARRAYS):
     return ArrayStore.open_or_create(path, provenance=provenance, arrays=arrays, rows=rows, rows_per_shard=per_shard)
 
 
@@ -43,7 +45,7 @@ def start_writer(path, **task):
 
 
 def bytes_of(path):
-    return {file.name: file.read_bytes() for file in Path(path).iterdir()}
+    return {file.name: file.read_bytes() for file in Path(path).iterdir() if file.name != LOCK}
 
 
 def message(error):
@@ -154,7 +156,7 @@ def test_another_program_can_write_a_store_from_the_description(tmp_path):
     for shard in range(2):
         sums = {"video_text": file_hash(path / f"video_text-0000{shard}.npy")}
         (path / f"shard-0000{shard}.json").write_text(json.dumps({"shard": shard, "sha256": sums, "failures": {}}))
-    manifest = {"format": "teachclip-store", "version": 1, "rows": 3, "rows_per_shard": 2}
+    manifest = {"format": "teachclip-store", "version": 2, "rows": 3, "rows_per_shard": 2}
     manifest |= {"arrays": {"video_text": {"dtype": "float32", "shape": [4]}}, "provenance": {"by": "hand"}}
     (path / "manifest.json").write_text(json.dumps(manifest))
     store = ArrayStore.open(path, provenance={"by": "hand"})
@@ -176,7 +178,7 @@ def test_the_fingerprint_is_the_documented_hash():
     assert fingerprint_of({"é": {"b": "x y"}, "a": (1, 2)}) == expected
 
 
-def test_circumstances_that_are_not_json_are_refused(tmp_path):
+def test_a_provenance_that_is_not_json_is_refused(tmp_path):
     for wrong in (Path("a"), float("nan"), {1, 2}, "\udc80"):
         with pytest.raises(StoreError, match="JSON"):
             make(tmp_path / "s", provenance={"a": wrong})
@@ -186,7 +188,7 @@ def test_circumstances_that_are_not_json_are_refused(tmp_path):
 # refusals
 
 
-def test_a_store_made_under_other_circumstances_is_refused_with_the_difference_named(tmp_path):
+def test_a_store_of_another_provenance_is_refused_with_the_difference_named(tmp_path):
     fill(make(tmp_path / "s"))
     other = {"teacher": {"name": "xclip", "seed": 1}}
     for refuse in (
@@ -254,10 +256,14 @@ def test_long_values_are_cut_to_where_they_differ():
 def test_a_manifest_of_another_format_version_is_refused(tmp_path):
     fill(make(tmp_path / "s"))
     file = tmp_path / "s" / "manifest.json"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 2'))
+    file.write_text(file.read_text().replace('"version": 2', '"version": 1'))
     for use in (lambda: ArrayStore.open(tmp_path / "s"), lambda: make(tmp_path / "s")):
-        with pytest.raises(StoreError, match="format version 2, but only 1"):
+        with pytest.raises(StoreError) as error:
             use()
+        assert message(error) == (
+            f"{tmp_path / 's'} has format version 1, this version of teachclip reads 2; "
+            "delete the folder and run the command that made it again"
+        )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +273,7 @@ def test_a_manifest_of_another_format_version_is_refused(tmp_path):
         "{",
         "[]",
         "{}",
-        '{"format": "teachclip-store", "version": 1}',
+        '{"format": "teachclip-store", "version": 2}',
         '{"format": "zarr", "version": 1}',
         "\xff\x00",
     ],
@@ -367,7 +373,7 @@ def test_a_shard_that_exists_is_left_as_it_is(tmp_path):
     assert bytes_of(store.path) == before
 
 
-def test_failed_rows_are_kept_with_their_reason_and_never_read(tmp_path):
+def test_failed_rows_are_kept_with_their_error_and_never_read(tmp_path):
     store = make(tmp_path / "s")
     arrays = rows_of(store, 1)
     arrays["scores"][2] = np.nan
@@ -379,27 +385,27 @@ def test_failed_rows_are_kept_with_their_reason_and_never_read(tmp_path):
     for rows in ([6], [0, 6], slice(None)):
         with pytest.raises(StoreError, match="row 6 could not be computed: cannot be decoded"):
             again.read("scores", rows)
-    with pytest.raises(StoreError, match="row 3 is said to fail"):
+    with pytest.raises(StoreError, match="failed row 3 is not among them"):
         store.write_shard(2, rows_of(store, 2), failures={3: "elsewhere"})
 
 
-def test_remarks_stand_beside_rows_that_can_be_read(tmp_path):
+def test_notes_are_kept_with_rows_that_can_be_read(tmp_path):
     store = make(tmp_path / "s")
-    store.write_shard(1, rows_of(store, 1), failures={6: "gone"}, remarks={5: "only\na part", 6: "looked at twice"})
+    store.write_shard(1, rows_of(store, 1), failures={6: "gone"}, notes={5: "only\na part", 6: "looked at twice"})
     fill(store)
     again = ArrayStore.open(tmp_path / "s")
-    assert again.remarks() == {5: "only a part", 6: "looked at twice"} and again.failures() == {6: "gone"}
+    assert again.notes() == {5: "only a part", 6: "looked at twice"} and again.failures() == {6: "gone"}
     assert again.read("count", [5]).tolist() == [5]
-    marks = [json.loads((store.path / f"shard-0000{shard}.json").read_text()) for shard in (0, 1)]
-    assert "remarks" not in marks[0] and set(marks[1]) == {"shard", "sha256", "failures", "remarks"}
+    records = [json.loads((store.path / f"shard-0000{shard}.json").read_text()) for shard in (0, 1)]
+    assert "notes" not in records[0] and set(records[1]) == {"shard", "sha256", "failures", "notes"}
 
 
-def test_a_store_can_be_told_that_what_it_depends_on_has_changed(tmp_path):
+def test_the_provenance_of_a_store_can_be_replaced(tmp_path):
     store = fill(make(tmp_path / "s"))
     wanted = {**store.provenance, "files": ["another"]}
-    renewed = store.renewed(wanted)
-    assert renewed.provenance == wanted and renewed.read("count", [5]).tolist() == [5]
-    assert ArrayStore.open(tmp_path / "s", provenance=wanted).fingerprint == renewed.fingerprint
+    replaced = store.with_provenance(wanted)
+    assert replaced.provenance == wanted and replaced.read("count", [5]).tolist() == [5]
+    assert ArrayStore.open(tmp_path / "s", provenance=wanted).fingerprint == replaced.fingerprint
     with pytest.raises(StoreError, match="files"):
         ArrayStore.open(tmp_path / "s", provenance=store.provenance)
 
@@ -440,7 +446,7 @@ def test_verify_names_a_shard_with_one_changed_byte_anywhere(tmp_path):
     assert store.verify() == []
 
 
-def test_verify_names_a_damaged_mark_and_missing_shards(tmp_path):
+def test_verify_names_a_damaged_commit_record_and_missing_shards(tmp_path):
     store = fill(make(tmp_path / "s"))
     (store.path / "shard-00001.json").write_text("{")
     (store.path / "count-00002.npy").unlink()
@@ -614,3 +620,61 @@ def test_several_processes_write_one_store(tmp_path, disjoint):
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert ArrayStore.open(path).verify() == []
     assert bytes_of(path) == bytes_of(fill(make(tmp_path / "alone", rows=200)).path)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from teachclip.store.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold_lock(folder):
+    """Start a process that holds the lock of a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert holder.stdout.readline() == "locked\n"
+    return holder
+
+
+def test_the_lock_of_a_process_that_died_is_taken_over_after_one_log_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(teachclip.store.files, "PATIENCE", 0.2)
+    holder = hold_lock(tmp_path)
+    killer = threading.Timer(0.8, holder.kill)
+    killer.start()
+    begin = time.monotonic()
+    with locked_folder(tmp_path):
+        assert holder.wait() == -9 and time.monotonic() - begin > 0.5
+    assert caplog.messages == [f"{tmp_path}: another process is writing there; waiting until it finishes"]
+
+
+def test_threads_exclude_each_other_from_a_folder(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(5):
+            with locked_folder(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.002)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 15 and max(most) == 1
+
+
+def test_a_folder_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(teachclip.store.files.FileLock, "acquire", refuse)
+    assert fill(make(tmp_path / "s")).verify() == []

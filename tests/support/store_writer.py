@@ -1,4 +1,4 @@
-"""A program that writes a store, started by the tests of the store as a process of its own, which they kill."""
+"""A program that writes a store; the tests of the store start it as a process and kill it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from teachclip.store.array_store import ArraySpec, ArrayStore
 
-CIRCUMSTANCES = {"teacher": {"name": "xpool", "seed": 1}}
+PROVENANCE = {"teacher": {"name": "xpool", "seed": 1}}
 
 
 def rows_of(store: ArrayStore, shard: int) -> dict[str, np.ndarray]:
@@ -51,7 +51,7 @@ def main() -> None:
         time.sleep(0.001)
     store = ArrayStore.open_or_create(
         task["path"],
-        provenance=CIRCUMSTANCES,
+        provenance=PROVENANCE,
         arrays={"scores": ArraySpec("float32", (task["columns"],)), "count": ArraySpec("int16", ())},
         rows=task["rows"],
         rows_per_shard=task["per_shard"],

@@ -63,13 +63,13 @@ class FrameStore:
     @functools.cached_property
     def partial(self) -> dict[str, str]:
         """Why a video has not all frames of the sampling, by video id."""
-        rows = sorted(self.store.remarks().items())
+        rows = sorted(self.store.notes().items())
         return {self.videos[row].id: reason for row, reason in rows if row not in self._failed}
 
     @functools.cached_property
     def _failed(self) -> dict[int, str]:
         """Why a row cannot be read."""
-        return {**(self.store.remarks() if self.on_error == "skip" else {}), **self.store.failures()}
+        return {**(self.store.notes() if self.on_error == "skip" else {}), **self.store.failures()}
 
     def rows_of(self, video_ids: Iterable[str]) -> np.ndarray:
         """Return the rows of some videos: (videos,) int64. Raises StoreError for an id that is not here."""
@@ -236,7 +236,7 @@ def _write_shard(
     if redo:
         others = [row for row in rows if row not in found]
         failures = {row: reason for row, reason in store.failures().items() if row in others}
-        remarks = {row: remark for row, remark in store.remarks().items() if row in others}
+        remarks = {row: remark for row, remark in store.notes().items() if row in others}
         kept = [row for row in others if row not in failures]
         for name, array in arrays.items():
             array[np.array(kept, dtype=np.int64) - rows.start] = store.read(name, kept)
@@ -254,8 +254,8 @@ def _write_shard(
         store.discard(shard)
     held = store.provenance["videos"]
     if any(held[key] != fact for key, fact in facts.items()):
-        store = store.renewed({**store.provenance, "videos": {**held, **facts}})
-    store.write_shard(shard, arrays, failures=failures, remarks=remarks)
+        store = store.with_provenance({**store.provenance, "videos": {**held, **facts}})
+    store.write_shard(shard, arrays, failures=failures, notes=remarks)
     return store
 
 
@@ -268,7 +268,7 @@ def rows_to_decode(
     """
     held = store.provenance["videos"]
     changed = {fact["row"] for key, fact in facts.items() if fact != held[key]}
-    missing, failures, remarks = store.missing_shards(), store.failures(), store.remarks()
+    missing, failures, remarks = store.missing_shards(), store.failures(), store.notes()
     stale = [
         row for row in sorted(changed) if row // store.rows_per_shard not in missing and row not in failures | remarks
     ]

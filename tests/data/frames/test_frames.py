@@ -254,7 +254,7 @@ def test_other_settings_are_refused_by_name(videos, tmp_path, options, named):
 
 def test_other_videos_are_refused(videos, tmp_path):
     build(videos[:2], tmp_path)
-    with pytest.raises(StoreError, match="made under other provenance"):
+    with pytest.raises(StoreError, match="has another provenance"):
         build(videos[:3], tmp_path)
     with pytest.raises(StoreError, match="other videos"):
         FrameStore.open(tmp_path / "store", videos[1::-1])
@@ -287,7 +287,7 @@ def test_a_complete_store_of_jittered_views_serves_fewer_videos(videos, tmp_path
 def test_an_incomplete_store_serves_its_own_videos_alone(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 1)
     build(videos, tmp_path).store.discard(1)
-    with pytest.raises(StoreError, match="made under other provenance"):
+    with pytest.raises(StoreError, match="has another provenance"):
         build(videos[:1], tmp_path)
 
 
