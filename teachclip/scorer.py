@@ -1,16 +1,19 @@
 """The one central interface: a scorer encodes texts once, encodes videos once, and scores pairs.
 
 The student and every teacher are scorers (TeachCLIP, CVPR 2024, section 3: all of its models factor so). Training,
-precomputing, evaluation and reranking are written once against it.
+precomputing, evaluation and reranking are written once against it. This module is the whole contract of a teacher:
+`Teacher` has its methods, `TeacherTraits` its optional attributes with their defaults, `TeacherFactories` the ways to
+make one. Nothing else in the toolkit looks for an attribute of a teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tokens = dict[str, Tensor]
 """What scoring needs of some texts or videos: named tensors whose first dimension is the item."""
@@ -34,7 +37,8 @@ class Scorer(Protocol):
 class Teacher(Scorer, Protocol):
     """A scorer that also says which frames of a video a matched text speaks of.
 
-    A teacher that cannot say it has the attribute `has_frame_relevance = False` and may leave the method out.
+    A teacher that cannot say it has the attribute `has_frame_relevance = False` and may omit the method. What else a
+    teacher may have is in `TeacherTraits` and `TeacherFactories`.
     """
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
@@ -52,14 +56,78 @@ class FeatureScorer(Scorer, Protocol):
         """Encode videos from raw CLIP frame features (videos, frames, dim) and their mask (videos, frames)."""
 
 
+@dataclass(frozen=True)
+class TeacherTraits:
+    """The optional attributes of a teacher, by their names, as `teacher_traits` reads them.
+
+    has_frame_relevance: whether `frame_relevance` may be called. Default: True if there is such a method.
+    preprocessing: tokenizer, image size and normalisation of its own
+        (`teachclip.models.preprocessing.Preprocessing`). Default None: it reads what the student reads.
+    max_tokens: the most tokens of a text. Default None: any number.
+    min_frames, max_frames: the fewest and most frames of a video. Defaults 1 and None: any number.
+    clip: its dual encoder, whose features can be stored if it is a `FeatureScorer`. Default None.
+    """
+
+    has_frame_relevance: bool
+    preprocessing: Any | None
+    max_tokens: int | None
+    min_frames: int
+    max_frames: int | None
+    clip: nn.Module | None
+
+
+@dataclass(frozen=True)
+class TeacherFactories:
+    """The ways to make a teacher, class or static methods by their names; None where a class does not have one.
+
+    from_state_dict: `(state, *, source, **options)`, from the weights of a file; `source` is for messages.
+    from_source: `(checkpoint, **options)`, from a hub id, a folder or a file of its own kind.
+    from_clip: `(clip, **options)`, a fresh teacher to train; it is also given `frames` and `tokens`, how many the data
+        has, if it takes them. Such a teacher has a method `checkpoint()` that returns what is saved, and may have
+        `training_logits(texts, videos)`, which returns (weight, logits) pairs whose losses are added.
+    relevance_of: `(split, *, frames, others, scratch)`, for a teacher that cannot encode but reads relevance that was
+        computed elsewhere (`teachers.scores.Scores`); its method `files()` names the files that it reads.
+    """
+
+    from_state_dict: Callable[..., Any] | None
+    from_source: Callable[..., Any] | None
+    from_clip: Callable[..., Any] | None
+    relevance_of: Callable[..., Any] | None
+
+
+def teacher_traits(teacher: Any) -> TeacherTraits:
+    """Return the optional attributes of a teacher (or of any scorer), with defaults for those that it does not have."""
+    has_method = callable(getattr(teacher, "frame_relevance", None))
+    return TeacherTraits(
+        has_frame_relevance=bool(getattr(teacher, "has_frame_relevance", True)) and has_method,
+        preprocessing=getattr(teacher, "preprocessing", None),
+        max_tokens=getattr(teacher, "max_tokens", None),
+        min_frames=getattr(teacher, "min_frames", 1),
+        max_frames=getattr(teacher, "max_frames", None),
+        clip=getattr(teacher, "clip", None),
+    )
+
+
+def teacher_factories(teacher: Any) -> TeacherFactories:
+    """Return the ways to make a teacher of this class."""
+    found = {name: getattr(teacher, name, None) for name in TeacherFactories.__dataclass_fields__}
+    return TeacherFactories(**{name: method if callable(method) else None for name, method in found.items()})
+
+
 def gives_frame_relevance(teacher: Any) -> bool:
     """Whether a teacher gives frame-text relevance too, not video-text relevance alone."""
-    return bool(getattr(teacher, "has_frame_relevance", True)) and callable(getattr(teacher, "frame_relevance", None))
+    return teacher_traits(teacher).has_frame_relevance
 
 
 def reads_relevance(teacher: Any) -> bool:
     """Whether a teacher, or its class, cannot encode but reads relevance that was computed elsewhere."""
-    return callable(getattr(teacher, "relevance_of", None))
+    return teacher_factories(teacher).relevance_of is not None
+
+
+def training_logits(teacher: Any, texts: Tokens, videos: Tokens) -> Sequence[tuple[float, Tensor]]:
+    """Return the weighted logits (texts, videos) that a teacher is trained on: by default its score, weight 1."""
+    logits = getattr(teacher, "training_logits", None)
+    return [(1.0, teacher.score(texts, videos))] if logits is None else logits(texts, videos)
 
 
 def select_tokens(tokens: Tokens, rows: Tensor | slice | Sequence[int]) -> Tokens:

@@ -13,7 +13,7 @@ from torch import nn
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.models.checkpoints import check_finite, load_content, unwrap_state
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
-from teachclip.scorer import Teacher
+from teachclip.scorer import Teacher, teacher_factories
 
 __all__ = ["TEACHERS", "load_teacher", "teacher_class"]
 
@@ -24,7 +24,8 @@ def teacher_class(name: str) -> Any:
     Raises RecipeError if the name is unknown, or if what it names has neither `from_state_dict` nor `from_source`.
     """
     found = resolve("teacher", name, TEACHERS, group=TEACHER_GROUP)
-    if not any(callable(getattr(found, way, None)) for way in ("from_state_dict", "from_source")):
+    factories = teacher_factories(found)
+    if factories.from_state_dict is None and factories.from_source is None:
         raise RecipeError(
             f"teacher {name!r}: {found!r} has neither from_state_dict(state, **options) nor "
             "from_source(checkpoint, **options)"
@@ -42,7 +43,7 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     """
     found = teacher_class(name)
     teacher: nn.Module
-    if callable(getattr(found, "from_source", None)):
+    if teacher_factories(found).from_source is not None:
         _check_options(name, found.from_source, options)
         if isinstance(checkpoint, Mapping):
             raise CheckpointError(f"teacher {name!r}: got a mapping, expected a hub id or a folder")

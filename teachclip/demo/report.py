@@ -38,7 +38,7 @@ def weigh_frames(demo: Demo) -> None:
 
     from teachclip.models.frame_attention import attention_weights
     from teachclip.models.student import load_student
-    from teachclip.pipeline import teacher_files
+    from teachclip.pipeline.teachers import TeacherHandle
     from teachclip.pipeline.workspace import build_workspace
     from teachclip.processes import Processes
     from teachclip.scoring.inputs import pixel_values
@@ -54,7 +54,7 @@ def weigh_frames(demo: Demo) -> None:
     weights: dict[str, list[float]] = {}
     with torch.no_grad():
         section = demo.recipe.teachers[0]
-        teacher = teacher_files.build_teacher(section, device)
+        teacher = TeacherHandle(section, device).model
         texts, videos = (
             teacher.encode_texts(text["input_ids"], text["attention_mask"]),
             teacher.encode_videos(pixels, mask),

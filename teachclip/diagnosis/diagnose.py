@@ -11,7 +11,7 @@ from teachclip.console import log
 from teachclip.diagnosis.page import diagnosis_page, terminal_text
 from teachclip.diagnosis.run import measure
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.pipeline.teacher_files import teacher_class
+from teachclip.pipeline.teachers import teacher_class
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection

@@ -20,7 +20,8 @@ from teachclip.diagnosis.vectors import Features, can_cross_fit, pair_relevance
 from teachclip.errors import DataError, RecipeError
 from teachclip.models.families import family_of
 from teachclip.models.student import load_student
-from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline import build
+from teachclip.pipeline.teachers import open_teachers
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
@@ -49,8 +50,9 @@ def measure(
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
     student = load_student(source, mask_padding=recipe.student.mask_padding)
-    teacher: Any = teacher_files.build_teacher(section, device)
-    work = build_workspace(recipe, processes, device)
+    teachers = open_teachers(recipe, device)
+    teacher = teachers[section.label].model
+    work = build_workspace(recipe, processes, device, teachers=teachers)
     found, own = (family_of(model.config).name for model in (student.backbone, work.backbone))
     if found != own:
         raise RecipeError(f"{source} stands on {found}, but student.backbone of the recipe is {own}")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from teachclip.console import log
-from teachclip.pipeline import build, teacher_files
+from teachclip.data.batches import BatchSampler
+from teachclip.evaluation.evaluator import evaluate
+from teachclip.models.student import StudentModel
+from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.teaching import build_frame_sets, build_task, build_teachers
-from teachclip.pipeline.temperature_scaling import sharpen
+from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.teachers import check_teachers, open_teachers
+from teachclip.pipeline.temperature_scaling import scale_temperature
 from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
-from teachclip.pipeline.workspace import build_workspace
+from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.reports.tables import results_table
 from teachclip.store.files import write_atomic
@@ -32,9 +37,6 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     errors of `teachclip.errors`.
     """
     recipe = load_recipe(recipe, overrides)
-    from teachclip.data.batches import BatchSampler
-    from teachclip.evaluation.evaluator import evaluate
-
     train = recipe.train
     accelerator = build_accelerator(
         mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
@@ -42,59 +44,88 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     processes, device = processes_of(accelerator), accelerator.device
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
-    teacher_files.check_teachers(recipe)
+    teachers = open_teachers(recipe, device)
+    check_teachers(recipe, teachers)
     check_unpaired(recipe)
     work = build_workspace(
-        recipe, processes, device, check=lambda catalog: build.check_training(recipe, train, catalog, processes)
+        recipe,
+        processes,
+        device,
+        teachers=teachers,
+        check=lambda catalog: build.check_training(recipe, train, catalog, processes),
     )
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
-    content = work.content(recipe.teachers) | (unpaired.content() if unpaired else {})
+    content = training_content(work) | (unpaired.content() if unpaired else {})
     run = Run(recipe.output, {**run.settings, "content": content}, processes)
     run.open()
     if processes.is_main:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
-    split, selection = work.catalog.train, work.selection_split()
+
+    split = work.catalog.train
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
-    clip = work.backbone  # not the student's: its logit scale trains, and stored features would no longer be found
-    inputs = work.inputs(split, clip, encoders=train.encoders, views=work.views)
-    selection_inputs = work.inputs(selection, clip, encoders=train.encoders)
+    # of the backbone, not the student: its logit scale trains, and stored features would no longer be found
+    inputs = work.inputs(split, work.backbone, encoders=train.encoders, views=work.views)
+    select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
-    teachers = build_teachers(work, split)
-    sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    sources = build_teachers(work, split)
+    frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    for handle in teachers.values():
+        handle.release()  # those that run in every step are kept by the task
     sampler = BatchSampler(len(split.captions), train.batch_size, recipe.seed, work.views)
 
-    def select() -> dict[str, Any]:
-        return evaluate(student, selection_inputs, selection, build.build_blocks(recipe), device, processes)
-
     accelerator.init_trackers(recipe.name)
-    task = build_task(recipe, student, teachers, frame_set_scorer)
+    task = build_task(recipe, student, sources, frame_set_scorer)
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
-        TrainingBatches(inputs, split, sampler, processes, teachers.stored, teachers.extras, sets),
+        TrainingBatches(inputs, split, sampler, processes, sources.stored, sources.extras, frame_sets),
         accelerator,
         run,
-        build.build_schedule(train, recipe.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=recipe.seed),
+        build.build_schedule(
+            train, recipe.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=recipe.seed
+        ),
         select,
     )
     task.load_state_dict(run.best_weights())
-    student.float()  # what is measured below is what is exported, whatever `clip_weights` was
-    results: dict[str, Any] = work.stamp(model="student", step=progress.best_step)
-    if recipe.student.temperature_scaling:
-        results["temperature_scaling"] = sharpen(student, recipe.student.temperature_scaling, select, processes)
-    for name, target in (("validation", work.catalog.validation), ("test", work.catalog.test)):
-        if target is not None:
-            target_inputs = work.inputs(target, clip, encoders=train.encoders)
-            results[name] = evaluate(
-                student, target_inputs, target, build.build_blocks(recipe), device, processes, cost=name == "test"
-            )
+    results = _measure(work, student, select, progress.best_step)
     if processes.is_main:
-        write_atomic(recipe.output / "results.json", json.dumps(results, indent=1).encode())
-        student.processor = work.processor
-        write_student_folder(student.cpu(), recipe.output / "student", results=results, recipe=recipe)
-        print(results_table([results]), flush=True)
-        log(f"student: {recipe.output / 'student'}  (results in {recipe.output / 'results.json'})")
+        _export(work, student, results)
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
+
+
+def _evaluation(
+    work: Workspace, student: StudentModel, split_name: str, *, cost: bool = False
+) -> Callable[[], dict[str, Any]]:
+    """Return a function that evaluates the student as it is then on a split, or on the selection split."""
+    split = work.selection_split() if split_name == "selection" else work.split(split_name)
+    inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
+    blocks = build.build_blocks(work.recipe)
+    return lambda: evaluate(student, inputs, split, blocks, work.device, work.processes, cost=cost)
+
+
+def _measure(
+    work: Workspace, student: StudentModel, select: Callable[[], dict[str, Any]], best_step: int
+) -> dict[str, Any]:
+    """Scale the pooling temperature if the recipe says so, and return the results of the trained student."""
+    student.float()  # what is measured here is what is exported, whatever `clip_weights` was
+    results: dict[str, Any] = work.stamp(model="student", step=best_step)
+    factors = work.recipe.student.temperature_scaling
+    if factors:
+        results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
+    for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
+        if split is not None:
+            results[name] = _evaluation(work, student, name, cost=name == "test")()
+    return results
+
+
+def _export(work: Workspace, student: StudentModel, results: dict[str, Any]) -> None:
+    """Write the results and the student, and print the results."""
+    output = work.recipe.output
+    write_atomic(output / "results.json", json.dumps(results, indent=1).encode())
+    student.processor = work.processor
+    write_student_folder(student.cpu(), output / "student", results=results, recipe=work.recipe)
+    print(results_table([results]), flush=True)
+    log(f"student: {output / 'student'}  (results in {output / 'results.json'})")

@@ -18,17 +18,15 @@ from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.workers import OnError
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
-from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
-from teachclip.pipeline.reading import tokenize
-from teachclip.pipeline.teaching import Teachers, build_task, shared_prefix
+from teachclip.pipeline.task import Teachers, build_task, shared_prefix
+from teachclip.pipeline.teachers import TeacherHandle, TeacherHandles, check_frame_set_scorer, open_teachers
 from teachclip.pipeline.unpaired import check_unpaired
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-from teachclip.recipe.schema import Teacher as TeacherSection
-from teachclip.scorer import reads_relevance
-from teachclip.scoring.inputs import PixelInputs, to_device
+from teachclip.scoring.inputs import PixelInputs, to_device, tokenize
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -118,13 +116,14 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
     freeze(student, encoders=recipe.train.encoders)
     set_clip_weights(student, recipe.train.clip_weights)
-    teachers = _teachers(recipe, catalog, pairs, how, device)
-    sets, frame_set_scorer = _sets(recipe, pairs, how, device)
+    handles = open_teachers(recipe, device)
+    teachers = _teachers(recipe, handles, catalog, pairs, how)
+    frame_sets, frame_set_scorer = _frame_sets(recipe, handles, pairs, how)
     task = build_task(recipe, student, teachers, frame_set_scorer)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     task, optimizer = accelerator.prepare(task.to(device), optimizer)
     sampler = BatchSampler(len(split.captions), len(split.captions), 0)
-    batches = TrainingBatches(inputs, split, sampler, Processes(), teachers.stored, teachers.extras, sets)
+    batches = TrainingBatches(inputs, split, sampler, Processes(), teachers.stored, teachers.extras, frame_sets)
     losses = task(to_device({**batches[0], "progress": torch.tensor(0.0)}, device))
     accelerator.backward(losses["loss"])
     optimizer.step()
@@ -136,57 +135,57 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     log("dry run passed; nothing was written")
 
 
-def _teachers(recipe: Recipe, catalog: Catalog, pairs: _Pairs, how: Preprocessing, device: torch.device) -> Teachers:
+def _teachers(
+    recipe: Recipe, handles: TeacherHandles, catalog: Catalog, pairs: _Pairs, how: Preprocessing
+) -> Teachers:
     """Prepare the teachers whose checkpoints exist: scores are read, all others run online."""
-    found, known = Teachers(), {"": pairs.inputs(how)}
-    for section in recipe.teachers:
-        if not teacher_files.is_there(section):
-            log(f"teacher {section.label}: {section.checkpoint} is not there yet, so this step goes without it")
+    sources, known = Teachers(), {"": pairs.inputs(how)}
+    for handle in handles.values():
+        section = handle.section
+        if not handle.exists():
+            log(f"teacher {section.label}: {section.checkpoint} does not exist yet; this step runs without it")
             continue
-        teacher: Any = teacher_files.build_teacher(section, device)
-        teacher_files.check_sizes(recipe, section, teacher)
-        if reads_relevance(teacher):
-            found.stored.append(_read(teacher, section, catalog, pairs))  # type: ignore[arg-type]
-            found.weights.append(section.weight)
+        handle.check(recipe)
+        if handle.reads_relevance:
+            sources.stored.append(_read(handle, catalog, pairs))  # type: ignore[arg-type]
+            sources.weights.append(section.weight)
             continue
-        own = getattr(teacher, "preprocessing", None)
-        prefix = "" if own is None else shared_prefix(known, pairs.inputs(own))
-        found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
+        preprocessing = handle.traits.preprocessing
+        prefix = "" if preprocessing is None else shared_prefix(known, pairs.inputs(preprocessing))
+        sources.online.append(OnlineTeacher(handle.model, section.weight, section.frame_temperature, prefix))
         if prefix:
-            found.extras[prefix] = known[prefix]
-    found.say_frames(recipe)
-    return found
+            sources.extras[prefix] = known[prefix]
+    sources.log_frame_relevance(recipe)
+    return sources
 
 
-def _sets(
-    recipe: Recipe, pairs: _Pairs, how: Preprocessing, device: torch.device
+def _frame_sets(
+    recipe: Recipe, handles: TeacherHandles, pairs: _Pairs, how: Preprocessing
 ) -> tuple[FrameSetSampler | None, FrameSetScorer | None]:
-    """Return sets of the decoded frames, a few where the recipe has many, unless their scorer is not there yet."""
+    """Return sets of the decoded frames, at most as many as pairs, or nothing if their scorer does not exist yet."""
     term, count = recipe.losses.frame_sets, len(pairs.split.videos)
-    teacher_files.check_frame_set_scorer(recipe)
-    section = next((item for item in recipe.teachers if item.label == term.scorer), None)
-    if not recipe.losses.uses_frame_sets or (section is not None and not teacher_files.is_there(section)):
+    check_frame_set_scorer(recipe, handles)
+    handle = handles.get(term.scorer)
+    if not recipe.losses.uses_frame_sets or (handle is not None and not handle.exists()):
         return None, None
-    teacher: Any = None if section is None else teacher_files.build_teacher(section, device)
-    scored = None if teacher is None else pairs.inputs(getattr(teacher, "preprocessing", None) or how)
     fewest, most = term.frames
-    least = getattr(teacher, "min_frames", 1)
-    sampling = FrameSetSampler(
-        pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats, scored, least
-    )
-    return sampling, FrameSetScorer(term.scale, teacher)
+    options = (pairs.inputs(how), count, count, fewest, most, recipe.seed, term.repeats)
+    if handle is None:
+        return FrameSetSampler(*options), FrameSetScorer(term.scale)
+    scored = pairs.inputs(handle.traits.preprocessing or how)
+    return FrameSetSampler(*options, scored, handle.traits.min_frames), FrameSetScorer(term.scale, handle.model)
 
 
-def _read(teacher: Any, section: TeacherSection, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:
+def _read(handle: TeacherHandle, catalog: Catalog, pairs: _Pairs) -> _ReadRelevance:
     """Check a whole file of scores and take what it says of the pairs."""
     others = [split for split in catalog.splits if split is not catalog.train]
-    relevance = teacher.relevance_of(catalog.train, frames=pairs.count, others=others)
+    relevance = handle.model.relevance_of(catalog.train, frames=pairs.count, others=others)
     wanted = {caption.id for caption in pairs.split.captions}
     rows = np.array([row for row, caption in enumerate(catalog.train.captions) if caption.id in wanted])
     values = {name: torch.from_numpy(array) for name, array in relevance.rows(rows).items()}
     frame_text = values.get("frame_text")
     if frame_text is not None:
-        frame_text = tempered_relevance(frame_text, section.frame_temperature)
+        frame_text = tempered_relevance(frame_text, handle.section.frame_temperature)
     return _ReadRelevance(values["video_text"][:, : len(rows)], frame_text)  # the pairs are of the first videos
 
 

@@ -10,11 +10,10 @@ from teachclip.errors import RecipeError
 from teachclip.evaluation.evaluator import evaluate as evaluate_scorer
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
-from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline import build
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
-from teachclip.scorer import reads_relevance
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
@@ -29,19 +28,19 @@ def evaluate(
     """
     recipe = load_recipe(recipe, overrides)
 
-    teachers = {section.label: section for section in recipe.teachers}
-    if model not in (*teachers, "student", "zero_shot") and not Path(model).exists():
-        known = ["student", "zero_shot", *teachers]
+    known = ["student", "zero_shot", *(section.label for section in recipe.teachers)]
+    if model not in known and not Path(model).exists():
         raise RecipeError(f"--model {model!r}: allowed: {', '.join(known)}, or a path{closest(model, known)}")
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
     work = build_workspace(recipe, processes, device)
     videos = work.split(split)
     scorer: Any
-    if model in teachers:
-        scorer = teacher_files.build_teacher(teachers[model], device)
-        if reads_relevance(scorer):
+    if model in work.teachers:
+        handle = work.teachers[model]
+        if handle.reads_relevance:
             raise RecipeError(f"--model {model!r} reads scores of training pairs from a file: it cannot be evaluated")
+        scorer = handle.model
     elif model == "zero_shot":
         scorer = MeanPooling(work.backbone)
     else:

@@ -64,3 +64,11 @@ def build_decoding(recipe: Recipe, transform: FrameTransform, *, processes: int 
         time_limit=frames.time_limit,
         memory_limit=int(frames.memory_limit * 1e9),
     )
+
+
+def frames_folder(transform: FrameTransform) -> str:
+    """Return the name of a store of frames, such as frames-384-stretch; the student's is called frames."""
+    parts = ["frames", str(transform.size), transform.resize]
+    parts += [transform.resample] if transform.resample != "bicubic" else []
+    parts += [f"of-{transform.scale_to}"] if transform.scale_to not in (None, transform.size) else []
+    return "-".join(parts)

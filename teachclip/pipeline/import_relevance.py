@@ -7,24 +7,26 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.errors import RecipeError
-from teachclip.pipeline import teacher_files
-from teachclip.pipeline.teacher_files import teacher_class
+from teachclip.pipeline.relevance import teacher_relevance
+from teachclip.pipeline.teachers import TeacherHandle, open_teachers
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import closest
-from teachclip.scorer import reads_relevance
 from teachclip.store.files import write_atomic
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
 def _choose(recipe: Recipe, label: str | None) -> TeacherSection:
     """Return the teacher with this label, or the only one that reads scores."""
-    readers = {section.label: section for section in recipe.teachers if reads_relevance(teacher_class(section))}
+    handles = open_teachers(recipe, torch.device("cpu"))
+    readers = {name: handle.section for name, handle in handles.items() if handle.reads_relevance}
     if label is None and len(readers) == 1:
         return next(iter(readers.values()))
     if label not in readers:
@@ -45,10 +47,11 @@ def import_relevance(
     recipe = load_recipe(recipe, overrides)
     section = _choose(recipe, teacher)
     chosen = section.model_copy(update={"checkpoint": file}) if file else section
-    teacher_files.check_teachers(recipe.model_copy(update={"teachers": [chosen]}))
     accelerator = build_accelerator()
+    handle = TeacherHandle(chosen, accelerator.device)
+    handle.check(recipe)
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
-    store = work.relevance(chosen)
+    store = teacher_relevance(work, handle)
     log(f"{section.label}: {store.path} ({store.rows} captions, {', '.join(store.arrays)})")
     if chosen.checkpoint != section.checkpoint:
         number = recipe.teachers.index(section)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from teachclip.console import log
 from teachclip.errors import StoreError
-from teachclip.pipeline import teacher_files
+from teachclip.pipeline.relevance import teacher_relevance, verify_teacher
+from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -20,8 +21,9 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator()
-    teacher_files.check_teachers(recipe)
-    work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
+    teachers = open_teachers(recipe, accelerator.device)
+    check_teachers(recipe, teachers)
+    work = build_workspace(recipe, processes_of(accelerator), accelerator.device, teachers=teachers)
     features = []
     if recipe.train.encoders == "frozen":
         views = {"train": work.views}  # the other splits are seen in view 0 alone
@@ -29,11 +31,12 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
             work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in work.catalog.splits
         ]
     problems: list[str] = []
-    for section in recipe.teachers:
-        store = work.relevance(section)
-        log(f"{section.label}: {store.path} ({store.rows} captions)")
+    for handle in teachers.values():
+        store = teacher_relevance(work, handle)
+        log(f"{handle.label}: {store.path} ({store.rows} captions)")
         if verify:
-            problems += work.verify(section, store)
+            problems += verify_teacher(work, handle, store)
+        handle.release()
     if verify:
         for inputs in features:
             problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]

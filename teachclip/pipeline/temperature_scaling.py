@@ -9,7 +9,7 @@ from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 
 
-def sharpen(
+def scale_temperature(
     student: StudentModel, factors: Sequence[float], evaluate: Callable[[], Mapping[str, Any]], processes: Processes
 ) -> dict[str, Any]:
     """Try factors on the attention's scores and leave the student with the best one.

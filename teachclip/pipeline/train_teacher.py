@@ -7,7 +7,9 @@ from pathlib import Path
 
 from teachclip.console import log
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline import build
+from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.teachers import new_teacher
 from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -62,18 +64,19 @@ def train_teacher(
         recipe,
         processes,
         accelerator.device,
+        teachers={},
         check=lambda catalog: build.check_training(recipe, training.train, catalog, processes),
     )
-    run = Run(folder, {**run.settings, "content": work.content([])}, processes)
+    run = Run(folder, {**run.settings, "content": training_content(work)}, processes)
     run.open()
     clip = load_clip(training.clip) if training.clip else work.backbone
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
-    new_teacher = teacher_files.new_teacher(section, clip, seed=training.seed, **sizes)
-    freeze(new_teacher, encoders=training.train.encoders)
-    set_clip_weights(new_teacher, training.train.clip_weights)
+    model = new_teacher(section, clip, seed=training.seed, **sizes)
+    freeze(model, encoders=training.train.encoders)
+    set_clip_weights(model, training.train.clip_weights)
     encoders = training.train.encoders
-    if encoders == "frozen" and not isinstance(new_teacher, FeatureScorer):
+    if encoders == "frozen" and not isinstance(model, FeatureScorer):
         log(f"{section.name} reads more of its encoders than one feature per text and frame: they run in every step")
         encoders = "finetuned"  # of the inputs only: their weights stay frozen
     inputs = work.inputs(work.catalog.train, clip, encoders=encoders, views=work.views)
@@ -83,8 +86,8 @@ def train_teacher(
     selection = work.selection_split()
     selection_inputs = work.inputs(selection, clip, encoders=encoders)
     progress = fit(
-        TeacherTask(new_teacher),
-        build.build_optimizer_for(new_teacher, training.optimizer),
+        TeacherTask(model),
+        build.build_optimizer_for(model, training.optimizer),
         TrainingBatches(inputs, split, sampler, processes),
         accelerator,
         run,
@@ -92,12 +95,12 @@ def train_teacher(
             training.train, training.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=training.seed
         ),
         lambda: evaluate(
-            new_teacher, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
+            model, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
         ),
     )
-    TeacherTask(new_teacher.cpu()).load_state_dict(run.best_weights())
+    TeacherTask(model.cpu()).load_state_dict(run.best_weights())
     if processes.is_main:
-        save_checkpoint(new_teacher.float().checkpoint(), checkpoint)
+        save_checkpoint(model.float().checkpoint(), checkpoint)
         log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
     processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -31,16 +32,13 @@ from teachclip.pipeline.build import (
     build_processor,
     build_selection,
 )
-from teachclip.pipeline.frames import build_frames, hashes_file
-from teachclip.pipeline.reading import frames_folder, tokenize
-from teachclip.pipeline.teacher_stores import teacher_fingerprint, teacher_relevance, verify_teacher
+from teachclip.pipeline.frames import build_frames, frames_folder, hashes_file
+from teachclip.pipeline.teachers import TeacherHandles, open_teachers
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Recipe
-from teachclip.recipe.schema import Teacher as TeacherSection
-from teachclip.scoring.inputs import FeatureInputs, Inputs, PixelInputs
+from teachclip.scorer import teacher_traits
+from teachclip.scoring.inputs import FeatureInputs, Inputs, PixelInputs, tokenize
 from teachclip.scoring.token_store import architecture_hash, store_scorer_tokens, weights_hash
-from teachclip.store.array_store import ArrayStore
-from teachclip.store.fingerprint import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,14 @@ class Workspace:
     backbone: PreTrainedModel
     processes: Processes
     device: torch.device
+    teachers: TeacherHandles
     decode: Callable[[FrameTransform, str], Frames] = field(repr=False)
     overlaps: Sequence[Overlap] = ()
     _tokenized: dict[str, Tokenized] = field(default_factory=dict, repr=False)
     _other_frames: dict[str, Frames] = field(default_factory=dict, repr=False)
+    _identities: WeakKeyDictionary[nn.Module, dict[type, dict[str, Any]]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
 
     def split(self, name: str) -> Split:
         """Return a split by name. Raises DataError if the data has none of that name."""
@@ -105,14 +107,15 @@ class Workspace:
 
         Without one it reads what the student reads. Raises RecipeError if its encoders then are of another family.
         """
-        how, encoders = getattr(model, "preprocessing", None), getattr(model, "clip", self.backbone)
-        family, own = (family_of(found.config).name for found in (encoders, self.backbone))
-        if how is None and family != own:
+        traits = teacher_traits(model)
+        encoders: Any = self.backbone if traits.clip is None else traits.clip
+        family, student_family = (family_of(dual.config).name for dual in (encoders, self.backbone))
+        if traits.preprocessing is None and family != student_family:
             raise RecipeError(
-                f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of {own}: name "
-                "the folder or hub id of its CLIP as teachers.reads"
+                f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of "
+                f"{student_family}: name the folder or hub id of its CLIP as teachers.reads"
             )
-        return self.pixel_inputs(split, how, views)
+        return self.pixel_inputs(split, traits.preprocessing, views)
 
     def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None, views: int = 1) -> PixelInputs:
         """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.
@@ -151,28 +154,35 @@ class Workspace:
 
     def provenance(self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
-        how = getattr(model, "preprocessing", None) or self.preprocessing
+        how = teacher_traits(model).preprocessing or self.preprocessing
         inputs = self.inputs_for(model, split)
         ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
         token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
         return {
-            "model": {
-                "class": type(model).__name__,
-                "options": options,
-                "settings": architecture_hash(model),
-                "weights": weights_hash(model),
-            },
+            "model": {"options": options, **self._identity(model)},
             "split": split.provenance(),
             "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
             "frames": inputs.frames.provenance_of([video.id for video in split.videos], views),
             "normalisation": {"mean": list(how.mean), "std": list(how.std)},
         }
 
+    def _identity(self, model: nn.Module) -> dict[str, Any]:
+        """Return class, settings and weights of a model. Each model is hashed once, as are the encoders of a CLIP."""
+        owner = model.backbone if isinstance(model, EncoderFeatures) else model
+        known = self._identities.setdefault(owner, {})
+        if type(model) not in known:
+            known[type(model)] = {
+                "class": type(model).__name__,
+                "settings": architecture_hash(model),
+                "weights": weights_hash(model),
+            }
+        return known[type(model)]
+
     def feature_inputs(self, split: Split, clip: nn.Module, views: int = 1) -> FeatureInputs:
         """Return the stored features of frozen encoders; compute them if they are not stored yet."""
         scorer = EncoderFeatures(clip).to(self.device).eval()
         name = split.name if views == 1 else self.training_name(split.name)
-        folder = self.recipe.stores / f"features-{weights_hash(scorer)[:8]}" / name
+        folder = self.recipe.stores / f"features-{self._identity(scorer)['weights'][:8]}" / name
         texts, videos = store_scorer_tokens(
             folder,
             scorer,
@@ -191,34 +201,19 @@ class Workspace:
             return self.feature_inputs(split, clip, views)
         return self.pixel_inputs(split, views=views)
 
-    def content(self, teachers: Sequence[TeacherSection]) -> dict[str, Any]:
-        """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
-        splits = {"train": (self.catalog.train, self.views), "selection": (self.selection_split(), 1)}
-        found = {
-            name: fingerprint_of(self.provenance(split, self.backbone, {}, views))
-            for name, (split, views) in splits.items()
-        }
-        return found | {f"teacher {section.label}": teacher_fingerprint(self, section) for section in teachers}
-
-    def relevance(self, section: TeacherSection) -> ArrayStore:
-        """Return the relevance of a teacher for the training split; compute it if it is not stored yet."""
-        return teacher_relevance(self, section)
-
-    def verify(self, section: TeacherSection, store: ArrayStore) -> list[str]:
-        """Check a teacher's stores. Returns one line per problem."""
-        return verify_teacher(self, section, store)
-
 
 def build_workspace(
     recipe: Recipe,
     processes: Processes,
     device: torch.device,
     *,
+    teachers: TeacherHandles | None = None,
     check: Callable[[Catalog], None] | None = None,
 ) -> Workspace:
     """Read the annotations, decode all videos that are not decoded yet, and leave out what cannot be read.
 
-    `check` may refuse the catalogue before anything is decoded. The main process decodes; the others wait for it.
+    `teachers`: the handles of the run; None: new ones. `check` may refuse the catalogue before anything is decoded.
+    The main process decodes; the others wait for it.
     """
     catalog = build_catalog(recipe)
     if check is not None:
@@ -237,7 +232,8 @@ def build_workspace(
         if video.id in frames.partial:
             log(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
     shared = _find_overlaps(recipe, catalog)
-    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, decode, shared)
+    teachers = open_teachers(recipe, device) if teachers is None else teachers
+    work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, teachers, decode, shared)
     counts = ", ".join(
         f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
     )

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from teachclip.data.annotations.catalog import Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.live import LiveFrames
 from teachclip.data.frames.views import Frames
 from teachclip.data.video.transform import normalize
+from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
 from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
 from teachclip.store.array_store import ArrayStore
@@ -42,6 +44,18 @@ class Inputs(Protocol):
 
     def videos(self, rows: np.ndarray) -> Batch:
         """Return the model inputs of some videos."""
+
+
+def tokenize(split: Split, how: Preprocessing, *, vocab_size: int | None = None) -> Tokenized:
+    """Return the captions of a split as token ids."""
+    return Tokenized.from_captions(
+        split.captions,
+        how.tokenizer,
+        max_tokens=how.max_tokens,
+        vocab_size=vocab_size,
+        pad_id=how.pad_id,
+        pad_to=how.pad_to,
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from teachclip.evaluation.evaluator import evaluate
 from teachclip.models.frame_attention import attention_weights
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
-from teachclip.pipeline import build, teacher_files
+from teachclip.pipeline import build
 from teachclip.pipeline.temperature_scaling import set_pooling_temperature
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
@@ -61,7 +61,7 @@ def teacher_frames(recipe: Recipe, section: TeacherSection) -> dict[str, float]:
     """Return the mean frame relevance that a teacher gives to test frames of each kind, for their own captions."""
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split("test")
-    teacher: Any = teacher_files.build_teacher(section, DEVICE).eval()  # type: ignore[attr-defined]
+    teacher = work.teachers[section.label].model
     texts, videos = encode_split(teacher, work.pixel_inputs(split), batch_size=32, device=DEVICE)
     with torch.no_grad():
         relevance = teacher.frame_relevance(texts, select_tokens(videos, torch.from_numpy(split.caption_videos)))

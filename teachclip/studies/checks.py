@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.recipe.schema import Recipe
 from teachclip.studies.gain_arms import Arm
@@ -101,7 +103,7 @@ def check_own_data(plan: Plan) -> None:
     Raises DataError or RecipeError if they have no validation or no test split, if a teacher is not there, or if set
     distillation would draw from what is tested on.
     """
-    from teachclip.pipeline import teacher_files
+    from teachclip.pipeline.teachers import TeacherHandle
     from teachclip.pipeline.build import build_catalog, build_selection
     from teachclip.pipeline.unpaired import check_unseen
 
@@ -115,5 +117,5 @@ def check_own_data(plan: Plan) -> None:
     for recipe in recipes:
         check_unseen(recipe, catalog.test)
     for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
-        if not teacher_files.is_there(section):
+        if not TeacherHandle(section, torch.device("cpu")).exists():
             raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")

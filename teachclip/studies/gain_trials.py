@@ -124,6 +124,7 @@ def _discard_other(job: Job) -> None:
 
 def _precompute(recipe: Recipe) -> None:
     """Store features and relevance, so that the students of a seed find them whoever comes first."""
+    from teachclip.pipeline.relevance import teacher_relevance
     from teachclip.pipeline.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
 
@@ -131,8 +132,8 @@ def _precompute(recipe: Recipe) -> None:
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     for split in work.catalog.splits:
         work.feature_inputs(split, work.backbone)
-    for section in recipe.teachers:
-        work.relevance(section)
+    for handle in work.teachers.values():
+        teacher_relevance(work, handle)
 
 
 def _train(job: Job) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
@@ -115,13 +117,13 @@ class Prepare(_OfSeed):
 
     def _train_teacher(self, recipe: Recipe, section: TeacherSection) -> None:
         """Train a teacher: of a world in any case, with the seed of the world; otherwise where no checkpoint is."""
-        from teachclip.pipeline import teacher_files
+        from teachclip.pipeline.teachers import TeacherHandle
         from teachclip.pipeline.train_teacher import train_teacher
 
         if self.world is not None and section.training is not None:
             training = section.training.model_copy(update={"seed": self.seed})
             train_teacher(recipe, teacher=section.model_copy(update={"training": training}))
-        elif not teacher_files.is_there(section):
+        elif not TeacherHandle(section, torch.device("cpu")).exists():
             train_teacher(recipe, teacher=section)
 
     def _stamps(self) -> Stamps:
@@ -201,34 +203,34 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
 
     Returns the hashes of what they depend on, and the number of videos and captions of every split.
     """
-    from teachclip.pipeline import teacher_files
+    from teachclip.pipeline.relevance import teacher_relevance, training_content
+    from teachclip.pipeline.teachers import check_teachers, open_teachers
     from teachclip.pipeline.workspace import build_workspace
     from teachclip.training.distributed import build_accelerator, processes_of
 
-    teacher_files.check_teachers(recipe)
     accelerator = build_accelerator()
-    work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
+    teachers = open_teachers(recipe, accelerator.device)
+    check_teachers(recipe, teachers)
+    work = build_workspace(recipe, processes_of(accelerator), accelerator.device, teachers=teachers)
     test = work.split("test")
     if recipe.train.encoders == "frozen":
         for split in work.catalog.splits:
             work.feature_inputs(split, work.backbone, work.views if split is work.catalog.train else 1)
     if recipe.teaching.source == "stored":
-        for section in recipe.teachers:
-            work.relevance(section)
+        for handle in teachers.values():
+            teacher_relevance(work, handle)
     own = {"test": fingerprint_of(work.provenance(test, work.backbone, {}))}
     sizes = {split.name: [len(split.videos), len(split.captions)] for split in work.catalog.splits}
-    return {**work.content(recipe.teachers), **own}, sizes
+    return {**training_content(work), **own}, sizes
 
 
 def _measure(recipe: Recipe) -> dict[str, Any]:
     """Evaluate on test what needs no student: zero-shot, and the teachers that score themselves."""
-    from teachclip.pipeline import teacher_files
     from teachclip.pipeline.evaluate import evaluate
-    from teachclip.scorer import reads_relevance
+    from teachclip.pipeline.teachers import open_teachers
 
-    labels = [
-        section.label for section in recipe.teachers if not reads_relevance(teacher_files.teacher_class(section))
-    ]
+    handles = open_teachers(recipe, torch.device("cpu"))
+    labels = [label for label, handle in handles.items() if not handle.reads_relevance]
     return {
         "zero_shot": evaluate(recipe, model="zero_shot")["test"],
         "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},

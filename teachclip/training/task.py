@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
-from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
+from teachclip.scorer import Teacher, gives_frame_relevance, training_logits
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
@@ -237,15 +237,10 @@ class TeacherTask(Task):
             same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
             losses = [
                 weight * contrastive_loss(logits, same_video)
-                for weight, logits in self._training_logits(texts, videos)
+                for weight, logits in training_logits(self.teacher, texts, videos)
             ]
             loss = torch.stack(losses).sum()
         return {"loss": loss, "contrastive": loss.detach()}
-
-    def _training_logits(self, texts: Tokens, videos: Tokens) -> Sequence[tuple[float, Tensor]]:
-        if hasattr(self.teacher, "training_logits"):
-            return self.teacher.training_logits(texts, videos)  # type: ignore[no-any-return]
-        return [(1.0, self.teacher.score(texts, videos))]
 
 
 def _as_float(tensor: Tensor) -> Tensor:

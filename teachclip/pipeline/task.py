@@ -1,4 +1,4 @@
-"""All teachers of a run, in the form in which they teach: from stores, or running in every step."""
+"""What trains in a run: the student with its teachers, from stores or running in every step, and its frame sets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.teacher_files import build_teacher, teacher_class
+from teachclip.pipeline.relevance import teacher_relevance
+from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
-from teachclip.recipe.schema import Teacher as TeacherSection
-from teachclip.scorer import FeatureScorer, gives_frame_relevance, reads_relevance
+from teachclip.scorer import FeatureScorer, gives_frame_relevance
 from teachclip.scoring.inputs import Inputs, PixelInputs
 from teachclip.training.batches import StoredRelevance
 from teachclip.training.frame_set_scorer import FrameSetScorer
@@ -33,15 +33,15 @@ class Teachers:
     online: list[OnlineTeacher] = field(default_factory=list)
     extras: dict[str, Inputs] = field(default_factory=dict)
 
-    def say_frames(self, recipe: Recipe) -> None:
-        """Say in the log if some or all teachers give no frame relevance."""
+    def log_frame_relevance(self, recipe: Recipe) -> None:
+        """Log if some or all teachers give no frame relevance."""
         have = [item.has_frames for item in self.stored]
         have += [gives_frame_relevance(item.teacher) for item in self.online]
         if have and not any(have):
             weight = recipe.losses.frame_text.weight
-            log(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is left out")
+            log(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is not used")
         elif not all(have):
-            log(f"the frame-text term is learned from {sum(have)} of {len(have)} teachers: the rest give no frames")
+            log(f"the frame-text term is taught by {sum(have)} of {len(have)} teachers: the others have no frame relevance")
 
 
 def build_teachers(work: Workspace, split: Split) -> Teachers:
@@ -52,10 +52,11 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
     """
     recipe, found = work.recipe, Teachers()
     known = {"": work.pixel_inputs(split, views=work.views)}
-    for section in recipe.teachers:
-        if is_stored(recipe, section):
+    for handle in work.teachers.values():
+        section = handle.section
+        if is_stored(recipe, handle):
             relevance = StoredRelevance.build(
-                work.relevance(section),
+                teacher_relevance(work, handle),
                 split,
                 targets=recipe.losses.frame_text.targets,
                 frame_temperature=section.frame_temperature,
@@ -64,12 +65,11 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.stored.append(relevance)
             found.weights.append(section.weight)
             continue
-        teacher = build_teacher(section, work.device)
-        prefix = shared_prefix(known, work.inputs_for(teacher, split, work.views))
-        found.online.append(OnlineTeacher(teacher, section.weight, section.frame_temperature, prefix))
+        prefix = shared_prefix(known, work.inputs_for(handle.model, split, work.views))
+        found.online.append(OnlineTeacher(handle.model, section.weight, section.frame_temperature, prefix))
         if prefix or recipe.train.encoders == "frozen":  # a student with finetuned encoders brings its own
             found.extras[prefix] = known[prefix]
-    found.say_frames(recipe)
+    found.log_frame_relevance(recipe)
     return found
 
 
@@ -103,25 +103,26 @@ def build_frame_sets(
         inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
     if term.scorer == "backbone":
         return FrameSetSampler(inputs, term.count, term.texts, **options), FrameSetScorer(term.scale)
-    teacher: Any = build_teacher(next(item for item in recipe.teachers if item.label == term.scorer), work.device)
+    teacher, traits = work.teachers[term.scorer].model, work.teachers[term.scorer].traits
     # where a teacher can start from features of its own encoders, they are stored and need not run in every step
-    has_features = isinstance(teacher, FeatureScorer) and hasattr(teacher, "clip")
-    encoders = "frozen" if has_features and not hasattr(teacher, "preprocessing") else "finetuned"
+    has_features = isinstance(teacher, FeatureScorer) and traits.clip is not None and traits.preprocessing is None
+    encoders = "frozen" if has_features else "finetuned"
     scored: Inputs = (
         work.feature_inputs(split, teacher.clip, work.views)
-        if encoders == "frozen"
+        if has_features
         else work.inputs_for(teacher, split, work.views)
     )
     if unpaired is not None:
         scored = unpaired.join(scored, teacher, encoders=encoders)
-    least = getattr(teacher, "min_frames", 1)
-    plan = FrameSetSampler(inputs, term.count, term.texts, **options, scorer=scored, scorer_width=least)
-    return plan, FrameSetScorer(term.scale, teacher)
+    sampler = FrameSetSampler(
+        inputs, term.count, term.texts, **options, scorer=scored, scorer_width=traits.min_frames
+    )
+    return sampler, FrameSetScorer(term.scale, teacher)
 
 
-def is_stored(recipe: Recipe, section: TeacherSection) -> bool:
+def is_stored(recipe: Recipe, handle: TeacherHandle) -> bool:
     """Whether a teacher teaches from its store."""
-    return recipe.teaching.source == "stored" or reads_relevance(teacher_class(section))
+    return recipe.teaching.source == "stored" or handle.reads_relevance
 
 
 def shared_prefix(known: dict[str, PixelInputs], inputs: PixelInputs) -> str:

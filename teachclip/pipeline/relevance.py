@@ -1,0 +1,134 @@
+"""The relevance of a recipe's teachers for its training pairs: computed once, kept in stores, checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from teachclip.console import log
+from teachclip.data.annotations.catalog import Video
+from teachclip.data.video.file_facts import file_facts
+from teachclip.pipeline.teachers import TeacherHandle
+from teachclip.pipeline.workspace import Workspace
+from teachclip.processes import Processes
+from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
+from teachclip.scoring.token_store import store_relevance, store_scorer_tokens
+from teachclip.store.array_store import ArrayStore
+from teachclip.store.fingerprint import fingerprint_of
+
+SAMPLE = 8
+"""Captions whose relevance is computed again to verify a store."""
+
+Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def training_content(work: Workspace) -> dict[str, str]:
+    """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
+    splits = {"train": (work.catalog.train, work.views), "selection": (work.selection_split(), 1)}
+    content = {
+        name: fingerprint_of(work.provenance(split, work.backbone, {}, views))
+        for name, (split, views) in splits.items()
+    }
+    return content | {
+        f"teacher {label}": fingerprint_of(_provenance(work, handle)) for label, handle in work.teachers.items()
+    }
+
+
+def teacher_relevance(work: Workspace, handle: TeacherHandle) -> ArrayStore:
+    """Return the relevance of a teacher for the training split; compute or read it if it is not stored yet."""
+    split = work.catalog.train
+    options: dict[str, Any] = {
+        "captions": len(split.captions),
+        "videos": len(split.videos) * work.views,
+        "provenance": _provenance(work, handle),
+        "precision": work.recipe.teaching.precision,
+        "label": f"{handle.label} relevance",
+    }
+    path = work.recipe.stores / work.training_name(f"relevance-{handle.section.folder}")
+    if handle.reads_relevance:  # its file is read by one process: it may be large
+        compute = _from_file(work, handle)
+        return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
+    texts, videos = _tokens(work, handle)
+    rows = functools.partial(
+        relevance_rows, handle.model, texts, videos, split.caption_videos, views=work.views, device=work.device
+    )
+    return store_relevance(path, rows, processes=work.processes, **options)
+
+
+def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore) -> list[str]:
+    """Check a teacher's stores: every checksum, and a sample of rows computed or read again from the start."""
+    problems = []
+    if not handle.reads_relevance:
+        problems = [problem for tokens in _tokens(work, handle) for problem in tokens.verify()]
+    problems += store.verify()
+    if problems:
+        return problems
+    split = work.catalog.train
+    rows = np.unique(np.linspace(0, store.rows - 1, min(SAMPLE, store.rows)).astype(np.int64))
+    if handle.reads_relevance:
+        columns = np.arange(len(split.videos))
+        again = _from_file(work, handle)(rows)
+    else:
+        videos = np.unique(split.caption_videos[rows])
+        columns = np.concatenate([view * len(split.videos) + videos for view in range(work.views)])
+        inputs = work.inputs_for(handle.model, split, work.views)
+        again = recompute(
+            handle.model, inputs, split.caption_videos, rows, columns, views=work.views, device=work.device
+        )
+    return verify_relevance(store, again, rows, columns, label=handle.label)
+
+
+def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
+    """Return everything that a teacher's relevance for the training split depends on."""
+    teacher, options = handle.model, {"name": handle.section.name, **handle.section.options}
+    if not handle.reads_relevance:
+        return work.provenance(work.catalog.train, teacher, options, views=work.views)
+    # The content of its files counts, not where they lie.
+    files = teacher.files()
+    facts = file_facts(
+        [Video(name, path) for name, path in files.items()],
+        work.recipe.stores / "score-file-hashes.json",
+        progress=work.processes.is_main,
+    )
+    return {
+        "model": {
+            "class": type(teacher).__name__,
+            "options": {key: value for key, value in options.items() if key not in files},
+            "files": {name: {"bytes": fact["bytes"], "sha256": fact["sha256"]} for name, fact in facts.items()},
+        },
+        "split": work.catalog.train.provenance(),
+        "frames": work.recipe.frames.count,
+    }
+
+
+def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
+    """Return a function that reads relevance from the teacher's files, which are opened at its first call."""
+
+    @functools.cache
+    def opened() -> Any:
+        others = [split for split in work.catalog.splits if split is not work.catalog.train]
+        relevance = handle.model.relevance_of(
+            work.catalog.train, frames=work.recipe.frames.count, others=others, scratch=work.recipe.stores
+        )
+        for line in relevance.remarks:
+            log(f"{handle.label}: {line}")
+        return relevance
+
+    return lambda rows: opened().rows(rows)  # type: ignore[no-any-return]
+
+
+def _tokens(work: Workspace, handle: TeacherHandle) -> tuple[ArrayStore, ArrayStore]:
+    """Return the stored tokens of the training texts and videos; compute them if they are not stored yet."""
+    return store_scorer_tokens(
+        work.recipe.stores / work.training_name(f"tokens-{handle.section.folder}"),
+        handle.model,
+        work.inputs_for(handle.model, work.catalog.train, work.views),
+        provenance=_provenance(work, handle),
+        batch_size=work.recipe.teaching.batch_size,
+        device=work.device,
+        processes=work.processes,
+        label=f"{handle.label} tokens",
+    )

@@ -1,0 +1,158 @@
+"""The teachers of a recipe: one handle each, which loads its checkpoint once and knows what it takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from teachclip.errors import CheckpointError, RecipeError
+from teachclip.models.backbone import load_config
+from teachclip.models.preprocessing import load_preprocessing
+from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
+from teachclip.scorer import TeacherTraits, reads_relevance, teacher_factories, teacher_traits
+
+FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
+"""A checkpoint whose name ends so is a file, never the id of a repository."""
+
+
+def teacher_class(section: TeacherSection) -> Any:
+    """Return the class that a teacher's name stands for. Raises RecipeError for an unknown one."""
+    return resolve("teacher", section.name, TEACHERS, group=TEACHER_GROUP)
+
+
+class TeacherHandle:
+    """One teacher of a run. Its checkpoint is loaded when `model` is first used, and only then."""
+
+    def __init__(self, section: TeacherSection, device: torch.device) -> None:
+        self.section, self.device = section, device
+
+    @property
+    def label(self) -> str:
+        """What stores, logs and options call it."""
+        return self.section.label
+
+    @functools.cached_property
+    def reads_relevance(self) -> bool:
+        """Whether it reads scores from a file instead of encoding."""
+        return reads_relevance(teacher_class(self.section))
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The teacher on the device, in evaluation mode, its weights frozen. Raises CheckpointError, RecipeError."""
+        load_teacher = resolve("teacher loader", "teachers:load_teacher", {})
+        section = self.section
+        teacher = load_teacher(section.name, section.checkpoint, **section.options).to(self.device)
+        if section.reads is not None:
+            teacher.preprocessing = load_preprocessing(section.reads, load_config(section.reads))
+        return teacher
+
+    @property
+    def traits(self) -> TeacherTraits:
+        """The optional attributes of the model."""
+        return teacher_traits(self.model)
+
+    def exists(self) -> bool:
+        """Whether the checkpoint exists, as a file or folder, or may exist under this id on the hub.
+
+        Only a teacher that reads sources other than files (`from_source`) may be on the hub. Raises RecipeError for
+        an unknown teacher.
+        """
+        checkpoint = self.section.checkpoint
+        if Path(checkpoint).exists():
+            return True
+        if self.reads_relevance:
+            return False
+        may_be_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", checkpoint)
+        is_file = Path(checkpoint).suffix in FILE_ENDINGS
+        from_source = teacher_factories(teacher_class(self.section)).from_source
+        return from_source is not None and may_be_id is not None and not is_file
+
+    def require(self) -> None:
+        """Raise CheckpointError unless the checkpoint exists."""
+        if not self.exists():
+            hint = "train it first" if self.section.training else "give the path of its checkpoint"
+            raise CheckpointError(f"teacher {self.label}: {self.section.checkpoint} does not exist; {hint}")
+
+    def check(self, recipe: Recipe) -> None:
+        """Load the teacher and see that it takes the recipe's frames, tokens and temporal augmentation.
+
+        Raises CheckpointError for a checkpoint that does not exist or fit, DataError for a file of scores,
+        RecipeError for options and sizes that the teacher does not take.
+        """
+        self.require()
+        traits, versions = self.traits, recipe.frames.temporal_augmentation
+        if self.reads_relevance and versions > 1:
+            raise RecipeError(
+                f"teacher {self.label!r} reads its relevance from a file, which knows one version of each video: it "
+                f"needs frames.temporal_augmentation=1, got {versions}"
+            )
+        tokens, frames = recipe.text.max_tokens, recipe.frames.count
+        most_tokens = traits.max_tokens if traits.preprocessing is None else None
+        if most_tokens is not None and tokens > most_tokens:
+            raise RecipeError(
+                f"teacher {self.label} takes at most {most_tokens} tokens, text.max_tokens is {tokens}"
+            )
+        most_frames = frames if traits.max_frames is None else traits.max_frames
+        if not traits.min_frames <= frames <= most_frames:
+            raise RecipeError(
+                f"teacher {self.label} takes {traits.min_frames} to {most_frames} frames, frames.count is {frames}"
+            )
+
+    def release(self) -> None:
+        """Let go of the model, which is loaded again if it is used after all."""
+        self.__dict__.pop("model", None)
+
+
+TeacherHandles = Mapping[str, TeacherHandle]
+"""The teachers of a run by label, in the order of the recipe."""
+
+
+def open_teachers(recipe: Recipe, device: torch.device) -> dict[str, TeacherHandle]:
+    """Return a handle for every teacher of a recipe. Nothing is loaded yet."""
+    return {section.label: TeacherHandle(section, device) for section in recipe.teachers}
+
+
+def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
+    """Load every teacher, before hours of decoding, and see that it fits the recipe. See `TeacherHandle.check`."""
+    for handle in teachers.values():
+        handle.check(recipe)
+    check_frame_set_scorer(recipe, teachers)
+
+
+def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if the teacher that is to score frame sets can only read scores of existing videos."""
+    label = recipe.losses.frame_sets.scorer
+    if recipe.losses.uses_frame_sets and label in teachers and teachers[label].reads_relevance:
+        raise RecipeError(
+            f"losses.frame_sets.scorer: {label!r} reads its scores from a file: it cannot score frame sets"
+        )
+
+
+def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: int, tokens: int) -> Any:
+    """Build a fresh teacher on its CLIP, initialised as published.
+
+    A teacher whose `from_clip` takes `frames` and `tokens` is given how many the data has. Raises RecipeError for a
+    teacher that cannot be trained.
+    """
+    from_clip = teacher_factories(teacher_class(section)).from_clip
+    if from_clip is None:
+        raise RecipeError(f"teacher {section.name!r} cannot be trained here: it has no from_clip(clip, **options)")
+    parameters = inspect.signature(from_clip).parameters
+    sizes = {name: value for name, value in {"frames": frames, "tokens": tokens}.items() if name in parameters}
+    options = {**sizes, **section.options, **(section.training.options if section.training else {})}
+    for key in options:
+        if key not in parameters:
+            raise RecipeError(
+                f"teacher {section.name!r} has no option {key!r} in training{closest(key, parameters)}"
+            )
+    torch.manual_seed(seed)
+    return from_clip(clip, **options)
