@@ -82,8 +82,8 @@ class TeacherFactories:
 
     from_state_dict: `(state, *, source, **options)`, from the weights of a file; `source` is for messages.
     from_source: `(checkpoint, **options)`, from a hub id, a folder or a file of its own kind.
-    from_clip: `(clip, **options)`, a fresh teacher to train; it is also given `frames` and `tokens`, how many the data
-        has, if it takes them. Such a teacher has a method `checkpoint()` that returns what is saved, and may have
+    from_clip: `(clip, **options)`, a fresh teacher to train. If it takes `frames` and `tokens`, it is given how many
+        the data has. Such a teacher has a method `checkpoint()` that returns what is saved, and may have
         `training_logits(texts, videos)`, which returns (weight, logits) pairs whose losses are added.
     relevance_of: `(split, *, frames, others, scratch)`, for a teacher that cannot encode but reads relevance that was
         computed elsewhere (`teachers.scores.Scores`); its method `files()` names the files that it reads.
@@ -96,7 +96,7 @@ class TeacherFactories:
 
 
 def teacher_traits(teacher: Any) -> TeacherTraits:
-    """Return the optional attributes of a teacher (or of any scorer), with defaults for those that it does not have."""
+    """Return the optional attributes of a teacher, or of any scorer, with defaults for those that are absent."""
     has_method = callable(getattr(teacher, "frame_relevance", None))
     return TeacherTraits(
         has_frame_relevance=bool(getattr(teacher, "has_frame_relevance", True)) and has_method,

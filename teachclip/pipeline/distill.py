@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
 from teachclip.evaluation.evaluator import evaluate
@@ -17,15 +19,18 @@ from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
-from teachclip.pipeline.unpaired import build_unpaired, check_unpaired
+from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import Workspace, build_workspace
+from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
+from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
+from teachclip.training.task import DistillationTask
 
 
 def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -41,7 +46,35 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     accelerator = build_accelerator(
         mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
     )
-    processes, device = processes_of(accelerator), accelerator.device
+    work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
+    student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
+    select = _evaluation(work, student, "selection")
+    freeze(student, encoders=train.encoders)
+    set_clip_weights(student, train.clip_weights)
+    task, batches = _build_training(work, student, unpaired)
+    accelerator.init_trackers(recipe.name)
+    progress = fit(
+        task,
+        build.build_optimizer_for(student, recipe.optimizer),
+        batches,
+        accelerator,
+        run,
+        build.build_schedule(
+            train, recipe.optimizer, batches_per_epoch=batches.sampler.batches_per_epoch, seed=recipe.seed
+        ),
+        select,
+    )
+    task.load_state_dict(run.best_weights())
+    results = _measure(work, student, select, progress.best_step)
+    if work.processes.is_main:
+        _export(work, student, results)
+    work.processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
+    return results
+
+
+def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tuple[Workspace, Unpaired | None, Run]:
+    """Check everything that can be checked, read and decode the data, and open the run folder."""
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
     teachers = open_teachers(recipe, device)
@@ -52,7 +85,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
         processes,
         device,
         teachers=teachers,
-        check=lambda catalog: build.check_training(recipe, train, catalog, processes),
+        check=lambda catalog: build.check_training(recipe, recipe.train, catalog, processes),
     )
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = training_content(work) | (unpaired.content() if unpaired else {})
@@ -60,40 +93,23 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     run.open()
     if processes.is_main:
         write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
+    return work, unpaired, run
 
-    split = work.catalog.train
-    student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
+
+def _build_training(
+    work: Workspace, student: StudentModel, unpaired: Unpaired | None
+) -> tuple[DistillationTask, TrainingBatches]:
+    """Return what one step computes and what it reads; what teachers know of the data is stored by then."""
+    recipe, split = work.recipe, work.catalog.train
     # of the backbone, not the student: its logit scale trains, and stored features would no longer be found
-    inputs = work.inputs(split, work.backbone, encoders=train.encoders, views=work.views)
-    select = _evaluation(work, student, "selection")
-    freeze(student, encoders=train.encoders)
-    set_clip_weights(student, train.clip_weights)
-    sources = build_teachers(work, split)
+    inputs = work.inputs(split, work.backbone, encoders=recipe.train.encoders, views=work.views)
+    teachers = build_teachers(work, split)
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
-    for handle in teachers.values():
-        handle.release()  # those that run in every step are kept by the task
-    sampler = BatchSampler(len(split.captions), train.batch_size, recipe.seed, work.views)
-
-    accelerator.init_trackers(recipe.name)
-    task = build_task(recipe, student, sources, frame_set_scorer)
-    progress = fit(
-        task,
-        build.build_optimizer_for(student, recipe.optimizer),
-        TrainingBatches(inputs, split, sampler, processes, sources.stored, sources.extras, frame_sets),
-        accelerator,
-        run,
-        build.build_schedule(
-            train, recipe.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=recipe.seed
-        ),
-        select,
-    )
-    task.load_state_dict(run.best_weights())
-    results = _measure(work, student, select, progress.best_step)
-    if processes.is_main:
-        _export(work, student, results)
-    processes.wait()
-    accelerator.end_training()  # ends the trackers and, in several processes, their connection
-    return results
+    for handle in work.teachers.values():
+        handle.release()  # the task keeps those that run in every step
+    sampler = BatchSampler(len(split.captions), recipe.train.batch_size, recipe.seed, work.views)
+    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
+    return build_task(recipe, student, teachers, frame_set_scorer), batches
 
 
 def _evaluation(

@@ -10,7 +10,7 @@ import numpy as np
 
 from teachclip.console import log
 from teachclip.data.annotations.catalog import Video
-from teachclip.data.video.file_facts import file_facts
+from teachclip.data.annotations.files import file_facts
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes

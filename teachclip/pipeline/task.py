@@ -41,7 +41,7 @@ class Teachers:
             weight = recipe.losses.frame_text.weight
             log(f"no teacher gives frame relevance: the frame-text term (weight {weight:g}) is not used")
         elif not all(have):
-            log(f"the frame-text term is taught by {sum(have)} of {len(have)} teachers: the others have no frame relevance")
+            log(f"the frame-text term is taught by {sum(have)} of {len(have)} teachers; the others give no frames")
 
 
 def build_teachers(work: Workspace, split: Split) -> Teachers:

@@ -98,9 +98,7 @@ class TeacherHandle:
         tokens, frames = recipe.text.max_tokens, recipe.frames.count
         most_tokens = traits.max_tokens if traits.preprocessing is None else None
         if most_tokens is not None and tokens > most_tokens:
-            raise RecipeError(
-                f"teacher {self.label} takes at most {most_tokens} tokens, text.max_tokens is {tokens}"
-            )
+            raise RecipeError(f"teacher {self.label} takes at most {most_tokens} tokens, text.max_tokens is {tokens}")
         most_frames = frames if traits.max_frames is None else traits.max_frames
         if not traits.min_frames <= frames <= most_frames:
             raise RecipeError(
@@ -151,8 +149,6 @@ def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: 
     options = {**sizes, **section.options, **(section.training.options if section.training else {})}
     for key in options:
         if key not in parameters:
-            raise RecipeError(
-                f"teacher {section.name!r} has no option {key!r} in training{closest(key, parameters)}"
-            )
+            raise RecipeError(f"teacher {section.name!r} has no option {key!r} in training{closest(key, parameters)}")
     torch.manual_seed(seed)
     return from_clip(clip, **options)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from teachclip.console import log
+from teachclip.data.batches import BatchSampler
 from teachclip.errors import CheckpointError, RecipeError
+from teachclip.evaluation.evaluator import evaluate
+from teachclip.models.checkpoints import save_checkpoint
+from teachclip.models.clip import load_clip
 from teachclip.pipeline import build
+from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.teachers import new_teacher
-from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
-from teachclip.pipeline.workspace import build_workspace
+from teachclip.pipeline.workspace import Workspace, build_workspace
+from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
-from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Recipe, TeacherTraining
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer
 from teachclip.training.batches import TrainingBatches
@@ -43,32 +51,71 @@ def train_teacher(
     """
     recipe = load_recipe(recipe, overrides)
     section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
-    from teachclip.data.batches import BatchSampler
-    from teachclip.evaluation.evaluator import evaluate
-    from teachclip.models.checkpoints import save_checkpoint
-    from teachclip.models.clip import load_clip
-
     training = section.training
-    assert training is not None
+    if training is None:
+        raise RecipeError(f"teacher {section.label!r} has no section `training`")
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
         mixed_precision=training.train.mixed_precision, trackers=training.train.trackers, output=str(folder)
     )
-    processes = processes_of(accelerator)
     if checkpoint.exists() and not (folder / "settings.json").exists():
         raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
+    work, run = _prepare(recipe, section, training, folder, processes_of(accelerator), accelerator.device)
+    model, batches, select = _build_training(work, section, training)
+    accelerator.init_trackers(recipe.name)
+    progress = fit(
+        TeacherTask(model),
+        build.build_optimizer_for(model, training.optimizer),
+        batches,
+        accelerator,
+        run,
+        build.build_schedule(
+            training.train,
+            training.optimizer,
+            batches_per_epoch=batches.sampler.batches_per_epoch,
+            seed=training.seed,
+        ),
+        select,
+    )
+    TeacherTask(model.cpu()).load_state_dict(run.best_weights())
+    if work.processes.is_main:
+        save_checkpoint(model.float().checkpoint(), checkpoint)
+        selection = work.selection_split().name
+        log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection})")
+    work.processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
+    return checkpoint
+
+
+def _prepare(
+    recipe: Recipe,
+    section: TeacherSection,
+    training: TeacherTraining,
+    folder: Path,
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Workspace, Run]:
+    """Read and decode the data, and open the run folder of the teacher."""
     run = Run(folder, build.run_settings(recipe, teacher=section), processes)
     run.check()
     work = build_workspace(
         recipe,
         processes,
-        accelerator.device,
+        device,
         teachers={},
         check=lambda catalog: build.check_training(recipe, training.train, catalog, processes),
     )
     run = Run(folder, {**run.settings, "content": training_content(work)}, processes)
     run.open()
+    return work, run
+
+
+def _build_training(
+    work: Workspace, section: TeacherSection, training: TeacherTraining
+) -> tuple[Any, TrainingBatches, Callable[[], dict[str, Any]]]:
+    """Return the new teacher, its batches, and a function that evaluates it on the selection split."""
+    recipe, split, selection = work.recipe, work.catalog.train, work.selection_split()
     clip = load_clip(training.clip) if training.clip else work.backbone
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}
@@ -79,29 +126,12 @@ def train_teacher(
     if encoders == "frozen" and not isinstance(model, FeatureScorer):
         log(f"{section.name} reads more of its encoders than one feature per text and frame: they run in every step")
         encoders = "finetuned"  # of the inputs only: their weights stay frozen
-    inputs = work.inputs(work.catalog.train, clip, encoders=encoders, views=work.views)
-    split = work.catalog.train
+    inputs = work.inputs(split, clip, encoders=encoders, views=work.views)
     sampler = BatchSampler(len(split.captions), training.train.batch_size, training.seed, work.views)
-    accelerator.init_trackers(recipe.name)
-    selection = work.selection_split()
     selection_inputs = work.inputs(selection, clip, encoders=encoders)
-    progress = fit(
-        TeacherTask(model),
-        build.build_optimizer_for(model, training.optimizer),
-        TrainingBatches(inputs, split, sampler, processes),
-        accelerator,
-        run,
-        build.build_schedule(
-            training.train, training.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=training.seed
-        ),
-        lambda: evaluate(
-            model, selection_inputs, selection, build.build_blocks(recipe), accelerator.device, processes
-        ),
+    blocks = build.build_blocks(recipe)
+    return (
+        model,
+        TrainingBatches(inputs, split, sampler, work.processes),
+        lambda: evaluate(model, selection_inputs, selection, blocks, work.device, work.processes),
     )
-    TeacherTask(model.cpu()).load_state_dict(run.best_weights())
-    if processes.is_main:
-        save_checkpoint(model.float().checkpoint(), checkpoint)
-        log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection.name})")
-    processes.wait()
-    accelerator.end_training()  # ends the trackers and, in several processes, their connection
-    return checkpoint

@@ -103,8 +103,8 @@ def check_own_data(plan: Plan) -> None:
     Raises DataError or RecipeError if they have no validation or no test split, if a teacher is not there, or if set
     distillation would draw from what is tested on.
     """
-    from teachclip.pipeline.teachers import TeacherHandle
     from teachclip.pipeline.build import build_catalog, build_selection
+    from teachclip.pipeline.teachers import TeacherHandle
     from teachclip.pipeline.unpaired import check_unseen
 
     if plan.world is not None:

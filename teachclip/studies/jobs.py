@@ -168,12 +168,7 @@ class Train(_OfSeed):
 
     def run(self) -> dict[str, Any]:
         """Train with the main command; only the numbers are kept."""
-        from teachclip.pipeline import (
-            teaching,  # noqa: F401
-            workspace,  # noqa: F401  (what loads long, before the clock starts)
-        )
-        from teachclip.pipeline.distill import distill
-        from teachclip.training import loop  # noqa: F401
+        from teachclip.pipeline.distill import distill  # loads long, so before the clock starts
 
         output = self.folder / "runs" / self.name
         settings = (*self.overrides(), f"output={output}")

@@ -18,7 +18,7 @@ from teachclip.cli import distill
 from teachclip.errors import RecipeError
 from teachclip.evaluation.evaluator import evaluate
 from teachclip.pipeline.build import build_optimizer_for, build_student
-from teachclip.pipeline.teaching import build_frame_sets
+from teachclip.pipeline.task import build_frame_sets
 from teachclip.pipeline.unpaired import build_unpaired
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes

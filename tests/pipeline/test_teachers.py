@@ -12,7 +12,7 @@ from other_teachers import Pixels
 from tiny_models import FRAMES, tiny_clip
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute
-from teachclip.pipeline.teacher_files import is_there
+from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.recipe.schema import Teacher
 from teachclip.store.array_store import ArrayStore
 from teachers.xclip import XCLIP
@@ -89,7 +89,7 @@ def test_teachers_of_every_kind_give_the_same_losses_stored_and_online(project, 
             stores=str(project.folder / f"stores-{source}"),
         )
         assert run(distill.main, recipe) == 0
-        assert "the frame-text term is learned from 3 of 5 teachers" in capsys.readouterr().err
+        assert "the frame-text term is taught by 3 of 5 teachers" in capsys.readouterr().err
     stored, online = (losses(project.folder / source) for source in ("stored", "online"))
     assert len(stored) == 4
     np.testing.assert_allclose(stored, online, atol=1e-5)
@@ -124,7 +124,7 @@ def test_dry_run_takes_every_kind_along_and_writes_nothing(project, kinds, capsy
     before = sorted(project.folder.rglob("*"))
     assert run(distill.main, recipe, "--dry-run") == 0
     message = capsys.readouterr().err
-    assert "dry run passed" in message and "frame_text" in message and "learned from 3 of 5 teachers" in message
+    assert "dry run passed" in message and "frame_text" in message and "taught by 3 of 5 teachers" in message
     assert sorted(project.folder.rglob("*")) == before
 
 
@@ -134,7 +134,7 @@ def test_without_any_frames_the_frame_term_is_left_out_and_the_log_says_so(proje
     for more in ([], ["--dry-run"]):
         assert run(distill.main, recipe, *more) == 0
         assert (
-            "no teacher gives frame relevance: the frame-text term (weight 2) is left out" in capsys.readouterr().err
+            "no teacher gives frame relevance: the frame-text term (weight 2) is not used" in capsys.readouterr().err
         )
     for line in logged(project.folder / "run"):
         assert "frame_text" not in line
@@ -296,4 +296,5 @@ def test_a_wrong_file_and_other_sizes_are_found_before_anything_is_decoded(proje
     ],
 )
 def test_only_what_may_be_on_the_hub_is_not_missed_on_the_disk(name, checkpoint, expected):
-    assert is_there(Teacher(name=name, checkpoint=checkpoint)) == expected
+    handle = TeacherHandle(Teacher(name=name, checkpoint=checkpoint), torch.device("cpu"))
+    assert handle.exists() == expected
