@@ -18,7 +18,8 @@ PathValue = Annotated[Path, Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -35,7 +36,7 @@ class Validation(Section):
         None, description="share of the training videos that is held out, 1 to 1,000 videos; 0.05 if nothing is given"
     )
     list: PathValue | None = Field(None, description="own list of validation videos, as the format has them")
-    seed: int = Field(0, description="which are held out; the choice does not depend on the order of the files")
+    seed: Seed = Field(0, description="which are held out; the choice does not depend on the order of the files")
 
     @model_validator(mode="after")
     def _one_way(self) -> Validation:

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,35 +18,12 @@ from pydantic import BaseModel, ValidationError
 from teachclip.errors import RecipeError
 from teachclip.recipe.loss_section import check_losses
 from teachclip.recipe.schema import Recipe
+from teachclip.recipe.yaml_values import NULLS, item_annotation, nested_model, parse_yaml, takes_null, takes_text
 from teachclip.registry import closest
 
 AnySection = typing.TypeVar("AnySection", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number, and a key that stands twice is an error."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in found:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -66,7 +42,8 @@ def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(source, Mapping):
         where, values = str(source.get("name", "recipe")), copy.deepcopy(dict(source))
     else:
-        where, values = Path(source).name, _read_mapping(Path(source), "recipe")
+        path = _recipe_path(source)
+        where, values = path.name, _read_mapping(path, Recipe, "recipe")
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -87,19 +64,26 @@ def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySec
     """
     path = Path(path)
     try:
-        return model.model_validate(_read_mapping(path, what))
+        return model.model_validate(_read_mapping(path, model, what))
     except ValidationError as error:
         problems = [_explain(item, model) for item in error.errors()]
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems)) from None
 
 
-def _read_mapping(path: Path, what: str) -> dict[str, Any]:
+def _recipe_path(source: str | Path) -> Path:
+    """Return the file of a recipe; a bare name such as `shapes_xpool` is one of the project's recipes."""
+    path = Path(source)
+    is_bare = not path.suffix and path.name == str(source)
+    return find_recipe(f"{path.name}.yaml") if is_bare and not path.exists() else path
+
+
+def _read_mapping(path: Path, model: type[BaseModel], what: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{path}: cannot read the {what}: {reason}") from error
-    values = _parse(text, where=str(path))
+    values = parse_yaml(text, model, where=str(path))
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a {what} is a mapping of sections, got {type(values).__name__}")
     return values
@@ -131,7 +115,7 @@ def value_text(value: Any) -> str:
     """Return a value as text that an override `key=text` reads back as the same value."""
     if isinstance(value, str):
         with contextlib.suppress(RecipeError):
-            if _parse(value, where="") == value:
+            if parse_yaml(value, where="") == value:
                 return value
     return repr(value) if isinstance(value, float) else json.dumps(value)
 
@@ -139,7 +123,7 @@ def value_text(value: Any) -> str:
 def describe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     """Yield one line per recipe key: name, default, meaning. For `--help`."""
     for name, field in model.model_fields.items():
-        nested = _nested_model(field.annotation)
+        nested = nested_model(field.annotation)
         repeated = typing.get_origin(field.annotation) is list
         key = f"{prefix}{name}" + (".0" if repeated and nested else "")
         if nested is not None:
@@ -149,21 +133,12 @@ def describe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
         yield f"  {key}  ({default})" + (f"  {field.description}" if field.description else "")
 
 
-def _parse(text: str, *, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise RecipeError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-
-
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {override!r}: write it as section.key=value")
-    value = _parse(text, where=f"override {override!r}")
     parts = key.split(".")
+    value = _override_value(text, _annotation(parts), where=f"override {override!r}")
     node: Any = values
     for depth, part in enumerate(parts[:-1]):
         where = ".".join(parts[: depth + 1])
@@ -181,6 +156,36 @@ def _apply(values: dict[str, Any], override: str) -> None:
         node[parts[-1]] = value
 
 
+def _annotation(parts: Sequence[str]) -> Any:
+    """Return the type of a recipe key, Any if there is no such key or it is an option of a teacher."""
+    annotation: Any = Recipe
+    for part in parts:
+        model = nested_model(annotation)
+        if part.isdecimal():
+            annotation = item_annotation(annotation)
+        elif model is not None and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+        else:
+            return Any
+    return annotation
+
+
+def _override_value(text: str, annotation: Any, *, where: str) -> Any:
+    """Return the value of the text behind `key=`.
+
+    A key that takes text gets it as it stands, unless it is quoted, or null where that is allowed. A list of plain
+    values may be written without brackets: `a,b`. Everything else is YAML.
+    """
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if takes_text(annotation) and not is_quoted:
+        return None if text in NULLS and takes_null(annotation) else text
+    item = item_annotation(annotation)
+    is_list = item is not Any and nested_model(item) is None
+    if is_list and not text.lstrip().startswith("[") and text not in NULLS:
+        return [_override_value(part.strip(), item, where=where) for part in text.split(",")]
+    return parse_yaml(text, annotation, where=where)
+
+
 def _position(items: list[Any], part: str, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
         allowed = f"0 to {len(items) - 1}" if items else "nothing: the list is empty"
@@ -191,13 +196,16 @@ def _position(items: list[Any], part: str, override: str) -> int:
 
 
 def _expand(value: Any, where: str, problems: list[str]) -> Any:
-    """Replace environment variables in all strings; name those that are not set."""
+    """Replace environment variables and a leading `~/` in all strings; name the variables that are not set."""
     if isinstance(value, dict):
         return {key: _expand(item, f"{where}.{key}".lstrip("."), problems) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, f"{where}.{index}", problems) for index, item in enumerate(value)]
     if not isinstance(value, str):
         return value
+
+    if "\0" in value:
+        problems.append(f"{where}: contains a NUL character")
 
     def replace(match: re.Match[str]) -> str:
         found = os.environ.get(match[1]) or match[2]
@@ -206,7 +214,8 @@ def _expand(value: Any, where: str, problems: list[str]) -> Any:
             return match[0]
         return found
 
-    return _VARIABLE.sub(replace, value)
+    text = _VARIABLE.sub(replace, value)
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _explain(item: Any, root: type[BaseModel]) -> str:
@@ -236,20 +245,8 @@ def _known_names(location: Sequence[str | int], root: type[BaseModel]) -> list[s
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part) if model is not None else None
-        model = _nested_model(field.annotation) if field is not None else None
+        model = nested_model(field.annotation) if field is not None else None
     return list(model.model_fields) if model is not None else []
-
-
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that an annotation holds: `Section`, `Section | None` or `list[Section]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
-        for part in typing.get_args(annotation):
-            found = _nested_model(part)
-            if found is not None:
-                return found
-    return None
 
 
 def find_recipe(name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from teachclip.recipe.data_section import Count, Data, PathValue, Positive, Section, Share, Weight
+from teachclip.recipe.data_section import Count, Data, PathValue, Positive, Section, Seed, Share, Weight
 from teachclip.recipe.loss_section import Losses, check_losses
 
 
@@ -28,7 +28,7 @@ class Frames(Section):
     temporal_augmentation: Count = Field(
         1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"
     )
-    augmentation_seed: int = Field(0, description="seed of the shifted versions")
+    augmentation_seed: Seed = Field(0, description="seed of the shifted versions")
     store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
     on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
@@ -73,7 +73,7 @@ class Student(Section):
     @classmethod
     def _each_once(cls, adapters: list[str]) -> list[str]:
         if twice := [place for place in dict.fromkeys(adapters) if adapters.count(place) > 1]:
-            raise ValueError(f"{twice[0]} stands twice")
+            raise ValueError(f"{twice[0]} is duplicated")
         return adapters
 
 
@@ -131,7 +131,7 @@ class TeacherTraining(Section):
     """How `tools/train_teacher.py` makes the teacher's checkpoint."""
 
     clip: str | None = Field(None, description="CLIP to start from; null: the student's backbone")
-    seed: int = Field(24, description="seed of batches and dropout")
+    seed: Seed = Field(24, description="seed of batches and dropout")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
     optimizer: Optimizer = Optimizer()
     train: Train
@@ -199,7 +199,7 @@ class Recipe(Section):
     """A whole experiment."""
 
     name: str = Field(description="name of the experiment")
-    seed: int = Field(42, description="seed of the student's new parameters and of its batches")
+    seed: Seed = Field(42, description="seed of the student's new parameters and of its batches")
     output: PathValue = Field(description="run folder: resolved recipe, log, checkpoints, report, exported student")
     stores: PathValue = Field(description="folder of all that is computed once: frames, features, relevance")
     data: Data

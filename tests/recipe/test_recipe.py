@@ -180,7 +180,7 @@ def test_environment_variables_and_their_defaults(write, monkeypatch):
 
 
 def test_duplicate_key_broken_yaml_and_missing_file_are_one_line_each(write, tmp_path):
-    assert "line 11: not valid YAML: key 'seed' stands twice" in failure(write(MINIMAL + "seed: 1\nseed: 2\n"))
+    assert "line 11: not valid YAML: duplicate key 'seed'" in failure(write(MINIMAL + "seed: 1\nseed: 2\n"))
     assert "not valid YAML" in failure(write("a: [1"))
     assert "a recipe is a mapping" in failure(write("- 1"))
     assert "cannot read the recipe: No such file or directory" in failure(tmp_path / "none.yaml")
@@ -199,7 +199,7 @@ def test_inconsistent_choices_are_refused(write):
     assert "without teachers and sets it is the whole loss" in failure(
         write(), ["teachers=[]", "losses.contrastive.end_weight=0.5"]
     )
-    assert "student.adapters: text stands twice" in failure(write(), ["student.adapters=[text, text]"])
+    assert "student.adapters: text is duplicated" in failure(write(), ["student.adapters=[text, text]"])
     several = failure(
         write(), ["losses.frame_sets.weight=1", "losses.frame_sets.frames=[1,99]", "losses.frame_sets.scorer=nobody"]
     )
