@@ -17,10 +17,11 @@ _LAZY = {
     "load_recipe": "teachclip.recipe.loading",
     "load_student": "teachclip.models.student",
     "precompute": "teachclip.pipeline.precompute",
+    "prepare": "teachclip.data_check.prepare",
     "train_teacher": "teachclip.pipeline.train_teacher",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *sorted(_LAZY)]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,3 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'teachclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

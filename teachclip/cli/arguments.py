@@ -6,16 +6,55 @@ import argparse
 import errno
 import functools
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from teachclip.console import logging_to_console
 from teachclip.errors import TeachclipError
+from teachclip.registry import closest
 
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """A full disk and missing permissions: not mistakes of the program, so no traceback."""
 
 Main = Callable[[Sequence[str] | None], int]
+
+
+class UsageError(TeachclipError):
+    """A command line that cannot be understood."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, with the nearest option for a mistyped one, and whose help is short."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        for name in ("description", "epilog"):
+            if options.get(name):
+                options[name] = _wrapped(options[name])
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with the message of argparse, completed where that helps."""
+        if match := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            unknown = match[1].split()[0]
+            options = [name for action in self._actions for name in action.option_strings]
+            hint = closest(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+            message = f"unknown argument {unknown!r}{hint or f'; see {self.prog} --help'}"
+        elif match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            usage = " ".join(self.format_usage().split()[1:])
+            message = f"{match[1].removesuffix(', KEY=VALUE')} is missing; usage: {usage}"
+        raise UsageError(message)
+
+
+def _wrapped(text: str, width: int = 96) -> str:
+    """Return text in lines of at most `width` characters; lines that begin with spaces stay as they are."""
+    return "\n".join(
+        line if line.startswith(" ") else textwrap.fill(line, width, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def command(main: Callable[[Sequence[str] | None], None]) -> Main:
@@ -30,28 +69,32 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
             with logging_to_console():
                 main(argv)
         except TeachclipError as error:
-            for line in _plain(str(error)).splitlines():
-                print(f"{_who()}error: {line}", file=sys.stderr, flush=True)
+            for line in _without_traceback(str(error)).splitlines():
+                print(f"{_process_prefix()}error: {line}", file=sys.stderr, flush=True)
             return 2
         except OSError as error:
             if error.errno not in _ENVIRONMENT:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            print(f"{_who()}error: {where}{error.strerror}", file=sys.stderr, flush=True)
+            print(f"{_process_prefix()}error: {where}{error.strerror}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt as stop:
-            what = str(stop) or "stopped"
-            print(f"{_who()}{what}; the same command goes on from there", file=sys.stderr, flush=True)
+            reason = str(stop) or "stopped"
+            print(f"{_process_prefix()}{reason}; run the same command to continue", file=sys.stderr, flush=True)
             return 130
         return 0
 
     return wrapped
 
 
-def recipe_arguments(description: str, *, dry_run: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with RECIPE and overrides. `--help` ends with every recipe key, its default and its meaning."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as recipes/shapes_xpool.yaml")
+def recipe_parser(name: str, description: str, *, dry_run: bool = False) -> CommandParser:
+    """Return a parser with RECIPE and overrides for the command `name`."""
+    parser = CommandParser(
+        prog=f"teachclip {name}",
+        description=description,
+        epilog="`teachclip keys` lists all recipe keys.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of one of the project's recipes")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="replace a value, such as optimizer.lr=3e-4"
     )
@@ -62,15 +105,6 @@ def recipe_arguments(description: str, *, dry_run: bool = False) -> argparse.Arg
     return parser
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Appends the recipe's keys, which are read only when help is asked for."""
-
-    def format_help(self) -> str:
-        from teachclip.recipe.loading import describe_keys
-
-        return super().format_help() + "\nkeys of a recipe:\n" + "\n".join(describe_keys()) + "\n"
-
-
 def positive_count(text: str) -> int:
     """Read a whole number of at least 1 from the command line."""
     if not text.isdigit() or int(text) < 1:
@@ -78,13 +112,13 @@ def positive_count(text: str) -> int:
     return int(text)
 
 
-def _plain(message: str) -> str:
-    """Take off what torch puts around an error of a process that loads batches."""
+def _without_traceback(message: str) -> str:
+    """Remove what torch puts around an error of a process that loads batches."""
     if "Original Traceback" not in message:
         return message
     return message.strip().splitlines()[-1].partition(": ")[2]
 
 
-def _who() -> str:
+def _process_prefix() -> str:
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f"process {rank}: "

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, positive_count
+from teachclip.cli.arguments import CommandParser, command, positive_count
 from teachclip.processes import usable_cores
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Print frames per second of bare decord, of `decode_frames` and of a frame store, their ratios and memory."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="teachclip bench-data",
         description="Decode files with bare decord and with decode_frames, file by file in turn and in the same "
         "worker processes, then read the same frames from a store. Ratios are of one run, so other work on the "

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, positive_count
+from teachclip.cli.arguments import CommandParser, command, positive_count
 from teachclip.processes import usable_cores
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo, or what is missing of it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="teachclip demo",
         description="Make the embedded world, train the teacher, precompute, distil, evaluate, export and report. "
-        "Finished stages are recognised and skipped; after an interruption the same command goes on.",
+        "Finished stages are recognised and skipped; after an interruption the same command continues.",
     )
     default = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
     parser.add_argument("--runs", type=Path, default=default, help="folder of everything that is made (default runs)")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.cli.arguments import command, recipe_parser
 from teachclip.errors import RecipeError
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Diagnose a student, print the tables and write the page."""
-    parser = recipe_arguments(
-        "Say where the gap between a student and its teacher comes from: the choice of frames, the one vector per\n"
-        "video, or what lies beyond it; how far both agree; and on which queries the student fails.\n"
-        "Writes diagnosis.html, one page with pictures, and diagnosis.json."
+    parser = recipe_parser(
+        "diagnose",
+        "Show where the gap between a student and its teacher comes from: the choice of frames, one vector per "
+        "video, or the features; how far both agree; and the queries on which the student fails. Writes "
+        "diagnosis.html and diagnosis.json.",
     )
     parser.add_argument(
         "--student", type=Path, help="folder or file of a student (default: the exported one of the recipe's run)"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.cli.arguments import command, recipe_parser
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Distil: decode and precompute what is missing, train, select, evaluate, export."""
-    parser = recipe_arguments(
-        "Distil the teachers of a recipe into its student.\n"
-        "Decodes videos and stores relevance if that is not done yet, trains, selects on validation, evaluates on\n"
-        "test and exports the student. The same command goes on after an interruption.\n"
-        "Start it with: accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]\n"
+    parser = recipe_parser(
+        "distill",
+        "Distil the teachers of a recipe into its student: decode and precompute what is missing, train, select on "
+        "validation, evaluate on test, export. After an interruption the same command continues.\n\n"
+        "  accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]         in a checkout\n"
+        "  accelerate launch -m teachclip distill RECIPE [KEY=VALUE ...]     installed\n\n"
         "Without teachers (teachers=[]) it trains the same student undistilled.",
         dry_run=True,
     )

@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.cli.arguments import command, recipe_parser
 from teachclip.console import log
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate a model on a split and print a table."""
-    parser = recipe_arguments(
-        "Evaluate a model on the data of a recipe: text-to-video and video-to-text retrieval, and its cost."
+    parser = recipe_parser(
+        "evaluate",
+        "Evaluate a model on the data of a recipe: text-to-video and video-to-text retrieval, and its cost.",
     )
     parser.add_argument(
         "--model",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.cli.arguments import command, recipe_parser
 from teachclip.console import log
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Export the student of a finished run."""
-    parser = recipe_arguments(
-        "Write the student of a finished run as a folder for use elsewhere: weights, tokenizer, decoding settings\n"
-        "and a model card with the measured results. No teacher, no optimizer. With --layout official it is one\n"
-        "file, a state dict as TeachCLIP's own code reads and writes it (best_model.bin)."
+    parser = recipe_parser(
+        "export",
+        "Write the student of a finished run as a folder for use elsewhere: weights, tokenizer, decoding "
+        "settings and a model card with the measured results. With --layout official it is one file, a state "
+        "dict that TeachCLIP's own code reads (best_model.bin).",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; with --layout official, file")
     parser.add_argument(

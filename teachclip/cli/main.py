@@ -10,20 +10,21 @@ from teachclip import __version__
 from teachclip.registry import closest
 
 COMMANDS = {
-    "prepare": "examine the data of a recipe, or write a recipe for your own videos",
-    "make-shapes": "make the embedded world: videos, captions, and a tiny CLIP",
+    "prepare": "check the data of a recipe, or write a recipe for your own videos",
+    "make-shapes": "make the Shapes dataset: videos, captions and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",
-    "import-relevance": "take scores of any embedder or reranker as a teacher's relevance",
+    "import-relevance": "store scores of any embedder or reranker as a teacher's relevance",
     "distill": "distil the teachers into the student",
-    "evaluate": "evaluate a student, a teacher or zero-shot CLIP",
-    "diagnose": "where the gap between a student and its teacher comes from",
+    "evaluate": "evaluate a student, a teacher or the zero-shot backbone",
+    "diagnose": "show where the gap between a student and its teacher comes from",
     "export": "write a student for use elsewhere",
-    "demo": "all of it on the embedded world, with a report",
+    "keys": "list the keys of a recipe",
+    "demo": "the whole path on the Shapes dataset, with a report",
     "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",
     "measure-teachers": "what each teacher teaches, over several seeds",
     "ablate": "compare ways to train a student fairly, on your data or on embedded worlds",
-    "bench-data": "how fast videos are decoded and stored frames are read",
+    "bench-data": "measure how fast videos are decoded and stored frames are read",
 }
 
 
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: teachclip COMMAND ...\n\n" + "\n".join(f"  {k:{width}}  {v}" for k, v in COMMANDS.items()))
-        print("\nteachclip COMMAND --help says more. For several processes: accelerate launch tools/COMMAND.py ...")
+        print(
+            "\n`teachclip COMMAND --help` describes a command; several processes: accelerate launch -m teachclip ..."
+        )
         return 0
     if arguments[0] == "--version":
         print(__version__)

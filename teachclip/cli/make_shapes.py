@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command
+from teachclip.cli.arguments import CommandParser, command
 from teachclip.console import log
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make a Shapes dataset from the command line."""
     from teachclip.shapes.presets import PRESETS, find_preset
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="teachclip make-shapes",
         description="Make the synthetic Shapes dataset: small videos with captions, and a tiny CLIP pre-trained on\n"
         "single frames. A second call makes only the files that are missing.",

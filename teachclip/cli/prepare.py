@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_arguments
+from teachclip.cli.arguments import CommandParser, command, recipe_parser
 
 
 @command
@@ -17,12 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["init"]:
         _init(arguments[1:])
         return
-    parser = recipe_arguments(
-        "Find and probe every video of a recipe, decode the frames that training will read, and say what is\n"
-        "missing, unreadable or odd, how captions and tokens are distributed, what stands twice, and what can be\n"
-        "trained on. Writes prepare.json and prepare.html, with pictures of the sampled frames, into the recipe's\n"
-        "output folder. Frames are kept in the frame store, so that training need not decode them again.\n\n"
-        "  prepare init FOLDER      write a recipe for a folder of your own videos (prepare init --help)"
+    parser = recipe_parser(
+        "prepare",
+        "Check the data of a recipe: find, probe and decode every video, and report what is missing, unreadable or "
+        "suspicious, duplicates, the lengths of captions, and what can be trained on. Writes prepare.json and "
+        "prepare.html into the recipe's output folder. Training does not decode these videos again.\n\n"
+        "  teachclip prepare init FOLDER      write a recipe for a folder of your own videos",
     )
     args = parser.parse_args(arguments)
     from teachclip.data_check.prepare import prepare
@@ -34,7 +33,7 @@ def _init(argv: Sequence[str]) -> None:
     """Write a recipe for a folder. Raises DataError if no captions are found, RecipeError if the recipe is there."""
     from teachclip.data_check.init_recipe import STUDENT, TEACHER, init_recipe
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="prepare init",
         description="Write a recipe for a folder with your own videos and their captions: a CSV, JSONL or Parquet "
         "file of video,caption[,start,end,split], or one text file per video beside it, a caption per line.",

@@ -22,7 +22,7 @@ MOST_VALUES = 100_000
 """A file that says more, most likely by aliases of aliases, is refused."""
 
 NULLS = ("", "~", "null", "Null", "NULL")
-MAP, STR = "tag:yaml.org,2002:map", "tag:yaml.org,2002:str"
+MAP, SEQ = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,7 +106,7 @@ def _construct(loader: _Loader, node: yaml.Node, annotation: Any) -> Any:
             field = model.model_fields.get(key) if model is not None and isinstance(key, str) else None
             values[key] = _construct(loader, value_node, field.annotation if field is not None else Any)
         return values
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag == SEQ:
         item = item_annotation(annotation)
         return [_construct(loader, part, item) for part in node.value]
     is_plain = isinstance(node, yaml.ScalarNode) and node.style is None

@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
     # right twin by weighting the event that comes first, for which it needs a temporal transformer and a higher
     # learning rate than `default`. A model without one can only guess between twins.
     "order": Preset(
-        "every video has a twin with its two events in the other order; captions say which came first",
+        "every video has a twin with its two events swapped; captions tell their order",
         overrides=("optimizer.lr=3e-4",),
         events=(2, 2),
         then_share=1.0,
