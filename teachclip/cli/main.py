@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: teachclip COMMAND ...\n\n" + "\n".join(f"  {k:{width}}  {v}" for k, v in COMMANDS.items()))
-        print(
-            "\n`teachclip COMMAND --help` describes a command; several processes: accelerate launch -m teachclip ..."
-        )
+        print("\n`teachclip COMMAND --help` describes one. Several processes: accelerate launch -m teachclip ...")
         return 0
     if arguments[0] == "--version":
         print(__version__)
