@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up .venv and run; nothing else is needed but Python >= 3.10.
+# `make demo` and `make test` set up .venv and run; nothing else is needed but Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -70,3 +70,9 @@ def test_a_tool_runs_from_another_folder_without_installing_anything(tmp_path):
         [sys.executable, str(ROOT / "tools" / "keys.py"), "seed"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.startswith("seed  (default 42)")
+
+
+def test_output_that_is_closed_ends_a_command_quietly():
+    shell = f"{sys.executable} -m teachclip keys | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stderr == "" and len(done.stdout.splitlines()) == 1
