@@ -72,7 +72,7 @@ def time_files(files: Sequence[Path], *, frames: int, processes: int) -> tuple[l
     with contextlib.closing(guarded_map(time_file, items, workers=processes, time_limit=300)) as outcomes:
         for path, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, Failure):
-                failures.append(f"{path}: {outcome.reason}")
+                failures.append(f"{path}: {outcome.error}")
             else:
                 timings.append(outcome)
     return timings, failures

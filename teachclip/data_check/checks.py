@@ -12,7 +12,7 @@ from torch import Tensor
 
 from teachclip.data.annotations.records import Split
 from teachclip.data.video.probe import VideoFacts
-from teachclip.data.video.timeline import find_part
+from teachclip.data.video.timeline import find_span
 
 BLACK = 12.0
 """A frame whose brightest 1 % of pixels is below this, of 255, counts as black."""
@@ -79,7 +79,7 @@ def segment_extent(facts: VideoFacts, start: float | None, end: float | None) ->
 
     None: from the beginning, to the end of the file.
     """
-    part = find_part(facts.timeline, start, end)
+    part = find_span(facts.timeline, start, end)
     stop = min(part.stop, len(facts.timeline.times))
     return min(part.finish, facts.timeline.duration) - part.begin, stop - part.first
 
@@ -94,10 +94,10 @@ def file_suspicions(facts: VideoFacts, seconds: float, frames: int, *, sampled: 
         suspicions.append(Suspicion("short", f"short: {seconds:.2g} s"))
     elif frames < sampled:
         suspicions.append(Suspicion("few frames", f"few frames: {frames}, and the recipe samples {sampled}"))
-    if facts.cut_off:
+    if facts.truncated:
         suspicions.append(Suspicion("truncated or damaged", "truncated or damaged"))
-    if facts.promised_frames and abs(facts.promised_frames - facts.frames) > 1:
-        message = f"its header declares {facts.promised_frames} frames, it has {facts.frames}"
+    if facts.declared_frames and abs(facts.declared_frames - facts.frames) > 1:
+        message = f"its header declares {facts.declared_frames} frames, it has {facts.frames}"
         suspicions.append(Suspicion("wrong frame count", message))
     if facts.rotation:
         suspicions.append(Suspicion("rotated", f"rotated by {facts.rotation} degrees (applied)"))

@@ -124,7 +124,7 @@ def _probe_files(decoding: Decoding, catalog: Catalog, videos: dict[str, VideoCh
         for path, outcome in zip(files, tqdm(outcomes, "probe", len(files), unit="file"), strict=True):
             for video_id in files[path]:
                 if isinstance(outcome, Failure):
-                    videos[video_id].error = outcome.reason
+                    videos[video_id].error = outcome.error
                 else:
                     videos[video_id].facts = outcome
 
@@ -182,9 +182,9 @@ def _decoded_frames(
         with contextlib.closing(outcomes):
             for video, outcome in zip(videos, tqdm(outcomes, "decode", len(videos), unit="video"), strict=True):
                 if isinstance(outcome, Failure):
-                    yield video, None, outcome.reason
+                    yield video, None, outcome.error
                 else:
-                    yield video, torch.from_numpy(outcome.frames), outcome.remark
+                    yield video, torch.from_numpy(outcome.frames), outcome.error
         return
     rows = store.rows_of([video.id for video in videos])
     for video, row in zip(videos, tqdm(rows, "check frames", unit="video"), strict=True):
@@ -192,7 +192,7 @@ def _decoded_frames(
             yield video, None, store.failures[video.id]
         else:
             frames, mask = store.read(row[None])
-            yield video, frames[0][mask[0]], store.partial.get(video.id, "")
+            yield video, frames[0][mask[0]], store.partially_decoded.get(video.id, "")
 
 
 def _token_counts(split: Split, tokenizer: Any) -> list[int]:

@@ -76,7 +76,7 @@ class Workspace:
     def stamp(self, **values: Any) -> dict[str, Any]:
         """Return the head of a results file: what was evaluated and how it was chosen."""
         used = {video.id for video in self.catalog.videos}
-        partial = {key: reason for key, reason in self.frames.partial.items() if key in used}
+        partial = {key: reason for key, reason in self.frames.partially_decoded.items() if key in used}
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
@@ -229,8 +229,8 @@ def build_workspace(
     for video_id, reason in sorted(catalog.excluded.items()):
         log(f"left out {video_id}: {reason}")
     for video in catalog.videos:
-        if video.id in frames.partial:
-            log(f"only a part of {video.id} could be decoded: {frames.partial[video.id]}")
+        if video.id in frames.partially_decoded:
+            log(f"{video.id} is partially decoded: {frames.partially_decoded[video.id]}")
     shared = _find_overlaps(recipe, catalog)
     teachers = open_teachers(recipe, device) if teachers is None else teachers
     work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, teachers, decode, shared)

@@ -144,7 +144,7 @@ def read_ahead(inputs: Inputs, batches: Iterable[np.ndarray]) -> AbstractContext
     if not isinstance(inputs, PixelInputs):
         return nullcontext()
     rows = (inputs.frame_rows[batch] for batch in batches)
-    return inputs.frames.ahead(rows)
+    return inputs.frames.prefetch(rows)
 
 
 def pixel_values(batch: Batch) -> Tensor:

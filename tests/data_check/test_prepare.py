@@ -181,7 +181,7 @@ def test_segments_of_a_file_are_checked_as_segments(project, tmp_path, capsys):
 def test_an_output_folder_that_cannot_be_made_is_reported_first(project, recipe, folder, capsys):
     assert run(prepare.main, recipe, f"output={folder / 'black.mp4' / 'x'}") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
-    assert len(errors) == 1 and "the folder cannot be made" in errors[0]
+    assert len(errors) == 1 and "cannot create the folder" in errors[0]
     assert not (project.folder / "stores").exists()
 
 

@@ -16,8 +16,8 @@ STEPS = {"steps": 6, "batch_size": 4, "evaluate_every": 3, "log_every": 1}
 
 
 @pytest.fixture(autouse=True)
-def jitter(monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+def augmentation(monkeypatch):
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
 
 
 def run(main, *arguments):
@@ -178,10 +178,10 @@ def test_without_a_frame_store_videos_are_decoded_once_for_every_reading(project
 
 def half_of_clip3(path, plan, size, start, end, on_error, view):
     if Path(path).stem != "clip3":
-        return view_decoder.jittered(path, plan, size, start, end, on_error, view)
+        return view_decoder.augmented(path, plan, size, start, end, on_error, view)
     if on_error == "skip":
         raise VideoError(f"{path}: decoding stops after frame 5")
-    return view_decoder.jittered(path, plan, size, start, end, on_error, view)[:2]
+    return view_decoder.augmented(path, plan, size, start, end, on_error, view)[:2]
 
 
 @pytest.mark.parametrize("store", ["disk", "none"])
@@ -191,7 +191,7 @@ def test_a_video_of_which_a_part_is_used_is_named_in_the_log_and_in_the_results(
     assert run(distill.main, recipe) == 2
     assert "clip3.mp4: decoding stops after frame 5" in capsys.readouterr().err
     assert run(distill.main, recipe, "frames.on_error=use_decodable", f"output={project.folder / 'used'}") == 0
-    assert "only a part of clip3.mp4 c" in capsys.readouterr().err
+    assert "clip3.mp4 is partially decoded" in capsys.readouterr().err
     results = json.loads((project.folder / "used" / "results.json").read_text())
     assert list(results["partly_decoded"]) == ["clip3.mp4"] and results["excluded"] == {}
 
@@ -216,4 +216,4 @@ def test_an_unreadable_video_stops_a_run_without_a_frame_store_in_one_line(proje
     assert run(distill.main, recipe, "data.max_missing=0.5") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
     assert len(lines) == 1 and lines[0].startswith("error: video 'clip3.mp4': ")
-    assert "clip3.mp4: " in lines[0] and "mend it" in lines[0] and "frames.store=disk" in lines[0]
+    assert "clip3.mp4: " in lines[0] and "fix the file" in lines[0] and "frames.store=disk" in lines[0]

@@ -83,7 +83,7 @@ def test_only_trials_on_embedded_worlds_are_cut_off_from_the_network(tmp_path, m
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file: the folder cannot be made"), trials.only_one(tmp_path / "file"):
+    with pytest.raises(StoreError, match="file: cannot create the folder"), trials.only_one(tmp_path / "file"):
         pass
 
 

@@ -13,7 +13,7 @@ from teachclip.data.video.workers import decode_file
 from teachclip.errors import VideoError
 
 
-def jittered(path, sampling, size, start, end, on_error, view):
+def augmented(path, sampling, size, start, end, on_error, view):
     """View 0 is the plain sampling, others every second frame of a twice as fine one; view 2 lacks one."""
     log(path, view)
     if view == 0:
@@ -23,10 +23,10 @@ def jittered(path, sampling, size, start, end, on_error, view):
 
 
 def failing(path, sampling, size, start, end, on_error, view):
-    """Some videos cannot be decoded, or only at the second try."""
+    """Some videos cannot be decoded, or only on the second attempt."""
     name, tries = Path(path).stem, log(path, view)
     if name == "bad" or (name == "half" and on_error == "skip"):
-        raise VideoError(f"{path}: is no video")
+        raise VideoError(f"{path}: is not a video")
     if name == "dies" or (name == "once" and tries == 1):
         os._exit(3)
     if name == "slow":
@@ -35,7 +35,7 @@ def failing(path, sampling, size, start, end, on_error, view):
 
 
 def log(path, view):
-    """Leave a line for every decoded view; return how many there are of it."""
+    """Log a line for every decoded view; return how many lines this view has."""
     file = Path(path).parent / "decoded.txt"
     with open(file, "a") as out:
         out.write(f"{Path(path).stem} {view}\n")

@@ -26,16 +26,16 @@ from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import MANIFEST
 
 SHARD_BYTES, SHARD_ROWS = 1 << 28, 256
-"""The most that one shard holds, and so the most that a crash loses."""
+"""The largest shard, and so the most that a crash loses."""
 
-NOTHING = "no frame of it can be decoded"
-"""Remark on a failed row of which every usable frame was asked for, so that it is not tried again."""
+NO_FRAMES = "no frame of it can be decoded"
+"""Note on a failed row of a video that `on_error=use_decodable` could not save either: it is not tried again."""
 
 
 class FrameStore:
     """Decoded frames of some videos; row i is `videos[i]`.
 
-    Videos of which only a part could be decoded are in `partial`, or with `on_error` skip in `failures`.
+    Videos that could only be decoded in part are in `partially_decoded`, or with `on_error="skip"` in `failures`.
     """
 
     def __init__(self, store: ArrayStore, videos: Sequence[Video], *, on_error: str = "skip"):
@@ -45,34 +45,34 @@ class FrameStore:
 
     @classmethod
     def open(cls, path: str | Path, videos: Sequence[Video], *, on_error: str = "skip") -> FrameStore:
-        """Open a complete store to read it, trusting that the files of `videos` have not changed.
+        """Open a complete store for reading; the files of `videos` are not checked for changes.
 
         Raises StoreError if it is incomplete or holds other videos.
         """
         store = ArrayStore.open(path)
         held = store.provenance.get("videos", {})
         if {video.id: row for row, video in enumerate(videos)} != {key: fact["row"] for key, fact in held.items()}:
-            raise StoreError(f"{path} holds {len(held)} other videos than the {len(videos)} asked for, or other rows")
+            raise StoreError(f"{path} holds {len(held)} videos, not the {len(videos)} requested ones in their order")
         return cls(store, videos, on_error=on_error)
 
     @functools.cached_property
     def failures(self) -> dict[str, str]:
-        """Why a video has no frames, by video id."""
-        return {self.videos[row].id: reason for row, reason in sorted(self._failed.items())}
+        """The errors of videos without frames, by video id."""
+        return {self.videos[row].id: error for row, error in sorted(self._failed.items())}
 
     @functools.cached_property
-    def partial(self) -> dict[str, str]:
-        """Why a video has not all frames of the sampling, by video id."""
+    def partially_decoded(self) -> dict[str, str]:
+        """The errors of videos of which only some frames could be decoded, by video id."""
         rows = sorted(self.store.notes().items())
-        return {self.videos[row].id: reason for row, reason in rows if row not in self._failed}
+        return {self.videos[row].id: error for row, error in rows if row not in self._failed}
 
     @functools.cached_property
     def _failed(self) -> dict[int, str]:
-        """Why a row cannot be read."""
+        """The errors of rows that cannot be read."""
         return {**(self.store.notes() if self.on_error == "skip" else {}), **self.store.failures()}
 
     def rows_of(self, video_ids: Iterable[str]) -> np.ndarray:
-        """Return the rows of some videos: (videos,) int64. Raises StoreError for an id that is not here."""
+        """Return the rows of some videos: (videos,) int64. Raises StoreError for an unknown id."""
         try:
             return np.array([self._rows[video_id] for video_id in video_ids], dtype=np.int64)
         except KeyError as error:
@@ -85,14 +85,14 @@ class FrameStore:
     def read(self, rows: Sequence[int] | np.ndarray | slice) -> tuple[Tensor, Tensor]:
         """Return uint8 (videos, frames, 3, size, size) and the frame mask, bool (videos, frames).
 
-        Frames that a short video lacks are zeros with a false mask; normalise first, then multiply by the mask.
+        A short video is padded with zeros and a false mask; normalise first, then multiply by the mask.
         Raises StoreError for a video that could not be decoded.
         """
         frames = torch.from_numpy(self.store.read("frames", rows))
         if self._failed:
-            wanted = np.arange(len(self.videos))[rows].tolist()
-            if lost := [row for row in wanted if row in self._failed]:
-                raise StoreError(f"{self.store.path}: row {lost[0]} is of a damaged video: {self._failed[lost[0]]}")
+            numbers = np.arange(len(self.videos))[rows].tolist()
+            if failed := [row for row in numbers if row in self._failed]:
+                raise StoreError(f"{self.store.path}: row {failed[0]} is a damaged video: {self._failed[failed[0]]}")
         counts = torch.from_numpy(self.store.read("frame_count", rows))
         return frames, torch.arange(frames.shape[1]) < counts[:, None]
 
@@ -112,32 +112,33 @@ def build_frame_store(
     hashes: str | Path | None = None,
     progress: bool = True,
 ) -> FrameStore:
-    """Decode what is not decoded yet and return the store.
+    """Decode the videos that are not in the store at `path` yet and return the store.
 
-    `view`: 0 for the sampling itself, any other for the sampling with jitter. `hashes`: file that remembers the
-    hashes of the videos, to be shared by stores of the same ones; by default it is in `path`.
+    `view`: 0 for the frame sampling itself, above 0 for an augmented view (see `choose_frames`). `hashes`: the file
+    that caches the hashes of the videos, which stores of the same videos share; by default it is in `path`.
 
     A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
-    run. What is finished is kept shard by shard, so that a second run goes on where the first one stopped. A second
-    run also decodes again what took too long or killed its process, and videos without frames whose file was mended.
-    A complete store may hold other videos beside: those that were taken out of the annotations.
-    Several runs at once are safe, but do the work twice.
+    run. Finished shards are kept, so that a second run continues where the first one stopped. A second run also
+    retries videos that took too long or killed their process, and failed videos whose file has been replaced.
+    A complete store may hold more videos: those that have been removed from the annotations since.
+    Several runs at once are safe, but each does all the work.
 
-    Raises StoreError, naming what differs, if `path` was made of other videos, another sampling or size, if it holds
-    frames of a file that has changed since, or if the disk has too little room for what is missing.
+    Raises StoreError, naming the difference, if `path` holds other videos, another sampling or size, if it holds
+    frames of a file that has changed since, or if the missing frames do not fit on the disk. Raises DataError without
+    videos.
     """
     videos, path = tuple(videos), Path(path)
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
     facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
-    asked = facts.keys()
+    requested = facts.keys()
     videos, facts = _with_held(path, videos, facts)
     facts = with_names(facts, videos) if view else facts
     row_bytes = bytes_per_video(decoding)
     what = f"{len(videos):,} videos x {decoding.sampling.count} frames x {decoding.transform.size}^2"
     check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
     store = _open(path, videos, facts, decoding, view)
-    todo = rows_to_decode(store, videos, facts, decoding.on_error, asked)
+    todo = rows_to_decode(store, videos, facts, decoding.on_error, requested)
     if todo:
         rows = [row for shard in todo.values() for row in shard]
         bar = tqdm(
@@ -148,48 +149,48 @@ def build_frame_store(
         with bar, contextlib.closing(outcomes):
             for shard, places in todo.items():
                 counted = itertools.islice(_counted(outcomes, bar), len(places))
-                found = dict(zip(places, counted, strict=True))
+                outcomes_by_row = dict(zip(places, counted, strict=True))
                 changed = {videos[row].id: facts[videos[row].id] for row in places}
                 store = _write_shard(
-                    store, shard, found, changed, on_error=decoding.on_error, redo=shard not in missing
+                    store, shard, outcomes_by_row, changed, on_error=decoding.on_error, redo=shard not in missing
                 )
     return FrameStore(store, videos, on_error=decoding.on_error)
 
 
 def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:
-    """Return facts of files together with their names, on which jitter depends."""
+    """Return facts of files together with their names, on which augmented views depend."""
     return {video.id: {"name": video.path.name, **facts[video.id]} for video in videos}
 
 
 def _with_held(
     path: Path, videos: Sequence[Video], facts: dict[str, dict[str, Any]]
 ) -> tuple[tuple[Video, ...], dict[str, dict[str, Any]]]:
-    """Return the videos and facts of the complete store at `path` if it holds all `videos` and others beside them.
+    """Return the videos and facts of the complete store at `path` if it holds all `videos`, and maybe more.
 
-    So a video may leave the annotations, and the frames of the others stay. Otherwise returns what was given.
+    So a video may be removed from the annotations without decoding the others again. Otherwise returns the arguments.
     """
     if not (path / MANIFEST).exists():
         return tuple(videos), facts
     store = ArrayStore.open(path, complete=False)
     held: dict[str, dict[str, Any]] = store.provenance.get("videos", {})
-    part = ("start", "end")
+    span = ("start", "end")
     if not store.complete or not all(
-        key in held and all(fact.get(name) == held[key].get(name) for name in part) for key, fact in facts.items()
+        key in held and all(fact.get(name) == held[key].get(name) for name in span) for key, fact in facts.items()
     ):
         return tuple(videos), facts
-    given = {video.id: video for video in videos}
+    videos_by_id = {video.id: video for video in videos}
     order = sorted(held, key=lambda key: held[key]["row"])
     both = {key: {**facts[key], "row": held[key]["row"]} if key in facts else held[key] for key in order}
-    return tuple(given.get(key, Video(key, Path(key))) for key in order), both
+    return tuple(videos_by_id.get(key, Video(key, Path(key))) for key in order), both
 
 
 def bytes_per_video(decoding: Decoding) -> int:
-    """Return the size of a row: its frames and their number."""
+    """Return the bytes of a row: its frames and their number."""
     return math.prod(decoding.shape) + 2
 
 
 def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decoding: Decoding, view: int) -> ArrayStore:
-    """Open or make the store. Files that have changed since are not refused here; everything else that differs is."""
+    """Open or create the store. Only changed files are accepted here; any other difference raises StoreError."""
     held: Mapping[str, Any] = {}
     if (path / MANIFEST).exists():
         held = ArrayStore.open(path, complete=False).provenance.get("videos", {})
@@ -198,7 +199,7 @@ def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decodin
     return ArrayStore.open_or_create(
         path,
         provenance={
-            **decoding.provenance(jittered=view > 0),
+            **decoding.provenance(augmented=view > 0),
             **({"view": view} if view else {}),
             "videos": as_held,
         },
@@ -209,7 +210,7 @@ def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decodin
 
 
 def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:
-    """Move the progress bar by one for every outcome that is taken."""
+    """Advance the progress bar with every outcome."""
     for outcome in outcomes:
         bar.update()
         yield outcome
@@ -218,88 +219,88 @@ def _counted(outcomes: Iterable[Any], bar: Any) -> Iterator[Any]:
 def _write_shard(
     store: ArrayStore,
     shard: int,
-    found: Mapping[int, Decoded | Failure],
+    outcomes: Mapping[int, Decoded | Failure],
     facts: Mapping[str, Any],
     *,
     on_error: str,
     redo: bool,
 ) -> ArrayStore:
-    """Write a shard of what was `found` by row; to `redo` one that is there keeps its other rows as they are.
+    """Write the `outcomes` by row of one shard; `redo` replaces an existing shard and keeps its other rows.
 
-    `facts` are of the videos found. Returns the store, which from now on is said to be made of these files. A crash
-    here loses the shard, no more.
+    `facts`: of the files of these videos, by video id; they enter the provenance of the store, which is returned. A
+    crash here loses this shard only.
     """
     rows = store.shard_rows(shard)
     arrays = {name: np.zeros((len(rows), *spec.shape), spec.dtype) for name, spec in store.arrays.items()}
     failures: dict[int, str] = {}
-    remarks: dict[int, str] = {}
+    notes: dict[int, str] = {}
     if redo:
-        others = [row for row in rows if row not in found]
-        failures = {row: reason for row, reason in store.failures().items() if row in others}
-        remarks = {row: remark for row, remark in store.notes().items() if row in others}
+        others = [row for row in rows if row not in outcomes]
+        failures = {row: error for row, error in store.failures().items() if row in others}
+        notes = {row: note for row, note in store.notes().items() if row in others}
         kept = [row for row in others if row not in failures]
         for name, array in arrays.items():
             array[np.array(kept, dtype=np.int64) - rows.start] = store.read(name, kept)
-    for row, outcome in found.items():
+    for row, outcome in outcomes.items():
         if isinstance(outcome, Failure):
-            failures[row] = outcome.reason
+            failures[row] = outcome.error
             if on_error == "use_decodable":
-                remarks[row] = NOTHING
+                notes[row] = NO_FRAMES
             continue
         arrays["frames"][row - rows.start, : len(outcome.frames)] = outcome.frames
         arrays["frame_count"][row - rows.start] = len(outcome.frames)
-        if outcome.remark:
-            remarks[row] = outcome.remark
+        if outcome.error:
+            notes[row] = outcome.error
     if redo:
         store.discard(shard)
     held = store.provenance["videos"]
     if any(held[key] != fact for key, fact in facts.items()):
         store = store.with_provenance({**store.provenance, "videos": {**held, **facts}})
-    store.write_shard(shard, arrays, failures=failures, notes=remarks)
+    store.write_shard(shard, arrays, failures=failures, notes=notes)
     return store
 
 
 def rows_to_decode(
-    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str, asked: Collection[str]
+    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str, requested: Collection[str]
 ) -> dict[int, list[int]]:
-    """Return the rows to decode, by shard: what is missing, and failures of `asked` videos that may be none any more.
+    """Return the rows to decode by shard: missing ones, and failed `requested` videos that are worth a retry.
 
-    Raises StoreError, naming them, if files have changed whose frames are in the store.
+    Raises StoreError if files have changed whose frames are in the store, naming them.
     """
     held = store.provenance["videos"]
     changed = {fact["row"] for key, fact in facts.items() if fact != held[key]}
-    missing, failures, remarks = store.missing_shards(), store.failures(), store.notes()
+    missing, failures, notes = store.missing_shards(), store.failures(), store.notes()
     stale = [
-        row for row in sorted(changed) if row // store.rows_per_shard not in missing and row not in failures | remarks
+        row for row in sorted(changed) if row // store.rows_per_shard not in missing and row not in failures | notes
     ]
     if stale:
         raise _stale(store, [videos[row] for row in stale], facts)
-    again = {row for row in failures | remarks if row in changed}
-    again |= {row for row, reason in failures.items() if is_transient(reason)}
+    retried = {row for row in failures | notes if row in changed}
+    retried |= {row for row, error in failures.items() if is_transient(error)}
     if on_error == "use_decodable":
-        again |= failures.keys() - remarks.keys()
-    again &= {fact["row"] for key, fact in facts.items() if key in asked}
+        retried |= failures.keys() - notes.keys()
+    retried &= {fact["row"] for key, fact in facts.items() if key in requested}
     todo = {shard: list(store.shard_rows(shard)) for shard in missing}
-    for row in sorted(again):
+    for row in sorted(retried):
         todo.setdefault(row // store.rows_per_shard, []).append(row)
     return dict(sorted(todo.items()))
 
 
 def _stale(store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any]) -> StoreError:
-    """Return the error of frames whose files have changed since they were decoded."""
+    """Return the error for stored frames whose files have changed since they were decoded."""
 
-    def told(video: Video) -> str:
+    def described(video: Video) -> str:
         held, now = store.provenance["videos"][video.id], facts[video.id]
         if now["sha256"] == UNREADABLE:
             return f"{video.id} ({video.path} cannot be read now)"
         if held["bytes"] != now["bytes"]:
             return f"{video.id} ({video.path}: {held['bytes']:,} bytes then, {now['bytes']:,} now)"
-        return f"{video.id} ({video.path}: another content of the same size)"
+        return f"{video.id} ({video.path}: other content of the same size)"
 
     more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
     return StoreError(
         f"{store.path} holds frames of {len(videos)} videos whose files have changed since they were decoded: "
-        f"{', '.join(map(told, videos[:SHOWN]))}{more}; put the files back as they were, delete {store.path} to "
+        f"{', '.join(map(described, videos[:SHOWN]))}{more}; restore the files, delete {store.path} to "
         "decode all again, or choose another folder (stores)"
     )
 
@@ -308,7 +309,7 @@ log = logging.getLogger(__name__)
 
 
 def rows_to_write(path: Path, rows: int) -> int:
-    """Return how many of the `rows` of a store are not there yet. Raises StoreError if its manifest is damaged."""
+    """Return how many of the `rows` of a store are still to be written. Raises StoreError for a damaged manifest."""
     if not (path / MANIFEST).exists():
         return rows
     store = ArrayStore.open(path, complete=False)
@@ -316,10 +317,10 @@ def rows_to_write(path: Path, rows: int) -> int:
 
 
 def check_space(path: Path, what: str, *, need: int, whole: int) -> None:
-    """Say how much is written to the store at `path`; nothing if nothing is.
+    """Log how much is going to be written to the store at `path`, if anything is.
 
-    `what` tells the content, `whole` is the size in bytes of all of it, `need` of what is still missing. Raises
-    StoreError, naming the ways out, if that is not free.
+    `what` describes the content, `whole` is its size in bytes, `need` the size that is still to be written. Raises
+    StoreError, with what to do about it, if the disk has less free space.
     """
     free = free_bytes(path)
     if not need or free is None:
@@ -327,24 +328,24 @@ def check_space(path: Path, what: str, *, need: int, whole: int) -> None:
     if need > free:
         more = " more" if need < whole else ""
         raise StoreError(
-            f"{path}: frames of {what} need {size_text(need)}{more}, but {size_text(free)} are free there; make "
-            "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode "
-            "them whenever they are read (frames.store=none)"
+            f"{path}: frames of {what} need {size_text(need)}{more}, but {size_text(free)} are free there; free "
+            "some space, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or "
+            "decode them whenever they are read (frames.store=none)"
         )
     rest = f" ({size_text(need)} of it still to write)" if need < whole else ""
     log.info("frame store: %s: %s%s, %s free at %s", what, size_text(whole), rest, size_text(free), path)
 
 
 def free_bytes(path: Path) -> int | None:
-    """Return the bytes that may be written at `path`, which need not exist yet; None where that cannot be told."""
-    there = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), None)
+    """Return the free bytes at `path`, which need not exist yet; None where the system does not say."""
+    existing = next((folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()), None)
     try:
-        return None if there is None else shutil.disk_usage(there).free
+        return None if existing is None else shutil.disk_usage(existing).free
     except OSError:
         return None
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes for a person: 18.1 GB, 512 GB, 160 kB."""
+    """Return a number of bytes as text: 18.1 GB, 512 GB, 160 kB."""
     unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
     return f"{size / unit:,.0f} {name}" if size >= 100 * unit else f"{size / unit:.1f} {name}"

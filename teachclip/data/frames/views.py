@@ -1,4 +1,4 @@
-"""Stored frames in several views: the plain sampling and, for training, its randomly shifted versions."""
+"""Temporal augmentation: stored frames in several views, the frame sampling itself and randomly shifted versions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Frames(Protocol):
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why a video has no frames, by video id."""
+        """The errors of videos without frames, by video id."""
 
     @property
-    def partial(self) -> dict[str, str]:
-        """Why a video has not all frames of the sampling, by video id."""
+    def partially_decoded(self) -> dict[str, str]:
+        """The errors of videos of which only some frames could be decoded, by video id."""
 
     def rows_of(self, video_ids: Sequence[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1."""
@@ -36,31 +36,33 @@ class Frames(Protocol):
     def provenance_of(self, video_ids: Sequence[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
 
-    def ahead(self, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
-        """Return a context in which `read` is asked for these rows, batch by batch: they may be read before."""
+    def prefetch(self, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
+        """Return a context in which `read` will be called with these rows, batch by batch; they may be prefetched."""
 
     def verify(self) -> list[str]:
         """Check what is stored. Returns one line per problem."""
 
 
 class FrameViews:
-    """Stored frames: view k of a video is in store k. The first holds all videos, the others those that train."""
+    """Stored frames: view k of a video is in store k. Store 0 holds all videos, the others those of training."""
 
     def __init__(self, stores: Sequence[FrameStore]):
         self.stores = tuple(stores)
         ends = np.cumsum([len(store.videos) for store in self.stores])
         self._starts = np.concatenate([[0], ends[:-1]])
-        self.failures = {key: reason for store in reversed(self.stores) for key, reason in store.failures.items()}
-        self.partial = {key: reason for store in reversed(self.stores) for key, reason in store.partial.items()}
+        self.failures = {key: error for store in reversed(self.stores) for key, error in store.failures.items()}
+        self.partially_decoded = {
+            key: error for store in reversed(self.stores) for key, error in store.partially_decoded.items()
+        }
 
     def rows_of(self, video_ids: Iterable[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1.
 
-        Raises StoreError for an id that is not here.
+        Raises StoreError for an unknown id.
         """
         ids = list(video_ids)
-        parts = zip(self._starts[:views], self.stores[:views], strict=True)
-        return np.concatenate([start + store.rows_of(ids) for start, store in parts])
+        stores = zip(self._starts[:views], self.stores[:views], strict=True)
+        return np.concatenate([start + store.rows_of(ids) for start, store in stores])
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return uint8 (rows, frames, 3, size, size) and the frame mask, bool (rows, frames).
@@ -72,25 +74,25 @@ class FrameViews:
         if (views == 0).all():
             return self.stores[0].read(rows)
         order = [np.flatnonzero(views == view) for view in range(len(self.stores))]
-        parts = [
+        frames_by_view = [
             store.read(rows[places] - start)
             for places, start, store in zip(order, self._starts, self.stores, strict=True)
         ]
         back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        frames, mask = (torch.cat(tensors)[back] for tensors in zip(*parts, strict=True))
+        frames, mask = (torch.cat(tensors)[back] for tensors in zip(*frames_by_view, strict=True))
         return frames, mask
 
     def provenance_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
         if views == 1:
             return self.stores[0].provenance_of(video_ids)
-        found = self.stores[1].provenance_of(video_ids)  # view 0 depends on less
-        del found["view"]
-        return {**found, "views": views}
+        provenance = self.stores[1].provenance_of(video_ids)  # view 0 depends on less
+        del provenance["view"]
+        return {**provenance, "views": views}
 
     @contextmanager
-    def ahead(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
-        """Do nothing: what is stored need not be read before it is asked for."""
+    def prefetch(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
+        """Do nothing: stored frames are read fast enough on demand."""
         yield
 
     def verify(self) -> list[str]:
@@ -108,20 +110,20 @@ def build_frame_views(
     hashes: Path | None = None,
     progress: bool = True,
 ) -> FrameViews:
-    """Decode what is not decoded yet: view 0 of `videos` in `path`, the other views of `training` beside it.
+    """Decode the missing frames: view 0 of `videos` in `path`, the other views of `training` beside it.
 
-    View k is in a folder of its own (`frames-view1`), so that more views need no more decoding of those that are
-    there. Raises as `build_frame_store` does; the disk must have room for all views before the first is decoded.
+    View k has a folder of its own (`frames-view1`), so that more views later do not decode the existing ones again.
+    Raises as `build_frame_store` does; all views must fit on the disk before the first one is decoded.
     """
-    wanted = [(path, videos)]
-    wanted += [(path.with_name(f"{path.name}-view{view}"), training) for view in range(1, views)]
+    folders = [(path, videos)]
+    folders += [(path.with_name(f"{path.name}-view{view}"), training) for view in range(1, views)]
     if views > 1:
         size, shape = bytes_per_video(decoding), f"{decoding.sampling.count} frames x {decoding.transform.size}^2"
         check_space(
             path,
             f"{len(videos):,} videos and {views - 1} more views of {len(training):,} x {shape}",
-            need=size * sum(rows_to_write(folder, len(rows)) for folder, rows in wanted),
-            whole=size * sum(len(rows) for _, rows in wanted),
+            need=size * sum(rows_to_write(folder, len(rows)) for folder, rows in folders),
+            whole=size * sum(len(rows) for _, rows in folders),
         )
     stores = [
         build_frame_store(
@@ -132,6 +134,6 @@ def build_frame_views(
             hashes=hashes or path / "file-hashes.json",
             progress=progress,
         )
-        for view, (folder, rows) in enumerate(wanted)
+        for view, (folder, rows) in enumerate(folders)
     ]
     return FrameViews(stores)

@@ -1,4 +1,4 @@
-"""From decoded frames to what CLIP sees: the published image transform, equal to PIL's bit for bit."""
+"""The published image transform from decoded frames to the input of CLIP, bit-exact with PIL."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FrameTransform:
         return _resize(frames, new_height, new_width, self.size, _RESAMPLING[self.resample])
 
     def describe(self) -> str:
-        """Say in words what is done, for the provenance of stored frames; the size is told apart."""
+        """Describe the transform for the provenance of stored frames, where the size is an entry of its own."""
         scaled = f" to {self.scale_to}" if self.scale_to not in (None, self.size) else ""
         if self.resize == "crop":
             return f"short side{scaled} by PIL {self.resample}, centre crop"
@@ -64,11 +64,11 @@ def resize_and_crop(frames: Tensor, size: int) -> Tensor:
 def _resize(frames: Tensor, new_height: int, new_width: int, size: int, resample: Image.Resampling) -> Tensor:
     """Resize, then crop the middle.
 
-    PIL does the resizing, as in the published features. `torch.nn.functional.interpolate` on uint8 takes 2 ms for 12
-    frames of 320 x 240, PIL 20 ms, decoding more than either; but 4 in 1000 values differ, by up to 2 of 255. PIL's
-    own arithmetic on a batch in torch (weights of 22 bits, as products of float64 matrices or as sums over taps in
-    int32) gives every bit and takes 3 to 8 times as long as PIL, 20 to 40 times for 1280 x 720. The rounding of the
-    long side and of the crop is torchvision's.
+    PIL resizes, as for the published features. `torch.nn.functional.interpolate` on uint8 takes 2 ms for 12 frames of
+    320 x 240, PIL 20 ms, decoding more than either; but 4 in 1000 values differ, by up to 2 of 255. PIL's arithmetic
+    on a batch in torch (22-bit weights, as products of float64 matrices or as sums over taps in int32) is bit-exact
+    and takes 3 to 8 times as long as PIL, 20 to 40 times for 1280 x 720. The rounding of the long side and of the
+    crop is torchvision's.
     """
     count = len(frames)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)

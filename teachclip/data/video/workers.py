@@ -18,6 +18,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from teachclip.data.annotations.records import Video
@@ -28,45 +29,48 @@ from teachclip.errors import DataError, TeachclipError
 from teachclip.processes import usable_cores
 
 TASKS_PER_WORKER = 500
-"""A worker is replaced after so many items: C libraries may leak."""
+"""A worker process is replaced after so many items: C libraries may leak memory."""
 
-AHEAD = 3
-"""Items given out per worker before the first result is taken; bounds the memory that results wait in."""
+QUEUED_PER_WORKER = 3
+"""Items submitted per worker before the first result is taken; bounds the memory of waiting results."""
 
 PRELOADED = "teachclip.data.frames.store"
+"""What a fork server imports once for all workers."""
 
 WATCH_SECONDS = 0.05
-"""How often a worker looks at its memory; what fills a gigabyte a second goes 50 MB beyond the limit."""
+"""Interval at which a worker checks its memory; at a gigabyte per second it exceeds the limit by 50 MB."""
 
 OUT_OF_MEMORY = 86
-"""Exit status of a worker that used too much memory; no usual program ends with it."""
+"""Exit status of a worker that used too much memory; usual programs do not use it."""
 
 TRANSIENT = ("took longer than", "its process died", "used more than")
-"""How the reasons begin that may be the machine's and not the item's."""
+"""How errors begin that may be due to the machine instead of the item."""
 
 OnError = Literal["skip", "use_decodable"]
-"""What becomes of a damaged video: a failure, or the frames of it that can be decoded."""
+"""What a damaged video gives: a failure, or the frames of it that can be decoded."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no result."""
+    """An item without a result, and the error in one line."""
 
-    reason: str
+    error: str
 
 
 class Decoded(NamedTuple):
-    """The frames of a video, uint8 (frames, 3, size, size), and why some are missing ("" if none is)."""
+    """The frames of a video, uint8 (frames, 3, size, size); `error`: why it is partially decoded, "" if it is not."""
 
     frames: np.ndarray
-    remark: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How videos become frames.
 
-    workers: processes, 0 for one per core; each file takes at most `time_limit` seconds and `memory_limit` bytes.
+    sampling, transform: which frames, and how they become squares of one size. on_error: see `OnError`.
+    workers: processes, 0 for one per core. time_limit: seconds per file. memory_limit: bytes per process, None for
+    no limit.
     """
 
     sampling: FrameSampling
@@ -81,20 +85,20 @@ class Decoding:
         """The shape of a video: (frames, 3, size, size)."""
         return self.sampling.count, 3, self.transform.size, self.transform.size
 
-    def provenance(self, *, jittered: bool = False) -> dict[str, Any]:
-        """Return what frames depend on beside the files; only `jittered` views depend on the seed of the jitter."""
+    def provenance(self, *, augmented: bool = False) -> dict[str, Any]:
+        """Return what frames depend on besides the files; only `augmented` views depend on the augmentation seed."""
         sampling = asdict(self.sampling)
         seed = sampling.pop("augmentation_seed", 0)
-        found = {
+        provenance = {
             "content": "frames",
             "sampling": sampling,
             "size": self.transform.size,
             "transform": self.transform.describe(),
         }
-        return {**found, "augmentation_seed": seed} if jittered else found
+        return {**provenance, "augmentation_seed": seed} if augmented else provenance
 
     def run(self, videos: Iterable[tuple[Video, int]]) -> Generator[Decoded | Failure, None, None]:
-        """Yield the frames of every (video, view), or why there are none, in order.
+        """Yield the frames of every (video, view), or the failure, in order.
 
         Close the iterator if you leave it early.
         """
@@ -109,15 +113,15 @@ class Decoding:
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 video, view = waiting.popleft()
-                yield self._second_look(outcome, video, view) if isinstance(outcome, Failure) else Decoded(outcome)
+                yield self._retry_damaged(outcome, video, view) if isinstance(outcome, Failure) else Decoded(outcome)
 
-    def _second_look(self, failure: Failure, video: Video, view: int) -> Decoded | Failure:
-        """Take what can be decoded of a damaged video, if that is wanted. A file that hangs or kills is let alone."""
-        if self.on_error == "skip" or is_transient(failure.reason):
+    def _retry_damaged(self, failure: Failure, video: Video, view: int) -> Decoded | Failure:
+        """Decode what is decodable of a damaged video, if `on_error` says so. Transient failures are not retried."""
+        if self.on_error == "skip" or is_transient(failure.error):
             return failure
         with contextlib.closing(self._map([self._item(video, view, self.on_error)], 1)) as outcomes:
-            found = next(outcomes)
-        return found if isinstance(found, Failure) else Decoded(found, failure.reason)
+            outcome = next(outcomes)
+        return outcome if isinstance(outcome, Failure) else Decoded(outcome, failure.error)
 
     def _item(self, video: Video, view: int, on_error: str) -> tuple[Any, ...]:
         return str(video.path), self.sampling, self.transform, video.start, video.end, on_error, view
@@ -127,9 +131,9 @@ class Decoding:
         return guarded_map(decode_file, items, workers=workers, **limits)  # type: ignore[arg-type]
 
 
-def is_transient(reason: str) -> bool:
-    """Whether a failure may be the machine's (busy, too little memory) and not the file's."""
-    return reason.startswith(TRANSIENT)
+def is_transient(error: str) -> bool:
+    """Return whether an error may be due to the machine (busy, too little memory) instead of the file."""
+    return error.startswith(TRANSIENT)
 
 
 def decode_file(
@@ -141,9 +145,9 @@ def decode_file(
     on_error: OnError = "skip",
     view: int = 0,
 ) -> np.ndarray:
-    """Decode one file, or its seconds `start` to `end`, and make its frames square: uint8 (frames, 3, size, size).
+    """Decode one file, or its seconds `start` to `end`, to square frames: uint8 (frames, 3, size, size).
 
-    `view` 0 is the sampling itself, any other the sampling with jitter. Raises VideoError.
+    `view` 0 is the frame sampling itself, above 0 an augmented view. Raises VideoError.
     """
     transform = FrameTransform(size) if isinstance(size, int) else size
     return transform(decode_frames(path, sampling, start=start, end=end, on_error=on_error, view=view)).numpy()
@@ -160,9 +164,9 @@ def guarded_map(
     """Yield `function(*item)` or a `Failure` for every item, in order.
 
     `function` must be importable by name. It runs in `workers` processes (0: one per core), at most `time_limit`
-    seconds on an item, and in at most `memory_limit` bytes of resident memory per process (None: no limit; not
-    watched on Windows). An item that goes beyond that is tried once more: what it was given may be what the items
-    before it leaked. Close the iterator if you leave it early. Raises DataError if no worker can start.
+    seconds per item, and in at most `memory_limit` bytes of resident memory per process (None: no limit). An item
+    that exceeds the memory is retried once, since earlier items may have leaked it. Close the iterator if you leave
+    it early. Raises DataError if no worker can start.
     """
     pool = ProcessPool(
         max_workers=workers or usable_cores(),
@@ -173,19 +177,19 @@ def guarded_map(
     )
     waiting: deque[tuple[tuple[Any, ...], ProcessFuture[Any]]] = deque()
 
-    def give_out(item: tuple[Any, ...]) -> ProcessFuture[Any]:
+    def submit(item: tuple[Any, ...]) -> ProcessFuture[Any]:
         return pool.schedule(function, args=item, timeout=time_limit)
 
     def take() -> Any:
         item, future = waiting.popleft()
         if _ran_out_of_memory(future):
-            future = give_out(item)
+            future = submit(item)
         return _outcome(future, time_limit, memory_limit)
 
     try:
         for item in items:
-            waiting.append((item, give_out(item)))
-            if len(waiting) >= AHEAD * (workers or usable_cores()):
+            waiting.append((item, submit(item)))
+            if len(waiting) >= QUEUED_PER_WORKER * (workers or usable_cores()):
                 yield take()
         while waiting:
             yield take()
@@ -195,9 +199,9 @@ def guarded_map(
 
 
 def _context() -> BaseContext:
-    """Return how workers start: never by a fork of this process, whose threads and device would break in the child.
+    """Return the start method of workers: never a fork of this process, as threads and CUDA do not survive a fork.
 
-    A fork server imports the decoders once and then makes workers in milliseconds. Windows has only `spawn`.
+    A fork server imports the decoders once and then starts workers in milliseconds. Windows only has `spawn`.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -207,49 +211,39 @@ def _context() -> BaseContext:
 
 
 def _prepare_worker(memory_limit: int | None) -> None:
-    """Use one thread per worker, watch its memory, and keep what C libraries print off the progress bar."""
+    """Use one thread per worker, watch its memory, and discard what C libraries print into the progress bar."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)
-    os.close(silence)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
     if memory_limit is not None:
         threading.Thread(target=_watch_memory, args=(memory_limit,), daemon=True).start()
 
 
 def _watch_memory(limit: int) -> None:
-    """End this process as soon as it uses more than `limit` bytes; a C library would not listen to less."""
-    while (used := resident_memory()) is not None:
-        if used > limit:
-            os._exit(OUT_OF_MEMORY)
+    """End this process as soon as it uses more than `limit` bytes: a C library cannot be interrupted otherwise."""
+    while resident_memory() <= limit:
         time.sleep(WATCH_SECONDS)
+    os._exit(OUT_OF_MEMORY)
 
 
-def resident_memory() -> int | None:
-    """Return the bytes of memory that this process holds (on macOS: has held at most), None where nobody says."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident_memory() -> int:
+    """Return the bytes of resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _ran_out_of_memory(future: ProcessFuture[Any]) -> bool:
-    """Wait for an item and return whether its process used too much memory."""
+    """Wait for an item and return whether its process exceeded the memory limit."""
     try:
         error = future.exception()
-    except Exception:  # of the pool; `_outcome` sorts them
+    except Exception:  # of the pool; `_outcome` handles them
         return False
     return isinstance(error, ProcessExpired) and error.exitcode == OUT_OF_MEMORY
 
 
 def _outcome(future: ProcessFuture[Any], time_limit: float, memory_limit: int | None) -> Any:
-    """Return a result or why there is none. Whatever goes wrong inside a worker belongs to its item."""
+    """Return a result or the failure. Any error inside a worker is the failure of its item."""
     try:
         return future.result()
     except TaskTimeoutError:
@@ -259,8 +253,8 @@ def _outcome(future: ProcessFuture[Any], time_limit: float, memory_limit: int | 
             return Failure(f"{TRANSIENT[2]} {memory_limit / 1e9:g} GB of memory")
         return Failure(f"{TRANSIENT[1]} ({_exit_name(error.exitcode)})")
     except BrokenProcessPool as error:
-        hint = "a script must call this below `if __name__ == '__main__':`"
-        raise DataError(f"worker processes cannot start ({error}); see what they printed above; {hint}") from error
+        hint = "a script must call this under `if __name__ == '__main__':`"
+        raise DataError(f"worker processes cannot start ({error}); see their output above; {hint}") from error
     except TeachclipError as error:
         return Failure(str(error))
     except Exception as error:
@@ -268,7 +262,7 @@ def _outcome(future: ProcessFuture[Any], time_limit: float, memory_limit: int | 
 
 
 def _exit_name(code: int) -> str:
-    """Return the signal or the status that a process ended with."""
+    """Return the name of the signal, or the exit status, of a process."""
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -29,8 +29,8 @@ def videos(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def jitter(monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+def augmentation(monkeypatch):
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
 
 
 def build(videos, tmp_path, views, how=HOW, training=3):
@@ -77,15 +77,15 @@ def test_more_views_need_no_more_of_those_that_are_there(videos, tmp_path):
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "frames").iterdir()}
     ids = ["v0", "v1"]
     assert two.provenance_of(ids) == alone.provenance_of(ids)
-    plain, jittered = two.provenance_of(ids), two.provenance_of(ids, 2)
-    assert [fact.pop("name") for fact in jittered["videos"].values()] == ["v0.mp4", "v1.mp4"]
-    assert jittered == {**plain, "views": 2, "augmentation_seed": 0}
+    plain, augmented = two.provenance_of(ids), two.provenance_of(ids, 2)
+    assert [fact.pop("name") for fact in augmented["videos"].values()] == ["v0.mp4", "v1.mp4"]
+    assert augmented == {**plain, "views": 2, "augmentation_seed": 0}
     for view in (1, 2):
         held = ArrayStore.open(tmp_path / f"frames-view{view}").provenance
         assert held["view"] == view and "augmentation_seed" in held and "augmentation_seed" not in held["sampling"]
 
 
-def test_a_renamed_file_has_another_jitter(videos, tmp_path):
+def test_a_renamed_file_is_augmented_differently(videos, tmp_path):
     build(videos, tmp_path, 2)
     moved = videos[1].path.rename(tmp_path / "videos" / "other.mp4")
     with pytest.raises(StoreError, match=r"frames-view1 .*videos\.v1\.name = \"v1.mp4\" there, \"other.mp4\" now"):
@@ -101,7 +101,7 @@ def test_a_video_that_fails_in_one_view_is_a_failure(videos, tmp_path, monkeypat
 def fails_in_view_1(path, sampling, size, start, end, on_error, view):
     if view == 1 and "v1" in path:
         raise view_decoder.VideoError(f"view 1 of {path}")
-    return view_decoder.jittered(path, sampling, size, start, end, on_error, view)
+    return view_decoder.augmented(path, sampling, size, start, end, on_error, view)
 
 
 def test_room_for_all_views_is_asked_for_before_the_first_is_decoded(videos, tmp_path, monkeypatch, caplog):

@@ -118,8 +118,9 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
     bad = [Video(name, folder / f"{name}.mp4") for name in ("junk", "empty", "cut", "vanished")]
     store = build([videos[0], *bad, videos[1]], tmp_path)
     assert list(store.failures) == ["junk", "empty", "cut", "vanished"]
-    for name, reason in [("junk", "no video"), ("empty", "0 bytes"), ("cut", "PyAV"), ("vanished", "does not exist")]:
-        assert reason in store.failures[name] and f"{name}.mp4" in store.failures[name]
+    errors = {"junk": "cannot be opened", "empty": "0 bytes", "cut": "PyAV", "vanished": "does not exist"}
+    for name, error in errors.items():
+        assert error in store.failures[name] and f"{name}.mp4" in store.failures[name]
     assert store.read([0, 5])[1].any(dim=1).all()
     with pytest.raises(StoreError, match=r"row 2 .*empty\.mp4"):
         store.read([0, 2])
@@ -207,7 +208,7 @@ def test_changed_video_is_refused_by_name(videos, tmp_path):
         build(videos, tmp_path)
     message = str(caught.value)
     assert f"{videos[2].id} ({videos[2].path}: {held:,} bytes then, {size:,} now)" in message
-    assert "put the files back" in message and f"delete {tmp_path / 'store'}" in message and "(stores)" in message
+    assert "restore the files" in message and f"delete {tmp_path / 'store'}" in message and "(stores)" in message
     assert videos[1].id not in message and "\n" not in message
 
 
@@ -217,7 +218,7 @@ def test_changed_content_of_the_same_size_is_noticed(videos, tmp_path):
     content = bytearray(original)
     content[-1] ^= 255
     videos[2].path.write_bytes(content)
-    with pytest.raises(StoreError, match=rf"{videos[2].id} \(.*another content of the same size\)"):
+    with pytest.raises(StoreError, match=rf"{videos[2].id} \(.*other content of the same size\)"):
         build(videos, tmp_path)
     videos[2].path.write_bytes(original)
     build(videos, tmp_path)  # as it was
@@ -256,7 +257,7 @@ def test_other_videos_are_refused(videos, tmp_path):
     build(videos[:2], tmp_path)
     with pytest.raises(StoreError, match="has another provenance"):
         build(videos[:3], tmp_path)
-    with pytest.raises(StoreError, match="other videos"):
+    with pytest.raises(StoreError, match="holds 2 videos, not the 2 requested ones"):
         FrameStore.open(tmp_path / "store", videos[1::-1])
     assert FrameStore.open(tmp_path / "store", videos[:2]).rows_of([videos[1].id]).tolist() == [1]
 
@@ -278,7 +279,7 @@ def test_a_complete_store_serves_fewer_videos_in_any_order_and_decodes_nothing(v
         build(kept, tmp_path)
 
 
-def test_a_complete_store_of_jittered_views_serves_fewer_videos(videos, tmp_path):
+def test_a_complete_store_of_augmented_views_serves_fewer_videos(videos, tmp_path):
     whole, fewer = build(videos, tmp_path, view=1), build(videos[::2], tmp_path, view=1)
     row = fewer.rows_of([videos[2].id])
     assert torch.equal(fewer.read(row)[0], whole.read(row)[0])
@@ -338,7 +339,7 @@ def test_no_videos_are_refused(tmp_path):
 
 
 def damaged_decode(path, sampling, size, start, end, on_error, view):
-    """A decoder that finds two frames of a video called half and none of one called lost."""
+    """A decoder that decodes two frames of a video called half and none of one called lost."""
     with open(Path(path).parent / "decoded.txt", "a") as file:
         file.write(f"{Path(path).stem} {on_error}\n")
     if Path(path).stem == "lost":
@@ -350,25 +351,25 @@ def damaged_decode(path, sampling, size, start, end, on_error, view):
     return REAL_DECODE(path, sampling, size)
 
 
-def part_decode(path, sampling, size, start, end, on_error, view):
-    """A decoder that paints the part it was asked for."""
+def span_decode(path, sampling, size, start, end, on_error, view):
+    """A decoder whose pixels encode the requested span."""
     return np.full((sampling.count, 3, size.size, size.size), 10 * start + end, np.uint8)
 
 
-def test_a_mended_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypatch):
+def test_a_repaired_video_is_decoded_again_and_no_other(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 3)
     good = videos[2].path.read_bytes()
     for number in (2, 5):
         videos[number].path.write_bytes(b"junk" * 100)
     first = build(videos, tmp_path)
     assert list(first.failures) == [videos[2].id, videos[5].id]
-    pictures = first.read([0, 1, 3, 4])[0]
+    kept = first.read([0, 1, 3, 4])[0]
     videos[2].path.write_bytes(good)
     monkeypatch.setattr(workers, "decode_file", logging_decode)
     store = build(videos, tmp_path)
     assert decoded(tmp_path) == [videos[2].id]  # its shard was written again, with the frames of the others kept
     assert list(store.failures) == [videos[5].id] and store.store.verify() == []
-    assert torch.equal(store.read([0, 1, 3, 4])[0], pictures)
+    assert torch.equal(store.read([0, 1, 3, 4])[0], kept)
     found = torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32))
     assert torch.equal(store.read([2])[0][0, : len(found)], found)
     fact = store.provenance_of([videos[2].id])["videos"][videos[2].id]
@@ -413,27 +414,30 @@ def test_a_video_that_changes_before_its_frames_are_stored_is_no_mistake(videos,
         build(videos, tmp_path)
 
 
-def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(videos, tmp_path, monkeypatch):
+def test_the_decodable_frames_of_a_damaged_video_are_used_only_on_request(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "decode_file", damaged_decode)
     folder = tmp_path / "videos"
     bad = [Video(name, write_video(folder / f"{name}.mp4", frames=40)) for name in ("half", "lost")]
     rows = [*bad, videos[3]]
     store = build(rows, tmp_path)
-    assert sorted(store.failures) == ["half", "lost"] and store.partial == {}
+    assert sorted(store.failures) == ["half", "lost"] and store.partially_decoded == {}
     (folder / "decoded.txt").unlink()
     store = build(rows, tmp_path, on_error="use_decodable")
     assert decoded(tmp_path) == ["half skip", "half use_decodable", "lost skip", "lost use_decodable"]
     assert list(store.failures) == ["lost"]
-    assert list(store.partial) == ["half"] and "decoding stops after frame 7" in store.partial["half"]
-    pictures, mask = store.read([0])
+    assert (
+        list(store.partially_decoded) == ["half"]
+        and "decoding stops after frame 7" in store.partially_decoded["half"]
+    )
+    taken, mask = store.read([0])
     assert mask.tolist() == [[True, True, False, False]]
-    assert torch.equal(pictures[0, :2], torch.from_numpy(decode_file(str(bad[0].path), PLAN, 32))[:2])
+    assert torch.equal(taken[0, :2], torch.from_numpy(decode_file(str(bad[0].path), PLAN, 32))[:2])
     (folder / "decoded.txt").unlink()
-    assert build(rows, tmp_path, on_error="use_decodable").partial == store.partial
+    assert build(rows, tmp_path, on_error="use_decodable").partially_decoded == store.partially_decoded
     again = build(rows, tmp_path)
     assert decoded(tmp_path) == []  # known by now, in both ways
-    assert sorted(again.failures) == ["half", "lost"] and again.partial == {}
-    with pytest.raises(StoreError, match=r"row 0 is of a damaged video: .*decoding stops after frame 7"):
+    assert sorted(again.failures) == ["half", "lost"] and again.partially_decoded == {}
+    with pytest.raises(StoreError, match=r"row 0 is a damaged video: .*decoding stops after frame 7"):
         again.read([0])
     write_video(bad[0].path, frames=41)  # mended, as far as the store can tell
     build(rows, tmp_path, on_error="use_decodable")
@@ -441,7 +445,7 @@ def test_what_can_be_decoded_of_a_damaged_video_is_used_only_if_that_is_wanted(v
 
 
 def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", part_decode)
+    monkeypatch.setattr(workers, "decode_file", span_decode)
     hashed = []
     monkeypatch.setattr(files, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     parts = [Video("a", videos[3].path, 1.0, 2.0), Video("b", videos[3].path, 2.0, 3.5)]
@@ -458,19 +462,19 @@ def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch
 
 
 def test_limits_reach_the_workers(videos, tmp_path, monkeypatch):
-    given = {}
+    options_used = {}
     real = workers.guarded_map
 
     def spy(function, items, *, memory_limit, **options):
-        given.update(options, memory_limit=memory_limit)
+        options_used.update(options, memory_limit=memory_limit)
         return real(function, items, **options)
 
     monkeypatch.setattr(workers, "guarded_map", spy)
     build(videos[:1], tmp_path, time_limit=17, memory_limit=10**9)
-    assert given == {"workers": 2, "time_limit": 17, "memory_limit": 10**9}
+    assert options_used == {"workers": 2, "time_limit": 17, "memory_limit": 10**9}
 
 
-def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_path, monkeypatch, caplog):
+def test_the_disk_space_is_logged_and_refused_if_it_is_not_free(videos, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(frames, "SHARD_ROWS", 2)
     row = 4 * 3 * 32 * 32 + 2
     free = [5 * row]
@@ -478,22 +482,22 @@ def test_the_room_is_said_before_and_refused_when_it_is_not_there(videos, tmp_pa
     with caplog.at_level("INFO"), pytest.raises(StoreError) as caught:
         build(videos, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / 'store'}: frames of 6 videos x 4 frames x 32^2 need 73.7 kB, but 61.5 kB are free there; make "
-        "room, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or decode them "
-        "whenever they are read (frames.store=none)"
+        f"{tmp_path / 'store'}: frames of 6 videos x 4 frames x 32^2 need 73.7 kB, but 61.5 kB are free there; free "
+        "some space, choose fewer or smaller frames (frames.count, frames.size) or another folder (stores), or "
+        "decode them whenever they are read (frames.store=none)"
     )
     assert not (tmp_path / "store" / "manifest.json").exists() and not caplog.messages
     free[0] = 6 * row
     with caplog.at_level("INFO"):
         build(videos, tmp_path)
-    said = "frame store: 6 videos x 4 frames x 32^2: 73.7 kB"
-    assert caplog.messages == [f"{said}, 73.7 kB free at {tmp_path / 'store'}"]
+    content = "frame store: 6 videos x 4 frames x 32^2: 73.7 kB"
+    assert caplog.messages == [f"{content}, 73.7 kB free at {tmp_path / 'store'}"]
     ArrayStore.open(tmp_path / "store").discard(2)
     free[0] = 2 * row  # enough for what is missing
     caplog.clear()
     with caplog.at_level("INFO"):
         build(videos, tmp_path)
-    assert caplog.messages == [f"{said} (24.6 kB of it still to write), 24.6 kB free at {tmp_path / 'store'}"]
+    assert caplog.messages == [f"{content} (24.6 kB of it still to write), 24.6 kB free at {tmp_path / 'store'}"]
     free[0] = 0
     caplog.clear()
     with caplog.at_level("INFO"):

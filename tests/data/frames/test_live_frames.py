@@ -36,7 +36,7 @@ def live(videos, tmp_path, how=HOW):
 
 
 def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     stored = build_frame_views(videos, videos, HOW, path=tmp_path / "frames", views=3, progress=False)
     decodes = live(videos, tmp_path)
     ids = ["v3", "v0", "v2"]
@@ -52,7 +52,7 @@ def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
 
 
 def test_a_row_that_stands_twice_is_decoded_once(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     frames, mask = live(videos, tmp_path).read([2, 0, 2, 2])
     assert decoded(tmp_path / "videos") == ["v0 0", "v2 0"]
     assert torch.equal(frames[0], frames[2]) and not torch.equal(frames[0], frames[1])
@@ -60,13 +60,13 @@ def test_a_row_that_stands_twice_is_decoded_once(videos, tmp_path, monkeypatch):
 
 
 def test_coming_batches_are_decoded_before_they_are_read(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     frames = live(videos, tmp_path)
     order = [np.array(rows) for rows in ([3, 1], [0, 3, 3], [2], [1, 0])]
     plain = [frames.read(rows) for rows in order]
     decoded(tmp_path / "videos")
     threads = threading.active_count()
-    with frames.ahead(iter(order)):
+    with frames.prefetch(iter(order)):
         wait_for(lambda: (tmp_path / "videos" / "decoded.txt").exists())
         wait_for(lambda: len((tmp_path / "videos" / "decoded.txt").read_text().splitlines()) == 7)
         for rows, (pictures, mask) in zip(order, plain, strict=True):
@@ -79,11 +79,11 @@ def test_coming_batches_are_decoded_before_they_are_read(videos, tmp_path, monke
 
 
 def test_something_else_may_be_read_in_between(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     frames = live(videos, tmp_path)
-    with frames.ahead([np.array([0]), np.array([1])]):
+    with frames.prefetch([np.array([0]), np.array([1])]):
         assert torch.equal(frames.read([0])[0], frames.read([0])[0])
-        with frames.ahead([np.array([3]), np.array([2])]):  # as validation does in the middle of training
+        with frames.prefetch([np.array([3]), np.array([2])]):  # as validation does in the middle of training
             inner = frames.read([3])[0]
         outer = frames.read([1])[0]
         lines = decoded(tmp_path / "videos")
@@ -92,64 +92,64 @@ def test_something_else_may_be_read_in_between(videos, tmp_path, monkeypatch):
 
 
 def test_leaving_early_stops_the_decoders(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "decode_file", view_decoder.jittered)
+    monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     frames = live(videos, tmp_path)
     endless = (np.array([number % 4]) for number in iter(int, 1))
-    with pytest.raises(KeyboardInterrupt), frames.ahead(endless):
+    with pytest.raises(KeyboardInterrupt), frames.prefetch(endless):
         frames.read([0])
         raise KeyboardInterrupt
     decoded(tmp_path / "videos")
     time.sleep(0.2)
-    assert decoded(tmp_path / "videos") == [] and not frames._coming
+    assert decoded(tmp_path / "videos") == [] and not frames._prefetchers
 
 
 @pytest.mark.parametrize("announced", [False, True])
 @pytest.mark.parametrize(
-    ("name", "reason", "hint"),
+    ("name", "error", "hint"),
     [
-        ("bad", "bad.mp4: is no video", "mend it"),
+        ("bad", "bad.mp4: is not a video", "fix the file"),
         ("dies", "its process died", "frames.memory_limit"),
         ("slow", "took longer than 1", "frames.time_limit"),
     ],
 )
-def test_a_video_that_fails_stops_with_one_line_that_names_it(tmp_path, monkeypatch, name, reason, hint, announced):
+def test_a_video_that_fails_stops_with_one_line_that_names_it(tmp_path, monkeypatch, name, error, hint, announced):
     monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / f"{name}.mp4").write_bytes(b"x")
     (tmp_path / "good.mp4").write_bytes(b"x")
     videos = [Video("one", tmp_path / "good.mp4"), Video("two", tmp_path / f"{name}.mp4")]
     frames = live(videos, tmp_path, replace(HOW, time_limit=1))
-    with frames.ahead([np.array([0]), np.array([0, 1])] if announced else []):
+    with frames.prefetch([np.array([0]), np.array([0, 1])] if announced else []):
         assert frames.read([0])[0].eq(7).all()
         with pytest.raises(DataError) as caught:
             frames.read([0, 1])
     message = str(caught.value)
-    assert message.startswith(f"video 'two': {tmp_path / name}.mp4: ") and reason in message and hint in message
+    assert message.startswith(f"video 'two': {tmp_path / name}.mp4: ") and error in message and hint in message
     assert "frames.store=disk" in message and "data.max_missing" in message and "\n" not in message
 
 
-def test_what_may_be_the_machines_fault_is_tried_once_more(tmp_path, monkeypatch):
+def test_a_transient_failure_is_retried_once(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / "once.mp4").write_bytes(b"x")
     assert live([Video("one", tmp_path / "once.mp4")], tmp_path).read([0])[0].eq(7).all()
 
 
-def test_a_part_of_a_damaged_video_is_used_and_said_once(tmp_path, monkeypatch, caplog):
+def test_a_partially_decoded_video_is_logged_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
     (tmp_path / "half.mp4").write_bytes(b"x")
     frames = live([Video("one", tmp_path / "half.mp4")], tmp_path, replace(HOW, on_error="use_decodable"))
     with caplog.at_level("INFO"):
         for _ in range(2):
             assert frames.read([0])[1].tolist() == [[True, False, False]]
-    assert len(caplog.messages) == 1 and "only a part of one can be decoded" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "one is partially decoded" in caplog.messages[0]
 
 
-def test_a_mistake_in_the_coming_batches_reaches_the_reader(videos, tmp_path):
+def test_an_error_in_the_prefetched_batches_reaches_the_reader(videos, tmp_path):
     def broken():
         yield np.array([0])
         raise DataError("no more batches")
 
     frames = live(videos, tmp_path)
-    with frames.ahead(broken()), pytest.raises(DataError, match="no more batches"):
+    with frames.prefetch(broken()), pytest.raises(DataError, match="no more batches"):
         frames.read([0])
         frames.read([1])
 

@@ -6,7 +6,7 @@ import pytest
 from video_files import write_video
 
 from teachclip.data.video import probe
-from teachclip.data.video.probe import probe_video, promised_bytes
+from teachclip.data.video.probe import declared_bytes, probe_video
 
 
 def test_facts_of_a_plain_file(tmp_path):
@@ -14,8 +14,8 @@ def test_facts_of_a_plain_file(tmp_path):
     assert (facts.codec, facts.pixel_format, facts.bit_depth) == ("h264", "yuv420p", 8)
     assert (facts.width, facts.height, facts.shown_width, facts.shown_height) == (96, 64, 96, 64)
     assert facts.fps == pytest.approx(29.97, abs=1e-3) and facts.duration == pytest.approx(2.002, abs=1e-3)
-    assert (facts.frames, facts.promised_frames, facts.rotation, facts.pixel_aspect) == (60, 60, 0, 1)
-    assert not (facts.varies or facts.cut_off or facts.interlaced or facts.has_audio)
+    assert (facts.frames, facts.declared_frames, facts.rotation, facts.pixel_aspect) == (60, 60, 0, 1)
+    assert not (facts.varies or facts.truncated or facts.interlaced or facts.has_audio)
     assert (facts.decoder, facts.decoder_reason) == ("decord", "")
     assert np.allclose(facts.timeline.times, np.arange(60) * 1.001 / 30, atol=1e-3)
 
@@ -27,7 +27,7 @@ def test_facts_of_a_plain_file(tmp_path):
         ("a.mp4", {"codec": "libx265"}, "seeking is not exact"),
         ("a.webm", {"codec": "libsvtav1"}, "AV1"),
         ("a.mp4", {"pixels": "yuv420p10le"}, "more than 8 bits"),
-        ("a.webm", {"codec": "libvpx-vp9", "width": 65}, "odd size"),
+        ("a.webm", {"codec": "libvpx-vp9", "width": 65}, "odd width or height"),
         ("a.mp4", {"settings": {"sample_aspect_ratio": Fraction(4, 3)}}, "not square"),
         ("a.mp4", {"options": {"x264-params": "tff=1"}}, "interlaced"),
         ("a.mp4", {"frames": 60, "start": -3}, "seeking is not exact"),
@@ -64,11 +64,11 @@ def test_a_rate_varies_where_a_frame_is_more_than_one_step_off(tmp_path, steps):
 def test_the_length_that_a_header_promises(tmp_path):
     for name in ("a.avi", "a.mkv", "a.webm"):
         content = write_video(tmp_path / name, codec="libvpx-vp9" if "w" in name else "mpeg4").read_bytes()
-        assert promised_bytes(content[:4096]) == len(content), name
+        assert declared_bytes(content[:4096]) == len(content), name
     for short in (b"", b"RIF", b"\x1a\x45\xdf\xa3\x18\x53\x80\x67"):
-        assert promised_bytes(short) == 0
+        assert declared_bytes(short) == 0
     live = b"\x1a\x45\xdf\xa3" + b"\x18\x53\x80\x67\x01" + b"\xff" * 7 + bytes(8)
-    assert promised_bytes(live) == 0, "a live recording does not know its length"
+    assert declared_bytes(live) == 0, "a live recording does not know its length"
 
 
 def test_a_machine_without_decord_says_so(tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from golden import load_golden
 
-from teachclip.data.video.sampling import FrameSampling, choose_frames, jitter, sample_indices
-from teachclip.data.video.timeline import Timeline, find_part
+from teachclip.data.video.sampling import FrameSampling, augmentation_generator, choose_frames, sample_indices
+from teachclip.data.video.timeline import Timeline, find_span
 from teachclip.errors import DataError, VideoError
 
 PER_SECOND = FrameSampling("per_second", 12)
@@ -33,8 +33,8 @@ def golden_plan(row):
 
 
 def chosen(sampling, timeline, *, start=None, end=None, view=0, name="a.mp4"):
-    part = find_part(timeline, start, end)
-    return choose_frames(sampling, timeline, part, jitter(sampling, view, name, start))
+    part = find_span(timeline, start, end)
+    return choose_frames(sampling, timeline, part, augmentation_generator(sampling, view, name, start))
 
 
 def varying(*steps):
@@ -137,15 +137,15 @@ def test_a_reversed_part_is_turned_round_and_an_empty_one_is_a_second_long():
     assert chosen(PER_SECOND, timeline, start=3, end=3) == [75, 100]
 
 
-@pytest.mark.parametrize("part", [(10, 12), (11, None), (-1, 3), (math.nan, 3), (0, math.nan), (math.inf, None)])
-def test_a_part_outside_of_the_video_is_refused(part):
-    with pytest.raises(VideoError, match="part"):
-        find_part(Timeline.constant(100, 10.0), *part)
+@pytest.mark.parametrize("span", [(10, 12), (11, None), (-1, 3), (math.nan, 3), (0, math.nan), (math.inf, None)])
+def test_a_span_outside_of_the_video_is_refused(span):
+    with pytest.raises(VideoError, match="span"):
+        find_span(Timeline.constant(100, 10.0), *span)
 
 
 @pytest.mark.parametrize("varies", [False, True], ids=["constant", "varying"])
 @pytest.mark.parametrize("sampling", [PER_SECOND, INTERVALS, CLIP2VIDEO], ids=lambda sampling: sampling.kind)
-def test_jitter_depends_on_seed_view_name_and_start_alone(sampling, varies):
+def test_augmentation_depends_on_seed_view_name_and_start_alone(sampling, varies):
     timeline = Timeline.constant(1500, 25.0)._replace(varies=varies)
     first = chosen(sampling, timeline, view=1)
     assert first == chosen(sampling, timeline, view=1) != chosen(sampling, timeline)
@@ -157,10 +157,10 @@ def test_jitter_depends_on_seed_view_name_and_start_alone(sampling, varies):
     ]
     assert first not in others
     with pytest.raises(DataError, match="view is -1"):
-        jitter(sampling, -1, "a.mp4", None)
+        augmentation_generator(sampling, -1, "a.mp4", None)
 
 
-def test_intervals_jitter_draws_every_frame_of_its_interval_and_no_other():
+def test_augmented_intervals_draw_every_frame_of_its_interval_and_no_other():
     timeline, sampling = Timeline.constant(40, 10.0), FrameSampling("intervals", 4)
     drawn = np.array([chosen(sampling, timeline, view=view) for view in range(1, 400)])
     for place in range(4):
@@ -168,14 +168,14 @@ def test_intervals_jitter_draws_every_frame_of_its_interval_and_no_other():
 
 
 @pytest.mark.parametrize("varies", [False, True], ids=["constant", "varying"])
-def test_per_second_jitter_stays_within_its_second(varies):
+def test_augmented_per_second_frames_stay_within_their_second(varies):
     timeline = Timeline.constant(45, 10.0)._replace(varies=varies)
     drawn = np.array([chosen(PER_SECOND, timeline, view=view) for view in range(1, 300)])
     for second, width in enumerate([10, 10, 10, 10, 5]):
         assert set(drawn[:, second]) == set(range(10 * second, 10 * second + width)), second
 
 
-def test_clip2video_jitter_moves_inner_pictures_by_at_most_half_a_gap():
+def test_augmented_clip2video_moves_inner_frames_by_at_most_half_a_gap():
     timeline, sampling = (
         Timeline.constant(301, 5.0),
         FrameSampling("clip2video", 5),
@@ -188,14 +188,14 @@ def test_clip2video_jitter_moves_inner_pictures_by_at_most_half_a_gap():
     assert chosen(near, Timeline.constant(260, 5.0), view=1) == chosen(near, Timeline.constant(260, 5.0))
 
 
-def test_holes_are_closed_in_the_timeline_of_what_is_left():
+def test_gaps_are_closed_in_the_timeline_of_the_remaining_frames():
     timeline = varying(1, 1, 2, 1, 1)
-    left = timeline.without_holes(np.array([0, 2, 4]))
-    assert left.times.tolist() == [0, 1, 3] and left.duration == 4
+    remaining = timeline.without_gaps(np.array([0, 2, 4]))
+    assert remaining.times.tolist() == [0, 1, 3] and remaining.duration == 4
 
 
-def test_a_film_of_less_than_a_frame_per_second_is_read_by_time():
+def test_a_video_of_less_than_a_frame_per_second_is_read_by_time():
     timeline = Timeline.constant(4, 0.5)
-    assert choose_frames(FrameSampling("per_second", 12), timeline, find_part(timeline, None, None), None) == [
+    assert choose_frames(FrameSampling("per_second", 12), timeline, find_span(timeline, None, None), None) == [
         *(0, 0, 1, 1, 2, 2, 3, 3)
     ]

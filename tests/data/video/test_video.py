@@ -210,7 +210,7 @@ def test_three_minutes_are_read_to_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("sampling", PLANS, ids=lambda sampling: sampling.kind)
-def test_views_are_jittered_by_file_name_and_view_zero_is_the_plan(folder, sampling):
+def test_views_are_augmented_by_file_name_and_view_zero_is_the_sampling(folder, sampling):
     path = film(folder, "h264.mp4", **FILES["h264.mp4"])
     plain, first = decode_frames(path, sampling), decode_frames(path, sampling, view=1)
     assert torch.equal(plain, decode_frames(path, sampling, view=0))

@@ -52,25 +52,27 @@ def no_videos(folder):
     (folder / "link.mp4").symlink_to(folder / "gone.mp4")
     os.mkfifo(folder / "pipe.mp4")
     return {
-        "photo.mp4": "is a picture",
-        "photo.png": "is a picture",
+        "photo.mp4": "is a still image",
+        "photo.png": "is a still image",
         "page.mp4": "web page",
         "pointer.mp4": "Git LFS pointer",
-        "junk.mp4": "no video that can be opened",
-        "text.mp4": "no video that can be opened",
+        "junk.mp4": "cannot be opened as a video",
+        "text.mp4": "cannot be opened as a video",
         "empty.mp4": "is empty",
         "link.mp4": "is a link to",
         "pipe.mp4": "a device or a pipe",
         "no.mp4": "does not exist",
         "": "is a folder",
-        write_sound(folder / "sound.mp4").name: "has no video stream, only sound",
-        write_cover(folder / "music.mp3").name: "only sound and a cover picture",
-        cut_file(write_video(folder / "late.mp4"), folder / "no index.mp4", share=0.5).name: "no video that can be",
+        write_sound(folder / "sound.mp4").name: "has no video stream, only audio",
+        write_cover(folder / "music.mp3").name: "only audio and a cover image",
+        cut_file(
+            write_video(folder / "late.mp4"), folder / "no index.mp4", share=0.5
+        ).name: "cannot be opened as a video",
         "nul\0.mp4": "cannot be read",
     }
 
 
-def test_what_is_no_video_is_named_with_the_reason(tmp_path):
+def test_a_file_that_is_not_a_video_is_named_with_the_error(tmp_path):
     for name, reason in no_videos(tmp_path).items():
         path = tmp_path / name if name else tmp_path
         for on_error in ("skip", "use_decodable"):
@@ -130,16 +132,16 @@ def test_a_cut_file_is_refused_or_gives_its_decodable_frames(tmp_path, folder, n
     assert fewer == [kept[index] for index in sample_indices(PER_SECOND, len(kept), 10)]
 
 
-def test_cut_file_is_read_where_the_sampled_frames_are_there(tmp_path, folder):
+def test_a_truncated_file_is_read_where_the_sampled_frames_are_there(tmp_path, folder):
     whole = whole_file(folder, "a.mp4")
     cut = cut_file(whole, tmp_path / "cut.mp4", share=0.8)
     head = FrameSampling("per_second", 2, keep="head")
     assert torch.equal(decode_frames(cut, head), decode_frames(whole, head))
     assert read_numbers(decode_frames(cut, FrameSampling("intervals", 2), start=1, end=3)) == [14, 24]
-    assert "cut off" in refusal(cut, INTERVALS) and probe_video(cut).cut_off
+    assert "truncated" in refusal(cut, INTERVALS) and probe_video(cut).truncated
 
 
-def test_a_hole_is_closed_and_not_filled_with_repeats(tmp_path, folder):
+def test_a_gap_is_closed_and_not_filled_with_repeats(tmp_path, folder):
     path = tmp_path / "hole.mp4"
     content = bytearray(whole_file(folder, "a.mp4").read_bytes())
     with av.open(str(folder / "a.mp4")) as container:
@@ -257,12 +259,12 @@ def test_a_wrong_number_of_frames_in_the_header_of_a_whole_file_does_not_matter(
     path.write_bytes(content)
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20, 30, 40, 50]
     facts = probe_video(path)
-    assert facts.frames == 60 and (facts.promised_frames == count or count in (0, 2_000_000_000))
+    assert facts.frames == 60 and (facts.declared_frames == count or count in (0, 2_000_000_000))
 
 
-def test_the_reason_of_each_decoder_is_given(folder, tmp_path):
+def test_the_error_of_each_decoder_is_given(folder, tmp_path):
     cut = cut_file(whole_file(folder, "a.mp4"), tmp_path / "cut.mp4", share=0.5)
-    assert "decord: the file is cut off" in refusal(cut) and "; PyAV: " in refusal(cut)
+    assert "decord: the file is truncated" in refusal(cut) and "; PyAV: " in refusal(cut)
 
 
 def test_a_decoder_that_miscounts_is_not_believed(folder, monkeypatch):
@@ -291,4 +293,4 @@ def test_an_empty_sample_that_shows_the_last_frame_on_is_no_loss(tmp_path):
     path = tmp_path / "empty.mp4"
     path.write_bytes(content)
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
-    assert count == 30 and probe_video(path).frames == 29 and not probe_video(path).cut_off
+    assert count == 30 and probe_video(path).frames == 29 and not probe_video(path).truncated

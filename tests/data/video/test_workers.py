@@ -68,7 +68,7 @@ def test_a_hang_or_a_crash_costs_one_item():
     kinds = ["a", "hang", "b", "exit", "c", "crash", "d", "video", "bug", "e"]
     found = list(guarded_map(misbehave, ((kind,) for kind in kinds), workers=2, time_limit=3))
     reasons = {
-        kind: outcome.reason for kind, outcome in zip(kinds, found, strict=True) if isinstance(outcome, Failure)
+        kind: outcome.error for kind, outcome in zip(kinds, found, strict=True) if isinstance(outcome, Failure)
     }
     assert [outcome for outcome in found if not isinstance(outcome, Failure)] == list("abcde")
     assert reasons == {
@@ -84,7 +84,7 @@ def test_a_decoder_that_sleeps_one_that_dies_and_one_that_leaks_cost_their_files
     kinds = [*"abcd", "hang", *"ef", "crash", *"gh", "leak", *"ijklmnop"]
     limit = fresh_memory() + 600_000_000
     found = list(guarded_map(leak, ((kind,) for kind in kinds), workers=2, time_limit=10, memory_limit=limit))
-    failed = {kind: got.reason for kind, got in zip(kinds, found, strict=True) if isinstance(got, Failure)}
+    failed = {kind: got.error for kind, got in zip(kinds, found, strict=True) if isinstance(got, Failure)}
     assert failed == {
         "hang": "took longer than 10 seconds",
         "crash": "its process died (SIGSEGV)",
@@ -110,17 +110,17 @@ def test_workers_are_replaced_after_some_items(monkeypatch):
     assert len(set(found)) == 4 and os.getpid() not in found
 
 
-def test_few_items_are_given_out_ahead():
-    given = []
+def test_few_items_are_submitted_in_advance():
+    submitted = []
 
     def items():
         for number in range(100):
-            given.append(number)
+            submitted.append(number)
             yield (number,)
 
     outcomes = guarded_map(double, items(), workers=2, time_limit=30)
     assert next(outcomes) == 0
-    assert len(given) == 2 * workers.AHEAD
+    assert len(submitted) == 2 * workers.QUEUED_PER_WORKER
     outcomes.close()
 
 
