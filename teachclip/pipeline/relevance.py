@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import Video
 from teachclip.data.annotations.files import file_facts
+from teachclip.data.annotations.records import Video
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes

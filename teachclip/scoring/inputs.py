@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from teachclip.data.annotations.catalog import Split
+from teachclip.data.annotations.records import Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.live import LiveFrames
 from teachclip.data.frames.views import Frames
