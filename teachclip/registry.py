@@ -27,6 +27,22 @@ TEACHERS: Mapping[str, str] = {
 
 TEACHER_GROUP = "teachclip.teachers"
 
+VIDEO_TEXT_LOSSES: Mapping[str, str] = {
+    "pearson": "teachclip.losses.video_text:pearson_distance",
+    "cross_entropy": "teachclip.losses.video_text:soft_cross_entropy",
+    "smooth_l1": "teachclip.losses.video_text:smooth_l1_distance",
+    "kl": "teachclip.losses.video_text:kl_divergence",
+}
+"""Kinds of `losses.video_text`; see `teachclip.losses.video_text` for what such a function gets and returns."""
+
+FRAME_TEXT_LOSSES: Mapping[str, str] = {
+    "cross_entropy": "teachclip.losses.frame_text:soft_cross_entropy",
+    "binary_cross_entropy": "teachclip.losses.frame_text:binary_cross_entropy",
+    "pearson": "teachclip.losses.frame_text:pearson_distance",
+    "smooth_l1": "teachclip.losses.frame_text:smooth_l1_distance",
+}
+"""Kinds of `losses.frame_text`; see `teachclip.losses.frame_text` for what such a function gets and returns."""
+
 
 def closest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean X?` for the known name nearest to `name`, or an empty string."""

@@ -1,8 +1,13 @@
-"""Which frames a caption speaks of, from a teacher."""
+"""Which frames a caption speaks of, from a teacher.
+
+A kind is a function of `scores` (raw scores over the temperature, the most negative number where a frame is not
+valid), `relevance` (the teacher's, rows sum to 1 over valid frames) and `mask` (bool), all (pairs, frames). It
+returns values per pair (pairs,) or per element (pairs, frames), and a mask of that shape that says which of them
+count in the mean. Another kind is one line in `teachclip.registry.FRAME_TEXT_LOSSES`, or `kind: module:name` in a
+recipe.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +21,7 @@ from teachclip.losses.parts import (
     correlation_distance,
     pick,
 )
+from teachclip.registry import FRAME_TEXT_LOSSES
 
 
 def frame_text_loss(
@@ -41,8 +47,8 @@ def frame_text_loss(
       `p = sigmoid(frame_scores / temperature)` and `y = q / max q`. Not published; for the sigmoid attention: every
       frame is judged by itself, so that the frames of several events are all right at once.
 
-    The published temperature is 1, while the student pools with `softmax(frame_scores / 0.1)`: a attention that pools
-    sharply matches softly. Larger values match softer still.
+    The published temperature is 1, while the student pools with `softmax(frame_scores / 0.1)`: frame attention that
+    pools sharply matches softly. Larger values match softer still.
 
     The mean over all elements is taken over the valid frames of all pairs together: each pair's cross-entropy then
     has the same weight in the batch, whatever its length, and a batch padded to more frames has the same loss. (A
@@ -78,23 +84,27 @@ def frame_text_loss(
     return _masked_mean(values, valid)
 
 
-def _frame_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def soft_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `-relevance log softmax(scores)` of every element."""
     return -relevance * F.log_softmax(scores, -1), mask
 
 
-def _frame_binary_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def binary_cross_entropy(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the binary cross-entropy of `sigmoid(scores)` with `relevance / max relevance` of every element."""
     largest = relevance.amax(-1, keepdim=True)
     target = relevance / largest.masked_fill(largest == 0, 1)
     scores = scores.masked_fill(~mask, 0)  # what padded frames hold is dropped below and must stay finite until then
     return F.binary_cross_entropy_with_logits(scores, target, reduction="none"), mask
 
 
-def _frame_pearson(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def pearson_distance(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `1 - corr(softmax(scores), relevance)` of every pair."""
     weights = F.log_softmax(scores, -1).exp()
     return correlation_distance(weights, relevance, mask), mask.any(-1)
 
 
-def _frame_smooth_l1(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def smooth_l1_distance(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Huber distance, threshold 1, of `softmax(scores)` and relevance of every element."""
     weights = F.log_softmax(scores, -1).exp()
     return F.smooth_l1_loss(weights, relevance, reduction="none"), mask
 
@@ -102,14 +112,3 @@ def _frame_smooth_l1(scores: Tensor, relevance: Tensor, mask: Tensor) -> tuple[T
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of the values where `mask` is True, and 0 if there are none."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
-
-
-FRAME_TEXT_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "cross_entropy": _frame_cross_entropy,
-    "binary_cross_entropy": _frame_binary_cross_entropy,
-    "pearson": _frame_pearson,
-    "smooth_l1": _frame_smooth_l1,
-}
-"""Kinds of `frame_text_loss`: functions of scores over the temperature, relevance and mask, each (pairs, frames).
-
-They return values, per element or per pair, and which of them are valid."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teachclip.registry import closest, resolve
+
 CONSTANT = 1e-6
 """A row whose spread is below this share of its length is constant up to float32 rounding: it has no correlation."""
 
@@ -38,11 +40,18 @@ def _centred_unit(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return unit, varies.squeeze(-1)
 
 
-def pick(what: str, kind: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the kind of a loss. Raises ValueError if there is none of that name."""
-    if kind not in table:
-        raise ValueError(f"unknown kind of {what} loss {kind!r}; known: {', '.join(table)}")
-    return table[kind]
+def pick(what: str, kind: str, table: Mapping[str, str]) -> Callable[..., Any]:
+    """Return the function of a kind of loss: a name of `table`, or `module:name`.
+
+    Raises ValueError for an unknown name, RecipeError for a `module:name` that cannot be imported.
+    """
+    if kind not in table and ":" not in kind:
+        known = ", ".join(table)
+        raise ValueError(
+            f"unknown kind of {what} loss {kind!r}; known: {known}, or module:name{closest(kind, table)}"
+        )
+    function: Callable[..., Any] = resolve(f"{what} loss", kind, table)
+    return function
 
 
 def check_temperature(temperature: float) -> None:

@@ -1,13 +1,18 @@
-"""How close every caption is to every video, from a teacher."""
+"""How close every caption is to every video, from a teacher.
+
+A kind is a function of `student` and `teacher`, both (rows, n) float32 logits over the temperature, the teacher's
+without gradient. It returns distances per row (rows,) or per element (rows, n), whose mean is the loss. It is called
+for the rows of both directions, texts and videos. Another kind is one line in `teachclip.registry.VIDEO_TEXT_LOSSES`,
+or `kind: module:name` in a recipe.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from teachclip.losses.parts import check_matrix, check_shape, check_temperature, correlation_distance, pick
+from teachclip.registry import VIDEO_TEXT_LOSSES
 
 
 def video_text_loss(
@@ -63,7 +68,7 @@ def frame_set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
     """
     check_matrix("student_logits", student_logits)
     check_shape("target_logits", target_logits, "student_logits", student_logits)
-    return _video_kl(student_logits.float(), target_logits.detach().float()).mean()
+    return kl_divergence(student_logits.float(), target_logits.detach().float()).mean()
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -71,30 +76,26 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return (values if weights is None else values * weights.view(-1, *[1] * (values.ndim - 1))).mean()
 
 
-def _video_pearson(student: Tensor, teacher: Tensor) -> Tensor:
+def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return `1 - corr(softmax(student), softmax(teacher))` of every row."""
     return correlation_distance(student.softmax(-1), teacher.softmax(-1))
 
 
-def _video_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return `-softmax(teacher) log softmax(student)` of every element."""
     return -(teacher.softmax(-1) * F.log_softmax(student, -1))
 
 
-def _video_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return `KL(softmax(teacher), softmax(student))` of every row."""
     logs = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
     return F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
 
 
-def _video_smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
+def smooth_l1_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the Huber distance, threshold 1, of every element."""
     return F.smooth_l1_loss(student, teacher, reduction="none")
 
-
-VIDEO_TEXT_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "pearson": _video_pearson,
-    "cross_entropy": _video_cross_entropy,
-    "smooth_l1": _video_smooth_l1,
-    "kl": _video_kl,
-}
-"""Kinds of `video_text_loss`: distances per row or element of student and teacher logits over the temperature."""
 
 SYMMETRIC = ("smooth_l1",)
 """Kinds whose two directions are the same; they count once."""

@@ -16,6 +16,7 @@ from teachclip.data.batches import BatchSampler
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.evaluator import Blocks
+from teachclip.losses.parts import pick
 from teachclip.models.backbone import load_backbone
 from teachclip.models.families import image_size, takes_any_size
 from teachclip.models.processing import StudentProcessor
@@ -23,6 +24,7 @@ from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Optimizer, Recipe, Student, Train
 from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES
 from teachclip.training.frame_sets import check_shares
 from teachclip.training.loop import Schedule
 from teachclip.training.loss_terms import DistillationTerms, Term
@@ -94,10 +96,17 @@ def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
 def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Processes) -> None:
     """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
     build_selection(recipe, catalog)
+    check_losses(recipe)
     sampler = BatchSampler(len(catalog.train.captions), train.batch_size, recipe.seed)
     sampler.local(0, processes.index, processes.count)
     if recipe.losses.uses_frame_sets:
         check_shares(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
+
+
+def check_losses(recipe: Recipe) -> None:
+    """Import the losses that a recipe names as `module:name`. Raises RecipeError for one that is not there."""
+    pick("video-text", recipe.losses.video_text.kind, VIDEO_TEXT_LOSSES)
+    pick("frame-text", recipe.losses.frame_text.kind, FRAME_TEXT_LOSSES)
 
 
 def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from teachclip.recipe.data_section import Count, PathValue, Positive, Section, Weight
+from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, closest
+
+
+def _one_of(kinds: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a check that a kind of loss is known, or written as `module:name`."""
+
+    def check(kind: str) -> str:
+        if kind not in kinds and ":" not in kind:
+            raise ValueError(f"allowed: {', '.join(kinds)}, or module:name{closest(kind, kinds)}")
+        return kind
+
+    return check
 
 
 class _Term(Section):
@@ -32,7 +44,9 @@ class VideoTextTerm(_Term):
     """Imitate the teachers' video-text relevance."""
 
     weight: Weight = 1.0
-    kind: Literal["pearson", "cross_entropy", "smooth_l1", "kl"] = "pearson"
+    kind: Annotated[str, AfterValidator(_one_of(VIDEO_TEXT_LOSSES))] = Field(
+        "pearson", description="pearson, cross_entropy, smooth_l1, kl, or module:name of a function"
+    )
     temperature: Positive = Field(1.0, description="divisor of both logits")
 
 
@@ -40,8 +54,10 @@ class FrameTextTerm(_Term):
     """Imitate the teachers' frame-text relevance."""
 
     weight: Weight = 2.0
-    kind: Literal["cross_entropy", "binary_cross_entropy", "pearson", "smooth_l1"] = Field(
-        "cross_entropy", description="binary_cross_entropy: for student.attention=sigmoid, every frame by itself"
+    kind: Annotated[str, AfterValidator(_one_of(FRAME_TEXT_LOSSES))] = Field(
+        "cross_entropy",
+        description="cross_entropy, pearson, smooth_l1; binary_cross_entropy: for student.attention=sigmoid, every "
+        "frame by itself; or module:name of a function",
     )
     temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
     targets: Literal["pair", "video"] = Field(
@@ -113,8 +129,8 @@ def check_losses(recipe: Any) -> Iterator[str]:
         yield f"every term of losses that is used has weight 0{who}: nothing to train on"
     if not labels and not losses.uses_frame_sets and losses.contrastive.end_weight is not None:
         yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
-    is_binary = losses.frame_text.kind == "binary_cross_entropy"
-    if labels and losses.frame_text.is_used and is_binary != (student.attention == "sigmoid"):
+    is_binary, is_ours = losses.frame_text.kind == "binary_cross_entropy", losses.frame_text.kind in FRAME_TEXT_LOSSES
+    if labels and losses.frame_text.is_used and is_ours and is_binary != (student.attention == "sigmoid"):
         yield (
             f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.attention={student.attention}: "
             "binary_cross_entropy is for the sigmoid attention, the other kinds for softmax"

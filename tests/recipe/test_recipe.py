@@ -139,7 +139,7 @@ def test_every_problem_is_named_at_once(write):
         ("train.steps=0", "greater than or equal to 1"),
         ("train.epochs=2", "give either epochs or steps"),
         ("optimizer.lr=.nan", "optimizer.lr"),
-        ("losses.frame_text.kind=cosine", "'binary_cross_entropy', 'pearson' or 'smooth_l1'"),
+        ("losses.frame_text.kind=cosine", "pearson, smooth_l1, or module:name"),
         ("frames.sampling=random", "'per_second', 'intervals' or 'clip2video'"),
         ("frames.store=memory", "'disk' or 'none'"),
         ("frames.temporal_augmentation=0", "greater than or equal to 1"),
