@@ -14,9 +14,9 @@ from teachclip.data.annotations.records import Split
 from teachclip.diagnosis.choice import Asked
 from teachclip.diagnosis.vectors import Features, pair_relevance, pool
 from teachclip.errors import CheckpointError
-from teachclip.evaluation.evaluator import Blocks
 from teachclip.evaluation.metrics import rank_metrics
 from teachclip.evaluation.retrieval import Ranks, ranks_from_matrix, spans_of
+from teachclip.evaluation.splits import Blocks
 from teachclip.models.backbone import log_scale
 from teachclip.models.mean_pooling import EncoderFeatures, MeanPooling
 from teachclip.models.student import StudentModel

@@ -1,1 +1,1 @@
-"""Evaluation: ranks, metrics, reports."""
+"""Evaluation: ranks, retrieval metrics, intervals over seeds, cost of a search."""

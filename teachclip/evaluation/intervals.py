@@ -1,4 +1,4 @@
-"""What a few repeated runs say: mean, spread, and the t interval of a paired difference."""
+"""Statistics of a few repeated runs: standard deviation, and the t interval of a paired difference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
     @property
     def touches_zero(self) -> bool:
-        """Whether the data leave open that there is no difference; a single pair always does."""
+        """Whether the data are compatible with no difference; a single pair always is."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 

@@ -15,8 +15,8 @@ def rank_metrics(ranks: np.ndarray, *, lower_median: bool = False) -> dict[str, 
     """Return recall_at_1, recall_at_5, recall_at_10 in percent, median_rank and mean_rank.
 
     `ranks`: (queries,), the rank of each query's own item, 1 is best. With an even number of queries the median is
-    the mean of the two middle ranks, as numpy has it; `lower_median` takes the lower of the two, as torch has it and
-    the official TeachCLIP code reports text to video. Raises DataError if there is no rank or one is below 1.
+    the mean of the two middle ranks, as in numpy; `lower_median` takes the lower of the two, as in torch and in the
+    text-to-video results of the official TeachCLIP code. Raises DataError if there is no rank or one is below 1.
     """
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or not ranks.size:

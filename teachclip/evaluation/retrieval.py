@@ -2,12 +2,12 @@
 
 The protocol is that of CLIP4Clip (section 4.2) and TeachCLIP (section 4.1), with one or several captions per video:
 
-- text to video: each caption is a query, all videos are candidates, its own video is the right one;
+- text to video: each caption is a query, all videos are candidates, its own video is the match;
 - video to text: each video that has captions is a query; the captions of one video are one candidate, with the
   highest of their scores.
 
-The rank of the right candidate is 1 + the number of OTHER candidates that score at least as high: a tie never adds a
-hit. The official code gives each tied caption all of its tied ranks at once, and so counts it several times.
+The rank of the match is 1 + the number of OTHER candidates that score at least as high: a tie never adds a hit. The
+official code gives each tied caption all of its tied ranks at once, and so counts it several times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ranks(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Items `first` to `stop` - 1; they are scored together with the items from `start` on, which came before."""
+    """Items `first` to `stop` - 1. They are scored together with the preceding items from `start` on."""
 
     start: int
     first: int
@@ -56,9 +56,9 @@ def retrieval_ranks(
 ) -> Ranks:
     """Return the ranks of all captions and videos under `scorer`, which should be in evaluation mode.
 
-    `caption_videos`: (captions,), the row of each caption's video, in any order. No more than `text_block` texts are
-    scored against `video_block` videos at once, and besides one such block only a few numbers per item are kept.
-    Raises DataError if the tokens and `caption_videos` do not fit together or scores are NaN.
+    `caption_videos`: (captions,), the row of each caption's video, in any order. At most `text_block` texts are
+    scored against `video_block` videos at once; besides one such block only a few numbers per item are kept. Raises
+    DataError if the tokens and `caption_videos` do not fit together or scores are NaN.
     """
     owners, order = _sorted_owners(caption_videos, _items(texts), _items(videos))
     ordered = texts if bool((order[1:] > order[:-1]).all()) else select_tokens(texts, order)
@@ -69,7 +69,7 @@ def retrieval_ranks(
         expected = (text.stop - text.start, video.stop - video.start)
         if tuple(scores.shape) != expected:
             got = tuple(scores.shape)
-            raise DataError(f"{type(scorer).__name__}.score must give (texts, videos) = {expected}, got {got}")
+            raise DataError(f"{type(scorer).__name__}.score must be (texts, videos) = {expected}, got {got}")
         return scores[text.first - text.start :, video.first - video.start :]
 
     spans = list(spans_of(_items(texts), text_block)), list(spans_of(_items(videos), video_block))
@@ -130,10 +130,10 @@ def _sorted_owners(caption_videos: np.ndarray, captions: int, videos: int) -> tu
 
 
 def spans_of(items: int, size: int) -> Iterator[Span]:
-    """Cut items into blocks that are all scored in the same shape.
+    """Split items into blocks that are all scored in the same shape.
 
-    The last block is filled up with items before it: a matrix product of another shape may sum in another order, and
-    two equal videos would then differ in the last bit, so that their tie is broken by chance.
+    The last block is filled with the items before it: a matrix product of another shape may sum in another order, and
+    two equal videos would then differ in the last bit, so that chance would break their tie.
     """
     if size < 1:
         raise DataError(f"a block must have at least 1 item, got {size}")
@@ -146,57 +146,58 @@ def spans_of(items: int, size: int) -> Iterator[Span]:
 def _ranks(
     score_block: ScoreBlock, owners: Tensor, order: Tensor, texts: list[Span], videos: list[Span], *, progress: bool
 ) -> Ranks:
-    """Compare every candidate with the right one. The captions are sorted by video: `owners` ascends."""
-    own = _own_scores(score_block, owners, texts, videos)
+    """Compare every candidate with the match. The captions are sorted by video: `owners` ascends."""
+    match_scores = _match_scores(score_block, owners, texts, videos)
     queries, group = torch.unique_consecutive(owners, return_inverse=True)
-    own_best = own.new_full((videos[-1].stop,), -torch.inf).scatter_reduce(0, owners.to(own.device), own, "amax")
-    captions_above = torch.zeros_like(owners, device=own.device)
+    best_matches = match_scores.new_full((videos[-1].stop,), -torch.inf)
+    best_matches = best_matches.scatter_reduce(0, owners.to(match_scores.device), match_scores, "amax")
+    captions_above = torch.zeros_like(owners, device=match_scores.device)
     videos_above = captions_above.new_zeros(videos[-1].stop)
-    wrong = captions_above.new_zeros(())
+    nan_scores = captions_above.new_zeros(())
     carry: Tensor | None = None
     blocks = product(videos, texts)
     for video, text in tqdm(blocks, "ranks", len(videos) * len(texts), unit="block", disable=not progress):
         scores = _as_float(score_block(text, video))
-        wrong += scores.isnan().sum()
+        nan_scores += scores.isnan().sum()
         rows, columns = slice(text.first, text.stop), slice(video.first, video.stop)
-        captions_above[rows] += _others_above(scores, own[rows, None], owners[rows], video).sum(dim=1)
+        captions_above[rows] += _others_above(scores, match_scores[rows, None], owners[rows], video).sum(dim=1)
 
         best = _best_of_groups(scores, group[rows] - group[text.first])
-        if carry is not None:  # the captions of the first video began in the block before
+        if carry is not None:  # the first video has captions in the block before
             best = torch.cat([torch.maximum(best[:1], carry), best[1:]])
-        goes_on = text.stop < len(owners) and bool(group[text.stop] == group[text.stop - 1])
-        carry, best = (best[-1:], best[:-1]) if goes_on else (None, best)
+        continues = text.stop < len(owners) and bool(group[text.stop] == group[text.stop - 1])
+        carry, best = (best[-1:], best[:-1]) if continues else (None, best)
         candidates = queries[group[text.first] :][: len(best)]
-        videos_above[columns] += _others_above(best, own_best[columns], candidates, video).sum(dim=0)
-    if wrong:
+        videos_above[columns] += _others_above(best, best_matches[columns], candidates, video).sum(dim=0)
+    if nan_scores:
         total = len(owners) * videos[-1].stop
-        raise DataError(f"{int(wrong)} of {total} scores are NaN; check the checkpoint and the precision")
+        raise DataError(f"{int(nan_scores)} of {total} scores are NaN; check the checkpoint and the precision")
     t2v = np.empty(len(owners), dtype=np.int64)
     t2v[order.numpy()] = 1 + captions_above.cpu().numpy()
     return Ranks(t2v, 1 + videos_above.cpu()[queries].numpy())
 
 
-def _own_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], videos: list[Span]) -> Tensor:
-    """Return the score of each caption with its own video (captions,), from the very blocks that are ranked.
+def _match_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], videos: list[Span]) -> Tensor:
+    """Return the score of each caption with its own video (captions,), from the same blocks that are ranked.
 
-    Any other way to compute it could differ in the last bit from the score that it is compared with.
+    Computed in any other way it could differ in the last bit from the score that it is compared with.
     """
     parts = []
     for text in texts:
-        mine = owners[text.first : text.stop]
+        block_owners = owners[text.first : text.stop]
         for video in videos:
-            inside = (mine >= video.first) & (mine < video.stop)
+            inside = (block_owners >= video.first) & (block_owners < video.stop)
             if inside.any():
                 scores = _as_float(score_block(text, video))
-                row, column = inside.nonzero()[:, 0], mine[inside] - video.first
+                row, column = inside.nonzero()[:, 0], block_owners[inside] - video.first
                 parts.append(scores[row.to(scores.device), column.to(scores.device)])
     return torch.cat(parts)
 
 
-def _others_above(scores: Tensor, own: Tensor, rows_video: Tensor, columns: Span) -> Tensor:
-    """Mark the scores that are at least `own` and not of a row and column of the same video, (rows, columns)."""
+def _others_above(scores: Tensor, match_scores: Tensor, rows_video: Tensor, columns: Span) -> Tensor:
+    """Return which scores of other videos than the row's own are at least `match_scores`: (rows, columns)."""
     same = rows_video[:, None] == torch.arange(columns.first, columns.stop)
-    return (scores >= own) & ~same.to(scores.device)
+    return (scores >= match_scores) & ~same.to(scores.device)
 
 
 def _best_of_groups(scores: Tensor, group: Tensor) -> Tensor:

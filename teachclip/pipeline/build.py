@@ -15,7 +15,7 @@ from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
-from teachclip.evaluation.evaluator import Blocks
+from teachclip.evaluation.splits import Blocks
 from teachclip.losses.parts import pick
 from teachclip.models.backbone import load_backbone
 from teachclip.models.families import image_size, takes_any_size

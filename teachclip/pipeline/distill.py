@@ -10,7 +10,7 @@ import torch
 
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
-from teachclip.evaluation.evaluator import evaluate
+from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
@@ -119,7 +119,7 @@ def _evaluation(
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
     blocks = build.build_blocks(work.recipe)
-    return lambda: evaluate(student, inputs, split, blocks, work.device, work.processes, cost=cost)
+    return lambda: evaluate_split(student, inputs, split, blocks, work.device, work.processes, cost=cost)
 
 
 def _measure(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teachclip.errors import RecipeError
-from teachclip.evaluation.evaluator import evaluate as evaluate_scorer
+from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.pipeline import build
@@ -49,7 +49,7 @@ def evaluate(
     scorer = scorer.to(device).eval()
     inputs = work.inputs_for(scorer, videos)
     results = work.stamp(model=model)
-    results[split] = evaluate_scorer(
+    results[split] = evaluate_split(
         scorer, inputs, videos, build.build_blocks(recipe), device, processes, cost=True, progress=True
     )
     return results

@@ -11,7 +11,7 @@ import torch
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
 from teachclip.errors import CheckpointError, RecipeError
-from teachclip.evaluation.evaluator import evaluate
+from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import load_clip
 from teachclip.pipeline import build
@@ -133,5 +133,5 @@ def _build_training(
     return (
         model,
         TrainingBatches(inputs, split, sampler, work.processes),
-        lambda: evaluate(model, selection_inputs, selection, blocks, work.device, work.processes),
+        lambda: evaluate_split(model, selection_inputs, selection, blocks, work.device, work.processes),
     )

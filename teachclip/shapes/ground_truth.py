@@ -13,7 +13,7 @@ from torch import Tensor
 from teachclip.data.annotations.records import Split
 from teachclip.data.video.sampling import sample_indices
 from teachclip.errors import DataError
-from teachclip.evaluation.evaluator import evaluate
+from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.frame_attention import attention_weights
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
@@ -34,8 +34,8 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
     """Measure the exported student of a run with its attention sharpened by every factor.
 
     A factor f multiplies the trained frame scores before the pooling softmax, so it divides the pooling temperature;
-    1 is the student as trained. Returns, per factor as text, what `evaluate` returns and `frames`, the mean pooling
-    weight on the frames of each kind.
+    1 is the student as trained. Returns, per factor as text, what `evaluate_split` returns and `frames`, the mean
+    pooling weight on the frames of each kind.
     """
     work = build_workspace(recipe, Processes(), DEVICE)
     split = work.split(split_name)
@@ -49,7 +49,7 @@ def measure_student(recipe: Recipe, split_name: str, factors: Sequence[float]) -
     for factor in factors:
         temperature = recipe.student.pooling_temperature / factor
         set_pooling_temperature(student, temperature)
-        metrics = evaluate(student, inputs, split, build.build_blocks(recipe), DEVICE)
+        metrics = evaluate_split(student, inputs, split, build.build_blocks(recipe), DEVICE)
         weights = attention_weights(
             scores, videos["frame_mask"], temperature=temperature, attention=student.config.attention
         )
@@ -75,7 +75,7 @@ def event_frames_only(recipe: Recipe) -> dict[str, Any]:
     inputs = _OnlyEvents(
         work.feature_inputs(split, work.backbone), torch.from_numpy(frame_kinds(work, split) == "event")
     )
-    return evaluate(MeanPooling(work.backbone), inputs, split, build.build_blocks(recipe), DEVICE)
+    return evaluate_split(MeanPooling(work.backbone), inputs, split, build.build_blocks(recipe), DEVICE)
 
 
 class _OnlyEvents:

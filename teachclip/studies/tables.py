@@ -36,12 +36,12 @@ def cost_table(title: str, arms: Sequence[ArmRuns], efforts: Mapping[str, Effort
         row = [arm.label, *((_spread(effort.seconds), f"{effort.parameters:,}") if effort else ("", ""))]
         row += [f"{cost['bytes_per_video']:,.0f}", human_count(cost["flops_per_query"])] if cost else ["", ""]
         row.append(_median_of(arm, "ms_per_query"))
-        if any("text_head_flops" in found for found in costs):
-            flops = cost.get("text_head_flops", 0)
-            row.append(f"{human_count(flops)}, {_median_of(arm, 'text_head_ms')} ms" if flops else "")
+        if any("text_adapter_flops" in found for found in costs):
+            flops = cost.get("text_adapter_flops", 0)
+            row.append(f"{human_count(flops)}, {_median_of(arm, 'text_adapter_ms')} ms" if flops else "")
         rows.append(row)
     header.append(f"ms per query, {candidates:,} videos")
-    header += ["text head, once per query"] if any("text_head_flops" in found for found in costs) else []
+    header += ["text adapter, once per query"] if any("text_adapter_flops" in found for found in costs) else []
     return Table(title, header, rows)
 
 

@@ -13,9 +13,9 @@ import torch
 from golden import load_golden
 
 from teachclip.errors import DataError
-from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
 from teachclip.evaluation.retrieval import evaluate_retrieval, ranks_from_matrix, retrieval_ranks
+from teachclip.evaluation.splits import search_cost
 from teachclip.models.adapters import ResidualAdapters
 
 INFO, MATRICES = load_golden("07_metrics")
@@ -265,7 +265,7 @@ def test_a_scorer_that_swaps_texts_and_videos_is_named():
             return super().score(texts, videos).T
 
     scorer = SwappedScorer(np.zeros((4, 3)))
-    with pytest.raises(DataError, match=r"SwappedScorer.score must give \(texts, videos\) = \(4, 3\), got \(3, 4\)"):
+    with pytest.raises(DataError, match=r"SwappedScorer.score must be \(texts, videos\) = \(4, 3\), got \(3, 4\)"):
         retrieval_ranks(scorer, *scorer.tokens(), np.array([0, 0, 1, 2]))
 
 
@@ -330,7 +330,7 @@ print((run(9000) - small) // 1024)
     assert int(done.stdout) < 40  # MB; the whole matrix would take 324
 
 
-def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
+def test_a_text_adapter_costs_its_two_products_per_query_and_nothing_per_video():
     class Student:
         text_adapter = None
 
@@ -342,7 +342,7 @@ def test_a_text_head_costs_its_two_products_per_query_and_nothing_per_video():
     student = Student()
     student.text_adapter = ResidualAdapters(["text"], 4, 6)["text"]
     with_head = search_cost(student, tokens, tokens, candidates=10)
-    assert "text_head_flops" not in plain
-    assert with_head["text_head_flops"] == 2 * 2 * 4 * 6 and with_head["text_head_ms"] > 0
+    assert "text_adapter_flops" not in plain
+    assert with_head["text_adapter_flops"] == 2 * 2 * 4 * 6 and with_head["text_adapter_ms"] > 0
     for name in ("bytes_per_video", "flops_per_query", "candidates"):
         assert with_head[name] == plain[name]

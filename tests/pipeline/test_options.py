@@ -16,7 +16,7 @@ from video_files import write_video
 from teachclip import load_student
 from teachclip.cli import distill
 from teachclip.errors import RecipeError
-from teachclip.evaluation.evaluator import evaluate
+from teachclip.evaluation.splits import evaluate_split
 from teachclip.pipeline.build import build_optimizer_for, build_student
 from teachclip.pipeline.task import build_frame_sets
 from teachclip.pipeline.unpaired import build_unpaired
@@ -189,11 +189,11 @@ def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_spl
 ):
     def evaluate_as_if(student, inputs, split, *given, **options):
         sharpness = 0.1 / student.config.pooling_temperature
-        found = evaluate(student, inputs, split, *given, **options)
+        found = evaluate_split(student, inputs, split, *given, **options)
         found["t2v"]["recall_at_1"] = 10 * sharpness if split.name == "validation" else 10 / sharpness
         return found
 
-    monkeypatch.setattr("teachclip.evaluation.evaluator.evaluate", evaluate_as_if)
+    monkeypatch.setattr("teachclip.pipeline.distill.evaluate_split", evaluate_as_if)
     recipe = project(teachers=[], student={"temperature_scaling": [2.0, 0.5]})
     assert run(distill.main, recipe, f"data.select_on={split}") == 0
     found = results(project.folder / "run")

@@ -52,11 +52,11 @@ def test_cost_is_left_empty_where_it_was_not_measured():
     assert cost_table("t", [arm(1.0)], {}).rows == [["arm", "", "", "", "", ""]]
 
 
-def test_the_text_head_has_a_column_where_some_arm_has_one():
+def test_the_text_adapter_has_a_column_where_some_arm_has_one():
     cost = {"bytes_per_video": 512.0, "flops_per_query": 1.5e6, "ms_per_query": 0.25, "candidates": 1000}
-    head = {**cost, "text_head_flops": 262144.0, "text_head_ms": 0.03}
+    head = {**cost, "text_adapter_flops": 262144.0, "text_adapter_ms": 0.03}
     table = cost_table("t", [arm(1.0, cost=cost), arm(1.0, cost=head)], {})
-    assert table.header[-1] == "text head, once per query"
+    assert table.header[-1] == "text adapter, once per query"
     assert [row[-1] for row in table.rows] == ["", "262k, 0.03 ms"]
 
 
