@@ -1,4 +1,4 @@
-"""Which pairs form which batch, and captions as token ids."""
+"""The batch sampler, and captions as token ids."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from teachclip.errors import DataError, LaunchError
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """The pairs of every step.
+    """The pairs of every step: a function of seed and step alone, whatever is resumed and on how many processes.
 
-    They are a function of the seed and the step alone, so that neither resuming nor more processes change them.
-
-    Every epoch shuffles all `pairs` anew; what is left over after the last whole batch is dropped. `batch_size`
-    counts the pairs of all processes together. Of `views` versions of its video a pair takes the next one in every
-    epoch. Raises DataError if `batch_size` is below 2 or above `pairs`.
+    Every epoch shuffles all `pairs` again and drops the incomplete last batch. `batch_size` counts the pairs of all
+    processes together. `views`: augmented views per video, of which a pair takes the next one in every epoch. Raises
+    DataError if `batch_size` is below 2 or above `pairs`.
     """
 
     pairs: int
@@ -33,13 +31,13 @@ class BatchSampler:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise DataError(f"batch size is {self.batch_size}; allowed: at least 2, for the losses compare pairs")
+            raise DataError(f"batch size is {self.batch_size}; allowed: at least 2, as losses compare pairs")
         if self.batch_size > self.pairs:
             raise DataError(f"batch size is {self.batch_size}, but there are only {self.pairs} training pairs")
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of whole batches in one pass over the pairs."""
+        """Number of complete batches in one pass over the pairs."""
         return self.pairs // self.batch_size
 
     def rows(self, step: int) -> np.ndarray:
@@ -48,21 +46,21 @@ class BatchSampler:
         return _shuffled(self.pairs, self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]
 
     def local(self, step: int, process_index: int, process_count: int) -> np.ndarray:
-        """Return the part of `rows(step)` of one process: slices in the order of the processes, of equal length.
+        """Return the rows of one process: `rows(step)` cut into equal slices, in the order of the processes.
 
-        Raises LaunchError if the batch does not divide by the number of processes.
+        Raises LaunchError if the batch size is not divisible by the number of processes.
         """
-        share, rest = divmod(self.batch_size, process_count)
+        local_size, rest = divmod(self.batch_size, process_count)
         if rest:
             raise LaunchError(
-                f"a batch size of {self.batch_size} does not divide by {process_count} processes; allowed: a multiple"
+                f"batch size {self.batch_size} is not divisible by {process_count} processes; expected a multiple"
             )
-        return self.rows(step)[process_index * share : (process_index + 1) * share]
+        return self.rows(step)[process_index * local_size : (process_index + 1) * local_size]
 
     def views_of(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """Return the view of its video that each of these pairs takes in `step`: (pairs,) int64, below `views`.
+        """Return the view of the video that each of these pairs uses in `step`: (pairs,) int64, below `views`.
 
-        A pair starts at a view of its own, drawn from the seed, and has taken all of them after `views` epochs.
+        A pair starts at a view drawn from the seed and has used all of them after `views` epochs.
         """
         if self.views == 1:
             return np.zeros(len(rows), dtype=np.int64)
@@ -71,14 +69,14 @@ class BatchSampler:
 
 @functools.lru_cache(maxsize=4)
 def _first_views(pairs: int, seed: int, views: int) -> np.ndarray:
-    """Return the view that each pair starts at. The fourth word of the seed keeps it apart from the shuffles."""
+    """Return the first view of each pair. The fourth word of the seed makes it independent of the shuffles."""
     state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([abs(seed), int(seed < 0), 0, 1])))
     return state.randint(0, views, pairs).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=4)
 def _shuffled(pairs: int, seed: int, epoch: int) -> np.ndarray:
-    """Return a permutation of the pairs. numpy keeps the streams of RandomState the same in all versions."""
+    """Return a permutation of the pairs. numpy keeps the streams of RandomState fixed across versions."""
     state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([abs(seed), int(seed < 0), epoch])))
     order = state.permutation(pairs).astype(np.int64)
     order.setflags(write=False)
@@ -89,9 +87,9 @@ def _shuffled(pairs: int, seed: int, epoch: int) -> np.ndarray:
 class Tokenized:
     """Captions as token ids.
 
-    `input_ids` (captions, longest) int32, `pad_id` after a caption's end; `lengths` (captions,) counts its tokens,
-    begin and end among them. `unknown_count` captions hold a token that the vocabulary does not know. Batches have
-    `pad_to` tokens, or as many as their longest caption.
+    `input_ids`: (captions, longest) int32, padded with `pad_id` on the right. `lengths`: (captions,) int64, tokens
+    including the special ones. `unknown_count`: captions with a token outside the vocabulary. `pad_to`: tokens of a
+    batch; None: as many as in its longest caption.
     """
 
     input_ids: np.ndarray
@@ -113,9 +111,9 @@ class Tokenized:
     ) -> Tokenized:
         """Tokenise all captions with a transformers tokenizer.
 
-        Longer ones are cut to `max_tokens`; the end-of-text token, where CLIP reads the sentence, stays. Padding is
-        `pad_id`, zero as published, up to `pad_to` tokens or the longest caption of a batch. Raises DataError, naming
-        the caption, if one is empty, or if a token id is not below `vocab_size`, the rows of the model's token table.
+        Captions are truncated to `max_tokens`; the end-of-text token, where CLIP reads the sentence, is kept. See the
+        class for `pad_id` (zero as published) and `pad_to`. Raises DataError, naming the caption, if one is empty or
+        has a token id of `vocab_size`, the rows of the model's token embedding, or more.
         """
         for caption in captions:
             if not caption.text.strip():
@@ -136,7 +134,7 @@ class Tokenized:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return `input_ids` and `attention_mask`, (texts, tokens) int64: `pad_to` tokens, or as the longest has."""
+        """Return `input_ids` and `attention_mask` of some captions, each (texts, tokens) int64."""
         lengths = self.lengths[rows]
         width = int(lengths.max(initial=0)) if self.pad_to is None else self.pad_to
         input_ids = torch.from_numpy(self.input_ids[rows, :width].astype(np.int64))
@@ -145,17 +143,17 @@ class Tokenized:
 
 
 def _check_ids(captions: Sequence[Caption], input_ids: np.ndarray, vocab_size: int) -> None:
-    wrong = np.flatnonzero((input_ids >= vocab_size).any(axis=1))
-    if wrong.size:
-        caption, largest = captions[wrong[0]], input_ids[wrong[0]].max()
+    invalid = np.flatnonzero((input_ids >= vocab_size).any(axis=1))
+    if invalid.size:
+        caption, largest = captions[invalid[0]], input_ids[invalid[0]].max()
         raise DataError(
-            f"caption {caption.id!r} ({caption.text!r}) has token id {largest}, but the model knows 0 to "
-            f"{vocab_size - 1}; is this tokenizer the model's own?"
+            f"caption {caption.id!r} ({caption.text!r}) has token id {largest}, but the vocabulary of the model "
+            f"is 0 to {vocab_size - 1}; does the tokenizer belong to the model?"
         )
 
 
 def _count_unknown(tokenizer: Any, encoded: Sequence[Sequence[int]]) -> int:
-    """Count the texts that hold the unknown token, which in CLIP's tokenizer is also the last token of every text."""
+    """Count the texts with the unknown token, which in CLIP's tokenizer is also the last token of every text."""
     unknown, end = getattr(tokenizer, "unk_token_id", None), getattr(tokenizer, "eos_token_id", None)
     if unknown is None:
         return 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from teachclip.console import log
-from teachclip.data.annotations.catalog import refuse_too_many, require_readable
+from teachclip.data.annotations.catalog import check_missing_share, require_readable
 from teachclip.data.annotations.files import describe_overlaps, file_facts, overlaps
 from teachclip.data.annotations.records import Catalog, Split, Video
 from teachclip.data.frames.views import Frames
@@ -81,7 +81,7 @@ def check_dataset(recipe: Recipe, catalog: Catalog, processor: StudentProcessor)
         for split in catalog.splits
         for video in split.videos
     }
-    for split_name, ids in catalog.lost.items():
+    for split_name, ids in catalog.excluded_ids.items():
         videos |= {
             video_id: VideoCheck(video_id, "", split_name, f"missing: {catalog.excluded[video_id]}", is_missing=True)
             for video_id in ids
@@ -211,7 +211,7 @@ def verdict(
     errors = {video.id: video.error for video in videos if video.error}
     lines = []
     for split in catalog.splits:
-        total = len(split.videos) + len(catalog.lost.get(split.name, ()))
+        total = len(split.videos) + len(catalog.excluded_ids.get(split.name, ()))
         kept = [video.id for video in split.videos if video.id not in errors]
         captions = sum(caption.video_id not in errors for caption in split.captions)
         lines.append(f"{split.name}: {len(kept):,} of {total:,} videos and {captions:,} captions can be used")
@@ -219,7 +219,7 @@ def verdict(
     lines += [f"{partial:,} videos are partially decoded: the rest of them is damaged"] if partial else []
     unreadable = [video_id for video_id in errors if video_id not in catalog.excluded]
     try:
-        refuse_too_many(errors, errors, len(videos), recipe.data.max_missing, "cannot be used")
+        check_missing_share(errors, errors, len(videos), recipe.data.max_missing, "cannot be used")
         require_readable(build.build_catalog(recipe), errors, max_missing=recipe.data.max_missing)
         if store_error:
             raise DataError(store_error)

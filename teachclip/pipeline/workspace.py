@@ -82,7 +82,7 @@ class Workspace:
             "seed": self.recipe.seed,
             "selected_on": self.recipe.data.select_on,
             "excluded": dict(self.catalog.excluded),
-            "partial": self.catalog.partial,
+            "partial": self.catalog.incomplete_splits,
             "overlaps": describe_overlaps(self.overlaps),
             **({"partly_decoded": partial} if partial else {}),
             **values,

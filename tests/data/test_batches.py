@@ -62,7 +62,7 @@ def test_batches_that_cannot_be_formed_are_refused():
         BatchSampler(7, 8, 0)
     with pytest.raises(DataError, match="batch size is 1; allowed: at least 2"):
         BatchSampler(7, 1, 0)
-    with pytest.raises(LaunchError, match="batch size of 6 does not divide by 4 processes"):
+    with pytest.raises(LaunchError, match="batch size 6 is not divisible by 4 processes"):
         BatchSampler(7, 6, 0).local(0, 0, 4)
 
 
@@ -116,7 +116,9 @@ def test_empty_caption_is_named(tokenizer):
 def test_tokens_outside_the_model_vocabulary_are_named(tokenizer):
     made = captions("aa", "a z")
     assert len(Tokenized.from_captions(made, tokenizer, max_tokens=8, vocab_size=54)) == 2
-    with pytest.raises(DataError, match=r"caption 'v:1' \('a z'\) has token id 53, but the model knows 0 to 52; is"):
+    with pytest.raises(
+        DataError, match=r"caption 'v:1' \('a z'\) has token id 53, but the vocabulary of the model is 0 to 52; does"
+    ):
         Tokenized.from_captions(made, tokenizer, max_tokens=8, vocab_size=53)
 
 

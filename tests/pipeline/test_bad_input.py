@@ -228,7 +228,7 @@ def test_a_batch_that_does_not_divide_by_the_processes(project):
         text=True,
     )
     assert done.returncode != 0
-    assert "error: a batch size of 5 does not divide by 2 processes" in done.stderr
+    assert "error: batch size 5 is not divisible by 2 processes" in done.stderr
 
 
 def test_unknown_command(capsys):

@@ -73,7 +73,7 @@ def test_stored_teaching_of_several_views_is_online_teaching(project, encoders):
 
 
 def test_validation_and_test_see_the_plan_itself(project, capsys):
-    for name, frames in (("one", {}), ("three", {"views": 3})):
+    for name, frames in (("one", {}), ("three", {"temporal_augmentation": 3})):
         recipe = write(project, name, stores="stores", frames=frames, train={"encoders": "finetuned"})
         assert run(evaluate.main, recipe, "--model", "xpool", "--out", project.folder / f"{name}.json") == 0
         assert run(evaluate.main, recipe, "--model", "zero_shot", "--split", "train") == 0

@@ -93,7 +93,7 @@ def test_remark_on_the_test_set_uses_the_binomial_error():
 
 
 def test_selection_on_test_left_out_videos_and_overlaps_are_stamped_on_every_form():
-    overlap = "2 files are in more than one split: train 'a' and test 'b' are parts of one file and 1 more"
+    overlap = "2 files are in more than one split: train 'a' and test 'b' are segments of one file and 1 more"
     partial, damaged = {"train": "8,973 of 9,000", "test": "9 of 10"}, {"a": "cut off", "b": "cut off"}
     report = a_report(selected_on="test", partial=partial, overlaps=[overlap], partly_decoded=damaged)
     for text in (terminal_text(report), report_markdown(report, []), report_page(report, [])):

@@ -1,4 +1,4 @@
-"""Load the catalogue of a dataset: read the annotations, find the files, hold out videos for validation."""
+"""Load the catalogue of a dataset: read annotations, find the video files, hold out videos for validation."""
 
 from __future__ import annotations
 
@@ -30,59 +30,69 @@ def load_catalog(
     """Read annotations and find the video files below the folder `videos`.
 
     `format` is a name in `teachclip.data.formats.FORMATS` or the `module:name` of a reader
-    `read(*, annotations, train, validation, test) -> Annotations`; `train`, `test` and, if it is a path, `validation`
-    are lists for it. Where the annotations then have no validation split, `validation` options hold training videos
-    out. Videos without a file are left out if their share is at most `max_missing`.
+    `read(*, annotations, train, validation, test) -> Annotations`, which gets the lists `train`, `test` and, if it is
+    a path, `validation`. If the annotations have no validation split, `ValidationOptions` hold out training videos.
+    Videos without a file are excluded if their share is at most `max_missing`.
 
-    Raises RecipeError for an unknown format, DataError for everything that is wrong with the data.
+    Raises RecipeError for an unknown format and DataError for every problem of the data.
     """
     read = resolve("data format", format, FORMATS)
-    own_list = None if isinstance(validation, ValidationOptions) else validation
-    found: Annotations = read(annotations=Path(annotations), train=train, validation=own_list, test=test)
-    named = (("train", found.train), ("validation", found.validation), ("test", found.test))
+    listed = None if isinstance(validation, ValidationOptions) else validation
+    read_annotations: Annotations = read(annotations=Path(annotations), train=train, validation=listed, test=test)
+    named = (
+        ("train", read_annotations.train),
+        ("validation", read_annotations.validation),
+        ("test", read_annotations.test),
+    )
     groups = {name: _by_video(captions) for name, captions in named if captions is not None}
     ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
-    located = _locate(Path(videos), ids, found.segments)
+    located = _locate(Path(videos), ids, read_annotations.segments)
     absent = {video_id: "no such file" for video_id in ids if video_id not in located}
-    missing = {**absent, **{key: reason for part in found.excluded.values() for key, reason in part.items()}}
+    missing = {
+        **absent,
+        **{key: reason for group in read_annotations.excluded.values() for key, reason in group.items()},
+    }
     total = len(ids) + len(missing) - len(absent)
     problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
-    refuse_too_many(missing, missing, total, max_missing, problem)
+    check_missing_share(missing, missing, total, max_missing, problem)
     splits = {name: _build_split(name, group, located, missing) for name, group in groups.items()}
-    lost = {
-        name: (*(key for key in group if key in absent), *found.excluded.get(name, ()))
+    excluded_ids = {
+        name: (*(key for key in group if key in absent), *read_annotations.excluded.get(name, ()))
         for name, group in groups.items()
     }
-    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, lost)
+    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, excluded_ids)
     if catalog.validation is None and isinstance(validation, ValidationOptions):
         return _hold_out(catalog, validation)
     return catalog
 
 
 def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missing: float) -> Catalog:
-    """Return the catalogue without the videos in `failures` (video id -> reason); they join `excluded`.
+    """Return the catalogue without the videos in `failures` (video id -> error); they are added to `excluded`.
 
-    Raises DataError, naming videos and reasons, if the share of all that is left out is above `max_missing`, or if a
-    split is left empty. Failures of videos that are in no split do not matter.
+    Raises DataError, with videos and errors, if the share of all excluded videos is above `max_missing`, or if a
+    split becomes empty. Failures of videos in no split are ignored.
     """
-    reasons = {video.id: failures[video.id] for video in catalog.videos if video.id in failures}
-    if not reasons:
+    errors = {video.id: failures[video.id] for video in catalog.videos if video.id in failures}
+    if not errors:
         return catalog
-    out = {**catalog.excluded, **reasons}
-    refuse_too_many(reasons, out, len(catalog.videos) + len(catalog.excluded), max_missing, "cannot be read")
-    kept = {video.id: video for video in catalog.videos if video.id not in reasons}
+    excluded = {**catalog.excluded, **errors}
+    check_missing_share(errors, excluded, len(catalog.videos) + len(catalog.excluded), max_missing, "cannot be read")
+    kept = {video.id: video for video in catalog.videos if video.id not in errors}
     splits = {
-        split.name: _build_split(split.name, _by_video(split.captions), kept, reasons) for split in catalog.splits
+        split.name: _build_split(split.name, _by_video(split.captions), kept, errors) for split in catalog.splits
     }
-    lost = {
-        split.name: (*catalog.lost.get(split.name, ()), *(video.id for video in split.videos if video.id in reasons))
+    excluded_ids = {
+        split.name: (
+            *catalog.excluded_ids.get(split.name, ()),
+            *(video.id for video in split.videos if video.id in errors),
+        )
         for split in catalog.splits
     }
-    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), out, lost)
+    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), excluded, excluded_ids)
 
 
 def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> dict[str, Video]:
-    """Find the files of the videos. Raises DataError if two of them are the same part of the same file."""
+    """Find the files of the videos. Raises DataError if two of them are the same segment of the same file."""
     places = {video_id: segments.get(video_id) or Segment(video_id) for video_id in ids}
     names = {video_id: (place.file, *place.other_names) for video_id, place in places.items()}
     paths = locate_videos(root, list(dict.fromkeys(name for choice in names.values() for name in choice)))
@@ -94,21 +104,23 @@ def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> 
             continue
         owner = owners.setdefault((path, place.start, place.end), video_id)
         if owner != video_id:
-            what = "file" if place.start is place.end is None else "part of the file"
-            raise DataError(f"videos {owner!r} and {video_id!r} are the same {what} {path}; write its name one way")
+            what = "file" if place.start is place.end is None else "segment of the file"
+            raise DataError(
+                f"videos {owner!r} and {video_id!r} are the same {what} {path}; spell its name in one way"
+            )
         located[video_id] = Video(video_id, path, place.start, place.end)
     return located
 
 
-def refuse_too_many(
-    reasons: Mapping[str, str], out: Mapping[str, str], total: int, max_missing: float, problem: str
+def check_missing_share(
+    errors: Mapping[str, str], excluded: Mapping[str, str], total: int, max_missing: float, problem: str
 ) -> None:
-    """Raise DataError if the share of the videos `out` is above `max_missing`; `reasons` are those to name."""
-    if len(out) <= max_missing * total + 1e-9:  # 0.29 * 100 is below 29
+    """Raise DataError if the share of `excluded` videos of `total` is above `max_missing`; it names `errors`."""
+    if len(excluded) <= max_missing * total + 1e-9:  # 0.29 * 100 is below 29
         return
     raise DataError(
-        f"{len(reasons)} of {total} videos {problem}: {_some(reasons, reasons)}; mend them, take them out of the "
-        f"annotations, or leave them out with data.max_missing={math.ceil(1e4 * len(out) / total) / 1e4:g} "
+        f"{len(errors)} of {total} videos {problem}: {_some(errors, errors)}; fix them, remove them from the "
+        f"annotations, or exclude them with data.max_missing={math.ceil(1e4 * len(excluded) / total) / 1e4:g} "
         f"(now {max_missing:g})"
     )
 
@@ -125,21 +137,21 @@ def _build_split(
     name: str,
     groups: Mapping[str, Sequence[Caption]],
     videos: Mapping[str, Video],
-    reasons: Mapping[str, str],
+    errors: Mapping[str, str],
 ) -> Split:
-    """Return the split of those in `videos`. Raises DataError, with some of the `reasons`, if there is none."""
+    """Return the split with the videos in `videos`. Raises DataError, with some of the `errors`, if it is empty."""
     kept = [video_id for video_id in groups if video_id in videos]
     if not groups:
         raise DataError(f"split {name}: it has no captions")
     if not kept:
-        raise DataError(f"split {name}: none of its videos can be used: {_some(groups, reasons)}")
+        raise DataError(f"split {name}: none of its videos can be used: {_some(groups, errors)}")
     captions = tuple(caption for video_id in kept for caption in groups[video_id])
     return Split(name, tuple(videos[video_id] for video_id in kept), captions)
 
 
-def _some(video_ids: Collection[str], reasons: Mapping[str, str]) -> str:
-    """Name a few videos, each with its reason."""
-    shown = ", ".join(f"{video_id} ({reasons.get(video_id, '')})" for video_id in list(video_ids)[:SHOWN])
+def _some(video_ids: Collection[str], errors: Mapping[str, str]) -> str:
+    """Name a few videos, each with its error."""
+    shown = ", ".join(f"{video_id} ({errors.get(video_id, '')})" for video_id in list(video_ids)[:SHOWN])
     return shown + (f" and {len(video_ids) - SHOWN} more" if len(video_ids) > SHOWN else "")
 
 
@@ -158,13 +170,17 @@ def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
 
 DEFAULT_SHARE = 0.05
 
-MOST = 1000
-"""No share holds out more videos than this: more would cost training data and time, and choose no better."""
+MAX_HELD_OUT = 1000
+"""A share holds out at most this many videos: more cost training data and time and do not select better."""
 
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """How much is held out: a number of `videos`, else a `share` of them (1 to `MOST`). `seed` picks which."""
+    """How many training videos are held out for validation.
+
+    `videos`: a number. `share`: of all, used if `videos` is None; at least 1 and at most `MAX_HELD_OUT` videos.
+    `seed`: selects which ones.
+    """
 
     videos: int | None = None
     share: float = DEFAULT_SHARE
@@ -174,24 +190,28 @@ class ValidationOptions:
 def choose_held_out(files: Mapping[str, str], options: ValidationOptions) -> set[str]:
     """Return the ids of the videos to hold out. `files`: the file of every training video, by video id.
 
-    Videos come in the order of their id hashed with the seed: a shuffle that neither the order of the annotations nor
-    other videos change. Parts of one file are held out together or not at all, so that there may be fewer than asked
-    for; there are more only if every file has more parts than that. Clips that were cut from one source into files of
-    their own are not known to belong together. Raises DataError if nothing would be left to train on.
+    Videos are sorted by the hash of id and seed: a shuffle that depends neither on the order of the annotations nor
+    on other videos. Segments of one file are held out together or not at all, so there may be fewer than requested;
+    there are more only if every file has more segments than that. Clips of one source in files of their own are not
+    recognised. Raises DataError if no training video would remain.
     """
     total = len(files)
-    asked = options.videos if options.videos is not None else min(MOST, max(1, round(total * options.share)))
-    parts: dict[str, list[str]] = {}
+    requested = (
+        options.videos if options.videos is not None else min(MAX_HELD_OUT, max(1, round(total * options.share)))
+    )
+    by_file: dict[str, list[str]] = {}
     for video_id in sorted(files, key=lambda name: (hash_of([options.seed, name]), name)):
-        parts.setdefault(files[video_id], []).append(video_id)
+        by_file.setdefault(files[video_id], []).append(video_id)
     what = "data.validation holds out" if options.videos is None else "data.validation.videos is"
-    if len(parts) < 2:
-        raise DataError(f"{what} {asked}, but there is one training file; data.validation=null holds out none")
-    if not 0 < asked < total:
-        raise DataError(f"{what} {asked}; allowed: 1 to {total - 1}, as there are {total} training videos")
+    if len(by_file) < 2:
+        raise DataError(
+            f"{what} {requested}, but there is only one training file; data.validation=null holds out none"
+        )
+    if not 0 < requested < total:
+        raise DataError(f"{what} {requested}; allowed: 1 to {total - 1}, as there are {total} training videos")
     held: set[str] = set()
-    for group in parts.values():
-        if len(held) + len(group) <= asked:
+    for group in by_file.values():
+        if len(held) + len(group) <= requested:
             held.update(group)
-    smallest = sorted(parts.values(), key=len)[0]
+    smallest = sorted(by_file.values(), key=len)[0]
     return held or set(smallest)

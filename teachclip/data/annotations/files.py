@@ -1,4 +1,4 @@
-"""Video files: found below a folder by name, hashed once, compared across splits."""
+"""Video files: find them in a folder by name, hash them, and find files that several splits share."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
     *(".m4v", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
 )
-"""Of several files that differ only in the extension, the one that comes first here is meant. A .gif is a picture."""
+"""Of files that differ in the extension only, the one that comes first here is used. A .gif counts as an image."""
 
 
 def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Find a file for each name, walking through the folder `root` once.
+    """Find a file for each name, walking the folder `root` once.
 
     A name is a file name or a path relative to `root`, with or without one of `EXTENSIONS`. Names without a file are
-    absent from the result; several names may mean one file. Raises DataError if `root` is no folder or holds no
-    video, or if a name fits files in several folders.
+    absent from the result; several names may give one file. Raises DataError if `root` is not a folder or has no
+    video, or if a name matches files in several folders.
     """
     _check_folder(root)
     index: dict[str, list[PurePosixPath]] = {}
@@ -39,23 +39,23 @@ def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
             index.setdefault(_normal(key), []).append(file)
     if not index:
         raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
-    found: dict[str, Path] = {}
+    located: dict[str, Path] = {}
     for name in names:
         if matches := index.get(_normal(str(PurePosixPath(name)))):
-            found[name] = root / _choose(root, name, matches)
-    return found
+            located[name] = root / _choose(root, name, matches)
+    return located
 
 
 def find_videos(root: Path) -> dict[str, Path]:
-    """Return every video file below `root` by its path relative to it, in a fixed order.
+    """Return every video file below `root` by its path relative to `root`, in a fixed order.
 
-    Raises DataError if `root` is no folder or holds no video.
+    Raises DataError if `root` is not a folder or has no video.
     """
     _check_folder(root)
-    found = {str(file): root / file for file in _walk(root)}
-    if not found:
+    files = {str(file): root / file for file in _walk(root)}
+    if not files:
         raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
-    return found
+    return files
 
 
 def _check_folder(root: Path) -> None:
@@ -64,7 +64,7 @@ def _check_folder(root: Path) -> None:
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
-    """Yield the video files below `root`, relative to it, in a fixed order. Links are followed, not in circles."""
+    """Yield the video files below `root`, relative to it, in a fixed order. Links are followed, loops are not."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -78,50 +78,50 @@ def _walk(root: Path) -> Iterator[PurePosixPath]:
 
 
 def _choose(root: Path, name: str, matches: Sequence[PurePosixPath]) -> PurePosixPath:
-    """Return the file that is meant: the exact path, else the first extension of the one folder that has the name."""
+    """Return the matching file: the exact path, else the first extension in the one folder that has the name."""
     wanted = _normal(str(PurePosixPath(name)))
     exact = [file for file in matches if wanted in (_normal(str(file)), _normal(str(file.with_suffix(""))))]
     candidates = exact or list(matches)
     if len({file.parent for file in candidates}) > 1:
         places = " and ".join(str(root / file) for file in candidates[:2])
-        raise DataError(f"video {name!r} may be {places}; give the path below {root} or remove one of the files")
+        raise DataError(f"video {name!r} matches {places}; give the path below {root} or remove one of the files")
     return min(candidates, key=lambda file: (EXTENSIONS.index(file.suffix.lower()), file))
 
 
 def _normal(name: str) -> str:
-    """Return one spelling of accented letters: macOS takes them apart in file names."""
+    """Return one spelling of accented characters: macOS decomposes them in file names."""
     return unicodedata.normalize("NFC", name)
 
 
 Stamp = list[int]
 
 UNREADABLE = "unreadable"
-"""Stands in place of the hash of a file that cannot be read."""
+"""Replaces the hash of a file that cannot be read."""
 
 
 def file_facts(videos: Sequence[Video], cache: Path, *, progress: bool) -> dict[str, dict[str, Any]]:
-    """Return row, size in bytes and sha256 of the file of every video, by id; of a part also its start and end.
+    """Return row, size in bytes and sha256 of the file of every video, by id; of a segment also its start and end.
 
-    Threads hash, for hashlib lets go of the interpreter. `cache` remembers the hash of a file until its size, inode
-    or one of its times change, so that a second run reads no file; deleting it is safe. A file that cannot be read
-    gets the hash `UNREADABLE`: decoding will say why.
+    Threads hash in parallel, as hashlib releases the interpreter lock. `cache` keeps the hash of a file until its
+    size, inode or one of its times changes, so that a second run reads no file; deleting it is safe. A file that
+    cannot be read gets the hash `UNREADABLE`; decoding raises the error.
     """
     known = _read_cache(cache)
-    paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # parts of a file share its hash
+    paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # segments of a file share its hash
     with ThreadPoolExecutor(min(8, usable_cores())) as executor:
         results = executor.map(lambda path: _hash_file(path, known), paths)
         bar = tqdm(results, total=len(paths), desc="hash", unit="video", delay=1, disable=not progress)
-        found = dict(zip(paths, bar, strict=True))
-    fresh = {path: fact for path, fact in found.items() if fact is not None}
+        facts = dict(zip(paths, bar, strict=True))
+    fresh = {path: fact for path, fact in facts.items() if fact is not None}
     if any(known.get(path) != fact for path, fact in fresh.items()):
         _write_cache(cache, {**known, **fresh})
-    return {video.id: _fact(row, video, found[os.path.abspath(video.path)]) for row, video in enumerate(videos)}
+    return {video.id: _fact(row, video, facts[os.path.abspath(video.path)]) for row, video in enumerate(videos)}
 
 
 def _fact(row: int, video: Video, fact: tuple[Stamp, str] | None) -> dict[str, Any]:
-    """Return what is known of one video; a whole file has no start and no end."""
-    part = {name: value for name, value in (("start", video.start), ("end", video.end)) if value is not None}
-    return {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else UNREADABLE, **part}
+    """Return the facts of one video; a whole file has neither start nor end."""
+    span = {name: value for name, value in (("start", video.start), ("end", video.end)) if value is not None}
+    return {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else UNREADABLE, **span}
 
 
 def _hash_file(path: str, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, str] | None:
@@ -136,7 +136,7 @@ def _hash_file(path: str, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, s
 
 
 def _read_cache(path: Path) -> dict[str, tuple[Stamp, str]]:
-    """Return what the cache knows; nothing if it is damaged or absent."""
+    """Return the content of the cache, empty if it is damaged or absent."""
     try:
         content = json.loads(path.read_bytes())
         return {name: (list(map(int, stamp)), str(sha256)) for name, (stamp, sha256) in content.items()}
@@ -145,27 +145,29 @@ def _read_cache(path: Path) -> dict[str, tuple[Stamp, str]]:
 
 
 def _write_cache(path: Path, facts: dict[str, tuple[Stamp, str]]) -> None:
-    """Save the cache. It only spares time: where it cannot be written, the run goes on without it."""
+    """Save the cache. It only saves time: where it cannot be written, the run continues without it."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(facts).encode())
 
 
 class Overlap(NamedTuple):
-    """One file, or files of the same content, in several splits: the split and id of every video of them."""
+    """One file, or files of the same content, in several splits: the split and id of each of their videos."""
 
     videos: tuple[tuple[str, str], ...]
     same_file: bool
 
     @property
     def message(self) -> str:
-        """Say which videos are the same, naming two per split."""
-        parts = []
+        """Which videos are the same, two per split."""
+        groups = []
         for split in dict.fromkeys(split for split, _ in self.videos):
             ids = [video_id for name, video_id in self.videos if name == split]
             more = f" and {len(ids) - 2} more" if len(ids) > 2 else ""
-            parts.append(f"{split} {', '.join(map(repr, ids[:2]))}{more}")
-        return f"{' and '.join(parts)} are {'parts of one file' if self.same_file else 'files of the same content'}"
+            groups.append(f"{split} {', '.join(map(repr, ids[:2]))}{more}")
+        return (
+            f"{' and '.join(groups)} are {'segments of one file' if self.same_file else 'files of the same content'}"
+        )
 
 
 def overlaps(catalog: Catalog, facts: Mapping[str, Mapping[str, Any]]) -> list[Overlap]:
@@ -187,10 +189,10 @@ def overlaps(catalog: Catalog, facts: Mapping[str, Mapping[str, Any]]) -> list[O
     ]
 
 
-def describe_overlaps(found: Sequence[Overlap]) -> list[str]:
-    """Return one line that says how many files are in several splits and names the first; none if there are none."""
-    if not found:
+def describe_overlaps(shared: Sequence[Overlap]) -> list[str]:
+    """Return a line with the number of files in several splits and the first of them; no line without overlaps."""
+    if not shared:
         return []
-    count = "1 file is" if len(found) == 1 else f"{len(found):,} files are"
-    more = "" if len(found) == 1 else f" and {len(found) - 1:,} more"
-    return [f"{count} in more than one split: {found[0].message}{more}"]
+    count = "1 file is" if len(shared) == 1 else f"{len(shared):,} files are"
+    more = "" if len(shared) == 1 else f" and {len(shared) - 1:,} more"
+    return [f"{count} in more than one split: {shared[0].message}{more}"]

@@ -1,4 +1,4 @@
-"""Captions, videos and splits: what the readers of annotations return and what the catalogue holds."""
+"""The records of a dataset: captions and segments as readers return them, videos, splits and the catalogue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from teachclip.errors import DataError
 class Caption:
     """One sentence, or one paragraph, about one video. `id` is unique within a split.
 
-    Raises DataError for a text that no tokenizer takes: half of a surrogate pair, as JSON may escape it, or NUL.
+    Raises DataError for a text that tokenizers reject: a lone surrogate, as JSON may escape it, or NUL.
     """
 
     id: str
@@ -28,19 +28,19 @@ class Caption:
     text: str
 
     def __post_init__(self) -> None:
-        if "\0" in self.text or any("\ud800" <= letter <= "\udfff" for letter in self.text):
-            allowed = "Unicode without NUL and halves of surrogate pairs"
+        if "\0" in self.text or any("\ud800" <= character <= "\udfff" for character in self.text):
+            allowed = "Unicode without NUL and lone surrogates"
             raise DataError(
-                f"caption {self.id!r} of {self.video_id!r} is no text: {self.text!r:.80}; allowed: {allowed}"
+                f"caption {self.id!r} of {self.video_id!r} is not valid text: {self.text!r:.80}; allowed: {allowed}"
             )
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a video is, if its id does not say it: the name of its file, and the part of it in seconds.
+    """The file of a video and the span of it, where the id of the video does not say so.
 
-    `start`, `end`: seconds of the file; None: from its beginning, to its end. `other_names`: what the file may be
-    called instead, tried in this order.
+    `file`: its name. `start`, `end`: seconds; None: from the beginning, to the end. `other_names`: alternative names
+    of the file, tried in this order.
     """
 
     file: str
@@ -53,8 +53,8 @@ class Segment:
 class Annotations:
     """The captions of each split in the order of the file; None where there is no split.
 
-    `segments`: by video id, where the videos are whose id is not the name of their file, or that are a part of it.
-    `excluded`: by split, why listed videos are not used, by their id; they count as missing.
+    `segments`: by video id, for videos whose id is not the name of their file or that are a segment of it.
+    `excluded`: by split and video id, why a listed video is not used; these videos count as missing.
     """
 
     train: Sequence[Caption]
@@ -81,7 +81,7 @@ class Video:
 class Split:
     """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
 
-    Raises DataError for an id that stands twice, a video without caption, or captions in another order.
+    Raises DataError for a duplicated id, a video without caption, or captions in another order.
     """
 
     name: str
@@ -91,19 +91,19 @@ class Split:
     def __post_init__(self) -> None:
         for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
             if len(set(ids)) < len(ids):
-                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} stands twice")
+                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} is duplicated")
         order = list(dict.fromkeys(caption.video_id for caption in self.captions))
         if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
             raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
 
     @cached_property
     def caption_videos(self) -> np.ndarray:
-        """Row of each caption's video: (captions,) int64."""
+        """The row of each caption's video: (captions,) int64."""
         rows = {video.id: row for row, video in enumerate(self.videos)}
         return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
 
     def provenance(self) -> dict[str, Any]:
-        """Return numbers and hashes of the ids and texts, in order, for fingerprints. File contents are not in it."""
+        """Return counts and hashes of the ids and texts, in order, for fingerprints, without file contents."""
         return {
             "videos": len(self.videos),
             "captions": len(self.captions),
@@ -117,14 +117,15 @@ class Split:
 class Catalog:
     """All splits. No video is in two of them.
 
-    `excluded`: why a video is not used, by its id. `lost`: the ids of these videos, by the name of their split.
+    `excluded`: why a video is not used, by its id. `excluded_ids`: the ids of these videos, by the name of their
+    split. Raises DataError for a video in two splits.
     """
 
     train: Split
     validation: Split | None = None
     test: Split | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
-    lost: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    excluded_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -132,13 +133,13 @@ class Catalog:
             for video in split.videos:
                 if video.id in seen:
                     both = f"{seen[video.id]} and {split.name}"
-                    hint = "" if both.startswith("train") else "; to select on test write data.select_on=test instead"
+                    hint = "" if both.startswith("train") else "; to select on test set data.select_on=test instead"
                     raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
                 seen[video.id] = split.name
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """All splits that there are: train, validation, test."""
+        """The existing splits, in the order train, validation, test."""
         return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
 
     @property
@@ -147,12 +148,14 @@ class Catalog:
         return tuple(video for split in self.splits for video in split.videos)
 
     @property
-    def partial(self) -> dict[str, str]:
-        """What is used of a split from which videos were left out, such as "8,973 of 9,000", by its name."""
+    def incomplete_splits(self) -> dict[str, str]:
+        """How many videos are used of each split with excluded ones, such as "8,973 of 9,000", by its name."""
         used = {split.name: len(split.videos) for split in self.splits}
-        return {name: f"{used[name]:,} of {used[name] + len(lost):,}" for name, lost in self.lost.items() if lost}
+        return {
+            name: f"{used[name]:,} of {used[name] + len(ids):,}" for name, ids in self.excluded_ids.items() if ids
+        }
 
 
 def hash_of(values: Sequence[Any]) -> str:
-    """Return the sha256 of values in JSON, which keeps them apart."""
+    """Return the sha256 of JSON values, in which neighbouring values cannot run together."""
     return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

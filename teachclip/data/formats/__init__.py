@@ -1,4 +1,4 @@
-"""Readers of annotation files: one small module per published format, and for own data.
+"""Readers of annotation files: one small module per published format, and `custom` and `text_files` for other data.
 
 A reader is a function `read(*, annotations, train, validation, test) -> Annotations`;
 see `teachclip.data.annotations.catalog.load_catalog`.

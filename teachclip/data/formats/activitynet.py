@@ -4,10 +4,10 @@
 seconds, and `sentences`) and train_ids.json and val_ids.json (lists of such ids); `train`, `validation` and `test`
 may give other lists. Ids and file names may have the "v_" or not.
 
-The sentences of a video, joined by spaces, are its one caption, and the video is the file from 0 to ceil(duration)
+The sentences of a video, joined by spaces, form its only caption, and the video is the file from 0 to ceil(duration)
 seconds. val_1 is the test split. Published code selects on it too: here videos are held out of the training videos
-instead, unless `data.select_on=test` is written out. As published, listed videos without sentences are not used; they
-count as missing.
+instead, unless the recipe sets `data.select_on=test`. As published, listed videos without sentences are not used;
+they count as missing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _paragraph(where: str, value: Any) -> str:
 
 
 def _segment(video: str, where: str, value: dict[str, Any]) -> Segment:
-    """Return where a video is: the part of the file that was annotated."""
+    """Return the annotated segment of a file."""
     seconds = value.get("duration")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise DataError(f"{where}: duration must be a number of seconds above 0, found {kind_of(seconds)}")

@@ -1,10 +1,10 @@
-"""Own data: one table of `video,caption` and, if you like, `start`, `end` and `split`.
+"""Custom data: one table of `video,caption` and optionally `start`, `end` and `split`.
 
 - `csv`: a CSV file with a header; `jsonl`: one JSON object per line; `parquet`: a Parquet file (needs pyarrow).
 - `video` is the name of a file, with or without its extension, or its path below the video folder. A video may have
   any number of rows.
-- `start`, `end`: the part of the file that the caption is about, in seconds, 0 <= start < end; where one is empty the
-  part begins with the file or ends with it. Each part is a video of its own, called `name[start-end]`.
+- `start`, `end`: the segment of the file that the caption describes, in seconds, 0 <= start < end; where one is empty
+  the segment begins or ends with the file. Each segment is a video of its own, called `name[start-end]`.
 - `split` is train, validation or test; without it every row is for training.
 """
 
@@ -26,7 +26,7 @@ REQUIRED, OPTIONAL = ("video", "caption"), ("start", "end", "split")
 
 
 class Record(NamedTuple):
-    """One row as it stands in the file: `where` is "file: line 7" for messages."""
+    """One row of the file; `where` is "file: line 7" for messages."""
 
     where: str
     values: dict[str, Any]
@@ -67,15 +67,15 @@ def read_parquet(
         raise DataError(f"{annotations}: Parquet needs pyarrow: pip install 'teachclip[parquet]'") from error
     try:
         with parquet.ParquetFile(annotations) as file:
-            found = file.schema_arrow.names
+            columns = file.schema_arrow.names
             for name in (*REQUIRED, *OPTIONAL):
-                if found.count(name) > 1:
+                if columns.count(name) > 1:
                     raise DataError(f"{annotations} has column {name!r} twice")
-                if name in REQUIRED and name not in found:
+                if name in REQUIRED and name not in columns:
                     raise DataError(
-                        f"{annotations} has no column {name!r}; found: {', '.join(found)}{closest(name, found)}"
+                        f"{annotations} has no column {name!r}; found: {', '.join(columns)}{closest(name, columns)}"
                     )
-            rows = file.read([name for name in (*REQUIRED, *OPTIONAL) if name in found]).to_pylist()
+            rows = file.read([name for name in (*REQUIRED, *OPTIONAL) if name in columns]).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{annotations} cannot be read as Parquet: {what}") from error
@@ -86,15 +86,15 @@ def read_parquet(
 
 def _refuse_lists(annotations: Path, lists: Iterable[Path | None]) -> None:
     if any(path is not None for path in lists):
-        raise DataError(f"{annotations}: this format takes no list of videos; add a column 'split'")
+        raise DataError(f"{annotations}: this format does not take lists of videos; add a column 'split'")
 
 
 def _collect(path: Path, records: Iterable[Record], *, text: bool = False) -> Annotations:
-    """Check the rows and sort them into splits. `text`: numbers are written as text, and empty means absent."""
+    """Check the rows and assign them to splits. `text`: numbers are text, and empty means absent."""
     captions: dict[str, list[Caption]] = {split: [] for split in SPLITS}
     numbers: Counter[str] = Counter()
-    homes: dict[str, str] = {}
-    places: dict[str, Segment] = {}
+    split_of: dict[str, str] = {}
+    segments: dict[str, Segment] = {}
     for record in records:
         where, values = record
         name, caption = (_text(record, key) for key in REQUIRED)
@@ -102,25 +102,25 @@ def _collect(path: Path, records: Iterable[Record], *, text: bool = False) -> An
         start = start or None  # 0 is the beginning
         if start is not None and end is not None and start >= end:
             raise DataError(f"{where}: 'start' is {start:g}, which is not before 'end', {end:g}")
-        place = Segment(name, start, end)
+        segment = Segment(name, start, end)
         video = name if start is end is None else f"{name}[{_number(start or 0.0)}-{_number(end)}]"
         split = values.get("split", "train") if text or values.get("split") is not None else "train"
         if split not in SPLITS:
             raise DataError(f"{where}: 'split' is {kind_of(split)}; allowed: {', '.join(SPLITS)}")
-        if homes.setdefault(video, split) != split:
-            raise DataError(f"{where}: video {video!r} is in split {split}, but in {homes[video]} above")
-        if places.setdefault(video, place) != place:
-            raise DataError(f"{where}: video {video!r} is another part of a file above; rename one of the files")
+        if split_of.setdefault(video, split) != split:
+            raise DataError(f"{where}: video {video!r} is in split {split}, but in {split_of[video]} above")
+        if segments.setdefault(video, segment) != segment:
+            raise DataError(f"{where}: video {video!r} is also a segment of another file above; rename one file")
         captions[split].append(Caption(f"{video}:{numbers[video]}", video, caption))
         numbers[video] += 1
     if not captions["train"]:
         raise DataError(f"{path}: no row is in split train")
-    parts = {video: place for video, place in places.items() if video != place.file}
-    return Annotations(captions["train"], captions["validation"] or None, captions["test"] or None, parts)
+    segments = {video: segment for video, segment in segments.items() if video != segment.file}
+    return Annotations(captions["train"], captions["validation"] or None, captions["test"] or None, segments)
 
 
 def _text(record: Record, key: str) -> str:
-    """Return a text that is not empty. Raises DataError."""
+    """Return a text. Raises DataError if it is absent or empty."""
     value = record.values.get(key)
     if not isinstance(value, str):
         problem = f"must be text, found {kind_of(value)}" if key in record.values else "is missing"
@@ -131,7 +131,7 @@ def _text(record: Record, key: str) -> str:
 
 
 def _seconds(record: Record, key: str, text: bool) -> float | None:
-    """Return a number of seconds, or None if there is none. Raises DataError."""
+    """Return a number of seconds, or None if absent. Raises DataError for anything else."""
     value = record.values.get(key)
     if value is None or (text and value == ""):
         return None
@@ -147,5 +147,5 @@ def _seconds(record: Record, key: str, text: bool) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """Write seconds as short as they are exact; nothing for the end of the file."""
+    """Return seconds as the shortest exact text; "" for None, the end of the file."""
     return "" if value is None else repr(value).removesuffix(".0")

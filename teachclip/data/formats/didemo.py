@@ -29,23 +29,23 @@ def read(
 ) -> Annotations:
     """Read descriptions and lists. Ids are file names without extension. Raises DataError, naming line or entry."""
     require_folder(annotations, "train_data.json and train_list.txt")
-    homes: dict[str, Path] = {}
+    sources: dict[str, Path] = {}
     paragraphs: dict[str, str] = {}
     for split in NAMES:
         path = list_file(annotations, f"{split}_data.json", None)
         for video, text in _paragraphs(path).items():
             if video in paragraphs:
-                raise DataError(f"{path}: video {video!r} is in {homes[video].name} too")
-            paragraphs[video], homes[video] = text, path
-    found: list[list[Caption]] = []
+                raise DataError(f"{path}: video {video!r} is also in {sources[video].name}")
+            paragraphs[video], sources[video] = text, path
+    captions: list[list[Caption]] = []
     excluded: dict[str, dict[str, str]] = {}
-    for split, own in zip(NAMES, (train, validation, test), strict=True):
-        ids = read_ids(list_file(annotations, f"{split}_list.txt", own), _stem)
+    for split, custom in zip(NAMES, (train, validation, test), strict=True):
+        ids = read_ids(list_file(annotations, f"{split}_list.txt", custom), _stem)
         source, out = annotations / f"{split}_data.json", excluded.setdefault(NAMES[split], {})
-        found.append(captions_of(ids, paragraphs, source, lambda where, text: [text], out))
-    videos = {caption.video_id for part in found for caption in part}
+        captions.append(captions_of(ids, paragraphs, source, lambda where, text: [text], out))
+    videos = {caption.video_id for split_captions in captions for caption in split_captions}
     segments = {video: Segment(video, None, SECONDS) for video in videos}
-    return Annotations(found[0], found[1], found[2], segments, excluded)
+    return Annotations(captions[0], captions[1], captions[2], segments, excluded)
 
 
 def _paragraphs(path: Path) -> dict[str, str]:

@@ -32,32 +32,32 @@ def read(
     """Read the annotations. Caption ids are `video:index`, counted per video in the order of the file.
 
     Raises DataError, naming file and line or entry, for broken files, empty captions, captions of a video that the
-    file does not list, listed videos without caption, and videos that stand twice.
+    file does not list, listed videos without caption, and duplicated videos.
     """
     path = annotations_file(annotations, "MSRVTT_data.json")
     content = read_object(path)
     splits = _video_splits(path, content)
     captions = _sentences(path, content, splits)
-    found: dict[str, list[Caption]] = {}
-    for name, own_list in (("train", train), ("validate", validation), ("test", test)):
-        if own_list is not None:
-            found[name] = _listed(own_list, captions)
+    selected: dict[str, list[Caption]] = {}
+    for name, listed in (("train", train), ("validate", validation), ("test", test)):
+        if listed is not None:
+            selected[name] = _listed(listed, captions)
         elif train is None:
             videos = [video for video, split in (splits or {}).items() if split == name]
-            found[name] = [caption for video in videos for caption in _require(str(path), video, captions)]
-    if not found["train"]:
+            selected[name] = [caption for video in videos for caption in _require(str(path), video, captions)]
+    if not selected["train"]:
         raise DataError(f"{path}: no entry of 'videos' has split 'train'; give a CSV of the training video_id's")
-    return Annotations(found["train"], found.get("validate") or None, found.get("test") or None)
+    return Annotations(selected["train"], selected.get("validate") or None, selected.get("test") or None)
 
 
 def _video_splits(path: Path, content: dict[str, Any]) -> dict[str, str] | None:
-    """Return the split of every video, empty where none is said; None if the file does not list videos."""
+    """Return the split of every video, "" where there is none; None if the file does not list videos."""
     if "videos" not in content:
         return None
     splits: dict[str, str] = {}
     for number, entry in enumerate(read_entries(path, content, "videos", ["video_id"])):
         if entry["video_id"] in splits:
-            raise DataError(f"{path}: videos[{number}]: video_id {entry['video_id']!r} stands twice")
+            raise DataError(f"{path}: videos[{number}]: video_id {entry['video_id']!r} is duplicated")
         splits[entry["video_id"]] = str(entry.get("split", ""))
     return splits
 
@@ -74,33 +74,33 @@ def _sentences(path: Path, content: dict[str, Any], known: Container[str] | None
 
 
 def _listed(path: Path, captions: dict[str, list[Caption]]) -> list[Caption]:
-    """Return the captions of the videos that a CSV lists, or its own ones if it has a column `sentence`."""
+    """Return the captions of the videos in a CSV, or those of its column `sentence` if it has one."""
     rows = read_table(path, ["video_id"], ["sentence"])
     if "sentence" not in rows[0].values:
         seen: set[str] = set()
         for row in rows:
             video = row.values["video_id"]
             if video in seen:
-                raise DataError(f"{row.where}: video_id {video!r} stands twice")
+                raise DataError(f"{row.where}: video_id {video!r} is duplicated")
             seen.add(video)
         return [caption for row in rows for caption in _require(row.where, row.values["video_id"], captions)]
-    found = []
+    listed = []
     numbers: Counter[str] = Counter()
     for row in rows:
         video, text = row.values["video_id"], row.values["sentence"]
         if not text:
             raise DataError(f"{row.where}: 'sentence' of {video!r} is empty")
-        found.append(Caption(f"{video}:{numbers[video]}", video, text))
+        listed.append(Caption(f"{video}:{numbers[video]}", video, text))
         numbers[video] += 1
-    return found
+    return listed
 
 
 def _require(where: str, video: str, captions: dict[str, list[Caption]]) -> list[Caption]:
-    """Return the captions of a video, at least one and none of them empty."""
-    found = captions.get(video, [])
-    if not found:
+    """Return the captions of a video. Raises DataError if it has none or an empty one."""
+    captions_of_video = captions.get(video, [])
+    if not captions_of_video:
         raise DataError(f"{where}: video {video!r} has no caption in the annotations")
-    for caption in found:
+    for caption in captions_of_video:
         if not caption.text:
             raise DataError(f"{where}: caption {caption.id!r} of the annotations is empty")
-    return found
+    return captions_of_video

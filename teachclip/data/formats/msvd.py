@@ -31,13 +31,13 @@ def read(
     content = read_object(path) if is_json else _read_pickle(path)
     texts = check_texts if is_json else _join_tokens
     lists = (("train_list.txt", train), ("val_list.txt", validation), ("test_list.txt", test))
-    ids = [read_ids(list_file(annotations, name, own)) for name, own in lists]
-    trained, validated, tested = (captions_of(part, content, path, texts) for part in ids)
+    ids = [read_ids(list_file(annotations, name, custom)) for name, custom in lists]
+    trained, validated, tested = (captions_of(split, content, path, texts) for split in ids)
     return Annotations(trained, validated, tested)
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, tuples, text and numbers. Everything else of a pickle names a class or function."""
+    """Reads dictionaries, lists, tuples, text and numbers; everything else in a pickle names a class or function."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise DataError(f"holds {module}.{name}; only dictionaries, lists and text are read")
@@ -59,7 +59,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} holds text that is not UTF-8 (byte {error.object[error.start]:#04x})") from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise DataError(
-            f"{path} is no pickle or damaged: {' '.join(str(error).split()) or type(error).__name__}"
+            f"{path} is not a pickle or damaged: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a dictionary of captions, found {kind_of(content)}")

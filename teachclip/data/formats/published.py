@@ -10,43 +10,43 @@ from teachclip.data.annotations.records import Caption
 from teachclip.data.formats.tables import Line, kind_of, read_lines
 from teachclip.errors import DataError
 
-SHOWN = 10
+MAX_NAMED = 10
 """How many files of a folder a message names."""
 
 
 def annotations_file(annotations: Path, *names: str) -> Path:
-    """Return `annotations` itself if it is no folder, else the file in it that has one of the published `names`.
+    """Return `annotations` itself if it is not a folder, else the file in it with one of the published `names`.
 
-    Raises DataError, saying what is there, if the folder has none of them or several.
+    Raises DataError, with the files of the folder, if it has none of them or several.
     """
     if not annotations.is_dir():
         return annotations
     held = _files(annotations)
-    found = [name for name in names if name in held]
-    if len(found) > 1:
-        raise DataError(f"{annotations} has {' and '.join(found)}; give one of them as data.annotations")
-    return annotations / found[0] if found else _published(annotations, " or ".join(names), held)
+    present = [name for name in names if name in held]
+    if len(present) > 1:
+        raise DataError(f"{annotations} has {' and '.join(present)}; set data.annotations to one of them")
+    return annotations / present[0] if present else _published(annotations, " or ".join(names), held)
 
 
 def require_folder(annotations: Path, names: str) -> None:
-    """Raise DataError unless `annotations` is a folder; `names` says what it should hold."""
+    """Raise DataError unless `annotations` is a folder; `names` describes its files."""
     if not annotations.is_dir():
         problem = "is a file" if annotations.exists() else "does not exist"
         raise DataError(f"{annotations} {problem}; give the folder that holds {names}")
 
 
-def list_file(annotations: Path, name: str, own: Path | None) -> Path:
-    """Return the list `own` if it is given, else the published one called `name`, beside or in `annotations`.
+def list_file(annotations: Path, name: str, custom: Path | None) -> Path:
+    """Return the list `custom` unless it is None, else the published one called `name`, beside or in `annotations`.
 
-    Raises DataError, saying what is there, if there is no such file.
+    Raises DataError, with the files of the folder, if there is no such file.
     """
     folder = _folder(annotations)
-    held = _files(folder) if own is None else [name]
-    return own or (folder / name if name in held else _published(folder, name, held))
+    held = _files(folder) if custom is None else [name]
+    return custom or (folder / name if name in held else _published(folder, name, held))
 
 
 def has_file(annotations: Path, name: str) -> bool:
-    """Whether there is a file called `name` beside or in `annotations`."""
+    """Return whether there is a file called `name` beside or in `annotations`."""
     return name in _files(_folder(annotations))
 
 
@@ -55,7 +55,7 @@ def _folder(annotations: Path) -> Path:
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the names in a folder, listed because some file systems take vatex_data.json for VATEX_data.json."""
+    """Return the names in a folder; listed, as some file systems do not tell vatex_data.json from VATEX_data.json."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError as error:
@@ -63,24 +63,24 @@ def _files(folder: Path) -> list[str]:
 
 
 def _published(folder: Path, name: str, held: Sequence[str]) -> Path:
-    shown = ", ".join(held[:SHOWN]) + (f" and {len(held) - SHOWN} more" if len(held) > SHOWN else "")
+    shown = ", ".join(held[:MAX_NAMED]) + (f" and {len(held) - MAX_NAMED} more" if len(held) > MAX_NAMED else "")
     raise DataError(f"{folder} has no {name}; found: {shown or 'nothing'}")
 
 
 def read_ids(path: Path, normal: Callable[[str], str] = str.strip) -> list[Line]:
-    """Return the video ids of a list, one per line, in the spelling that `normal` gives them.
+    """Return the video ids of a list, one per line, in the spelling that `normal` returns.
 
-    Raises DataError, naming the line, for an id that stands twice.
+    Raises DataError, naming the line, for a duplicated id.
     """
     return check_ids(Line(line.where, normal(line.text.strip())) for line in read_lines(path))
 
 
 def check_ids(lines: Iterable[Line]) -> list[Line]:
-    """Return the ids. Raises DataError, naming the place, for one that stands twice."""
+    """Return the ids. Raises DataError, naming the place, for a duplicated one."""
     places: dict[str, Line] = {}
     for line in lines:
         if line.text in places:
-            raise DataError(f"{line.where}: video {line.text!r} stands twice")
+            raise DataError(f"{line.where}: video {line.text!r} is duplicated")
         places[line.text] = line
     return list(places.values())
 
@@ -95,9 +95,9 @@ def captions_of(
     """Return the captions of the listed videos. Caption ids are `video:index`.
 
     `content`: the entry of each video in the file `source`; `texts(where, entry)` checks an entry and returns its
-    captions. Raises DataError for a listed video without entry; with `excluded` it goes there, with the reason.
+    captions. Raises DataError for a listed video without entry, unless `excluded` is given: then it is added there.
     """
-    found = []
+    captions = []
     for where, video in ids:
         if video not in content and excluded is not None:
             excluded[video] = f"no caption in {source.name}"
@@ -105,12 +105,12 @@ def captions_of(
         if video not in content:
             raise DataError(f"{where}: video {video!r} has no caption in {source}")
         entry = texts(f"{source}: {video!r}", content[video])
-        found += [Caption(f"{video}:{number}", video, text) for number, text in enumerate(entry)]
-    return found
+        captions += [Caption(f"{video}:{number}", video, text) for number, text in enumerate(entry)]
+    return captions
 
 
 def check_texts(where: str, value: Any) -> list[str]:
-    """Return a list of texts without outer spaces. Raises DataError unless it is one, none of them empty."""
+    """Return a list of texts, stripped. Raises DataError for anything else and for an empty text."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{where} must be a list of captions, found {kind_of(value)}")
     for number, text in enumerate(value):

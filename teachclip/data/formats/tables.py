@@ -1,4 +1,4 @@
-"""Read CSV and JSON files so that every mistake in them is named with its file and line."""
+"""Read CSV and JSON files; every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
-    """Read a CSV file with a header. Other columns than those named are ignored; blank lines are skipped.
+    """Read a CSV file with a header. Columns that are not named here are ignored; blank lines are skipped.
 
     Values are stripped of outer spaces; a required one must not be empty. Raises DataError for a missing or repeated
     column, a row of another length, an empty value and broken quotes.
@@ -69,12 +69,12 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
 
 
 def _checked_header(where: str, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
-    """Return the header if it has all required columns, and no named one twice."""
-    found = ", ".join(header)
+    """Return the header if it has all required columns, and each named one once."""
+    columns = ", ".join(header)
     for name in required:
         if name not in header:
             hint = "; columns must be separated by commas" if len(header) == 1 and len(required) > 1 else ""
-            raise DataError(f"{where} has no column {name!r}; found: {found}{hint or closest(name, header)}")
+            raise DataError(f"{where} has no column {name!r}; found: {columns}{hint or closest(name, header)}")
     for name in (*required, *optional):
         if header.count(name) > 1:
             raise DataError(f"{where} has column {name!r} twice")
@@ -99,17 +99,17 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises DataError if it is broken or an object has a key twice."""
+    """Return the content of a JSON file. Raises DataError for broken JSON or a duplicated key."""
     return parse_json(read_text(path), path)
 
 
 def parse_json(text: str, where: Path | str) -> Any:
-    """Return the value that a JSON text stands for: a file, or one line that `where` names. Raises DataError."""
+    """Return the value of a JSON text: of a file, or of one line that `where` names. Raises DataError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
-            raise DataError(f"{where}: key {repeated([key for key, _ in pairs])!r} stands twice in one object")
+            raise DataError(f"{where}: key {repeated([key for key, _ in pairs])!r} is duplicated in one object")
         return content
 
     try:
@@ -124,7 +124,7 @@ def parse_json(text: str, where: Path | str) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file. Raises DataError if it is broken or no object."""
+    """Return the object of a JSON file. Raises DataError if it is broken or not an object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold a JSON object, found {type(value).__name__}")
@@ -132,13 +132,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that stands twice, if one does."""
+    """Return the first duplicated name, or None."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is called in messages: the kind for containers, else the value in short."""
+    """Return a description of a value for messages: the kind of a container, else the value, shortened."""
     if isinstance(value, (list, tuple)):
         return "a list" if value else "an empty list"
     return "an object" if isinstance(value, dict) else "nothing" if value is None else f"{value!r:.60}"

@@ -1,8 +1,8 @@
-"""Own data without a table: one text file per video, clip.txt for clip.mp4, each line that is not blank a caption.
+"""Custom data without a table: one text file per video, clip.txt for clip.mp4, each non-blank line a caption.
 
 `annotations` is the folder of the text files, searched with its sub-folders; it may be the video folder. A video is
-found by the path of its text file, without .txt. All videos are for training, but for those that `validation` and
-`test` list; with `train` only the listed ones are. A list has one such path per line.
+found by the path of its text file, without .txt. All videos are for training, except those that `validation`
+and `test` list; with `train` only the listed ones are. A list has one such path per line.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def read(
     if not files:
         raise DataError(f"{annotations} has no file with the extension .txt")
     tested, validated = (None if path is None else _listed(path, files) for path in (test, validation))
-    taken = {*(tested or ()), *(validated or ())}
-    trained = [name for name in files if name not in taken] if train is None else _listed(train, files)
-    found = [None if names is None else _captions(names, files) for names in (trained, validated, tested)]
-    return Annotations(found[0] or [], found[1], found[2])
+    held_out = {*(tested or ()), *(validated or ())}
+    trained = [name for name in files if name not in held_out] if train is None else _listed(train, files)
+    captions = [None if names is None else _captions(names, files) for names in (trained, validated, tested)]
+    return Annotations(captions[0] or [], captions[1], captions[2])
 
 
 def _listed(path: Path, files: dict[str, Path]) -> list[str]:
@@ -45,8 +45,8 @@ def _listed(path: Path, files: dict[str, Path]) -> list[str]:
 
 def _captions(names: list[str], files: dict[str, Path]) -> list[Caption]:
     """Return the captions of some videos."""
-    found = []
+    captions = []
     for name in names:
         lines = read_lines(files[name])
-        found += [Caption(f"{name}:{number}", name, line.text.strip()) for number, line in enumerate(lines)]
-    return found
+        captions += [Caption(f"{name}:{number}", name, line.text.strip()) for number, line in enumerate(lines)]
+    return captions

@@ -1,6 +1,6 @@
 """VATEX, the English captions (Wang et al., ICCV 2019): ids are youtubeid_start_end, each the name of a file.
 
-`annotations` is one of these files or the folder that holds it; which layout it has is seen from its content:
+`annotations` is one of these files or the folder that holds it; its content shows which layout it has:
 
 - vatex_data.json (CLIP2Video, Fang et al., arXiv 2106.11097): an object from video id to {"enCap": [sentences]};
 - ref_captions.json (TS2-Net, Liu et al., ECCV 2022): an object from video id to a list of sentences;
@@ -39,17 +39,21 @@ def read(
     as_msrvtt = isinstance(content.get("sentences"), list)
     pattern = "VATEX_{}.csv" if as_msrvtt else "{}_list.txt"
     lists: dict[str, Path | None] = {}
-    for split, short, own in (("train", "train", train), ("validation", "val", validation), ("test", "test", test)):
+    for split, short, custom in (
+        ("train", "train", train),
+        ("validation", "val", validation),
+        ("test", "test", test),
+    ):
         name = pattern.format(short)
-        optional = split == "validation" and own is None and not has_file(annotations, name)
-        lists[split] = None if optional else list_file(annotations, name, own)
+        optional = split == "validation" and custom is None and not has_file(annotations, name)
+        lists[split] = None if optional else list_file(annotations, name, custom)
     if as_msrvtt:
         return msrvtt.read(annotations=path, **lists)
-    found = {
-        split: None if own is None else captions_of(read_ids(own), content, path, _english)
-        for split, own in lists.items()
+    captions = {
+        split: None if listed is None else captions_of(read_ids(listed), content, path, _english)
+        for split, listed in lists.items()
     }
-    return Annotations(found["train"] or [], found["validation"], found["test"])
+    return Annotations(captions["train"] or [], captions["validation"], captions["test"])
 
 
 def _english(where: str, value: Any) -> list[str]:

@@ -88,7 +88,7 @@ def test_few_missing_videos_are_left_out_and_recorded(tmp_path):
     data = own_data(tmp_path, numbered(10), [f"v{number}.mp4" for number in range(9)])
     catalog = load_catalog(**data, max_missing=0.1)
     assert len(catalog.train.videos) == len(catalog.train.captions) == 9
-    assert catalog.excluded == {"v9": "no such file"} and catalog.partial == {"train": "9 of 10"}
+    assert catalog.excluded == {"v9": "no such file"} and catalog.incomplete_splits == {"train": "9 of 10"}
 
 
 def test_split_without_any_file_is_refused(tmp_path):
@@ -152,7 +152,7 @@ def test_first_extension_of_one_folder_is_taken_and_two_folders_are_refused(tmp_
     (tmp_path / "videos" / "clip.mp4").rename(tmp_path / "videos" / "sub" / "other.mp4")
     (tmp_path / "videos" / "late").mkdir()
     (tmp_path / "videos" / "sub" / "other.mp4").rename(tmp_path / "videos" / "late" / "clip.mp4")
-    with pytest.raises(DataError, match=r"video 'clip' may be .*late/clip.mp4 and .*sub/clip.mp4"):
+    with pytest.raises(DataError, match=r"video 'clip' matches .*late/clip.mp4 and .*sub/clip.mp4"):
         load_catalog(**data)
 
 
@@ -193,7 +193,7 @@ def test_split_refuses_repeated_ids_and_captions_out_of_order():
         Split("train", videos, captions)
     with pytest.raises(DataError, match="grouped by video"):
         Split("train", videos, captions[:1])
-    with pytest.raises(DataError, match="caption id '1' stands twice"):
+    with pytest.raises(DataError, match="caption id '1' is duplicated"):
         Split("train", videos[:1], captions[:1] * 2)
 
 
@@ -219,7 +219,7 @@ def test_parts_of_one_file_are_found_once_and_keep_their_times(tmp_path):
 def test_one_part_under_two_names_is_refused(tmp_path):
     rows = ["film,one,0,4,train", "film.mp4,two,0,4,train"]
     data = own_data(tmp_path, rows, ["film.mp4"], "video,caption,start,end,split")
-    with pytest.raises(DataError, match=r"'film\[0-4\]' and 'film.mp4\[0-4\]' are the same part of the file"):
+    with pytest.raises(DataError, match=r"'film\[0-4\]' and 'film.mp4\[0-4\]' are the same segment of the file"):
         load_catalog(**data)
 
 
@@ -243,7 +243,7 @@ def test_a_share_of_the_training_videos_is_held_out_one_at_least_and_not_too_man
 
 def test_a_single_training_file_cannot_be_held_out():
     for files in ({"v": "v.mp4"}, {"v[0-1]": "v.mp4", "v[1-2]": "v.mp4"}):
-        with pytest.raises(DataError, match=r"there is one training file; data\.validation=null holds"):
+        with pytest.raises(DataError, match=r"there is only one training file; data\.validation=null holds"):
             choose_held_out(files, ValidationOptions())
 
 
@@ -251,12 +251,12 @@ def test_how_much_of_each_split_is_used_is_known(tmp_path):
     rows = [*numbered(20), *numbered(10, "test", 20)]
     data = own_data(tmp_path, rows, [f"v{number}.mp4" for number in range(1, 30)])
     catalog = load_catalog(**data, max_missing=0.2, validation=ValidationOptions(videos=5))
-    assert catalog.partial == {"train": "14 of 15"}
+    assert catalog.incomplete_splits == {"train": "14 of 15"}
     held = catalog.validation.videos[0].id
     kept = require_readable(catalog, {held: "bad", "v25": "bad"}, max_missing=0.2)
-    assert kept.partial == {"train": "14 of 15", "validation": "4 of 5", "test": "9 of 10"}
-    lost = ("x",) * (1000 - len(kept.train.videos))
-    assert "1,000" in Catalog(train=kept.train, lost={"train": lost}).partial["train"]
+    assert kept.incomplete_splits == {"train": "14 of 15", "validation": "4 of 5", "test": "9 of 10"}
+    ids = ("x",) * (1000 - len(kept.train.videos))
+    assert "1,000" in Catalog(train=kept.train, excluded_ids={"train": ids}).incomplete_splits["train"]
 
 
 READER = """
@@ -280,6 +280,6 @@ def test_a_reader_of_ones_own_gets_the_lists_and_says_where_videos_are(tmp_path,
     assert [caption.text for split in catalog.splits for caption in split.captions] == ["1.txt", "2.txt", "3.txt"]
     film = tmp_path / "film.mp4"
     assert catalog.videos == (Video("a", film, 1.0, 2.0), Video("b", film), Video("c", tmp_path / "c.mp4"))
-    assert catalog.excluded == {"d": "said to be broken"} and catalog.partial == {"test": "1 of 2"}
+    assert catalog.excluded == {"d": "said to be broken"} and catalog.incomplete_splits == {"test": "1 of 2"}
     with pytest.raises(DataError, match=r"1 of 4 videos .* or have no caption: d \(said to be broken\)"):
         load_catalog(**options)

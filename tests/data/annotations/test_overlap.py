@@ -53,6 +53,6 @@ def test_parts_of_one_file_in_two_splits_are_found(tmp_path):
     train = [Video(f"film[{second}-{second + 1}]", path, float(second), second + 1.0) for second in range(4)]
     catalog = Catalog(split("train", *train), test=split("test", Video("film[9-]", path, 9.0, None)))
     (only,) = found(catalog, tmp_path)
-    assert only.message == "train 'film[0-1]', 'film[1-2]' and 2 more and test 'film[9-]' are parts of one file"
+    assert only.message == "train 'film[0-1]', 'film[1-2]' and 2 more and test 'film[9-]' are segments of one file"
     assert overlaps(catalog, {})[0].same_file  # by the path, where nothing is known of the content
     assert describe_overlaps([only]) == [f"1 file is in more than one split: {only.message}"]

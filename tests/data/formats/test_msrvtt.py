@@ -97,7 +97,7 @@ def sentence(video="video0", caption="a dog"):
         ({"sentences": [sentence(), "a dog"]}, r"sentences\[1\] has no text field 'video_id'"),
         ({"sentences": {"video0": "a dog"}}, "'sentences' must be a list of objects$"),
         ({"sentences": [sentence()]}, "video 'video1' has no caption"),
-        ({"videos": [{"video_id": "video0"}] * 2}, r"videos\[1\]: video_id 'video0' stands twice"),
+        ({"videos": [{"video_id": "video0"}] * 2}, r"videos\[1\]: video_id 'video0' is duplicated"),
         ({"videos": [{"video_id": "video0"}], "sentences": [sentence()]}, "no entry of 'videos' has split 'train'"),
     ],
 )
@@ -129,7 +129,7 @@ def test_broken_files_are_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("video_id\nvideo0\nvideo1\nvideo0\n", "line 4: video_id 'video0' stands twice"),
+        ("video_id\nvideo0\nvideo1\nvideo0\n", "line 4: video_id 'video0' is duplicated"),
         ("video_id\nvideo0\nvideo9\n", "line 3: video 'video9' has no caption"),
         ("video0\nvideo1\n", "line 1 has no column 'video_id'; found: video0"),
         ("video_id\n", "has a header but no rows"),

@@ -59,7 +59,7 @@ def test_the_file_itself_may_be_given_and_own_lists_go_before_published_ones(lay
 def test_two_annotation_files_in_one_folder_are_not_guessed_between(layout):
     folder, read = layout(("msvd", "json"))
     write(folder, "raw-captions.pkl", b"x")
-    with pytest.raises(DataError, match=r"raw-captions.pkl and captions_msvd.json; give one of them as data.annot"):
+    with pytest.raises(DataError, match=r"raw-captions.pkl and captions_msvd.json; set data.annot"):
         read()
 
 
@@ -159,7 +159,7 @@ def test_listed_videos_without_caption_count_as_missing(layout, format, name, co
     with pytest.raises(DataError, match=rf"1 of \d videos are not below .* or have no caption: ghost \({reason}\);"):
         load_catalog(**options)
     catalog = load_catalog(**options, max_missing=0.5)
-    assert catalog.excluded == {"ghost": reason} and catalog.partial == {"test": "1 of 2"}
+    assert catalog.excluded == {"ghost": reason} and catalog.incomplete_splits == {"test": "1 of 2"}
 
 
 def test_lsmdc_gives_a_clip_several_captions_and_keeps_quotes(layout):
@@ -235,7 +235,7 @@ def test_files_that_end_early_are_named(layout, key, name):
     folder, read = layout(key)
     content = (folder / name).read_bytes()
     write(folder, name, content[: len(content) // 2])
-    with pytest.raises(DataError, match=f"{name}: line .*: broken JSON|{name} is no pickle or damaged") as caught:
+    with pytest.raises(DataError, match=f"{name}: line .*: broken JSON|{name} is not a pickle or damaged") as caught:
         read()
     assert "\n" not in str(caught.value)
 
@@ -261,15 +261,15 @@ DAMAGE = {
         ("raw-captions.pkl", pickle.dumps(one([])), "must be a list of captions, found an empty list"),
         ("raw-captions.pkl", pickle.dumps(one([["a"], []])), "'-vidA_1_9': caption 1 is empty"),
         ("raw-captions.pkl", b"S'\\xe9'\n.", "holds text that is not UTF-8"),
-        ("raw-captions.pkl", b"<html>not found</html>", "is no pickle or damaged"),
+        ("raw-captions.pkl", b"<html>not found</html>", "is not a pickle or damaged"),
     ],
     "msvd-json": [
         ("captions_msvd.json", [], "must hold a JSON object, found list"),
         ("captions_msvd.json", one([["a", "b"]]), "'-vidA_1_9': caption 0 must be text, found a list"),
         ("captions_msvd.json", one(["a", " "]), "'-vidA_1_9': caption 1 is empty"),
-        ("captions_msvd.json", '{"a": ["x"], "a": ["y"]}', "captions_msvd.json: key 'a' stands twice"),
+        ("captions_msvd.json", '{"a": ["x"], "a": ["y"]}', "captions_msvd.json: key 'a' is duplicated"),
         ("train_list.txt", ["vidB_3_12", "ghost"], "train_list.txt: line 2: video 'ghost' has no caption"),
-        ("test_list.txt", ["vidB_3_12", "", " vidB_3_12"], "test_list.txt: line 3: video 'vidB_3_12' stands twice"),
+        ("test_list.txt", ["vidB_3_12", "", " vidB_3_12"], "test_list.txt: line 3: video 'vidB_3_12' is duplicated"),
     ],
     "vatex-clip2video": [
         ("vatex_data.json", one({"chCap": ["a"]}), "'-vidA_1_9' has no field 'enCap'; found: chCap"),
@@ -291,7 +291,7 @@ DAMAGE = {
         ("VATEX_data.json", {"sentences": [{"video_id": "a"}]}, r"sentences\[0\] has no text field 'caption'"),
         ("VATEX_train.csv", ["video", "a"], "VATEX_train.csv: line 1 has no column 'video_id'; found: video"),
         ("VATEX_train.csv", ["video_id", "ghost"], "VATEX_train.csv: line 2: video 'ghost' has no caption"),
-        ("VATEX_train.csv", ["video_id", "vidB_3_12", "vidB_3_12"], "line 3: video_id 'vidB_3_12' stands twice"),
+        ("VATEX_train.csv", ["video_id", "vidB_3_12", "vidB_3_12"], "line 3: video_id 'vidB_3_12' is duplicated"),
         ("VATEX_test.csv", ["video_id,sentence", "vidD_5_9,"], "line 2: 'sentence' of 'vidD_5_9' is empty"),
     ],
     "didemo-": [
@@ -299,8 +299,8 @@ DAMAGE = {
         ("val_data.json", [DIDEMO, {"video": "a"}], r"val_data.json: entry \[1\] has no text field 'description'"),
         ("val_data.json", [{**DIDEMO, "video": 7}], r"entry \[0\] has no text field 'video'"),
         ("val_data.json", [{**DIDEMO, "description": " "}], r"entry \[0\], 'description': caption 0 is empty"),
-        ("val_data.json", [{**DIDEMO, "video": "vidB_3_12.avi"}], "video 'vidB_3_12' is in train_data.json too"),
-        ("val_list.txt", ["vidC_0_4", "vidC_0_4.avi"], "val_list.txt: line 2: video 'vidC_0_4' stands twice"),
+        ("val_data.json", [{**DIDEMO, "video": "vidB_3_12.avi"}], "video 'vidB_3_12' is also in train_data.json"),
+        ("val_list.txt", ["vidC_0_4", "vidC_0_4.avi"], "val_list.txt: line 2: video 'vidC_0_4' is duplicated"),
     ],
     "activitynet-": [
         ("val_1.json", [], "val_1.json must hold a JSON object, found list"),
@@ -324,7 +324,7 @@ DAMAGE = {
         ("val_ids.json", {"a": 1}, "val_ids.json must hold a list of video ids, found an object"),
         ("val_ids.json", [], "val_ids.json must hold a list of video ids, found an empty list"),
         ("val_ids.json", ["v_abcdefghi1x", 5], r"val_ids.json: entry \[1\] must be a video id, found 5"),
-        ("val_ids.json", ["v_abcdefghi1x", "abcdefghi1x"], r"entry \[1\]: video 'abcdefghi1x' stands twice"),
+        ("val_ids.json", ["v_abcdefghi1x", "abcdefghi1x"], r"entry \[1\]: video 'abcdefghi1x' is duplicated"),
         *(
             ("val_1.json", json.dumps({f"v_abcdefghi1{k}": {**ENTRY, "duration": value} for k in "xy"}), message)
             for value, message in (

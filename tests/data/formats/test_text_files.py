@@ -48,7 +48,7 @@ def test_lists_divide_the_videos(folder):
         ("a.txt", b"\n", r"a\.txt is empty"),
         ("a.txt", b"a\ncaf\xe9", r"a\.txt: line 2 is not UTF-8"),
         ("list.txt", b"ghost", r"list\.txt: line 1: video 'ghost' has no text file ghost\.txt"),
-        ("list.txt", b"a\na", r"list\.txt: line 2: video 'a' stands twice"),
+        ("list.txt", b"a\na", r"list\.txt: line 2: video 'a' is duplicated"),
     ],
 )
 def test_damage_is_named(folder, name, content, message):

@@ -106,12 +106,12 @@ def test_files_without_training_rows_or_with_lists_are_refused(tmp_path, kind):
     with pytest.raises(DataError, match="no row is in split train"):
         read_rows(tmp_path, kind, [ROWS[3]])
     for name in ("train", "validation", "test"):
-        with pytest.raises(DataError, match="takes no list of videos; add a column 'split'"):
+        with pytest.raises(DataError, match="does not take lists of videos; add a column 'split'"):
             TABLES[kind][1](annotations=tmp_path / f"own.{kind}", **{name: tmp_path / "list.csv"})
 
 
 def test_a_file_called_like_a_part_of_another_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"line 3: video 'x\[0-5\]' is another part of a file above"):
+    with pytest.raises(DataError, match=r"line 3: video 'x\[0-5\]' is also a segment of another file above"):
         read_bytes(tmp_path, b"video,caption,end\nx,a,5\nx[0-5],b,\n")
 
 
@@ -183,7 +183,7 @@ def test_damaged_csv_files_are_named_with_their_line(tmp_path, content, message)
         ),
         (b'{"video": "x", "caption": "a", "start": true}', "'start' must be .*, found True"),
         (b'{"video": "x", "caption": "a", "split": ["test"]}', "'split' is a list; allowed: train"),
-        (b'{"video": "x", "video": "y", "caption": "a"}', "line 1: key 'video' stands twice"),
+        (b'{"video": "x", "video": "y", "caption": "a"}', "line 1: key 'video' is duplicated"),
         (b'{"video": "x", "caption": "a"}\n\n{"video": "caf\xe9"}', "line 3 is not UTF-8"),
     ],
 )
@@ -234,5 +234,5 @@ def test_missing_file_is_named(tmp_path, kind):
 @pytest.mark.parametrize("text", ["\ud800 a cat", "a\0cat"])
 def test_half_a_surrogate_pair_and_nul_are_no_text(tmp_path, text):
     write_jsonl(tmp_path / "own.jsonl", [{"video": "a", "caption": text}])  # which escapes them
-    with pytest.raises(DataError, match="caption 'a:0' of 'a' is no text"):
+    with pytest.raises(DataError, match="caption 'a:0' of 'a' is not valid text"):
         read_jsonl(annotations=tmp_path / "own.jsonl")
