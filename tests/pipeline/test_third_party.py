@@ -97,4 +97,4 @@ def test_the_example_is_short():
 
 
 def test_the_readme_shows_this_very_example():
-    assert (PACKAGE / "mean_teacher.py").read_text() in (ROOT / "README.md").read_text()
+    assert (PACKAGE / "mean_teacher.py").read_text() in (ROOT / "teachers" / "README.md").read_text()
