@@ -22,9 +22,7 @@ COMMANDS = {
     "export": "write a student for use elsewhere",
     "keys": "list the keys of a recipe",
     "demo": "the whole path on the Shapes dataset, with a report",
-    "measure-gain": "what teaching gains, over several seeds, every arm tuned alike",
-    "measure-teachers": "what each teacher teaches, over several seeds",
-    "ablate": "compare ways to train a student fairly, on your data or on embedded worlds",
+    "study": "compare ways to train a student with an equal tuning budget",
     "bench-data": "measure how fast videos are decoded and stored frames are read",
 }
 

@@ -15,7 +15,7 @@ RECIPE = "shapes_xpool.yaml"
 
 # The students that are compared, as overrides of the recipe. All train on the same features, steps and batch size.
 # The rates are the recipe's, which validation chose for the undistilled and the distilled student alike; 0.33 is the
-# match temperature that it chose for the two options (`teachclip measure-gain`, attention as trained).
+# match temperature that it chose for the two options (`teachclip study shapes_gain`, pooling temperature as trained).
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "undistilled": ("student, undistilled", ("teachers=[]", "losses.contrastive.weight=1")),
     "distilled": ("student, distilled as published", ()),

@@ -94,8 +94,8 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     )
     lines.append(
         "All students pool with frame attention as trained. Post-hoc temperature scaling, chosen on validation for "
-        "every arm alike, can close most of such a difference: `teachclip measure-gain` measures it over several "
-        "worlds, and the README says what came out."
+        "every arm alike, can close most of such a difference: `teachclip study shapes_gain` measures it over "
+        "several Shapes datasets."
     )
     return lines
 

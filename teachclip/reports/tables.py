@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from teachclip.evaluation.intervals import spread
 
 COLUMNS = {
     "recall_at_1": "R@1",
@@ -30,6 +33,25 @@ class Table(NamedTuple):
     def has_spread(self) -> list[bool]:
         """Whether a cell of the column holds a standard deviation, per column."""
         return [any(SPREAD in cell for cell in column) for column in zip(*self.rows, strict=True)]
+
+
+def mean_cell(values: Sequence[float]) -> str:
+    """Return the mean of some values, with their standard deviation where there are several."""
+    deviation = spread(values)
+    return f"{statistics.fmean(values):.1f}" + ("" if deviation is None else f"{SPREAD}{deviation:.1f}")
+
+
+def interval_cell(item: Mapping[str, Any]) -> str:
+    """Return the interval of a difference, whose ends are `low` and `high`; "none" where there is none."""
+    return "none" if item["low"] is None else f"[{item['low']:+.1f}, {item['high']:+.1f}]"
+
+
+def difference_cell(item: Mapping[str, Any]) -> str:
+    """Return a paired difference: `mean`, interval, and of how many `values` the `wins` are above zero."""
+    wins = f"{item['wins']}/{len(item['values'])}"
+    if item["low"] is None:
+        return f"{item['mean']:+.1f} ({wins})"
+    return f"{item['mean']:+.1f} {interval_cell(item)} {wins}"
 
 
 def markdown_table(table: Table) -> str:

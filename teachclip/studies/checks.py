@@ -1,4 +1,4 @@
-"""What a comparison refuses before anything runs: whatever would let a choice see test, or make it unfair."""
+"""What a study refuses before anything runs: whatever would let a choice see test, or make it unfair."""
 
 from __future__ import annotations
 
@@ -9,75 +9,92 @@ from typing import Any
 import torch
 
 from teachclip.errors import RecipeError, TeachclipError
+from teachclip.pipeline.build import build_catalog, build_selection
+from teachclip.pipeline.teachers import TeacherHandle
+from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe
-from teachclip.studies.gain_arms import Arm
 from teachclip.studies.plan import Plan
+from teachclip.studies.study_file import Variant
 
 
 def check_plan(plan: Plan) -> None:
     """Load the recipe with every override. Raises RecipeError, one line per problem."""
-    found: dict[str, dict[str, None]] = {}
+    variants_by_problem: dict[str, dict[str, None]] = {}
     for name, problem in _problems(plan):
-        found.setdefault(problem, {})[name] = None
-    if found:
-        everyone = len(plan.comparison.arms)
+        variants_by_problem.setdefault(problem, {})[name] = None
+    if variants_by_problem:
+        everyone = len(plan.study.variants)
         raise RecipeError(
             "\n".join(
-                problem if len(names) == everyone else f"arm {', '.join(names)}: {problem}"
-                for problem, names in found.items()
+                problem if len(names) == everyone else f"variant {', '.join(names)}: {problem}"
+                for problem, names in variants_by_problem.items()
             )
         )
 
 
+def check_different(plan: Plan) -> None:
+    """Raise RecipeError, one line, if two variants differ in nothing: their settings give the same recipes."""
+    first: dict[frozenset[str], str] = {}
+    for variant in plan.study.variants:
+        recipes = frozenset(plan.load(plan.settings(variant, setting)).model_dump_json() for setting in variant.grid)
+        other = first.setdefault(recipes, variant.name)
+        if other != variant.name:
+            raise RecipeError(
+                f"variants {other} and {variant.name} differ in nothing: their settings give the same recipes; "
+                "change the `set` of one, or remove it"
+            )
+
+
 def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield the name of an arm and what is wrong with it."""
+    """Yield the name of a variant and what is wrong with it."""
     test, factors = None, None
     made: dict[str, Any] = {}
-    for arm in _baseline_first(plan):
-        for setting in arm.grid:
+    for variant in _baseline_first(plan):
+        for setting in variant.grid:
             try:
-                recipe = plan.load(plan.settings(arm, setting))
+                recipe = plan.load(plan.settings(variant, setting))
             except TeachclipError as error:
-                yield from ((arm.name, line) for line in str(error).splitlines())
+                yield from ((variant.name, line) for line in str(error).splitlines())
                 continue
-            yield from ((arm.name, problem) for problem in _peeks(plan, recipe))
-            own = recipe.data.model_dump(exclude={"select_on"})
-            test = test or own
-            if other := [key for key in own if own[key] != test[key]]:
+            yield from ((variant.name, problem) for problem in _leaks(plan, recipe))
+            yield from ((variant.name, problem) for problem in _measure_problems(plan, recipe))
+            data = recipe.data.model_dump(exclude={"select_on"})
+            test = test or data
+            if other := [key for key in data if data[key] != test[key]]:
                 yield (
-                    arm.name,
+                    variant.name,
                     f"data.{other[0]} is not that of the baseline: all must be measured on the same data",
                 )
             tried = recipe.student.temperature_scaling
             factors = factors if factors is not None else tried
             if not set(tried) <= set(factors):
                 yield (
-                    arm.name,
+                    variant.name,
                     f"student.temperature_scaling is {tried}, a choice that the baseline does not have: {factors}",
                 )
             for teacher in (teacher for teacher in recipe.teachers if teacher.training is not None):
                 if made.setdefault(teacher.checkpoint, teacher.training) != teacher.training:
                     yield (
-                        arm.name,
-                        f"teachers.{teacher.label}.training is not that of another arm, but both write "
+                        variant.name,
+                        f"teachers.{teacher.label}.training is not that of another variant, but both write "
                         f"{teacher.checkpoint}; give it a checkpoint of its own",
                     )
 
 
-def _baseline_first(plan: Plan) -> list[Arm]:
-    return sorted(plan.comparison.arms, key=lambda arm: arm.name != plan.comparison.baseline)
+def _baseline_first(plan: Plan) -> list[Variant]:
+    return sorted(plan.study.variants, key=lambda variant: variant.name != plan.study.baseline)
 
 
-def _peeks(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """Say what would let the choice see test, or mix the seeds up."""
+def _leaks(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Yield what would let the choice see test, or mix the seeds up."""
     data, more = recipe.data, recipe.losses.frame_sets.videos
     if more is not None and recipe.losses.uses_frame_sets and _overlap(more, data.videos):
         yield f"losses.frame_sets.videos is {more}, which may hold test videos; give a folder of other videos"
     if data.select_on == "test":
         yield "data.select_on is test: the checkpoint would be chosen on test; allowed: validation"
-    elif plan.world is not None and data.validation is None:
+    elif plan.shapes is not None and data.validation is None:
         yield "data.validation is null: there is no validation split to choose on; give data.validation.videos=N"
-    if plan.world is None:
+    if plan.shapes is None:
         return
     home = Path(plan.places()["TEACHCLIP_RUNS"])
     places: dict[str, Path | None] = {f"data.{key}": getattr(data, key) for key in ("annotations", "train", "test")}
@@ -86,9 +103,22 @@ def _peeks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     for key, path in places.items():
         if path is not None and not path.is_relative_to(home):
             yield (
-                f"{key} is {path} for every seed, but worlds makes new ones; write it with "
+                f"{key} is {path} for every seed, but `shapes` makes a dataset per seed; write it with "
                 "${SHAPES_ROOT:-runs/shapes} or ${TEACHCLIP_RUNS:-runs}, as recipes/shapes_xpool.yaml does"
             )
+
+
+def _measure_problems(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Yield why the keys `pooling_factors` and `frame_probe` cannot be used with a recipe."""
+    keys = {"pooling_factors": plan.study.pooling_factors, "frame_probe": plan.study.frame_probe}
+    for key in (key for key, value in keys.items() if value):
+        if recipe.train.encoders != "frozen":
+            yield f"{key} needs train.encoders=frozen, got {recipe.train.encoders}; remove {key}"
+    if plan.study.pooling_factors and recipe.student.temperature_scaling:
+        yield (
+            f"student.temperature_scaling is {recipe.student.temperature_scaling} beside pooling_factors: the "
+            "pooling temperature would be chosen twice; set student.temperature_scaling=[]"
+        )
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -97,19 +127,15 @@ def _overlap(one: Path, other: Path) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def check_own_data(plan: Plan) -> None:
-    """Read the annotations of the recipe's own data, before anything runs.
+def check_own_data(plan: Plan) -> int | None:
+    """Read the annotations of the recipe's own data, before anything runs. Returns the number of test captions.
 
-    Raises DataError or RecipeError if they have no validation or no test split, if a teacher is not there, or if set
-    distillation would draw from what is tested on.
+    None, and no check, if the study makes its data. Raises DataError or RecipeError if they have no validation or no
+    test split, if a teacher does not exist, or if frame-set distillation would draw from what is tested on.
     """
-    from teachclip.pipeline.build import build_catalog, build_selection
-    from teachclip.pipeline.teachers import TeacherHandle
-    from teachclip.pipeline.unpaired import check_unseen
-
-    if plan.world is not None:
-        return
-    recipes = [plan.load(plan.settings(arm, setting)) for arm in plan.comparison.arms for setting in arm.grid]
+    if plan.shapes is not None:
+        return None
+    recipes = plan.recipes()
     catalog = build_catalog(recipes[0])
     build_selection(recipes[0], catalog)
     if catalog.test is None:
@@ -119,3 +145,4 @@ def check_own_data(plan: Plan) -> None:
     for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
         if not TeacherHandle(section, torch.device("cpu")).exists():
             raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")
+    return len(catalog.test.captions)

@@ -1,166 +1,187 @@
-"""The trials of `teachclip ablate`: prepare the data of a seed, or train one student on it and measure it.
+"""The trials of `teachclip study`: prepare the data of a seed, or train one student on it and measure it.
 
-Everything in them goes through the commands that a user would type. Nothing here deletes a world, a teacher or a
-store: those commands refuse what was made under other provenance, and say what differs.
+Everything in them goes through the functions behind the commands that a user would type. Nothing here deletes a
+dataset, a teacher or a store: those functions refuse what was made from other data, and report what differs.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from teachclip.evaluation.splits import evaluate_split
+from teachclip.models.student import load_student
+from teachclip.pipeline import build
+from teachclip.pipeline.distill import distill
+from teachclip.pipeline.evaluate import evaluate
+from teachclip.pipeline.relevance import teacher_relevance, training_content
+from teachclip.pipeline.teachers import TeacherHandle, check_teachers, open_teachers
+from teachclip.pipeline.temperature_scaling import set_pooling_temperature
+from teachclip.pipeline.train_teacher import train_teacher
+from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
+from teachclip.shapes.dataset import make_shapes
+from teachclip.shapes.ground_truth import attention_by_kind, event_frames_only, teacher_frames
 from teachclip.store.fingerprint import fingerprint_of
-from teachclip.studies.gain_arms import Settings
-from teachclip.studies.provenance import Stamps, file_stamps
+from teachclip.studies.study_file import Settings
 from teachclip.studies.trials import Trial, code_hash, seed_places
 from teachclip.studies.without_test import without_test
+from teachclip.training.checkpoint import newest_checkpoint
+from teachclip.training.distributed import build_accelerator, processes_of
+
+FileStamps = dict[str, list[int]]
+"""Path -> size and time of the last change."""
 
 
 @dataclass(frozen=True)
-class WorldPlan:
-    """What the embedded world of every seed is, and the world whose CLIP all of them start from."""
+class ShapesPlan:
+    """The Shapes dataset of every seed, and the one whose CLIP all of them start from."""
 
     preset: str
     train_videos: int | None
-    """None: as many as the preset says; so with those for test."""
+    """None: as many as the preset defines; so with those for test."""
     test_videos: int | None
     common: Path
 
 
 @dataclass(frozen=True)
-class _OfSeed(Trial):
-    """What all trials know."""
+class _SeedTrial(Trial):
+    """The fields of all trials."""
 
     folder: Path
     recipe: Path
     seed: int
-    world: WorldPlan | None
+    shapes: ShapesPlan | None
     """None: the recipe's own data, the same for all seeds."""
     settings: Settings
-    counts: Mapping[str, Any] = field(default_factory=dict)
+    depends_on: Mapping[str, Any] = field(default_factory=dict)
     """What the result depends on beside kind, seed and version."""
 
     def places(self) -> dict[str, str]:
         """Return the environment in which the recipe finds the data and the stores of the seed."""
-        return {} if self.world is None else seed_places(self.folder, self.seed)
+        return {} if self.shapes is None else seed_places(self.folder, self.seed)
 
 
 @dataclass(frozen=True)
-class Prepare(_OfSeed):
-    """Make what all students of a seed share: world, teachers, stores; and measure what needs no student.
+class Prepare(_SeedTrial):
+    """Make what all students of a seed share: dataset, teachers, stores; and measure what needs no student.
 
-    `settings` are the overrides for every arm. The result has `content`, hashes of all that students train on and are
-    measured on, by variant; `splits`, videos and captions of each split of the first variant; and with `measure`
-    `zero_shot` and `teachers`, evaluated on test.
+    `settings` are the overrides for every variant. The result has `content`, hashes of all that students train on and
+    are measured on, by name of the stores; `splits`, the number of videos and captions of each split of the first
+    reader; with `measure` also `zero_shot` and `teachers`, evaluated on test; and with `frame_probe` the teachers'
+    `frames` (frame relevance by kind of frame) and `event_frames`, mean pooling over the event frames alone.
     """
 
-    variants: tuple[tuple[str, Settings], ...] = ()
-    """Name of a variant of the stores, and overrides of a recipe that reads it; a variant may stand several times."""
+    readers: tuple[tuple[str, Settings], ...] = ()
+    """Name of stores, and overrides of a recipe that reads them; a name may occur several times."""
     measure: bool = True
+    frame_probe: bool = False
 
     @property
     def name(self) -> str:
         """Name of the trial's file."""
-        return "prepare" if self.world is None else f"prepare-{self.seed}"
+        return "prepare" if self.shapes is None else f"prepare-{self.seed}"
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on; own files count as they are now, with the teacher made."""
-        counts = {**self.counts, "measure": self.measure, "code": code_hash()}
-        if self.world is None:
-            return fingerprint_of({**counts, "files": self._stamps()})
-        sizes = {key: value for key, value in vars(self.world).items() if key != "common"}
-        return fingerprint_of({**counts, "seed": self.seed, "world": sizes})
+        values = {**self.depends_on, "measure": self.measure, "probe": self.frame_probe, "code": code_hash()}
+        if self.shapes is None:
+            return fingerprint_of({**values, "files": self._stamps()})
+        sizes = {key: value for key, value in vars(self.shapes).items() if key != "common"}
+        return fingerprint_of({**values, "seed": self.seed, "shapes": sizes})
 
     def run(self) -> dict[str, Any]:
         """Make, train, precompute and measure what is missing."""
-        if self.world is not None:
-            self._make_world(self.world)
+        if self.shapes is not None:
+            self._make_shapes(self.shapes)
         content: dict[str, dict[str, str]] = {}
         splits: list[dict[str, list[int]]] = []
         trained: set[str] = set()
-        for variant, settings in self.variants:
-            recipe = variant_recipe(self.recipe, settings, variant)
+        for stores, settings in self.readers:
+            recipe = recipe_with_stores(self.recipe, settings, stores)
             for section in recipe.teachers:
                 if section.training is not None and section.checkpoint not in trained:
                     self._train_teacher(recipe, section)
                     trained.add(section.checkpoint)
             hashes, sizes = _store(recipe)
-            content.setdefault(variant, {}).update(hashes)
+            content.setdefault(stores, {}).update(hashes)
             splits.append(sizes)
         result = {"content": content, "splits": splits[0]}
-        return {**result, **_measure(load_recipe(self.recipe, self.settings))} if self.measure else result
+        if self.measure:
+            result |= _measure(load_recipe(self.recipe, self.settings), frame_probe=self.frame_probe)
+        return result
 
-    def _make_world(self, world: WorldPlan) -> None:
-        from teachclip.shapes.dataset import make_shapes
-
-        asked: dict[str, Any] = {} if world.preset == "default" else {"preset": world.preset}
-        sizes = {"train_videos": world.train_videos, "test_videos": world.test_videos}
-        asked |= {name: count for name, count in sizes.items() if count is not None}
+    def _make_shapes(self, shapes: ShapesPlan) -> None:
+        options: dict[str, Any] = {} if shapes.preset == "default" else {"preset": shapes.preset}
+        sizes = {"train_videos": shapes.train_videos, "test_videos": shapes.test_videos}
+        options |= {name: count for name, count in sizes.items() if count is not None}
         make_shapes(
             self.places()["SHAPES_ROOT"],
             seed=self.seed,
             workers=1,
-            clip_from=world.common,
+            clip_from=shapes.common,
             progress=False,
-            **asked,
+            **options,
         )
 
     def _train_teacher(self, recipe: Recipe, section: TeacherSection) -> None:
-        """Train a teacher: of a world in any case, with the seed of the world; otherwise where no checkpoint is."""
-        from teachclip.pipeline.teachers import TeacherHandle
-        from teachclip.pipeline.train_teacher import train_teacher
-
-        if self.world is not None and section.training is not None:
+        """Train a teacher: on Shapes always, with the seed of the dataset; otherwise where there is no checkpoint."""
+        if self.shapes is not None and section.training is not None:
             training = section.training.model_copy(update={"seed": self.seed})
             train_teacher(recipe, teacher=section.model_copy(update={"training": training}))
         elif not TeacherHandle(section, torch.device("cpu")).exists():
             train_teacher(recipe, teacher=section)
 
-    def _stamps(self) -> Stamps:
+    def _stamps(self) -> FileStamps:
         """Return the stamps of the files that the recipes name, and of those below the folders that they name."""
-        named: set[Path | None] = set()
-        for variant, settings in self.variants:
-            recipe = variant_recipe(self.recipe, settings, variant)
+        paths: set[Path | None] = set()
+        for stores, settings in self.readers:
+            recipe = recipe_with_stores(self.recipe, settings, stores)
             data = recipe.data
-            named |= {data.annotations, data.videos, data.train, data.test, Path(recipe.student.backbone)}
-            named |= {data.validation.list if data.validation else None}
-            named |= {Path(teacher.checkpoint) for teacher in recipe.teachers}
-        return file_stamps(*named)
+            paths |= {data.annotations, data.videos, data.train, data.test, Path(recipe.student.backbone)}
+            paths |= {data.validation.list if data.validation else None}
+            paths |= {Path(teacher.checkpoint) for teacher in recipe.teachers}
+        return file_stamps(*paths)
 
 
 @dataclass(frozen=True)
-class Train(_OfSeed):
+class Train(_SeedTrial):
     """Train a student and measure it: `tune` on validation, without the test split, or `test` on test.
 
-    The result has `step`, `seconds` of the whole run (None if it went on after an interruption), `parameters` that
-    were trained, `validation`, `test`, and where the recipe tries it `temperature_scaling`.
+    The result has `step`, `seconds` of the whole run (None if it continued after an interruption), `parameters` that
+    were trained, `validation`, `test`, and where the recipe tries it `temperature_scaling`; with `factors` also
+    `factors`, the evaluation at each pooling factor; and with `frame_probe` the attention weight by kind of frame,
+    `frames`, in each of those, or beside them if there are none.
     """
 
     kind: str = "tune"
-    arm: str = ""
     variant: str = ""
+    stores: str = ""
+    factors: tuple[float, ...] = ()
+    frame_probe: bool = False
 
     @property
     def name(self) -> str:
         """Name of the trial's file and run folder."""
-        return f"{self.kind}-{self.seed}-{self.arm}-{self.fingerprint[:10]}"
+        return f"{self.kind}-{self.seed}-{self.variant}-{self.fingerprint[:10]}"
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the result depends on."""
-        return fingerprint_of(
-            {"kind": self.kind, "seed": self.seed, "counts": dict(self.counts), "code": code_hash()}
-        )
+        measured = {"factors": list(self.factors), "probe": self.frame_probe}
+        values = {"kind": self.kind, "seed": self.seed, "depends_on": dict(self.depends_on), "measured": measured}
+        return fingerprint_of({**values, "code": code_hash()})
 
     def overrides(self) -> Settings:
         """Return all overrides of the recipe but for the output."""
@@ -168,14 +189,12 @@ class Train(_OfSeed):
 
     def run(self) -> dict[str, Any]:
         """Train with the main command; only the numbers are kept."""
-        from teachclip.pipeline.distill import distill  # loads long, so before the clock starts
-
         output = self.folder / "runs" / self.name
         settings = (*self.overrides(), f"output={output}")
         if self.kind == "tune":
             read = load_recipe(self.recipe, settings).data.format
             settings = (*settings, f"data.format={without_test(read)}", "data.test=null")
-        recipe = variant_recipe(self.recipe, settings, self.variant)
+        recipe = recipe_with_stores(self.recipe, settings, self.stores)
         is_whole, started = not output.exists(), time.monotonic()
         results = distill(recipe)
         seconds = time.monotonic() - started if is_whole else None
@@ -183,14 +202,52 @@ class Train(_OfSeed):
             key: results[key] for key in ("step", "validation", "test", "temperature_scaling") if key in results
         }
         kept |= {"seconds": seconds, "parameters": _trained_parameters(output)}
+        if self.factors or self.frame_probe:
+            split = "validation" if self.kind == "tune" else "test"
+            kept |= measure_student(recipe, split, self.factors, frame_probe=self.frame_probe)
         shutil.rmtree(output)
         return kept
 
 
-def variant_recipe(path: Path, settings: Settings, variant: str) -> Recipe:
-    """Return a recipe whose stores are those of a variant; "" is the recipe's own."""
+def recipe_with_stores(path: Path, settings: Settings, stores: str) -> Recipe:
+    """Return a recipe whose stores are those of a name; "" is the recipe's own."""
     recipe = load_recipe(path, settings)
-    return load_recipe(path, [*settings, f"stores={recipe.stores}-{variant}"]) if variant else recipe
+    return load_recipe(path, [*settings, f"stores={recipe.stores}-{stores}"]) if stores else recipe
+
+
+def file_stamps(*paths: Path | None) -> FileStamps:
+    """Return size and time of files, and of all files below folders; what does not exist is left out."""
+    roots = [path for path in paths if path is not None]
+    files = sorted({file for root in roots for file in (root, *root.rglob("*")) if file.is_file()})
+    stats = {str(file): file.stat() for file in files}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def measure_student(
+    recipe: Recipe, split_name: str, factors: Sequence[float], *, frame_probe: bool
+) -> dict[str, Any]:
+    """Measure the exported student of a run, with frozen encoders, at every pooling factor.
+
+    A factor f multiplies the trained attention scores before the pooling softmax, so it divides the pooling
+    temperature; 1 is the student as trained. Returns `factors`, by factor as text what `evaluate_split` returns; with
+    `frame_probe` each has `frames`, the mean attention weight on the frames of each kind (Shapes only). Without
+    factors `frames` of the student as exported is all that is returned.
+    """
+    work = _workspace(recipe)
+    split = work.split(split_name)
+    inputs = work.feature_inputs(split, work.backbone)
+    student = load_student(recipe.output / "student").eval().to(work.device)
+    measured: dict[str, Any] = {}
+    for factor in factors:
+        set_pooling_temperature(student, recipe.student.pooling_temperature / factor)
+        found = evaluate_split(student, inputs, split, build.build_blocks(recipe), work.device)
+        measured[f"{factor:g}"] = found | ({"frames": attention_by_kind(student, work, split)} if frame_probe else {})
+    return {"factors": measured} if factors else {"frames": attention_by_kind(student, work, split)}
+
+
+def _workspace(recipe: Recipe) -> Workspace:
+    accelerator = build_accelerator()
+    return build_workspace(recipe, processes_of(accelerator), accelerator.device)
 
 
 def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
@@ -198,11 +255,6 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
 
     Returns the hashes of what they depend on, and the number of videos and captions of every split.
     """
-    from teachclip.pipeline.relevance import teacher_relevance, training_content
-    from teachclip.pipeline.teachers import check_teachers, open_teachers
-    from teachclip.pipeline.workspace import build_workspace
-    from teachclip.training.distributed import build_accelerator, processes_of
-
     accelerator = build_accelerator()
     teachers = open_teachers(recipe, accelerator.device)
     check_teachers(recipe, teachers)
@@ -214,32 +266,29 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
     if recipe.teaching.source == "stored":
         for handle in teachers.values():
             teacher_relevance(work, handle)
-    own = {"test": fingerprint_of(work.provenance(test, work.backbone, {}))}
+    test_content = {"test": fingerprint_of(work.provenance(test, work.backbone, {}))}
     sizes = {split.name: [len(split.videos), len(split.captions)] for split in work.catalog.splits}
-    return {**training_content(work), **own}, sizes
+    return {**training_content(work), **test_content}, sizes
 
 
-def _measure(recipe: Recipe) -> dict[str, Any]:
+def _measure(recipe: Recipe, *, frame_probe: bool) -> dict[str, Any]:
     """Evaluate on test what needs no student: zero-shot, and the teachers that score themselves."""
-    from teachclip.pipeline.evaluate import evaluate
-    from teachclip.pipeline.teachers import open_teachers
-
     handles = open_teachers(recipe, torch.device("cpu"))
     labels = [label for label, handle in handles.items() if not handle.reads_relevance]
-    return {
+    result: dict[str, Any] = {
         "zero_shot": evaluate(recipe, model="zero_shot")["test"],
         "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},
     }
+    if frame_probe:
+        work = _workspace(recipe)
+        for label in labels:
+            result["teachers"][label]["frames"] = teacher_frames(work, label)
+        result["event_frames"] = event_frames_only(work)
+    return result
 
 
 def _trained_parameters(output: Path) -> int:
     """Return how many numbers the optimizer of a run moved: the sizes of the first moments that it kept."""
-    from math import prod
-
-    from safetensors import safe_open
-
-    from teachclip.training.checkpoint import newest_checkpoint
-
     newest = newest_checkpoint(output / "checkpoints", "step")
     if newest is None:
         return 0

@@ -1,6 +1,6 @@
-"""The plan of `teachclip ablate`: the trials that follow from a recipe and its arms.
+"""The plan of `teachclip study`: the trials that follow from a study file and its recipe.
 
-Settings are chosen on validation alone; `ablation_checks` refuses whatever would let the choice see a test split.
+Settings are chosen on validation alone; `checks` refuses whatever would let the choice see a test split.
 """
 
 from __future__ import annotations
@@ -11,175 +11,317 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from teachclip.errors import RecipeError
+from teachclip.pipeline.build import run_settings
 from teachclip.processes import environment
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.shapes.presets import find_preset
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
-from teachclip.studies.comparison import Candidate, choose
-from teachclip.studies.gain_arms import Arm, Settings
-from teachclip.studies.jobs import Prepare, Train, WorldPlan
-from teachclip.studies.provenance import Stamps, prepared_by, stored_by, trained_by, unpaired_stamps
-from teachclip.studies.study_file import Comparison
+from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_stamps
+from teachclip.studies.results import Candidate, choose
+from teachclip.studies.study_file import Settings, Study, Variant
 from teachclip.studies.trials import seed_places
 
 Results = Mapping[str, Mapping[str, Any]]
+Choices = Mapping[str, Mapping[str, Candidate]]
+"""Way of choosing -> name of the variant -> what was chosen."""
+
+AS_TRAINED, SCALED = "as trained", "scaled"
+"""Ways of choosing: the settings for the pooling temperature as trained, or settings and pooling factor jointly."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be run, and where it is kept."""
+    """All trials of a study, and where they are kept."""
 
     folder: Path
     recipe: Path
-    comparison: Comparison
-    world: WorldPlan | None
+    study: Study
+    shapes: ShapesPlan | None
+    """None: the recipe's own data, the same for all seeds."""
     last: Settings = ()
     """Overrides after all others, which make a quick run quick."""
     _known: dict[Settings, Recipe] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _stamps: dict[str, Stamps] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _stamps: dict[str, FileStamps] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The pooling factors that are chosen from; 1 alone where the study tries none."""
+        return self.study.pooling_factors or (1.0,)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of choosing that the report shows; the last is the main one."""
+        return (AS_TRAINED, SCALED) if len(self.factors) > 1 else (AS_TRAINED,)
 
     @property
     def tuned(self) -> bool:
-        """Whether arms have more than one setting to choose from."""
-        return len(self.comparison.arms[0].grid) > 1
+        """Whether variants have more than one setting or pooling factor to choose from."""
+        return len(self.study.variants[0].grid) * len(self.factors) > 1
 
     @property
-    def tune_seeds(self) -> tuple[int, ...]:
+    def dev_seeds(self) -> tuple[int, ...]:
         """The seeds that settings are chosen on."""
-        return self.comparison.tune_seeds if self.tuned else ()
+        return self.study.dev_seeds if self.tuned else ()
 
     @property
     def prepared_seeds(self) -> tuple[int, ...]:
-        """The seeds whose data is prepared: all of them where each is a world, otherwise one for all."""
-        return (*self.tune_seeds, *self.comparison.seeds) if self.world else self.comparison.seeds[:1]
+        """The seeds whose data is prepared: all of them where each is a dataset, otherwise one for all."""
+        return (*self.dev_seeds, *self.study.test_seeds) if self.shapes else self.study.test_seeds[:1]
 
     def counts(self) -> dict[str, int]:
-        """Return how many trials each stage has."""
-        arms, settings = len(self.comparison.arms), len(self.comparison.arms[0].grid)
+        """Return how many trials each stage has; `test` is the most that there can be.
+
+        A variant is trained twice per test seed where the ways of choosing choose different settings.
+        """
+        variants, settings = len(self.study.variants), len(self.study.variants[0].grid)
         return {
             "prepare": len(self.prepared_seeds),
-            "tune": arms * settings * len(self.tune_seeds),
-            "test": arms * len(self.comparison.seeds),
+            "tune": variants * settings * len(self.dev_seeds),
+            "test": variants * len(self.study.test_seeds) * min(len(self.ways), settings),
         }
 
-    def settings(self, arm: Arm, setting: Settings) -> Settings:
-        """Return all overrides of an arm with one of its settings; of several of one key the last."""
-        given = (*self.comparison.common, *arm.fixed, *setting, *self.last)
-        keys = [text.partition("=")[0] for text in given]
-        return tuple(text for place, text in enumerate(given) if keys[place] not in keys[place + 1 :])
+    def settings(self, variant: Variant, setting: Settings) -> Settings:
+        """Return all overrides of a variant with one of its settings; of several of one key the last."""
+        overrides = (*self.study.common, *variant.fixed, *setting, *self.last)
+        keys = [text.partition("=")[0] for text in overrides]
+        return tuple(text for place, text in enumerate(overrides) if keys[place] not in keys[place + 1 :])
 
     def load(self, settings: Settings) -> Recipe:
-        """Return the recipe as the first seed reads it."""
+        """Return the recipe as the first test seed reads it."""
         if settings not in self._known:
             with environment(self.places()):
                 self._known[settings] = load_recipe(self.recipe, settings)
         return self._known[settings]
 
-    def variant(self, settings: Settings) -> str:
-        """Return the name of the stores of an arm that reads other data, frames or teachers; "" for the common ones.
+    def recipes(self) -> list[Recipe]:
+        """Return the recipe of every setting of every variant, as the first test seed reads it."""
+        return [
+            self.load(self.settings(variant, setting)) for variant in self.study.variants for setting in variant.grid
+        ]
+
+    def stores(self, settings: Settings) -> str:
+        """Return the name of the stores of a recipe with other data, frames or teachers; "" for the common ones.
 
         A teacher that is left out needs no stores of its own.
         """
-        common, own = (self.load(chosen) for chosen in ((*self.comparison.common, *self.last), settings))
-        known = {teacher.label: stored_by(common)["teachers"][teacher.label] for teacher in common.teachers}
-        mine = stored_by(own)
-        mine["teachers"] = {label: what for label, what in mine["teachers"].items() if known.get(label) != what}
-        other = {**stored_by(common), "teachers": {}}
-        return "" if mine == other else fingerprint_of(mine)[:8]
+        common, changed = (_stored_by(self.load(chosen)) for chosen in ((*self.study.common, *self.last), settings))
+        known, teachers = common["teachers"], changed["teachers"]
+        changed["teachers"] = {label: what for label, what in teachers.items() if known.get(label) != what}
+        return "" if changed == {**common, "teachers": {}} else fingerprint_of(changed)[:8]
 
     def preparing(self) -> list[Prepare]:
         """Return the jobs that make what the students of each seed share."""
-        common = (*self.comparison.common, *self.last)
-        variants: dict[str, tuple[str, Settings]] = {}
-        chosen = [self.settings(arm, setting) for arm in self.comparison.arms for setting in arm.grid]
-        for settings in [common, *chosen] if self.comparison.teachers else chosen:
-            variant = self.variant(settings)
-            key = fingerprint_of({"variant": variant, "what": prepared_by(self.load(settings))})
-            variants.setdefault(key, (variant, settings))
-        counts = {"prepared": sorted(variants), "clip": _clip_hash(self.world.common) if self.world else ""}
+        common = (*self.study.common, *self.last)
+        readers: dict[str, tuple[str, Settings]] = {}
+        chosen = [self.settings(variant, setting) for variant in self.study.variants for setting in variant.grid]
+        for settings in [common, *chosen] if self.study.teachers else chosen:
+            stores = self.stores(settings)
+            key = fingerprint_of({"stores": stores, "what": _prepared_by(self.load(settings))})
+            readers.setdefault(key, (stores, settings))
+        depends_on = {"prepared": sorted(readers), "clip": _clip_hash(self.shapes.common) if self.shapes else ""}
         return [
             Prepare(
                 folder=self.folder,
                 recipe=self.recipe,
                 seed=seed,
-                world=self.world,
+                shapes=self.shapes,
                 settings=common,
-                counts=counts,
-                variants=tuple(variants.values()),
-                measure=self.comparison.teachers and (self.world is None or seed in self.comparison.seeds),
+                depends_on=depends_on,
+                readers=tuple(readers.values()),
+                measure=self.study.teachers and (self.shapes is None or seed in self.study.test_seeds),
+                frame_probe=self.study.frame_probe,
             )
             for seed in self.prepared_seeds
         ]
 
     def tuning(self, prepared: Results) -> list[Train]:
-        """Return the trials on validation of all arms."""
+        """Return the trials on validation of all variants."""
         return [
-            self.train_job("tune", seed, arm, setting, prepared)
-            for seed in self.tune_seeds
-            for arm in self.comparison.arms
-            for setting in arm.grid
+            self.train_job("tune", seed, variant, setting, prepared)
+            for seed in self.dev_seeds
+            for variant in self.study.variants
+            for setting in variant.grid
         ]
 
-    def testing(self, chosen: Mapping[str, Candidate], prepared: Results) -> list[Train]:
-        """Return the trials on test: per arm and fresh seed the setting that was chosen."""
-        return [
-            self.train_job("test", seed, arm, chosen[arm.name].settings, prepared)
-            for seed in self.comparison.seeds
-            for arm in self.comparison.arms
+    def testing(self, choices: Choices, prepared: Results) -> list[Train]:
+        """Return the trials on test: per variant and test seed each setting that was chosen, once."""
+        jobs = [
+            self.train_job("test", seed, variant, chosen[variant.name].settings, prepared)
+            for seed in self.study.test_seeds
+            for variant in self.study.variants
+            for chosen in choices.values()
         ]
+        return list({job.name: job for job in jobs}.values())
 
-    def train_job(self, kind: str, seed: int, arm: Arm, setting: Settings, prepared: Results) -> Train:
+    def train_job(self, kind: str, seed: int, variant: Variant, setting: Settings, prepared: Results) -> Train:
         """Return the trial of a setting on a seed; what it reads is known once the seed is prepared."""
-        settings = self.settings(arm, setting)
-        recipe, variant = self.load(settings), self.variant(settings)
-        content = prepared[f"prepare-{seed}" if self.world else "prepare"]["content"][variant]
+        settings = self.settings(variant, setting)
+        recipe, stores = self.load(settings), self.stores(settings)
+        content = prepared[f"prepare-{seed}" if self.shapes else "prepare"]["content"][stores]
         read = ["train", "selection", *(f"teacher {teacher.label}" for teacher in recipe.teachers)]
         read += ["test"] if kind == "test" else []
-        counts: dict[str, Any] = {"recipe": trained_by(recipe), "data": {name: content[name] for name in read}}
+        depends_on: dict[str, Any] = {
+            "recipe": _trained_by(recipe),
+            "data": {name: content[name] for name in read},
+        }
         if unpaired := self._unpaired(recipe):
-            counts["unpaired"] = unpaired
-        return Train(self.folder, self.recipe, seed, self.world, settings, counts, kind, arm.name, variant)
+            depends_on["unpaired"] = unpaired
+        return Train(
+            folder=self.folder,
+            recipe=self.recipe,
+            seed=seed,
+            shapes=self.shapes,
+            settings=settings,
+            depends_on=depends_on,
+            kind=kind,
+            variant=variant.name,
+            stores=stores,
+            factors=self.study.pooling_factors,
+            frame_probe=self.study.frame_probe and kind == "test",
+        )
 
-    def _unpaired(self, recipe: Recipe) -> Stamps:
+    def _unpaired(self, recipe: Recipe) -> FileStamps:
         """Return the stamps of unpaired files as they were when the plan was made: folders are walked once."""
-        key = recipe.losses.frame_sets.model_dump_json()
+        term = recipe.losses.frame_sets
+        key = term.model_dump_json()
         if key not in self._stamps:
-            self._stamps[key] = unpaired_stamps(recipe)
+            self._stamps[key] = file_stamps(term.captions, term.videos) if recipe.losses.uses_frame_sets else {}
         return self._stamps[key]
 
     def candidates(self, tuned: Results, prepared: Results) -> dict[str, list[Candidate]]:
-        """Return, per arm, every setting with its validation recall at 1 on every tuning seed."""
-        found: dict[str, list[Candidate]] = {}
-        for arm in self.comparison.arms:
-            for setting in arm.grid:
-                jobs = [self.train_job("tune", seed, arm, setting, prepared) for seed in self.tune_seeds]
-                scores = [float(tuned[job.name]["validation"]["t2v"]["recall_at_1"]) for job in jobs]
-                found.setdefault(arm.name, []).append(Candidate(setting, 1.0, tuple(scores)))
-        return found
+        """Return, per variant, every setting at every pooling factor with its validation R@1 on every dev seed."""
+        candidates: dict[str, list[Candidate]] = {}
+        for variant in self.study.variants:
+            for setting in variant.grid:
+                jobs = [self.train_job("tune", seed, variant, setting, prepared) for seed in self.dev_seeds]
+                results = [tuned[job.name] for job in jobs]
+                for factor in self.factors:
+                    scores = tuple(float(_validation(result, factor)["t2v"]["recall_at_1"]) for result in results)
+                    candidates.setdefault(variant.name, []).append(Candidate(setting, factor, scores))
+        return candidates
 
-    def chosen(self, candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
-        """Return the setting of every arm with the highest mean; the only one where nothing was tuned."""
-        return {name: choose(tried) if self.tuned else tried[0] for name, tried in candidates.items()}
+    def choices(self, candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, dict[str, Candidate]]:
+        """Return, by way of choosing, the candidate of every variant with the highest mean over the dev seeds."""
+        allowed = {AS_TRAINED: (1.0,), SCALED: self.factors}
+        return {
+            way: {
+                name: choose([candidate for candidate in tried if candidate.factor in allowed[way]])
+                for name, tried in candidates.items()
+            }
+            for way in self.ways
+        }
 
     def places(self) -> dict[str, str]:
-        """Return the environment of the first seed: where its world is, or nothing for own data."""
-        return seed_places(self.folder, self.comparison.seeds[0]) if self.world else {}
+        """Return the environment of the first test seed: where its dataset is, or nothing for own data."""
+        return seed_places(self.folder, self.study.test_seeds[0]) if self.shapes else {}
 
 
-def build_plan(folder: Path, recipe: Path, comparison: Comparison, common: Path) -> Plan:
-    """Return the comparison itself. `common`: the world whose CLIP all seeds start from, if the file names none."""
-    worlds = comparison.worlds
-    world = None
-    if worlds is not None:
-        needed = find_preset(worlds.preset).overrides
-        comparison = replace(comparison, common=(*needed, *comparison.common))
-        clip_from = Path(worlds.clip_from) if worlds.clip_from else common
-        world = WorldPlan(worlds.preset, worlds.train_videos, worlds.test_videos, clip_from)
-    return Plan(folder, recipe, comparison, world)
+def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) -> Plan:
+    """Return the plan of a study.
+
+    `recipe`: in place of the one that the study file names, or None. `common`: the Shapes dataset whose CLIP all
+    seeds start from, if the file names none. Raises RecipeError if there is no recipe.
+    """
+    recipe = recipe or study.recipe
+    if recipe is None:
+        raise RecipeError(f"{study.name}: the study file names no recipe; give --recipe RECIPE")
+    section, shapes = study.shapes, None
+    if section is not None:
+        needed = find_preset(section.preset).overrides
+        study = replace(study, common=(*needed, *study.common))
+        clip_from = Path(section.clip_from) if section.clip_from else common
+        shapes = ShapesPlan(section.preset, section.train_videos, section.test_videos, clip_from)
+    return Plan(folder, recipe, study, shapes)
+
+
+def small_plan(plan: Plan) -> Plan:
+    """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
+    study = plan.study
+    base = plan.load(study.common)
+    common, shapes = list(study.common), plan.shapes
+    if shapes is not None:
+        shapes = replace(shapes, train_videos=60, test_videos=30)
+    for index, teacher in enumerate(base.teachers):
+        if teacher.training is None or (shapes is None and Path(teacher.checkpoint).exists()):
+            continue
+        common += [f"teachers.{index}.training.train.{text}" for text in ("steps=20", "epochs=null")]
+        if shapes is not None:
+            common.append(f"teachers.{index}.training.train.batch_size=16")
+        else:  # a teacher of 20 steps is not left where a real one belongs
+            ending = Path(teacher.checkpoint).suffix
+            common.append(f"teachers.{index}.checkpoint={plan.folder / 'teachers' / teacher.folder}{ending}")
+            common.append(f"stores={plan.folder / 'stores'}")
+    last = ["train.steps=20", "train.epochs=null", "train.evaluate_every=10"]
+    if shapes is not None:
+        last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
+    grids = [_different(variant.grid) for variant in study.variants]
+    count = min(2, *map(len, grids))
+    small = replace(
+        study,
+        dev_seeds=study.dev_seeds[:1],
+        test_seeds=study.test_seeds[:2],
+        common=tuple(common),
+        variants=tuple(
+            replace(variant, grid=tried[:count]) for variant, tried in zip(study.variants, grids, strict=True)
+        ),
+    )
+    return replace(plan, study=small, shapes=shapes, last=tuple(last))
+
+
+def _different(tried: tuple[Settings, ...]) -> tuple[Settings, ...]:
+    """Return the settings that are still different when all are equally long."""
+    length = ("train.steps=", "train.epochs=", "train.evaluate_every=", "train.batch_size=")
+    return tuple(dict.fromkeys(tuple(text for text in setting if not text.startswith(length)) for setting in tried))
+
+
+def _validation(result: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
+    """Return the evaluation of a tuning trial on validation, at a pooling factor where the study tries several."""
+    measured: Mapping[str, Any] = result["factors"][f"{factor:g}"] if "factors" in result else result["validation"]
+    return measured
 
 
 @cache
 def _clip_hash(common: Path) -> str:
     return file_hash(common / "clip" / "model.safetensors")
+
+
+def _stored_by(recipe: Recipe) -> dict[str, Any]:
+    """Return what distinguishes the stores of one recipe from those of another on the same machine."""
+    frames = recipe.frames.model_dump(exclude={"workers", "memory_limit", "time_limit", "store"})
+    teachers = {
+        teacher.label: teacher.model_dump(include={"name", "checkpoint", "reads", "options"})
+        for teacher in recipe.teachers
+    }
+    return {
+        "data": recipe.data.model_dump(mode="json", exclude={"select_on", "max_missing"}),
+        "frames": frames,
+        "text": recipe.text.model_dump(),
+        "backbone": recipe.student.backbone,
+        "precision": recipe.teaching.precision,
+        "teachers": teachers,
+    }
+
+
+def _prepared_by(recipe: Recipe) -> dict[str, Any]:
+    """Return what is made before students train depends on: values, but not where files lie."""
+    values = _stored_by(recipe)
+    values["data"] = [recipe.data.format, Path(recipe.data.test or "").name, values["data"]["validation"]]
+    del values["backbone"]
+    for teacher in recipe.teachers:
+        kept = values["teachers"][teacher.label]
+        del kept["checkpoint"]
+        kept["training"] = teacher.training and teacher.training.model_dump(mode="json", exclude={"seed"})
+    return {**values, "encoders": recipe.train.encoders, "source": recipe.teaching.source}
+
+
+def _trained_by(recipe: Recipe) -> str:
+    """Return the hash of what a student's numbers depend on in its recipe: values, but not where files lie."""
+    values = {key: value for key, value in run_settings(recipe).items() if key not in ("name", "seed")}
+    values["data"] = [recipe.data.format, recipe.data.select_on, values["data"]["validation"]]
+    del values["student"]["backbone"]
+    for teacher in values["teachers"]:
+        del teacher["checkpoint"]
+    return fingerprint_of(values)

@@ -1,10 +1,11 @@
-"""The file of `teachclip ablate`: which arms are compared, on which seeds, and what each of them may choose from."""
+"""The study file of `teachclip study`: which variants are compared, on which seeds, and what each may choose from."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,18 +13,30 @@ from pydantic import AfterValidator, Field
 
 from teachclip.errors import RecipeError
 from teachclip.recipe.data_section import Count, Section
-from teachclip.recipe.loading import load_section, value_text
+from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
-from teachclip.studies.gain_arms import Arm, Settings, grid
 
-FIRST_SEED = 300
-OURS = ("seed", "output", "stores")
-"""Keys of the recipe that the comparison sets itself."""
+FIRST_TEST_SEED = 300
+SET_BY_THE_STUDY = ("seed", "output", "stores")
+"""Keys of the recipe that the study sets itself."""
+
+Settings = tuple[str, ...]
+"""Overrides of a recipe, each `section.key=value`."""
 
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
-def _seeds(value: Any) -> Any:
+@dataclass(frozen=True)
+class Variant:
+    """One way to train a student. `fixed` defines it; `grid` holds the settings to choose from."""
+
+    name: str
+    label: str
+    fixed: Settings
+    grid: tuple[Settings, ...]
+
+
+def _check_seeds(value: Any) -> Any:
     """Check a number of seeds, or a list of them."""
     for count in [value] if not isinstance(value, list) else value:
         if isinstance(count, bool) or not isinstance(count, int) or (count < 1 and count is value):
@@ -31,188 +44,261 @@ def _seeds(value: Any) -> Any:
     return value
 
 
-Seeds = Annotated[Any, AfterValidator(_seeds)]
+Seeds = Annotated[Any, AfterValidator(_check_seeds)]
 
 
-class Worlds(Section):
-    """Every seed is a new embedded world: videos, captions and teachers."""
+class ShapesSection(Section):
+    """Every seed is a new Shapes dataset: videos, captions and teachers."""
 
-    preset: str = Field("default", description="which kind of world")
-    train_videos: Count | None = Field(None, description="with those for validation; null: as the preset says")
-    test_videos: Count | None = Field(None, description="null: as the preset says")
-    clip_from: str | None = Field(None, description="folder of the world whose CLIP all seeds start from")
+    preset: str = Field("default", description="preset of the Shapes dataset")
+    train_videos: Count | None = Field(None, description="with those for validation; null: as the preset defines")
+    test_videos: Count | None = Field(None, description="null: as the preset defines")
+    clip_from: str | None = Field(None, description="folder of the Shapes dataset whose CLIP all seeds start from")
 
 
-class ArmEntry(Section):
+class VariantEntry(Section):
     """One way to train a student."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    label: str = Field("", description="what tables call it; default: the name")
-    like: str | None = Field(None, description="arm whose `set` and settings it starts from")
-    set: list[str] = Field(default_factory=list, description="overrides of the recipe that make the arm what it is")
+    label: str = Field("", description="its name in tables; default: the name")
+    like: str | None = Field(None, description="variant whose `set` and settings it starts from")
+    set: list[str] = Field(default_factory=list, description="overrides of the recipe that define the variant")
     grid: dict[str, Values] | None = Field(None, description="recipe key -> values; all combinations are tried")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
 
 
-class ArmsFile(Section):
-    """A whole comparison."""
+class StudyFile(Section):
+    """A whole study."""
 
     title: str
-    worlds: Worlds | None = Field(None, description="null: the recipe's own data; a seed is the student's")
-    tune_seeds: list[int] = Field(
+    recipe: str | None = Field(None, description="recipe file, or the name of one in recipes/; null: --recipe")
+    shapes: ShapesSection | None = Field(None, description="null: the recipe's own data; a seed is the student's")
+    dev_seeds: list[int] = Field(
         [200, 201], min_length=1, description="seeds on whose validation split settings are chosen"
     )
-    seeds: Seeds = Field(8, description="fresh seeds to measure on: how many (from 300), or which")
-    set: list[str] = Field(default_factory=list, description="overrides for every arm")
-    grid: dict[str, Values] | None = Field(None, description="the grid of arms without one of their own")
+    test_seeds: Seeds = Field(8, description="seeds to measure on: how many (from 300), or a list")
+    set: list[str] = Field(default_factory=list, description="overrides for every variant")
+    grid: dict[str, Values] | None = Field(None, description="the grid of variants without one of their own")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
-    arms: list[ArmEntry] = Field(min_length=2)
-    baseline: str | None = Field(None, description="arm that the others are compared with; default: the first")
+    variants: list[VariantEntry] = Field(min_length=2)
+    baseline: str | None = Field(None, description="variant that the others are compared with; default: the first")
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = Field(
-        None, description="pairs [arm, other]; default: every arm and the baseline"
+        None, description="pairs [variant, other]; default: every variant and the baseline"
     )
     teachers: bool = Field(True, description="also measure zero-shot and the teachers on the test splits")
+    pooling_factors: list[float] = Field(
+        default_factory=list,
+        description="factors on the attention scores after training, chosen jointly with the settings on the mean of "
+        "the dev seeds; 1 must be among them",
+    )
+    frame_probe: bool = Field(False, description="also measure the attention weight on event frames (Shapes only)")
+    teacher_table: bool = Field(False, description="also show each teacher's results beside those of its students")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What a file of arms says, with nothing left to look up."""
+class Study:
+    """The content of a study file with every reference resolved."""
 
+    name: str
+    """Stem of the file's name."""
     title: str
-    worlds: Worlds | None
-    tune_seeds: tuple[int, ...]
-    seeds: tuple[int, ...]
+    recipe: Path | None
+    shapes: ShapesSection | None
+    dev_seeds: tuple[int, ...]
+    test_seeds: tuple[int, ...]
     common: Settings
-    """Overrides for every arm."""
-    arms: tuple[Arm, ...]
+    """Overrides for every variant."""
+    variants: tuple[Variant, ...]
     pairs: tuple[tuple[str, str], ...]
-    """What is compared with what."""
+    """Names of (variant, other) that are compared."""
     baseline: str
-    """Name of the arm whose choices no other arm may exceed."""
-    teachers: bool
+    """Name of the variant whose choices no other variant may exceed."""
+    teachers: bool = True
+    pooling_factors: tuple[float, ...] = ()
+    frame_probe: bool = False
+    teacher_table: bool = False
 
 
-def load_comparison(path: str | Path) -> Comparison:
-    """Read a file of arms. Raises RecipeError with all problems of the file, one per line."""
+def find_study(name: str | Path) -> Path:
+    """Return the path of a study file; a bare name such as `shapes_plus` is one of recipes/studies.
+
+    Raises RecipeError if there is no study of a bare name.
+    """
+    path = Path(name)
+    is_bare = not path.suffix and path.name == str(path)
+    return find_recipe(f"studies/{path}.yaml") if is_bare else path
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file. Raises RecipeError with all problems of the file, one per line."""
     path = Path(path)
-    file = load_section(path, ArmsFile, "file of arms")
-    seeds = tuple(range(FIRST_SEED, FIRST_SEED + file.seeds) if isinstance(file.seeds, int) else file.seeds)
-    problems = [*_seed_problems(file, seeds), *_name_problems(file), *_override_problems(file)]
-    arms: tuple[Arm, ...] = ()
+    file = load_section(path, StudyFile, "study file")
+    counted = isinstance(file.test_seeds, int)
+    seeds = tuple(range(FIRST_TEST_SEED, FIRST_TEST_SEED + file.test_seeds) if counted else file.test_seeds)
+    problems = [
+        *_seed_problems(file, seeds),
+        *_name_problems(file),
+        *_override_problems(file),
+        *_measure_problems(file),
+    ]
+    variants: tuple[Variant, ...] = ()
     if not problems:
-        arms = tuple(_resolve(entry, file) for entry in file.arms)
-        problems = list(_budget_problems(arms))
+        variants = tuple(_resolve(entry, file) for entry in file.variants)
+        problems = list(_budget_problems(variants))
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
-    baseline = file.baseline or arms[0].name
+    baseline = file.baseline or variants[0].name
     pairs = [(name, other) for name, other in file.compare or ()]
     if file.compare is None:
-        pairs = [(arm.name, baseline) for arm in arms if arm.name != baseline]
-    return Comparison(
+        pairs = [(variant.name, baseline) for variant in variants if variant.name != baseline]
+    return Study(
+        name=path.stem,
         title=file.title,
-        worlds=file.worlds,
-        tune_seeds=tuple(file.tune_seeds),
-        seeds=seeds,
+        recipe=None if file.recipe is None else _find_recipe(file.recipe, path),
+        shapes=file.shapes,
+        dev_seeds=tuple(file.dev_seeds),
+        test_seeds=seeds,
         common=tuple(file.set),
-        arms=arms,
+        variants=variants,
         pairs=tuple(pairs),
         baseline=baseline,
         teachers=file.teachers,
+        pooling_factors=tuple(file.pooling_factors),
+        frame_probe=file.frame_probe,
+        teacher_table=file.teacher_table,
     )
 
 
-def with_preset(comparison: Comparison, preset: str) -> Comparison:
-    """Return the comparison in worlds of another preset. Raises RecipeError if it makes no worlds."""
-    if comparison.worlds is None:
-        raise RecipeError(f"--preset {preset}: the file of arms has no `worlds`; its data is the recipe's own")
-    title = f"{comparison.title}: {preset}"
-    return replace(comparison, title=title, worlds=comparison.worlds.model_copy(update={"preset": preset}))
+def with_preset(study: Study, preset: str) -> Study:
+    """Return the study on another preset of the Shapes dataset. Raises RecipeError if it has no `shapes` section."""
+    if study.shapes is None:
+        raise RecipeError(f"--preset {preset}: the study file has no `shapes` section; it uses the recipe's own data")
+    title = f"{study.title}: {preset}"
+    return replace(study, title=title, shapes=study.shapes.model_copy(update={"preset": preset}))
 
 
-def _seed_problems(file: ArmsFile, seeds: Sequence[int]) -> Iterator[str]:
-    for key, values in (("tune_seeds", file.tune_seeds), ("seeds", seeds)):
+def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
+    """Return all combinations of overrides, from the values of every recipe key."""
+    return tuple(
+        tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True))
+        for combination in product(*values.values())
+    )
+
+
+def _find_recipe(name: str, study: Path) -> Path:
+    """Return the recipe that a study file names: one of recipes/, or a path from here or from the study file."""
+    path = Path(name)
+    if not path.suffix and path.name == name:
+        return find_recipe(f"{name}.yaml")
+    beside = study.parent / path
+    return beside if beside.exists() and not path.exists() else path
+
+
+def _seed_problems(file: StudyFile, test_seeds: Sequence[int]) -> Iterator[str]:
+    for key, values in (("dev_seeds", file.dev_seeds), ("test_seeds", test_seeds)):
         if not values:
             yield f"{key}: give at least one seed"
-        if twice := _twice(values):
-            yield f"{key}: {twice} stands twice"
+        if (duplicate := _duplicate(values)) is not None:
+            yield f"{key}: {duplicate} is duplicated"
         if values and min(values) < 0:
             yield f"{key}: {min(values)} is negative; allowed: 0 or more"
-    if both := sorted({*file.tune_seeds} & {*seeds}):
+    if both := sorted({*file.dev_seeds} & {*test_seeds}):
         yield (
-            f"seeds: {', '.join(map(str, both))} also in tune_seeds: what was chosen with a seed may not be measured "
-            "with it; take other seeds"
+            f"test_seeds: {', '.join(map(str, both))} also in dev_seeds: what was chosen with a seed may not be "
+            "measured with it; take other seeds"
         )
 
 
-def _name_problems(file: ArmsFile) -> Iterator[str]:
-    names = [entry.name for entry in file.arms]
-    if twice := _twice([name.lower() for name in names]):
-        yield f"arms: name {twice!r} stands twice"
-    if twice := _twice([entry.label or entry.name for entry in file.arms]):
-        yield f"arms: label {twice!r} stands twice; tables tell arms apart by it"
+def _name_problems(file: StudyFile) -> Iterator[str]:
+    names = [entry.name for entry in file.variants]
+    if (duplicate := _duplicate([name.lower() for name in names])) is not None:
+        yield f"variants: name {duplicate!r} is duplicated"
+    if (duplicate := _duplicate([entry.label or entry.name for entry in file.variants])) is not None:
+        yield f"variants: label {duplicate!r} is duplicated; tables tell variants apart by it"
     for name in names:
-        if name == "zero_shot" or name.startswith("teacher_"):
-            yield f"arms.{name}: the report calls another model so; give the arm another name"
-    asked = [(f"arms.{entry.name}.like", entry.like) for entry in file.arms if entry.like]
-    asked += [("baseline", file.baseline)] if file.baseline is not None else []
-    asked += [("compare", name) for pair in file.compare or () for name in pair]
-    for where, name in asked:
+        if name in ("zero_shot", "event_frames") or name.startswith("teacher_"):
+            yield f"variants.{name}: the report uses this name for another model; give the variant another name"
+    references = [(f"variants.{entry.name}.like", entry.like) for entry in file.variants if entry.like]
+    references += [("baseline", file.baseline)] if file.baseline is not None else []
+    references += [("compare", name) for pair in file.compare or () for name in pair]
+    for where, name in references:
         if name not in names:
-            yield f"{where}: no arm {name!r}{closest(str(name), names)}; there are: {', '.join(names)}"
+            yield f"{where}: no variant {name!r}{closest(str(name), names)}; allowed: {', '.join(names)}"
     yield from (f"compare: {pair[0]} with itself" for pair in file.compare or () if pair[0] == pair[1])
-    parents = {entry.name: entry.like for entry in file.arms}
-    for entry in file.arms:
+    parents = {entry.name: entry.like for entry in file.variants}
+    for entry in file.variants:
         seen, at = [entry.name], entry.like
         while at in parents and at not in seen:
             seen, at = [*seen, str(at)], parents[str(at)]
         if at == entry.name:
-            yield f"arms.{entry.name}.like: goes in a circle: {' -> '.join([*seen, entry.name])}"
+            yield f"variants.{entry.name}.like: goes in a circle: {' -> '.join([*seen, entry.name])}"
 
 
-def _override_problems(file: ArmsFile) -> Iterator[str]:
-    places: list[tuple[str, ArmsFile | ArmEntry]] = [("", file)]
-    places += [(f"arms.{entry.name}.", entry) for entry in file.arms]
-    for where, part in places:
-        if part.grid is not None and part.settings is not None:
+def _override_problems(file: StudyFile) -> Iterator[str]:
+    sections: list[tuple[str, StudyFile | VariantEntry]] = [("", file)]
+    sections += [(f"variants.{entry.name}.", entry) for entry in file.variants]
+    for where, section in sections:
+        if section.grid is not None and section.settings is not None:
             yield f"{where}settings: give a grid or settings, not both"
-        lists = [("set", part.set), *(("settings", setting) for setting in part.settings or ())]
+        lists = [("set", section.set), *(("settings", setting) for setting in section.settings or ())]
         for name, overrides in lists:
             for text in overrides:
                 key, equals, _ = text.partition("=")
                 if not equals or not key:
                     yield f"{where}{name}: {text!r}: write it as section.key=value"
-                if key in OURS:
-                    yield f"{where}{name}: {key} is set by the comparison itself"
-        yield from (f"{where}grid: {key} is set by the comparison itself" for key in part.grid or () if key in OURS)
+                if key in SET_BY_THE_STUDY:
+                    yield f"{where}{name}: {key} is set by the study itself"
+        for key in section.grid or ():
+            if key in SET_BY_THE_STUDY:
+                yield f"{where}grid: {key} is set by the study itself"
 
 
-def _budget_problems(arms: Sequence[Arm]) -> Iterator[str]:
-    """Arms that try more settings win more often by luck, so all must try as many."""
-    if len({len(arm.grid) for arm in arms}) > 1:
-        counts = ", ".join(f"{arm.name} {len(arm.grid)}" for arm in arms)
-        yield f"arms: every arm must have as many settings to choose from as the others, got {counts}"
-    for arm in arms:
-        if twice := _twice([" ".join(setting) for setting in arm.grid]):
-            yield f"arms.{arm.name}: the setting {twice!r} stands twice"
+def _measure_problems(file: StudyFile) -> Iterator[str]:
+    factors = file.pooling_factors
+    if factors and 1 not in factors:
+        yield f"pooling_factors: {factors} lacks 1, the student as trained; add it"
+    if any(factor <= 0 for factor in factors):
+        yield f"pooling_factors: {min(factors):g} is not a factor; allowed: above 0"
+    if (duplicate := _duplicate(factors)) is not None:
+        yield f"pooling_factors: {duplicate:g} is duplicated"
+    if file.frame_probe and file.shapes is None:
+        yield "frame_probe: only the Shapes dataset records what its frames show; add a `shapes` section or remove it"
+    if file.teacher_table and not file.teachers:
+        yield "teacher_table: needs the teachers' results; remove `teachers: false`"
 
 
-def _resolve(entry: ArmEntry, file: ArmsFile) -> Arm:
-    """Return an arm with what it takes from the one that it is like."""
-    known = {other.name: other for other in file.arms}
+def _budget_problems(variants: Sequence[Variant]) -> Iterator[str]:
+    """Variants that try more settings win more often by luck, so all must try as many."""
+    if len({len(variant.grid) for variant in variants}) > 1:
+        counts = ", ".join(f"{variant.name} {len(variant.grid)}" for variant in variants)
+        yield (
+            "variants: the tuning budget must be equal: every variant needs as many settings to choose from as the "
+            f"others, got {counts}"
+        )
+    for variant in variants:
+        if (duplicate := _duplicate([" ".join(setting) for setting in variant.grid])) is not None:
+            yield f"variants.{variant.name}: the setting {duplicate!r} is duplicated"
+
+
+def _resolve(entry: VariantEntry, file: StudyFile) -> Variant:
+    """Return a variant with what it takes from the one that it is like."""
+    known = {other.name: other for other in file.variants}
     line = [entry]
     while line[-1].like:
         line.append(known[line[-1].like])
-    fixed = tuple(text for part in reversed(line) for text in part.set)
-    own: Sequence[ArmEntry | ArmsFile] = [part for part in line if part.grid is not None or part.settings is not None]
-    return Arm(entry.name, entry.label or entry.name, fixed, _settings_of((*own, file)[0]))
+    fixed = tuple(text for ancestor in reversed(line) for text in ancestor.set)
+    sources: Sequence[VariantEntry | StudyFile] = [
+        ancestor for ancestor in line if ancestor.grid is not None or ancestor.settings is not None
+    ]
+    return Variant(entry.name, entry.label or entry.name, fixed, _settings_of((*sources, file)[0]))
 
 
-def _settings_of(part: ArmEntry | ArmsFile) -> tuple[Settings, ...]:
-    if part.settings is not None:
-        return tuple(tuple(setting) for setting in part.settings)
-    values: Mapping[str, Sequence[Any]] = part.grid or {}
+def _settings_of(section: VariantEntry | StudyFile) -> tuple[Settings, ...]:
+    if section.settings is not None:
+        return tuple(tuple(setting) for setting in section.settings)
+    values: Mapping[str, Sequence[Any]] = section.grid or {}
     return grid({key: [value_text(value) for value in options] for key, options in values.items()})
 
 
-def _twice(values: Sequence[Any]) -> Any:
+def _duplicate(values: Sequence[Any]) -> Any:
     return next((value for value, count in Counter(values).items() if count > 1), None)

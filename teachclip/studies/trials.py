@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from teachclip.console import log
@@ -31,31 +32,31 @@ from teachclip.store.files import make_folder, write_atomic
 
 @functools.cache
 def code_hash() -> str:
-    """Return the hash of the code of this project: results of another version are not mixed with its own.
+    """Return the hash of the code of this project, so that results of different versions are not mixed.
 
     A teacher or reader that a recipe names as `module:name` is not part of it.
     """
     digest = hashlib.sha256()
     for package in ("teachclip", "teachers"):
-        found = importlib.util.find_spec(package)
-        for folder in (found.submodule_search_locations or ()) if found else ():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
             for path in sorted(Path(folder).rglob("*.py")):
                 digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 class Trial(ABC):
-    """What is run and kept. It travels to a worker process, so its fields are plain values."""
+    """What is run and kept. It is sent to a worker process, so its fields are plain values."""
 
     folder: Path
-    """Folder of the whole measurement."""
+    """Folder of the whole study."""
     settings: tuple[str, ...]
     """Overrides of the recipe."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the trial's file, which says what it is."""
+        """Name of the trial's file, which identifies it."""
 
     @property
     @abstractmethod
@@ -105,21 +106,22 @@ def start_worker(log_folder: str, threads: int, offline: bool) -> None:
 def run_trial(trial: Trial, code: str | None = None) -> dict[str, Any]:
     """Run a trial, unless its result is there, keep the result and return it.
 
-    `code`: the `code_hash` of who asks; None: whatever it is here. Raises TrainingError that names the trial if
-    anything goes wrong, or if the code is another by now; the worker's log has all of it.
+    `code`: the `code_hash` of the caller; None: whatever it is here. Raises TrainingError that names the trial if
+    anything goes wrong, or if the code has changed since; the worker's log has the details.
     """
     if code not in (None, code_hash()):
-        raise TrainingError(f"{trial.name}: the code was changed meanwhile; start the measurement again")
+        raise TrainingError(f"{trial.name}: the code was changed meanwhile; start the study again")
     kept = trial.result()
     if kept is not None:
         return kept
     print(f"== {trial.name}: {' '.join(trial.settings)}", flush=True)
     os.environ.update(trial.places())
+    started = time.monotonic()
     try:
         result = trial.run()
     except KeyboardInterrupt:
         if multiprocessing.parent_process() is not None:
-            os._exit(130)  # a worker that only raised it would take up the next trial
+            os._exit(130)  # a worker that only raised it would start the next trial
         raise
     except TeachclipError as error:
         raise TrainingError(f"{trial.name}: {error}") from error
@@ -132,6 +134,7 @@ def run_trial(trial: Trial, code: str | None = None) -> dict[str, Any]:
         "name": trial.name,
         "settings": list(trial.settings),
         "fingerprint": trial.fingerprint,
+        "seconds": round(time.monotonic() - started, 1),
         "result": result,
     }
     trial.result_file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,13 +147,13 @@ def run_trials(
     processes: int,
     label: str,
     *,
-    told: Callable[[int, float], None] | None = None,
+    on_progress: Callable[[int, float], None] | None = None,
     threads: int = 1,
 ) -> Results:
     """Run trials in worker processes of few `threads`; what was finished earlier is read. Returns results by name.
 
-    `told(done, seconds)` is called after each of those that run. Raises TrainingError if one fails, after the trials
-    that run have ended; what they finished is kept.
+    `on_progress(done, seconds)` is called after each of those that run. Raises TrainingError if one fails, after the
+    running trials have ended; what they finished is kept.
     """
     known = {trial.name: trial for trial in trials}
     results = {name: kept for name, trial in known.items() if (kept := trial.result()) is not None}
@@ -178,11 +181,11 @@ def run_trials(
         bar = tqdm(as_completed(futures), total=len(missing), desc=label, unit="trial", smoothing=0)
         for done, future in enumerate(bar, start=1):
             results[futures[future].name] = future.result()
-            if told is not None:
-                told(done, time.monotonic() - started)
+            if on_progress is not None:
+                on_progress(done, time.monotonic() - started)
     except BrokenProcessPool as error:
         raise TrainingError(
-            f"{label}: a worker process died, perhaps for want of memory; its log is in {logs}"
+            f"{label}: a worker process died, perhaps because it ran out of memory; its log is in {logs}"
         ) from error
     except KeyboardInterrupt:
         for child in multiprocessing.active_children():
@@ -193,25 +196,36 @@ def run_trials(
     return results
 
 
+def seconds_by_kind(folder: Path) -> dict[str, list[float]]:
+    """Return how long the finished trials of a study took, in seconds, by the first word of their names."""
+    seconds: dict[str, list[float]] = {}
+    for path in sorted((folder / "trials").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a file of another version, or cut off
+            taken = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+            seconds.setdefault(path.stem.partition("-")[0], []).append(taken)
+    return seconds
+
+
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Raise LaunchError if another process measures in the same folder. Where files cannot be locked, go on."""
-    make_folder(folder)
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
-        try:
-            import fcntl
+    """Hold the folder of a study. Raises LaunchError if another process runs a study there.
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LaunchError(
-                f"{folder}: another measurement runs there; wait for it, or give another --out"
-            ) from error
-        except (ImportError, OSError):  # Windows, or a file system without locks
+    Where files cannot be locked, as on some network file systems, nothing is checked.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / "lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            lock.acquire(timeout=0)
+            stack.callback(lock.release)
+        except Timeout as error:
+            raise LaunchError(f"{folder}: another study runs there; wait for it, or give another --out") from error
+        except (NotImplementedError, OSError):
             pass
         yield
 
 
 def seed_places(folder: Path, seed: int) -> dict[str, str]:
-    """Return the environment in which a recipe of the embedded world finds the world and the stores of a seed."""
+    """Return the environment in which a recipe of the Shapes dataset finds the dataset and the stores of a seed."""
     home = folder / f"seed-{seed}"
-    return {"SHAPES_ROOT": str(home / "world"), "TEACHCLIP_RUNS": str(home)}
+    return {"SHAPES_ROOT": str(home / "shapes"), "TEACHCLIP_RUNS": str(home)}

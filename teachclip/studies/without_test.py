@@ -1,4 +1,4 @@
-"""The data of a recipe without its test split, so that whoever chooses settings cannot read it.
+"""The data of a recipe without its test split, so that no trial that chooses settings can read it.
 
 `data.format=teachclip.studies.without_test:NAME` reads what `data.format=NAME` reads and drops the test split; NAME
 may also be the `module:name` of a reader.
@@ -28,8 +28,8 @@ def __getattr__(name: str) -> Callable[..., Annotations]:
         raise AttributeError(str(error)) from error
 
     def read_without_test(**files: Any) -> Annotations:
-        found: Annotations = read(**files)
-        excluded = {split: reasons for split, reasons in found.excluded.items() if split != "test"}
-        return replace(found, test=None, excluded=excluded)
+        annotations: Annotations = read(**files)
+        excluded = {split: reasons for split, reasons in annotations.excluded.items() if split != "test"}
+        return replace(annotations, test=None, excluded=excluded)
 
     return read_without_test

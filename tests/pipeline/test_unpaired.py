@@ -3,11 +3,11 @@
 import pytest
 
 from teachclip.cli import distill
+from teachclip.cli import study as study_command
 from teachclip.errors import RecipeError
 from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.loading import load_recipe
-from teachclip.studies import study as ablate
 
 SETS = {"weight": 1.0, "count": 4, "texts": 4}
 
@@ -52,11 +52,14 @@ def test_captions_that_are_all_held_out_are_an_error(unpaired, capsys):
         ({"videos": ["clip0", "clip12"]}, "copy-clip12.mp4 is a test video"),
     ],
 )
-def test_a_comparison_does_not_choose_with_what_it_tests_on(unpaired, given, told, tmp_path, capsys):
+def test_a_study_does_not_choose_with_what_it_tests_on(unpaired, given, told, tmp_path, capsys):
     recipe = unpaired(**given)
-    arms = tmp_path / "arms.yaml"
-    arms.write_text("title: t\nseeds: [5]\nsettings: [[]]\narms: [{name: a}, {name: b, set: [train.steps=2]}]\n")
-    assert ablate.main([str(recipe), "--arms", str(arms), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"title: t\nrecipe: {recipe}\ntest_seeds: [5]\nsettings: [[]]\n"
+        "variants: [{name: a}, {name: b, set: [train.steps=2]}]\n"
+    )
+    assert study_command.main([str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
     assert told in capsys.readouterr().err
 
 

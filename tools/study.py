@@ -1,8 +1,8 @@
-"""`python tools/ablate.py --help` says what this does."""
+"""`python tools/study.py --help` says what this does."""
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.cli.ablate import main
+from teachclip.cli.study import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

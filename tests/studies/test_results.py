@@ -1,17 +1,7 @@
 import pytest
 
-from teachclip.studies.comparison import (
-    ArmRuns,
-    Candidate,
-    choose,
-    difference,
-    difference_table,
-    edges,
-    frame_table,
-    gain_verdicts,
-    recall_table,
-    trials_table,
-)
+from teachclip.studies.results import Candidate, VariantRuns, choose, difference, edges, verdicts
+from teachclip.studies.tables import difference_table, factors_table, frame_table, recall_table
 
 
 def run(t2v: float, v2t: float = 10.0) -> dict:
@@ -19,15 +9,15 @@ def run(t2v: float, v2t: float = 10.0) -> dict:
     return {"t2v": recalls, "v2t": {**recalls, "recall_at_1": v2t}, "sum_of_recalls": 3 * t2v + v2t}
 
 
-def arm(name: str, values: list[float], **more) -> ArmRuns:
-    return ArmRuns(name, name, [run(value) for value in values], **more)
+def variant(name: str, values: list[float], **more) -> VariantRuns:
+    return VariantRuns(name, name, [run(value) for value in values], **more)
 
 
-def candidate(lr: str, sharpness: float, *scores: float) -> Candidate:
-    return Candidate((f"optimizer.lr={lr}",), sharpness, scores)
+def candidate(lr: str, factor: float, *scores: float) -> Candidate:
+    return Candidate((f"optimizer.lr={lr}",), factor, scores)
 
 
-def test_choice_is_the_best_mean_over_development_seeds_not_the_best_single_seed():
+def test_choice_is_the_best_mean_over_dev_seeds_not_the_best_single_seed():
     steady, lucky = candidate("1e-4", 1, 30, 30), candidate("3e-4", 1, 35, 20)
     assert choose([lucky, steady]) is steady
 
@@ -38,7 +28,7 @@ def test_of_equal_candidates_the_first_is_chosen():
 
 
 def test_differences_are_paired_by_seed():
-    found = difference(arm("taught", [31.0, 22.0, 43.0]), arm("alone", [30.0, 20.0, 40.0]), "R@1")
+    found = difference(variant("taught", [31.0, 22.0, 43.0]), variant("alone", [30.0, 20.0, 40.0]), "R@1")
     assert found["values"] == [1.0, 2.0, 3.0]
     assert found["mean"] == pytest.approx(2.0)
     # t(0.975, 2) = 4.302653, standard deviation 1
@@ -47,18 +37,18 @@ def test_differences_are_paired_by_seed():
 
 
 def test_verdict_says_which_differences_touch_zero_and_which_are_worse():
-    alone = arm("alone", [30.0, 20.0, 40.0])
-    clear = difference(arm("taught", [35.0, 25.1, 45.0]), alone, "R@1")
-    worse = difference(arm("bad", [25.0, 15.1, 35.0]), alone, "R@1")
-    unclear = difference(arm("same", [31.0, 19.0, 40.0]), alone, "R@1")
-    lines = gain_verdicts([clear, worse, unclear])
+    alone = variant("alone", [30.0, 20.0, 40.0])
+    clear = difference(variant("taught", [35.0, 25.1, 45.0]), alone, "R@1")
+    worse = difference(variant("bad", [25.0, 15.1, 35.0]), alone, "R@1")
+    unclear = difference(variant("same", [31.0, 19.0, 40.0]), alone, "R@1")
+    lines = verdicts([clear, worse, unclear])
     assert "Clear of zero: better" in lines[0]
     assert "WORSE" in lines[1]
     assert "touches zero" in lines[2]
 
 
 def test_tables_hold_every_metric_and_the_wins():
-    alone, taught = arm("alone", [30.0, 20.0]), arm("taught", [35.0, 27.0])
+    alone, taught = variant("alone", [30.0, 20.0]), variant("taught", [35.0, 27.0])
     table = recall_table("t", [alone, taught])
     assert table.header == ["model", "R@1", "R@5", "R@10", "R@1, v2t", "sum"]
     assert table.rows[0][1].startswith("25.0 ± 7.1")
@@ -66,21 +56,21 @@ def test_tables_hold_every_metric_and_the_wins():
     assert difference_table("d", differences).rows[0][1].endswith("2/2")
 
 
-def test_frame_table_leaves_out_arms_that_weigh_no_frames():
+def test_frame_table_leaves_out_variants_that_weigh_no_frames():
     frames = [{"event": 0.5, "distractor": 0.4, "empty": 0.1}] * 2
-    table = frame_table("f", [arm("alone", [1.0, 2.0]), arm("taught", [1.0, 2.0], frames=frames)])
+    table = frame_table("f", [variant("alone", [1.0, 2.0]), variant("taught", [1.0, 2.0], frames=frames)])
     assert [row[0] for row in table.rows] == ["taught"]
     assert table.rows[0][1].startswith("50.0")
 
 
 def test_edges_name_what_lies_at_the_end_of_a_grid():
-    tried = [candidate(lr, sharp, 1.0) for lr in ("1e-4", "3e-4", "1e-3") for sharp in (1, 2, 4)]
+    tried = [candidate(lr, factor, 1.0) for lr in ("1e-4", "3e-4", "1e-3") for factor in (1, 2, 4)]
     assert edges(candidate("1e-3", 2, 1.0), tried) == ["optimizer.lr=0.001"]
     assert edges(candidate("3e-4", 2, 1.0), tried) == []
 
 
-def test_trials_table_shows_every_setting_as_trained_and_at_its_best():
+def test_factors_table_shows_every_setting_as_trained_and_at_its_best():
     tried = [candidate("1e-4", 1, 20.0), candidate("1e-4", 4, 30.0), candidate("3e-4", 1, 25.0)]
-    rows = trials_table("t", {"alone": tried}).rows
+    rows = factors_table("t", {"alone": tried}).rows
     assert rows[0][2:] == ["20.0", "30.0", "4"]
     assert rows[1][2:] == ["25.0", "25.0", "1"]

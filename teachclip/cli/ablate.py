@@ -1,5 +1,0 @@
-"""`teachclip ablate`."""
-
-from teachclip.studies.study import main
-
-__all__ = ["main"]

@@ -1,5 +1,0 @@
-"""`teachclip measure-gain`."""
-
-from teachclip.studies.measure_gain import main
-
-__all__ = ["main"]

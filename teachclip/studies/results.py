@@ -1,0 +1,172 @@
+"""What the trials of a study show: choosing settings on validation, and paired differences over the test seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from teachclip.evaluation.intervals import Interval, paired_difference
+from teachclip.reports.tables import difference_cell
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "R@1": ("t2v", "recall_at_1"),
+    "R@5": ("t2v", "recall_at_5"),
+    "R@10": ("t2v", "recall_at_10"),
+    "R@1, v2t": ("v2t", "recall_at_1"),
+    "sum": ("sum_of_recalls",),
+}
+"""Column -> where it is in an evaluation. Text to video unless marked v2t; `sum` is of all six recalls."""
+
+MIN_QUERIES, MIN_TEST_SEEDS = 50, 3
+"""With fewer test queries or test seeds no interval is shown: it would be too wide to mean anything."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of a variant at one pooling factor, and its validation recall at 1 on every dev seed.
+
+    `factor` multiplies the attention scores after training; 1 is the student as trained. `scores` is empty where
+    nothing was tuned.
+    """
+
+    settings: tuple[str, ...]
+    factor: float
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the dev seeds: what is maximised."""
+        return statistics.fmean(self.scores)
+
+
+@dataclass(frozen=True)
+class VariantRuns:
+    """A variant's evaluations of the test split, one per test seed, and how much it attends to which frames.
+
+    `runs` are mappings as `evaluate` returns them; `frames`, where it was probed, has per seed the mean weight on
+    frames of each of `FRAME_KINDS`.
+    """
+
+    name: str
+    label: str
+    runs: Sequence[Mapping[str, Any]]
+    frames: Sequence[Mapping[str, float]] = ()
+    chosen: Candidate | None = None
+
+    def values(self, metric: str) -> list[float]:
+        """Return one of `METRICS`, seed by seed."""
+        return [_value(run, METRICS[metric]) for run in self.runs]
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the highest mean, of equal ones the first; a single one as it is.
+
+    Raises ValueError if there is none.
+    """
+    return candidates[0] if len(candidates) == 1 else max(candidates, key=lambda candidate: candidate.mean)
+
+
+def size_warnings(queries: int | None, test_seeds: int) -> list[str]:
+    """Return why the test results are too few to tell variants apart; nothing where they are enough.
+
+    `queries`: the number of test captions; None where it is not known yet.
+    """
+    warnings = []
+    if queries is not None and queries < MIN_QUERIES:
+        warnings.append(
+            f"the test split has {queries} queries, fewer than {MIN_QUERIES}: too few to tell variants apart, so no "
+            "intervals are shown"
+        )
+    if test_seeds < MIN_TEST_SEEDS:
+        warnings.append(
+            f"the study has {test_seeds} test seed(s), fewer than {MIN_TEST_SEEDS}: too few to tell variants apart, "
+            "so no intervals are shown"
+        )
+    return warnings
+
+
+def difference(variant: VariantRuns, baseline: VariantRuns, metric: str, *, interval: bool = True) -> dict[str, Any]:
+    """Return the paired difference of two variants over their common seeds, with its 95% t interval and its wins.
+
+    Without `interval` both ends are None.
+    """
+    values, others = variant.values(metric), baseline.values(metric)
+    paired: Interval = paired_difference(values, others)
+    if not interval:
+        paired = Interval(paired.mean, None, None)
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    return {
+        "variant": variant.name,
+        "baseline": baseline.name,
+        "label": f"{variant.label} - {baseline.label}",
+        "metric": metric,
+        "values": differences,
+        "wins": sum(value > 0 for value in differences),
+        **paired._asdict(),
+        "touches_zero": paired.touches_zero,
+    }
+
+
+def verdicts(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in plain words which differences in recall at 1 are clear of zero and which are not."""
+    lines = []
+    for item in (item for item in differences if item["metric"] == "R@1"):
+        count = len(item["values"])
+        what = f"{item['label']}: {difference_cell(item)} R@1 over {count} seed{'s' if count > 1 else ''}"
+        if item["low"] is None:
+            lines.append(f"{what}. Too few seeds or queries for an interval: no difference is shown.")
+        elif item["touches_zero"]:
+            lines.append(f"{what}. The interval touches zero: no difference is shown.")
+        else:
+            lines.append(f"{what}. Clear of zero: {'better' if item['mean'] > 0 else 'WORSE'}.")
+    return lines
+
+
+def recall_intervals(variants: Sequence[VariantRuns], metric: str = "R@1") -> list[dict[str, Any]]:
+    """Return per variant its mean, its 95 % t interval over the seeds and its values.
+
+    Both ends are None where there are fewer than `MIN_TEST_SEEDS` runs.
+    """
+    rows = []
+    for variant in variants:
+        values = variant.values(metric)
+        interval = paired_difference(values, [0.0] * len(values))
+        if len(values) < MIN_TEST_SEEDS:
+            interval = Interval(interval.mean, None, None)
+        rows.append({"name": variant.name, "label": variant.label, "values": values, **interval._asdict()})
+    return rows
+
+
+def edges(chosen: Candidate, candidates: Sequence[Candidate], *, least: int = 3) -> list[str]:
+    """Name the settings whose chosen value is the smallest or largest of those tried: more might be better.
+
+    Only settings with numbers, of which at least `least` different ones were tried.
+    """
+    tried: dict[str, set[float]] = {}
+    for candidate in candidates:
+        for key, value in _numbers(candidate).items():
+            tried.setdefault(key, set()).add(value)
+    return [
+        f"{key}={value:g}"
+        for key, value in _numbers(chosen).items()
+        if len(tried[key]) >= least and value in (min(tried[key]), max(tried[key]))
+    ]
+
+
+def _numbers(candidate: Candidate) -> dict[str, float]:
+    numbers = {}
+    for setting in candidate.settings:
+        key, _, value = setting.partition("=")
+        with contextlib.suppress(ValueError):
+            numbers[key] = float(value)
+    return numbers | {"pooling factor": candidate.factor}
+
+
+def _value(run: Mapping[str, Any], path: Sequence[str]) -> float:
+    value: Any = run
+    for key in path:
+        value = value[key]
+    return float(value)

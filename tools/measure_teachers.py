@@ -1,8 +1,0 @@
-"""`python tools/measure_teachers.py --help` says what this does."""
-
-import _bootstrap  # noqa: F401  (puts the project on the path)
-
-from teachclip.cli.measure_teachers import main
-
-if __name__ == "__main__":
-    raise SystemExit(main())
