@@ -1,1 +1,1 @@
-"""Why a student falls short of its teacher."""
+"""Diagnosis: where the gap between a student and its teacher comes from."""

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from teachclip.diagnosis.features import Features, FrameTeacher, Scores
+
 TOP = 10
-"""How many of the first videos are compared."""
+"""Number of top-ranked videos that are compared."""
+
+
+def measure_agreement(
+    features: Features, frame_teacher: FrameTeacher | None, student: Scores, teacher: Scores
+) -> list[dict[str, Any]]:
+    """Return the measures of agreement: name, label, value (None if undefined) and description of each."""
+    scores = student.scores, teacher.scores
+    measures: list[tuple[str, str, float | None, str]] = [
+        (
+            "spearman",
+            "rank correlation of videos",
+            mean_spearman(*scores),
+            "Spearman's rank correlation of both models' scores of all videos for a caption; mean over captions.",
+        ),
+        (
+            "top_overlap",
+            f"overlap of the top {TOP} videos",
+            top_overlap(*scores),
+            f"Share of the student's top {TOP} videos for a caption that are also the teacher's; mean over captions.",
+        ),
+    ]
+    if frame_teacher is not None:
+        weights, relevance = features.weights[features.caption_videos].cpu(), frame_teacher.relevance.cpu()
+        uniform = features.mask.float() / features.mask.float().sum(dim=1, keepdim=True).clamp_min(1)
+        measures += [
+            (
+                "frame_overlap",
+                "overlap of frame weights",
+                weight_overlap(weights, relevance),
+                "Sum over a video's frames of the lesser of the student's weight and the teacher's relevance for the "
+                "video's caption; mean over captions.",
+            ),
+            (
+                "uniform_overlap",
+                "the same for uniform weights",
+                weight_overlap(uniform[features.caption_videos].cpu(), relevance),
+                "For comparison: the overlap of a student with mean pooling.",
+            ),
+        ]
+    return [dict(zip(("name", "label", "value", "description"), entry, strict=True)) for entry in measures]
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
@@ -24,29 +68,29 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def mean_spearman(left: Tensor, right: Tensor) -> float | None:
-    """Return the mean over rows of `spearman` of two (captions, videos); None if it is nowhere defined."""
-    found = [spearman(a, b) for a, b in zip(left.numpy(), right.numpy(), strict=True)]
-    defined = [value for value in found if not np.isnan(value)]
+    """Return the mean over rows of `spearman` of two (captions, videos); None if no row has one."""
+    correlations = [spearman(a, b) for a, b in zip(left.numpy(), right.numpy(), strict=True)]
+    defined = [value for value in correlations if not np.isnan(value)]
     return float(np.mean(defined)) if defined else None
 
 
 def top_overlap(left: Tensor, right: Tensor, *, top: int = TOP) -> float:
-    """Return the mean share of the `top` highest columns of a row of `left` that are so in `right` too.
+    """Return the mean over rows of the share of the `top` highest columns of `left` that are those of `right` too.
 
-    Both (captions, videos); of fewer videos than `top`, all are taken.
+    Both (captions, videos). With fewer videos than `top`, all count.
     """
     count = min(top, left.shape[1])
-    marks = []
+    masks = []
     for scores in (left, right):
-        mark = torch.zeros_like(scores, dtype=torch.bool)
-        marks.append(mark.scatter_(1, scores.topk(count, dim=1).indices, True))
-    return float((marks[0] & marks[1]).sum(dim=1).float().mean() / count)
+        mask = torch.zeros_like(scores, dtype=torch.bool)
+        masks.append(mask.scatter_(1, scores.topk(count, dim=1).indices, True))
+    return float((masks[0] & masks[1]).sum(dim=1).float().mean() / count)
 
 
-def share_overlap(left: Tensor, right: Tensor) -> float:
-    """Return the mean over rows of sum_f min(left, right): 1 for equal shares, 0 for shares on other frames.
+def weight_overlap(left: Tensor, right: Tensor) -> float:
+    """Return the mean over rows of sum_f min(left, right): 1 for equal weights, 0 for weights on other frames.
 
-    Both (pairs, frames), rows that add up to 1.
+    Both (pairs, frames), rows sum to 1.
     """
     return float(torch.minimum(left, right).sum(dim=1).mean())
 
@@ -54,10 +98,10 @@ def share_overlap(left: Tensor, right: Tensor) -> float:
 def worst_captions(
     student_ranks: np.ndarray, teacher_ranks: np.ndarray, caption_videos: np.ndarray, count: int
 ) -> np.ndarray:
-    """Return the captions whose right video the student ranks the most places behind the teacher's rank of it.
+    """Return the captions whose video the student ranks the most places below the teacher's rank of it.
 
-    All (captions,), ranks from 1. At most `count` rows, the worst first, one per video, and none where the student
-    is not behind.
+    All (captions,), ranks from 1. At most `count` rows, the worst first, one per video, and only captions for which
+    the student is behind.
     """
     behind = student_ranks - teacher_ranks
     order = np.argsort(-behind, kind="stable")

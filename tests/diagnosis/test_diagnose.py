@@ -65,17 +65,17 @@ def test_a_finished_run_is_diagnosed(project, finished, capsys):
     for way in ("t2v", "v2t"):
         assert report["models"]["student"][way] == results["test"][way]
     adds_up(report)
-    steps = ["student", "frame_choice", "encoder_frames", "one_vector", "teacher"]
+    steps = ["student", "frame_selection", "encoder_frames", "one_vector", "teacher"]
     assert [step["name"] for step in report["ladder"]] == steps
     agreement = {entry["name"]: entry["value"] for entry in report["agreement"]}
-    assert agreement.keys() == {"spearman", "top_overlap", "frame_overlap", "even_overlap"}
+    assert agreement.keys() == {"spearman", "top_overlap", "frame_overlap", "uniform_overlap"}
     assert 0 < agreement["frame_overlap"] <= 1 and agreement["top_overlap"] == 1  # three videos
-    assert report["frames"] == {}  # not the embedded world
+    assert report["frames"] == {}  # not a Shapes dataset
     assert page.count("<img ") == 2 * 4 * len(report["worst"]) and report["worst"]
     for entry in report["worst"]:
         assert entry["student_rank"] > entry["teacher_rank"]
-        assert entry["right"]["video"] != entry["first"]["video"]
-        assert sum(entry["right"]["student"]) == pytest.approx(1) == sum(entry["right"]["teacher"])
+        assert entry["match"]["video"] != entry["top"]["video"]
+        assert sum(entry["match"]["student"]) == pytest.approx(1) == sum(entry["match"]["teacher"])
 
 
 def test_another_split_folder_and_a_teacher_without_frames(project, finished):
@@ -86,12 +86,12 @@ def test_another_split_folder_and_a_teacher_without_frames(project, finished):
     adds_up(report)
     assert report["teacher"] == "plain" and report["split"] == "validation"
     assert [step["name"] for step in report["ladder"]] == ["student", "one_vector", "teacher"]
-    assert "gives no frame relevance" in page and 'class="bar T"' not in page
+    assert "has no frame relevance" in page and 'class="bar T"' not in page
     assert {entry["name"] for entry in report["agreement"]} == {"spearman", "top_overlap"}
     assert len(report["worst"]) <= 1
 
 
-def test_a_student_that_counts_all_frames_alike(project, finished):
+def test_a_student_with_uniform_weights(project, finished):
     recipe = trained(project, finished)
     student = project.folder / "mean"
     clip = tiny_clip(text_layers=4, heads=1, seed=5)
@@ -99,34 +99,36 @@ def test_a_student_that_counts_all_frames_alike(project, finished):
     assert run(diagnose.main, recipe, "--student", student, "--out", project.folder / "out") == 0
     report, _ = read(project.folder / "out")
     adds_up(report)
-    assert [step["name"] for step in report["ladder"]] == ["student", "frame_choice", "one_vector", "teacher"]
+    assert [step["name"] for step in report["ladder"]] == ["student", "frame_selection", "one_vector", "teacher"]
     agreement = {entry["name"]: entry["value"] for entry in report["agreement"]}
-    assert agreement["frame_overlap"] == pytest.approx(agreement["even_overlap"])
-    assert all(set(entry["right"]["student"]) == {0.25} for entry in report["worst"])
+    assert agreement["frame_overlap"] == pytest.approx(agreement["uniform_overlap"])
+    assert all(set(entry["match"]["student"]) == {0.25} for entry in report["worst"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "holds no student; distil the recipe first"),
         (["--student", "nowhere"], "nowhere: no such folder or checkpoint file"),
         (["--teacher", "plian"], "--teacher 'plian': allowed: xpool, plain; did you mean plain?"),
-        (["--worst", "-1"], "--worst is -1, allowed: 0 or more"),
+        (["--worst", "-1"], "--worst is -1; allowed: 0 or more"),
         (["teachers=[]"], "tiny: the recipe has no teachers"),
     ],
 )
-def test_what_cannot_be_diagnosed_is_said_in_one_line(project, arguments, said, capsys):
+def test_what_cannot_be_diagnosed_is_reported_in_one_line(project, arguments, message, capsys):
     assert run(diagnose.main, recipe_with(project), *arguments) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_the_work(project, finished, capsys):
+def test_a_folder_that_cannot_be_made_is_reported_before_the_work(project, finished, capsys):
     recipe = trained(project, finished)
     (project.folder / "taken").write_text("")
     assert run(diagnose.main, recipe, "--out", project.folder / "taken") == 2
     assert (
-        capsys.readouterr().err.splitlines()[-1].startswith(f"error: {project.folder / 'taken'}: the folder cannot")
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f"error: {project.folder / 'taken'}: cannot create the folder")
     )
 
 
@@ -141,7 +143,7 @@ def test_scores_of_training_pairs_and_absent_splits_are_refused(project, finishe
 
 
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
-def test_a_student_with_heads_and_a_sigmoid_gate_is_pooled_as_it_pools(project, encoders):
+def test_a_student_with_adapters_and_sigmoid_attention_is_pooled_as_it_pools(project, encoders):
     student = {
         "temporal_layers": 1,
         "attention": "sigmoid",

@@ -1,4 +1,4 @@
-"""The numbers of a diagnosis against closed forms: ranks, agreement, shares, fitted vectors, the parts of the gap."""
+"""The numbers of a diagnosis against closed forms: ranks, agreement, weights, fitted vectors, parts of the gap."""
 
 from __future__ import annotations
 
@@ -10,36 +10,45 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from teachclip.diagnosis import vectors as diagnosis_vectors
+from teachclip.diagnosis import features as diagnosis_features
 from teachclip.diagnosis.agreement import (
     average_ranks,
     mean_spearman,
-    share_overlap,
     spearman,
     top_overlap,
+    weight_overlap,
     worst_captions,
 )
-from teachclip.diagnosis.choice import Asked, closest_chosen, conditioned_steps, sharpened
-from teachclip.diagnosis.diagnosis import RECALLS, Step, best_step, gap_of, measure, parts_of_gap, verdicts
-from teachclip.diagnosis.steps import all_steps, fitted_steps
-from teachclip.diagnosis.vectors import (
-    Features,
+from teachclip.diagnosis.alternatives import (
     can_cross_fit,
     caption_folds,
-    chosen_shares,
     closest_frame_scores,
     conditioned_scores,
     fit_vectors,
-    pair_relevance,
-    pool,
+    relevance_weights,
     scores_by_fold,
 )
+from teachclip.diagnosis.features import Features, FrameTeacher, pair_relevance, pool
+from teachclip.diagnosis.ladder import (
+    RECALLS,
+    Step,
+    best_step,
+    closest_selected,
+    conditioned_steps,
+    fitted_steps,
+    gap_of,
+    measure,
+    measure_ladder,
+    parts_of_gap,
+    temperature_scaled,
+)
+from teachclip.diagnosis.report import verdicts
 
 VIDEOS, FRAMES, DIM = 6, 4, 16
 
 
-class FrameTeacher:
-    """Says softmax(10 cos) of frames, and keeps how many pairs it was asked for at once."""
+class CosineTeacher:
+    """Gives softmax(10 cos) of frames as relevance, and records the numbers of pairs of its calls."""
 
     def __init__(self):
         self.sizes = []
@@ -50,26 +59,26 @@ class FrameTeacher:
 
 
 def made_up(captions_per_video=3, *, encoder=True, seed=0):
-    """Return features whose captions each tell of one frame of their video, and a teacher's answers for them."""
+    """Return features whose captions each describe one frame of their video, and a teacher for them."""
     generator = torch.Generator().manual_seed(seed)
     frames = normalize(torch.randn(VIDEOS, FRAMES, DIM, generator=generator), dim=-1)
     owners = torch.arange(VIDEOS).repeat_interleave(captions_per_video)
     noise = 0.1 * torch.randn(len(owners), DIM, generator=generator)
     texts = normalize(frames[owners, 1] + noise, dim=-1)
-    shares = torch.full((VIDEOS, FRAMES), 1 / FRAMES)
+    weights = torch.full((VIDEOS, FRAMES), 1 / FRAMES)
     features = Features(
         texts,
         frames,
         frames if encoder else None,
-        torch.ones_like(shares).bool(),
-        shares,
-        pool(frames, shares),
+        torch.ones_like(weights).bool(),
+        weights,
+        pool(frames, weights),
         20.0,
         owners,
     )
-    teacher, tokens = FrameTeacher(), ({"embeds": texts}, {"frames": frames})
+    teacher, tokens = CosineTeacher(), ({"embeds": texts}, {"frames": frames})
     own = pair_relevance(teacher, *tokens, np.arange(len(owners)), owners.numpy(), temperature=1.0)
-    return features, Asked(teacher, *tokens, 1.0, own)
+    return features, FrameTeacher(teacher, *tokens, 1.0, own)
 
 
 def recalls(*values):
@@ -101,13 +110,13 @@ def test_captions_without_a_ranking_do_not_count_in_the_mean():
     assert mean_spearman(torch.ones(2, 3), left[:2]) is None
 
 
-def test_overlaps_of_first_videos_and_of_shares():
+def test_overlaps_of_top_videos_and_of_weights():
     left, right = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]]), torch.tensor([[4.0, 3, 2, 1], [4, 1, 2, 3]])
     assert top_overlap(left, right, top=2) == pytest.approx((1 + 0.5) / 2)
     assert top_overlap(left, right) == 1  # of four videos all are among the first ten
-    shares = torch.tensor([[0.5, 0.5, 0], [0.2, 0.3, 0.5]])
-    assert share_overlap(shares, shares) == pytest.approx(1)
-    assert share_overlap(shares, torch.tensor([[0, 0, 1.0], [0.5, 0.5, 0]])) == pytest.approx((0 + 0.5) / 2)
+    weights = torch.tensor([[0.5, 0.5, 0], [0.2, 0.3, 0.5]])
+    assert weight_overlap(weights, weights) == pytest.approx(1)
+    assert weight_overlap(weights, torch.tensor([[0, 0, 1.0], [0.5, 0.5, 0]])) == pytest.approx((0 + 0.5) / 2)
 
 
 def test_the_worst_captions_come_first_once_per_video_and_only_where_the_student_is_behind():
@@ -118,10 +127,10 @@ def test_the_worst_captions_come_first_once_per_video_and_only_where_the_student
     assert worst_captions(teacher, teacher, owners, 9).tolist() == []
 
 
-# shares and vectors
+# weights and vectors
 
 
-def test_captions_go_to_folds_in_turn_and_sisters_are_counted():
+def test_captions_go_to_folds_in_turn_and_captions_of_one_video_are_counted():
     assert caption_folds(torch.tensor([0, 0, 0, 1, 2, 2]), 2).tolist() == [0, 1, 0, 0, 0, 1]
     assert can_cross_fit(torch.tensor([0, 0, 1, 2])) and not can_cross_fit(torch.tensor([0, 0, 1, 2, 3]))
 
@@ -140,18 +149,18 @@ def test_cross_fitting_scores_every_caption_once_with_what_it_did_not_make():
     scores_by_fold(features, lambda keep, rows: (keep & rows).float()[:, None], cross_fitted=False)
 
 
-def test_chosen_shares_are_means_over_kept_captions_and_the_students_own_without_any():
+def test_relevance_weights_are_means_over_kept_captions_and_the_students_weights_without_any():
     features, _ = made_up(captions_per_video=2)
     own = normalize(torch.rand(VIDEOS, FRAMES), p=1, dim=-1)
     mask = torch.ones(VIDEOS, FRAMES).bool()
     mask[1, 3] = False
-    features = replace(features, shares=own, mask=mask)
+    features = replace(features, weights=own, mask=mask)
     relevance = torch.zeros(2 * VIDEOS, FRAMES)
     relevance[0], relevance[1] = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 0.5, 0.5, 0])
     relevance[2] = torch.tensor([0.25, 0.25, 0, 0.5])
     keep = torch.zeros(2 * VIDEOS, dtype=torch.bool)
     keep[:3] = True
-    found = chosen_shares(relevance, features, keep)
+    found = relevance_weights(relevance, features, keep)
     assert torch.allclose(found[0], torch.tensor([0.5, 0.25, 0.25, 0]))
     assert torch.allclose(found[1], torch.tensor([0.5, 0.5, 0, 0]))  # nothing on the padded frame
     assert torch.equal(found[2:], own[2:])
@@ -173,7 +182,9 @@ def test_fitted_vectors_recover_known_vectors():
 def test_fitting_is_the_same_every_time_and_leaves_torchs_generator_alone():
     features, _ = made_up()
     state = torch.get_rng_state()
-    found = [fit_vectors(features.vectors, features.texts, features.owners, scale=20.0, steps=5) for _ in range(2)]
+    found = [
+        fit_vectors(features.vectors, features.texts, features.caption_videos, scale=20.0, steps=5) for _ in range(2)
+    ]
     assert torch.equal(*found) and torch.equal(state, torch.get_rng_state())
 
 
@@ -193,16 +204,16 @@ def test_scores_of_many_vectors_agree_with_pooling_each_pair():
             torch.testing.assert_close(closest[row, video], (features.frames[video][mask[video]] @ text).max())
 
 
-def test_pairs_are_asked_for_in_parts_that_fit(monkeypatch):
-    features, asked = made_up()
-    rows, columns = np.arange(18), features.owners.numpy()
-    monkeypatch.setattr(diagnosis_vectors, "PAIR_ELEMENTS", 5 * (DIM + FRAMES * DIM))
-    teacher = FrameTeacher()
-    found = pair_relevance(teacher, asked.texts, asked.videos, rows, columns, temperature=1.0)
-    assert teacher.sizes == [5, 5, 5, 3]
-    torch.testing.assert_close(found, asked.own)
-    sharper = pair_relevance(teacher, asked.texts, asked.videos, rows, columns, temperature=0.5)
-    torch.testing.assert_close(sharper, asked.own**2 / (asked.own**2).sum(-1, keepdim=True))
+def test_pair_relevance_is_computed_in_blocks_that_fit(monkeypatch):
+    features, teacher = made_up()
+    rows, columns = np.arange(18), features.caption_videos.numpy()
+    monkeypatch.setattr(diagnosis_features, "PAIR_ELEMENTS", 5 * (DIM + FRAMES * DIM))
+    model = CosineTeacher()
+    found = pair_relevance(model, teacher.texts, teacher.videos, rows, columns, temperature=1.0)
+    assert model.sizes == [5, 5, 5, 3]
+    torch.testing.assert_close(found, teacher.relevance)
+    sharper = pair_relevance(model, teacher.texts, teacher.videos, rows, columns, temperature=0.5)
+    torch.testing.assert_close(sharper, teacher.relevance**2 / (teacher.relevance**2).sum(-1, keepdim=True))
 
 
 # the ladder
@@ -227,27 +238,27 @@ def test_parts_add_up_to_the_gap_and_may_be_negative():
 @pytest.mark.parametrize("captions", [1, 3])
 @pytest.mark.parametrize("frames", [True, False], ids=["with_frames", "without_frames"])
 def test_every_ladder_goes_from_student_to_teacher_and_adds_up(captions, frames):
-    features, asked = made_up(captions)
-    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
-    ladder, beside = all_steps(features, asked if frames else None, student, recalls(99, 100, 100))
+    features, teacher = made_up(captions)
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    ladder, comparisons = measure_ladder(features, teacher if frames else None, student, recalls(99, 100, 100))
     names = [step.name for step in ladder]
-    middle = ["frame_choice", "encoder_frames"] * frames + ["one_vector"]
+    middle = ["frame_selection", "encoder_frames"] * frames + ["one_vector"]
     assert names == ["student", *(middle if captions > 1 else ["text_conditioned"] * 2 * frames), "teacher"]
-    assert all(step.part for step in ladder[1:]) and all(step.how for step in [*ladder, *beside])
+    assert all(step.part for step in ladder[1:]) and all(step.description for step in [*ladder, *comparisons])
     parts = parts_of_gap(ladder)
     for name in RECALLS:
         assert sum(part[name] for part in parts) == pytest.approx(gap_of(ladder)[name])
         assert gap_of(ladder)[name] == recalls(99, 100, 100)[name] - student[name]
-    assert ("frame_choice" in {step.name for step in beside}) == frames
+    assert ("frame_selection" in {step.name for step in comparisons}) == frames
 
 
-def test_a_teacher_that_knows_the_right_frame_explains_a_gap_of_frame_choice():
-    features, asked = made_up(seed=3)
+def test_a_teacher_that_knows_the_right_frame_explains_a_gap_of_frame_selection():
+    features, teacher = made_up(seed=3)
     wrong = torch.zeros(VIDEOS, FRAMES)
     wrong[:, 0] = 1
-    features = replace(features, shares=wrong, vectors=pool(features.frames, wrong), encoder_frames=None)
-    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
-    ladder = all_steps(features, asked, student, recalls(100, 100, 100)).ladder
+    features = replace(features, weights=wrong, vectors=pool(features.frames, wrong), encoder_frames=None)
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    ladder = measure_ladder(features, teacher, student, recalls(100, 100, 100)).steps
     parts = {part["label"]: part["recall_at_1"] for part in parts_of_gap(ladder)}
     assert parts == {
         "frame selection": 100 - student["recall_at_1"],
@@ -258,11 +269,11 @@ def test_a_teacher_that_knows_the_right_frame_explains_a_gap_of_frame_choice():
 
 
 def test_the_best_vector_is_never_worse_than_the_steps_before_it():
-    features, asked = made_up()
+    features, teacher = made_up()
     perfect = recalls(100, 100, 100)
-    ladder = all_steps(features, asked, perfect, perfect).ladder
+    ladder = measure_ladder(features, teacher, perfect, perfect).steps
     assert ladder[-2].name == "one_vector" and ladder[-2].metrics == perfect
-    assert "It was: student." in ladder[-2].how
+    assert "It was: student." in ladder[-2].description
 
 
 def test_vectors_are_measured_on_captions_that_they_were_not_fitted_to():
@@ -274,23 +285,23 @@ def test_vectors_are_measured_on_captions_that_they_were_not_fitted_to():
     assert in_sample.metrics["recall_at_1"] > 90 and held_out.metrics["recall_at_1"] < 50  # nothing to learn
 
 
-def test_many_captions_are_sampled_and_the_sample_is_no_part_of_the_gap():
-    features, asked = made_up(1, encoder=False)
-    (step,) = conditioned_steps(features, asked, max_pairs=3 * VIDEOS)
-    assert step.captions == 3 and "sample of 3 of the 6 captions" in step.how
-    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
-    ladder, beside = all_steps(features, asked, student, recalls(9, 9, 9), max_pairs=3 * VIDEOS)
+def test_many_captions_are_sampled_and_the_sample_is_not_part_of_the_gap():
+    features, teacher = made_up(1, encoder=False)
+    (step,) = conditioned_steps(features, teacher, max_pairs=3 * VIDEOS)
+    assert step.captions == 3 and "sample of 3 of the 6 captions" in step.description
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    ladder, comparisons = measure_ladder(features, teacher, student, recalls(9, 9, 9), max_pairs=3 * VIDEOS)
     assert [step.name for step in ladder] == ["student", "teacher"]
-    assert "text_conditioned" in {step.name for step in beside}
+    assert "text_conditioned" in {step.name for step in comparisons}
 
 
-def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
+def test_verdicts_name_a_missing_gap_and_single_captions():
     def report(gap, crossed):
         parts = [{"label": "frame selection", "recall_at_1": gap}]
         return {
             "gap": recalls(gap, 0, 0),
             "parts": parts,
-            "beside": [],
+            "comparisons": [],
             "ladder": [],
             "videos": 100,
             "cross_fitted": crossed,
@@ -300,41 +311,43 @@ def test_words_say_when_there_is_no_gap_and_when_captions_are_alone():
     assert lines[0] == "The student is 12.5 R@1 behind the teacher, which is: frame selection +12.5."
     assert "up to 5.0 points" in lines[1] and len(lines) == 2
     assert "not behind the teacher at R@1 (3.0 points ahead)" in verdicts(report(-3.0, True))[0]
-    assert "'in sample': upper bounds" in verdicts(report(12.5, False))[-1]
+    assert "'in sample': they are upper bounds" in verdicts(report(12.5, False))[-1]
 
 
-def test_words_compare_only_what_was_measured_on_all_captions():
+def test_verdicts_compare_only_what_was_measured_on_all_captions():
     many = [("closest_frame", None, 40.0), ("text_conditioned", 30, 90.0)]
     report = {
         "gap": recalls(12, 0, 0),
         "parts": [],
-        "beside": [{"name": name, "label": name, "captions": count, "recall_at_1": r} for name, count, r in many],
+        "comparisons": [
+            {"name": name, "label": name, "captions": count, "recall_at_1": r} for name, count, r in many
+        ],
         "ladder": [recalls(value, 0, 0) for value in (20.0, 30.0, 32.0)],
         "videos": 100,
         "captions": 300,
         "cross_fitted": True,
     }
-    assert "would give 40.0 R@1 (closest_frame), +10.0 against the best one vector" in verdicts(report)[1]
+    assert "would give 40.0 R@1 (closest_frame), +10.0 against the best single vector" in verdicts(report)[1]
 
 
-def test_a_flat_relevance_is_sharpened_before_it_chooses_frames():
-    features, asked = made_up(seed=3)
-    cosines = torch.einsum("cd,cfd->cf", features.texts, features.frames[features.owners])
+def test_a_flat_relevance_is_tempered_before_it_selects_frames():
+    features, teacher = made_up(seed=3)
+    cosines = torch.einsum("cd,cfd->cf", features.texts, features.frames[features.caption_videos])
     flat = (0.05 * cosines).softmax(dim=-1)  # right, but nearly uniform
-    assert share_overlap(flat, features.shares[features.owners]) > 0.98
-    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
-    ladder = all_steps(features, asked._replace(own=flat), student, student).ladder
+    assert weight_overlap(flat, features.weights[features.caption_videos]) > 0.98
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    ladder = measure_ladder(features, teacher._replace(relevance=flat), student, student).steps
     assert student["recall_at_1"] < ladder[1].metrics["recall_at_1"]
-    assert "at temperature 1," not in ladder[1].how
-    assert closest_chosen(features, asked.own).metrics["recall_at_1"] == 100
+    assert "at temperature 1," not in ladder[1].description
+    assert closest_selected(features, teacher.relevance).metrics["recall_at_1"] == 100
 
 
-def test_shares_that_are_too_flat_gain_by_being_sharpened():
+def test_weights_that_are_too_flat_gain_by_a_lower_temperature():
     features, _ = made_up(seed=4)
-    shares = torch.tensor([0.2, 0.35, 0.23, 0.22]).repeat(VIDEOS, 1)
-    features = replace(features, shares=shares, vectors=pool(features.frames, shares))
-    student = measure(features.texts @ features.vectors.T, features.owners.numpy())
-    found = sharpened(features)
+    weights = torch.tensor([0.2, 0.35, 0.23, 0.22]).repeat(VIDEOS, 1)
+    features = replace(features, weights=weights, vectors=pool(features.frames, weights))
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    found = temperature_scaled(features)
     assert found.metrics["recall_at_1"] >= student["recall_at_1"]
-    power = measure(features.texts @ pool(features.frames, shares**2).T, features.owners.numpy())
+    power = measure(features.texts @ pool(features.frames, weights**2).T, features.caption_videos.numpy())
     assert found.metrics["recall_at_1"] >= power["recall_at_1"]
