@@ -40,7 +40,7 @@ def test_several_processes_share_out_the_sets_of_one():
 @pytest.mark.parametrize("changes", [{"count": 9}, {"texts": 5}])
 def test_sets_that_cannot_be_shared_out_evenly_are_refused(changes):
     with pytest.raises(
-        LaunchError, match=f"losses.frame_sets.{next(iter(changes))} is .* does not divide by 2 processes"
+        LaunchError, match=f"losses.frame_sets.{next(iter(changes))} is .* not a multiple of 2 processes"
     ):
         plan(**changes).draw(0, 0, 2)
 
@@ -108,7 +108,7 @@ def student_with_heads():
 
 def test_sets_teach_heads_and_temporal_transformer_but_neither_towers_nor_gate():
     student = student_with_heads()
-    terms = DistillationTerms(contrastive=Term(0.0), sets=Term(1.0))
+    terms = DistillationTerms(contrastive=Term(0.0), frame_sets=Term(1.0))
     losses = DistillationTask(student, terms, frame_set_scorer=FrameSetScorer())(batch_with_sets())
     losses["loss"].backward()
     assert losses["loss"].item() == pytest.approx(losses["frame_sets"].item())
@@ -159,7 +159,7 @@ def test_a_process_reads_its_own_sets_alone():
 
 def test_without_teachers_sets_and_contrast_are_weighed_together():
     student = student_with_heads().eval()
-    terms = DistillationTerms(contrastive=Term(0.3), sets=Term(2.0))
+    terms = DistillationTerms(contrastive=Term(0.3), frame_sets=Term(2.0))
     with torch.no_grad():
         found = DistillationTask(student, terms, frame_set_scorer=FrameSetScorer())(batch_with_sets())
         plain = DistillationTask(student, terms)(batch_with_sets())
@@ -185,13 +185,13 @@ def test_under_autocast_to_bfloat16_sets_teach_nearly_the_same(by_teacher):
     losses, gradients, targets = [], [], []
     for half in (False, True):
         student = student_with_heads()
-        task = DistillationTask(student, DistillationTerms(Term(0.0), sets=Term(1.0)), frame_set_scorer=scorer)
+        task = DistillationTask(student, DistillationTerms(Term(0.0), frame_sets=Term(1.0)), frame_set_scorer=scorer)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = task(batch)["frame_sets"]
             targets.append(scorer.logits(student, batch)[1])
         loss.backward()
         losses.append(loss.item())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.adapters.parameters()]))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.heads.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
     assert_close(gradients[1], gradients[0], rtol=0, atol=0.05 * gradients[0].norm().item())
     assert targets[1].dtype == torch.float32 and torch.equal(*targets) == by_teacher  # teachers run in float32

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def train(folder, steps, *, validate=None, stored=True, settings=None, **changes
 
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert len(steps) == len(set(steps)), "a step is logged more than once"
     return {line["step"]: line for line in lines if "loss" in line}
 
 
@@ -111,6 +114,49 @@ def test_the_log_of_a_resumed_run_holds_no_step_twice(tmp_path):
     (newest_checkpoint(tmp_path / "checkpoints", "step") / "state.json").unlink()
     train(tmp_path, 6, checkpoint_every=4)
     assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_keeps_the_best_weights_from_before_the_interruption(tmp_path):
+    values = iter([10.0, 90.0, 20.0])
+
+    def interrupt():
+        value = next(values)
+        if value == 20.0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"t2v": {"recall_at_1": value}}
+
+    with pytest.raises(KeyboardInterrupt, match="saved after step 7 of 9"):
+        train(tmp_path, 9, validate=interrupt, evaluate_every=2)
+    best = tmp_path / "checkpoints" / "best-00000004" / "model.safetensors"
+    before = best.read_bytes()
+    _, progress = train(tmp_path, 9, validate=lambda: {"t2v": {"recall_at_1": 30.0}}, evaluate_every=2)
+    assert (progress.best, progress.best_step) == (90.0, 4)
+    assert best.read_bytes() == before
+    kept = Run(tmp_path, {"settings": "tiny"}).best_weights()
+    for name, tensor in load_file(best).items():
+        assert torch.equal(kept[name], tensor), name
+
+
+class NoisyTask(DistillationTask):
+    """Draws a random number in every step, as dropout does."""
+
+    def forward(self, batch):
+        return {**super().forward(batch), "noise": torch.rand(())}
+
+
+def test_random_draws_of_a_step_differ_between_steps_and_repeat_on_resume(tmp_path, monkeypatch):
+    import test_loop
+
+    monkeypatch.setattr(test_loop, "DistillationTask", NoisyTask)
+    test_loop.train(tmp_path / "whole", 6)
+    drawn = {step: line["noise"] for step, line in losses(tmp_path / "whole").items()}
+    assert len(set(drawn.values())) == 6
+    test_loop.train(tmp_path / "resumed", 6, checkpoint_every=4)
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000006")
+    test_loop.train(tmp_path / "resumed", 6, checkpoint_every=4)
+    assert {step: line["noise"] for step, line in losses(tmp_path / "resumed").items()} == drawn
+    test_loop.train(tmp_path / "other", 6, seed=1)
+    assert not set(drawn.values()) & {line["noise"] for line in losses(tmp_path / "other").values()}
 
 
 def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):

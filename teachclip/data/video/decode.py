@@ -222,7 +222,9 @@ def _undamaged(container: Any, stream: Any, facts: VideoFacts, strict: bool) -> 
             continue
         for frame in frames:
             whole = whole or (frame.key_frame and resume is not None and (frame.pts or 0) >= resume)
-            if strict and facts.is_late(frame.time, number):
+            if frame.is_corrupt:  # FFmpeg concealed an error in it
+                whole, resume = False, None
+            if strict and (frame.is_corrupt or facts.is_late(frame.time, number)):
                 raise VideoError(f"frame {number} of {len(facts.timeline.times)} cannot be decoded")
             if whole:
                 yield frame

@@ -294,3 +294,39 @@ def test_an_empty_sample_that_shows_the_last_frame_on_is_no_loss(tmp_path):
     path.write_bytes(content)
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
     assert count == 30 and probe_video(path).frames == 29 and not probe_video(path).truncated
+
+
+def transport_stream(path, codec):
+    """Write 20 frames of noise, each a keyframe, as MPEG-TS."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"g": "1", "bf": "0"}
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264", "mpeg4"])
+def test_frames_of_packets_that_are_marked_corrupt_are_never_used(tmp_path, codec):
+    path, whole = tmp_path / "lost.ts", tmp_path / "whole.ts"
+    transport_stream(whole, codec)
+    content, every = whole.read_bytes(), FrameSampling("intervals", 20)
+    frames = decode_frames(whole, every)
+    tried = 0
+    for lost in range(len(content) // 376, len(content) // 376 + 12):
+        path.write_bytes(content[: lost * 188] + content[(lost + 1) * 188 :])
+        with av.open(str(path)) as container:
+            if not any(packet.is_corrupt for packet in container.demux(video=0)):
+                continue
+        tried += 1
+        assert probe_video(path).truncated
+        with pytest.raises(VideoError):
+            decode_frames(path, every)
+        kept = decode_frames(path, every, on_error="use_decodable")
+        distances = (kept[:, None].float() - frames[None].float()).abs().flatten(2).amax(-1)
+        assert distances.amin(-1).max() == 0, "a frame of the damaged file is none of the whole one's"
+        assert len(set(distances.argmin(-1).tolist())) < 20, "the frame of the corrupt packet is used"
+    assert tried >= 6
