@@ -11,7 +11,7 @@ from teachclip.processes import usable_cores
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print frames per second of bare decord, of `decode_frames` and of a frame store, their ratios and memory."""
+    """Benchmark decoding and stored frames from the command line."""
     parser = CommandParser(
         prog="teachclip bench-data",
         description="Decode files with bare decord and with decode_frames, file by file in turn and in the same "
@@ -19,11 +19,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine slows both sides.",
     )
     parser.add_argument("--files", type=positive_count, default=64, help="files to decode (default 64)")
-    parser.add_argument("--processes", type=positive_count, default=usable_cores(), help="default: all cores")
-    parser.add_argument("--videos", type=Path, help="folder of your own videos; default: made-up ones")
-    parser.add_argument("--kind", choices=("realistic", "small"), default="realistic", help="which made-up ones")
+    parser.add_argument(
+        "--processes", type=positive_count, default=usable_cores(), help="worker processes (default: all cores)"
+    )
+    parser.add_argument("--videos", type=Path, help="folder of your own videos (default: synthetic ones)")
+    parser.add_argument(
+        "--kind",
+        choices=("realistic", "small"),
+        default="realistic",
+        help="which synthetic videos (default realistic)",
+    )
     parser.add_argument("--frames", type=positive_count, default=12, help="frames per video (default 12)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args(argv)
     from teachclip.data_check.benchmark import benchmark
 

@@ -1,4 +1,4 @@
-"""Measure how fast videos are decoded, against bare decord, and how fast stored frames are read."""
+"""Benchmark of reading data: decoding videos, against bare decord, and reading stored frames."""
 
 from __future__ import annotations
 
@@ -11,28 +11,37 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from teachclip.console import log
+from teachclip.data.annotations.records import Video
+from teachclip.data.frames.store import build_frame_store
+from teachclip.data.video.decode import decode_frames, load_decord
+from teachclip.data.video.sampling import FrameSampling, sample_indices
+from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.workers import Decoding, Failure, guarded_map, resident_memory
 from teachclip.errors import DataError
 from teachclip.processes import usable_cores
+from teachclip.shapes.rendering import encode_mp4, write_video
 
 DISTINCT = 8
-"""Made-up videos of each kind; more files are the same content under other names."""
+"""Different synthetic videos of a kind; further files are copies of these under other names."""
 
 REALISTIC = {"preset": "medium", "crf": "23", "g": "250", "threads": "2"}
 
 STORE_SECONDS = 3.0
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 GOALS = {"decode": 0.9, "store": 20.0}
 """Speed of decoding as a share of bare decord's, and of reading stored frames as a multiple of decoding."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one file took in one worker process: seconds each, and bytes of resident memory afterwards."""
+    """One file in one worker process: seconds of each step, and bytes of resident memory afterwards."""
 
     process: int
     frames: int
@@ -47,11 +56,11 @@ def benchmark(
 ) -> None:
     """Print frames per second of bare decord, of `decode_frames` and of a frame store, their ratios and memory.
 
-    `videos`: folder of files to decode; None: made-up ones of a `kind`, realistic or small. Raises DataError if
+    `videos`: folder of files to decode; None: synthetic ones of a `kind`, realistic or small. Raises DataError if
     nothing can be decoded.
     """
     with tempfile.TemporaryDirectory(prefix="teachclip-bench-") as folder:
-        paths = _own_files(videos, files) if videos else _made_up(Path(folder), kind, files)
+        paths = _files_of(videos, files) if videos else _synthetic_files(Path(folder), kind, files)
         log(f"decoding {len(paths)} files in {processes} processes, each with both decoders in turn")
         timings, failures = time_files(paths, frames=frames, processes=processes)
         if not timings:
@@ -64,9 +73,7 @@ def benchmark(
 
 
 def time_files(files: Sequence[Path], *, frames: int, processes: int) -> tuple[list[Timing], list[str]]:
-    """Decode every file with both decoders; return the timings and why files have none."""
-    from teachclip.data.video.workers import Failure, guarded_map
-
+    """Decode every file with both decoders. Returns the timings, and the errors of files without one."""
     items = ((str(path), frames, number % 2 == 0) for number, path in enumerate(files))
     timings, failures = [], []
     with contextlib.closing(guarded_map(time_file, items, workers=processes, time_limit=300)) as outcomes:
@@ -82,26 +89,21 @@ _warm: set[int] = set()
 
 
 def time_file(path: str, frames: int, bare_first: bool) -> Timing:
-    """Time one file in this process. The file is read before, so that no side waits for the disk."""
-    from teachclip.data.video.decode import decode_frames
-    from teachclip.data.video.sampling import FrameSampling
-    from teachclip.data.video.transform import FrameTransform
-    from teachclip.data.video.workers import resident_memory
-
-    plan, transform = FrameSampling("per_second", frames), FrameTransform(224)
+    """Time one file in this process. The file is read first, so that neither decoder waits for the disk."""
+    sampling, transform = FrameSampling("per_second", frames), FrameTransform(224)
     Path(path).read_bytes()
     if os.getpid() not in _warm:  # the first file pays for imports
         _warm.add(os.getpid())
-        _bare_decord(path, plan)
-        transform(decode_frames(path, plan))
+        _bare_decord(path, sampling)
+        transform(decode_frames(path, sampling))
     seconds = {}
-    for side in ("bare", "decode") if bare_first else ("decode", "bare"):
+    for decoder in ("bare", "decode") if bare_first else ("decode", "bare"):
         started = time.perf_counter()
-        if side == "bare":
-            _bare_decord(path, plan)
+        if decoder == "bare":
+            _bare_decord(path, sampling)
         else:
-            decoded = decode_frames(path, plan)
-        seconds[side] = time.perf_counter() - started
+            decoded = decode_frames(path, sampling)
+        seconds[decoder] = time.perf_counter() - started
     started = time.perf_counter()
     transform(decoded)
     whole = seconds["decode"] + time.perf_counter() - started
@@ -109,41 +111,32 @@ def time_file(path: str, frames: int, bare_first: bool) -> Timing:
     return Timing(os.getpid(), len(decoded), seconds["bare"], seconds["decode"], whole, memory)
 
 
-def _bare_decord(path: str, plan: Any) -> np.ndarray:
-    """Decode the plan's frames as a script with decord would: open, ask for the frames, nothing else."""
-    from teachclip.data.video.decode import load_decord
-    from teachclip.data.video.sampling import sample_indices
-
+def _bare_decord(path: str, sampling: FrameSampling) -> np.ndarray:
+    """Decode the sampled frames as a script with decord does: open the file and get the frames, nothing else."""
     decord = load_decord()
     if decord is None:
-        raise DataError("decord is not installed: there is nothing to compare with")
+        raise DataError("decord is not installed, so there is nothing to compare with")
     reader = decord.VideoReader(path, num_threads=1)
-    return reader.get_batch(sample_indices(plan, len(reader), reader.get_avg_fps())).asnumpy()
+    return reader.get_batch(sample_indices(sampling, len(reader), reader.get_avg_fps())).asnumpy()
 
 
 def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: int) -> float:
     """Return how many frames per second one process reads from a store of (at most 256 of) the files' frames."""
-    from teachclip.data.annotations.records import Video
-    from teachclip.data.frames.store import build_frame_store
-    from teachclip.data.video.sampling import FrameSampling
-    from teachclip.data.video.transform import FrameTransform
-    from teachclip.data.video.workers import Decoding
-
     videos = [Video(str(number), path) for number, path in enumerate(files[:256])]
     decoding = Decoding(FrameSampling("per_second", frames), FrameTransform(224), workers=processes)
-    built = build_frame_store(videos, decoding, path=store, progress=False)
-    readable = np.array([row for row, video in enumerate(videos) if video.id not in built.failures])
+    frame_store = build_frame_store(videos, decoding, path=store, progress=False)
+    readable = np.array([row for row, video in enumerate(videos) if video.id not in frame_store.failures])
     order, count = np.random.default_rng(0), 0
-    built.read(readable[:1])
+    frame_store.read(readable[:1])
     started = time.perf_counter()
     while time.perf_counter() - started < STORE_SECONDS:
-        _, mask = built.read(order.choice(readable, size=32))
+        _, mask = frame_store.read(order.choice(readable, size=32))
         count += int(mask.sum())
     return count / (time.perf_counter() - started)
 
 
 def summarise(timings: Sequence[Timing], store_rate: float) -> dict[str, Any]:
-    """Return frames per second of one process, ratios, and the memory of the worker that holds most."""
+    """Return frames per second of one process, ratios, and the memory of the worker that decoded most files."""
     frames = sum(timing.frames for timing in timings)
     rates = {name: frames / sum(getattr(timing, name) for timing in timings) for name in ("bare", "decode", "whole")}
     ratios = np.array([timing.bare / timing.decode for timing in timings])
@@ -163,7 +156,7 @@ def summarise(timings: Sequence[Timing], store_rate: float) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
-    """Say in words what was measured."""
+    """Yield the results as lines of text."""
     rates, memory = report["frames_per_second"], report["memory_mb"]
     low, middle, high = report["decode_ratio_quartiles"]
     yield "machine: " + ", ".join(f"{key} {value}" for key, value in report["machine"].items())
@@ -180,16 +173,14 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     met = "met" if report["store_ratio"] >= GOALS["store"] else "NOT met"
     yield f"stored frames against decoding and resizing: {report['store_ratio']:.1f} (goal {GOALS['store']:g}: {met})"
     yield (
-        f"memory of the worker that decoded most ({memory['files']} files), highest in each tenth of them, MB: "
+        f"peak memory of the worker that decoded most files ({memory['files']}), in each tenth of them, MB: "
         + " ".join(f"{value:.0f}" for value in memory["tenths"])
-        + f"; highest of all workers {memory['peak']:.0f}"
+        + f"; of all workers {memory['peak']:.0f}"
     )
 
 
 def _machine() -> dict[str, Any]:
-    """Return what speed depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return the facts about the machine that speed depends on."""
     facts: dict[str, Any] = {"processor": platform.machine(), "cores": usable_cores()}
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -202,17 +193,15 @@ def _machine() -> dict[str, Any]:
     return facts
 
 
-def _own_files(folder: Path, count: int) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mp4", ".mkv", ".webm", ".avi"))
-    if not found:
-        raise DataError(f"{folder}: there is no video in it")
-    return [found[number % len(found)] for number in range(count)]
+def _files_of(folder: Path, count: int) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not files:
+        raise DataError(f"{folder} contains no video ({', '.join(VIDEO_SUFFIXES)})")
+    return [files[number % len(files)] for number in range(count)]
 
 
-def _made_up(folder: Path, kind: str, count: int) -> list[Path]:
-    """Write made-up videos: 15 s of 320 x 240 with long groups of pictures, or those of the embedded world."""
-    from teachclip.shapes.rendering import encode_mp4, write_video
-
+def _synthetic_files(folder: Path, kind: str, count: int) -> list[Path]:
+    """Write synthetic videos: "realistic", 15 s of 320 x 240 with long groups of pictures, or "small", of Shapes."""
     log(f"writing {min(count, DISTINCT)} {kind} videos")
     sources = []
     for number in range(min(count, DISTINCT)):
@@ -220,23 +209,23 @@ def _made_up(folder: Path, kind: str, count: int) -> list[Path]:
         if kind == "small":
             write_video(sources[-1], 0, number)
         else:
-            encode_mp4(_moving_picture(number), sources[-1], rate=30, options=REALISTIC)
+            encode_mp4(_panned_image(number), sources[-1], rate=30, options=REALISTIC)
     files = [folder / f"{number}.mp4" for number in range(count)]
     for number, path in enumerate(files):
         path.write_bytes(sources[number % len(sources)].read_bytes())
     return files
 
 
-def _moving_picture(seed: int) -> np.ndarray:
-    """Draw 15 seconds of a detailed picture that a shaky camera pans over: uint8 (450, 240, 320, 3)."""
+def _panned_image(seed: int) -> np.ndarray:
+    """Return 15 seconds of a shaky camera that pans over a detailed image: uint8 (450, 240, 320, 3)."""
     random = np.random.default_rng(seed)
-    picture = np.zeros((480, 640, 3))
+    image = np.zeros((480, 640, 3))
     for cell in (4, 16, 64):  # detail at several sizes
         squares = random.normal(0, cell**0.7, (480 // cell + 1, 640 // cell, 3))
-        picture += np.kron(squares, np.ones((cell, cell, 1)))[:480]
-    picture = 128 + 50 * picture / picture.std()
+        image += np.kron(squares, np.ones((cell, cell, 1)))[:480]
+    image = 128 + 50 * image / image.std()
     tops = 120 + np.cumsum(random.normal(0, 1.5, 450)).astype(int) % 120
     lefts = 160 + (np.cumsum(random.normal(0.7, 1.5, 450))).astype(int) % 160
-    shown = np.stack([picture[top : top + 240, left : left + 320] for top, left in zip(tops, lefts, strict=True)])
+    shown = np.stack([image[top : top + 240, left : left + 320] for top, left in zip(tops, lefts, strict=True)])
     noise = random.normal(0, 2, (16, 240, 320, 1))
     return np.clip(shown + noise[np.arange(450) % 16], 0, 255).astype(np.uint8)

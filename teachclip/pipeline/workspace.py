@@ -84,7 +84,7 @@ class Workspace:
             "excluded": dict(self.catalog.excluded),
             "partial": self.catalog.incomplete_splits,
             "overlaps": describe_overlaps(self.overlaps),
-            **({"partly_decoded": partial} if partial else {}),
+            **({"partially_decoded": partial} if partial else {}),
             **values,
         }
 

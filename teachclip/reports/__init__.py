@@ -1,1 +1,1 @@
-"""Tables, pictures and pages for people."""
+"""Reports: tables, charts and HTML pages."""

@@ -39,12 +39,12 @@ def jpeg_uri(data: bytes) -> str:
 
 def encode_jpeg(image: np.ndarray, *, max_height: int | None = None, quality: int = 80) -> bytes:
     """Return an image, uint8 (height, width, 3), as a JPEG file, shrunk to `max_height` pixels if it is higher."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    if max_height is not None and picture.height > max_height:
-        width = max(1, round(picture.width * max_height / picture.height))
-        picture = picture.resize((width, max_height), Image.Resampling.BILINEAR)
+    pil_image = Image.fromarray(np.ascontiguousarray(image))
+    if max_height is not None and pil_image.height > max_height:
+        width = max(1, round(pil_image.width * max_height / pil_image.height))
+        pil_image = pil_image.resize((width, max_height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    pil_image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Results as tables of text."""
+"""Tables of text: cells, Markdown, and the results of evaluations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ COLUMNS = {
     "mean_rank": "MeanR",
 }
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
-
-
 SPREAD = " ± "
 """Between a mean and its standard deviation in a cell."""
 
@@ -95,30 +93,30 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what a reader must know before comparing: selection on test, videos left out, files in several splits."""
+    """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = []
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
     for counts in _distinct(result.get("partial") or {} for result in results):
         parts = ", ".join(f"{count} {split} videos" for split, count in counts.items())
         notes.append(f"Partial: {parts}; the others are missing or could not be read.")
-    for videos in _distinct(sorted(result.get("partly_decoded") or {}) for result in results):
-        notes.append(f"Damaged: {len(videos)} videos are used in part, for the rest of them cannot be decoded.")
+    for videos in _distinct(sorted(result.get("partially_decoded") or {}) for result in results):
+        notes.append(f"Partially decoded: {len(videos)} videos; the rest of them is damaged.")
     notes += [f"Overlap: {line}." for line in _distinct(line for r in results for line in r.get("overlaps") or ())]
     return notes
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the values that say something, each once, in their order."""
-    found: list[Any] = []
+    """Return the values that are not empty, each once, in their order."""
+    distinct: list[Any] = []
     for value in values:
-        if value and value not in found:
-            found.append(value)
-    return found
+        if value and value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def human_count(value: float) -> str:
-    """Write a large number with three digits and a unit: 1234567 is 1.23M."""
+    """Return a large number with three digits and a unit: 1234567 is 1.23M."""
     for unit in ("", "k", "M", "G", "T"):
         if abs(value) < 1000:
             return f"{value:.3g}{unit}"

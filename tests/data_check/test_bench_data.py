@@ -23,7 +23,7 @@ def test_bench_prints_ratios_of_one_run_and_writes_them(tmp_path, capsys, monkey
 
 def test_bench_reads_your_own_files_and_names_those_that_fail(tmp_path, capsys):
     assert main(["--videos", str(tmp_path)]) == 2
-    assert "there is no video in it" in capsys.readouterr().err
+    assert "contains no video" in capsys.readouterr().err
     (tmp_path / "junk.mp4").write_bytes(b"junk" * 100)
     assert main(["--videos", str(tmp_path), "--files", "1", "--processes", "1"]) == 2
     assert "junk.mp4" in capsys.readouterr().err

@@ -106,8 +106,8 @@ def test_excluded_videos_are_counted_and_training_continues_without_them(project
     counts = {split: [int(number) for number in numbers] for split, *numbers in found}
     assert np.sum(list(counts.values()), axis=0).tolist() == [18, 21, 32]
     assert run(distill.main, recipe, "data.max_missing=0.2", "teachers=[]") == 0
-    told = ", ".join(f"{split} {kept} videos, {captions} captions" for split, (kept, _, captions) in counts.items())
-    assert f"data: {told}\n" in capsys.readouterr().err
+    listed = ", ".join(f"{split} {kept} videos, {captions} captions" for split, (kept, _, captions) in counts.items())
+    assert f"data: {listed}\n" in capsys.readouterr().err
 
 
 def test_usable_data_has_no_suspicions(project, capsys):
@@ -219,7 +219,7 @@ def test_init_takes_text_files_beside_the_videos(tmp_path, capsys):
     [
         ({}, "holds no captions: expected a .csv, .jsonl or .parquet file"),
         ({"a.csv": "video,caption\nx,y\n", "b.csv": ""}, "holds 2 tables (a.csv, b.csv); name the one"),
-        ({"a.csv": "film,text\nx,y\n"}, "a.csv: line 1 has no column 'video'"),
+        ({"a.csv": "clip,text\nx,y\n"}, "a.csv: line 1 has no column 'video'"),
         ({"a.csv": "video,caption\nx,y\n", "z.mp4": "v"}, "names 1 videos, such as 'x', but none of them is below"),
     ],
 )

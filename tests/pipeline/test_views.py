@@ -193,7 +193,7 @@ def test_a_video_of_which_a_part_is_used_is_named_in_the_log_and_in_the_results(
     assert run(distill.main, recipe, "frames.on_error=use_decodable", f"output={project.folder / 'used'}") == 0
     assert "clip3.mp4 is partially decoded" in capsys.readouterr().err
     results = json.loads((project.folder / "used" / "results.json").read_text())
-    assert list(results["partly_decoded"]) == ["clip3.mp4"] and results["excluded"] == {}
+    assert list(results["partially_decoded"]) == ["clip3.mp4"] and results["excluded"] == {}
 
 
 def test_a_teacher_trains_without_a_frame_store(project):

@@ -95,10 +95,10 @@ def test_remark_on_the_test_set_uses_the_binomial_error():
 def test_selection_on_test_left_out_videos_and_overlaps_are_stamped_on_every_form():
     overlap = "2 files are in more than one split: train 'a' and test 'b' are segments of one file and 1 more"
     partial, damaged = {"train": "8,973 of 9,000", "test": "9 of 10"}, {"a": "cut off", "b": "cut off"}
-    report = a_report(selected_on="test", partial=partial, overlaps=[overlap], partly_decoded=damaged)
+    report = a_report(selected_on="test", partial=partial, overlaps=[overlap], partially_decoded=damaged)
     for text in (terminal_text(report), report_markdown(report, []), report_page(report, [])):
         assert "selected on the TEST split" in text
-        assert "Damaged: 2 videos are used in part" in text
+        assert "Partially decoded: 2 videos; the rest of them is damaged." in text
         assert "Partial: 8,973 of 9,000 train videos, 9 of 10 test videos; the others are missing" in text
         assert html.unescape(text).count(f"Overlap: {overlap}.") == 1
 
