@@ -87,7 +87,7 @@ def test_quoted_commands_are_understood(path, monkeypatch):
         if "..." in words or "..." in name or name.startswith("-") or name in ("COMMAND",):
             continue
         assert name in COMMANDS, f"{path.name}: {name}"
-        if "[KEY=VALUE" in words:
+        if not words or "[KEY=VALUE" in words:  # the name alone, in a sentence
             continue
         module = importlib.import_module(f"teachclip.cli.{name.replace('-', '_')}")
         with pytest.raises(Parsed):
