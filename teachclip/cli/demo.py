@@ -15,12 +15,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo, or what is missing of it."""
     parser = CommandParser(
         prog="teachclip demo",
-        description="Make the embedded world, train the teacher, precompute, distil, evaluate, export and report. "
+        description="Make the Shapes dataset, train the teacher, precompute, distil, evaluate, export and report. "
         "Finished stages are recognised and skipped; after an interruption the same command continues.",
     )
     default = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
     parser.add_argument("--runs", type=Path, default=default, help="folder of everything that is made (default runs)")
-    parser.add_argument("--seeds", type=positive_count, default=3, help="student seeds per arm (default 3)")
+    parser.add_argument("--seeds", type=positive_count, default=3, help="student seeds per variant (default 3)")
     parser.add_argument("--threads", type=positive_count, default=usable_cores(), help="cores to use (default: all)")
     args = parser.parse_args(argv)
     from teachclip.demo.demo import demo

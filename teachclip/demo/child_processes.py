@@ -175,7 +175,7 @@ def _check(job: Job, code: int, *, shown: bool = False, bar: tqdm | None = None)
             log(f"  | {line}")
     how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
     if code == -signal.SIGKILL:
-        how += ", perhaps for want of memory"
+        how += ", perhaps because it ran out of memory"
     raise LaunchError(f"stage {job.name} {how}; its whole output is in {job.log}")
 
 

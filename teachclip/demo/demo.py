@@ -1,4 +1,4 @@
-"""The demo: every stage on the embedded world, several student seeds, and a report of what was measured."""
+"""The demo: every stage on the Shapes dataset, several student seeds, and a report of what was measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from teachclip.console import interruptible, log
 from teachclip.demo.child_processes import Job, run_shown, run_together
-from teachclip.demo.stages import Stage
-from teachclip.demo.stages_plan import ARMS, Demo
+from teachclip.demo.plan import VARIANTS, Demo
+from teachclip.demo.report import write_report
+from teachclip.demo.stage_record import Stage
 from teachclip.processes import environment
 
 MOST_PARALLEL = 4
@@ -20,7 +21,7 @@ MOST_PARALLEL = 4
 
 
 def demo(runs: Path, *, seeds: int = 3, threads: int) -> None:
-    """Run the demo, or what is missing of it, in the folder `runs`, with `seeds` student seeds per arm."""
+    """Run the demo, or what is missing of it, in the folder `runs`, with `seeds` student seeds per variant."""
     places = {"TEACHCLIP_RUNS": str(runs), "SHAPES_ROOT": str(runs / "shapes")}
     defaults = {"TEACHCLIP_RUNS": "runs", "SHAPES_ROOT": "runs/shapes"}
     shown = {key: value for key, value in places.items() if os.environ.get(key, defaults[key]) != value}
@@ -32,14 +33,12 @@ def run(demo: Demo) -> None:
     """Run what is missing, write the report, and print it."""
     started = time.monotonic()
     for name in demo.record.discard_changed():
-        log(f"{name}: made under other provenance, removed")
-    for number, name in enumerate(("world", "teacher", "precompute"), start=1):
+        log(f"{name}: made by another version or recipe, removed")
+    for number, name in enumerate(("shapes", "teacher", "precompute"), start=1):
         _run_alone(demo, f"{number}/6 {name}", demo.stages[name])
     _run_students(demo, "4/6 students")
     _evaluate(demo, "5/6 evaluate")
     log("[6/6 report]")
-    from teachclip.demo.report import write_report
-
     write_report(demo)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     log(f"done in {minutes} min {seconds} s" if minutes else f"done in {seconds} s")
@@ -55,7 +54,7 @@ def _run_alone(demo: Demo, heading: str, stage: Stage) -> None:
 
 
 def _run_students(demo: Demo, heading: str) -> None:
-    stages = [demo.stages[f"{arm}-{seed}"] for seed in demo.seeds for arm in ARMS]
+    stages = [demo.stages[f"{variant}-{seed}"] for seed in demo.seeds for variant in VARIANTS]
     missing = [stage for stage in stages if not demo.record.is_done(stage)]
     if len(missing) < len(stages):
         log(f"[{heading}] {len(stages) - len(missing)} of {len(stages)} skipped: already done")
@@ -76,7 +75,7 @@ def _run_students(demo: Demo, heading: str) -> None:
 
 
 def _evaluate(demo: Demo, heading: str) -> None:
-    """Evaluate zero-shot CLIP, the teacher and an exported student, and weigh a video's frames: one process."""
+    """Evaluate zero-shot CLIP, the teacher and an exported student, and weigh a video's frames, in one process."""
     for name in ("zero_shot", "teacher_result", "student_result"):
         stage = demo.stages[name]
         if not _skip(demo, heading, stage):
@@ -90,7 +89,7 @@ def _evaluate(demo: Demo, heading: str) -> None:
 
 def _here(demo: Demo, stage: Stage) -> None:
     """Run an evaluation in this process: starting another one would take longer than the work."""
-    from teachclip.demo.report import evaluate_here, weigh_frames
+    from teachclip.demo.measure import evaluate_here, weigh_frames
 
     demo.record.start(stage)
     started = time.monotonic()
@@ -120,7 +119,7 @@ def _job(demo: Demo, stage: Stage, run_folder: Path | None = None) -> Job:
 
 
 def steps_logged(log: Path) -> int:
-    """Return the last step that a run's `log.jsonl` tells of; 0 before there is one."""
+    """Return the last step in a run's `log.jsonl`; 0 before there is one."""
     try:
         lines = log.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,10 +1,17 @@
-"""What the demo computes in its own process: evaluations, frame weights, and the report."""
+"""The report of the demo: models, each measured over some seeds, against each other; numbers, tables, plain words.
+
+Every number comes from the results that `teachclip distill` and `teachclip evaluate` write.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,79 +20,25 @@ import numpy as np
 
 from teachclip import __version__
 from teachclip.console import log
-from teachclip.demo.stages import Stage
-from teachclip.demo.stages_plan import ARMS, COMPARISONS, Demo
-from teachclip.recipe.schema import Recipe
-from teachclip.store.files import rename_all, write_atomic, write_npy
-
-VIDEO_RULE = "the first test video in order of id, with its first caption"
-
-
-def evaluate_here(recipe: Recipe, stage: Stage, threads: int) -> None:
-    """Do what `teachclip evaluate` does for an evaluation stage, without starting a process."""
-    import torch
-
-    from teachclip.pipeline.evaluate import evaluate
-
-    torch.set_num_threads(threads)
-    model = stage.command[stage.command.index("--model") + 1]
-    write_atomic(stage.outputs[0], json.dumps(evaluate(recipe, model=model), indent=1).encode())
-
-
-def weigh_frames(demo: Demo) -> None:
-    """Store the frames of one test video and what each model makes of them: `frames.npy` and `frames.json`."""
-    import torch
-
-    from teachclip.models.frame_attention import attention_weights
-    from teachclip.models.student import load_student
-    from teachclip.pipeline.teachers import TeacherHandle
-    from teachclip.pipeline.workspace import build_workspace
-    from teachclip.processes import Processes
-    from teachclip.scoring.inputs import pixel_values
-
-    device = torch.device("cpu")
-    work = build_workspace(demo.recipe, Processes(), device)
-    split = work.split("test")
-    video = min(range(len(split.videos)), key=lambda row: split.videos[row].id)
-    caption = int(np.flatnonzero(split.caption_videos == video)[0])
-    inputs = work.pixel_inputs(split)
-    text, batch = inputs.texts(np.array([caption])), inputs.videos(np.array([video]))
-    pixels, mask = pixel_values(batch), batch["frame_mask"]
-    weights: dict[str, list[float]] = {}
-    with torch.no_grad():
-        section = demo.recipe.teachers[0]
-        teacher = TeacherHandle(section, device).model
-        texts, videos = (
-            teacher.encode_texts(text["input_ids"], text["attention_mask"]),
-            teacher.encode_videos(pixels, mask),
-        )
-        weights["teacher"] = teacher.frame_relevance(texts, videos)[0].tolist()
-        for arm in ARMS:
-            student = load_student(demo.folder / f"{arm}-{demo.seeds[0]}" / "student")
-            scores = student(pixel_values=pixels, frame_mask=mask).frame_scores
-            # the weights that pool the frames, not those that the loss compares (temperature 1)
-            config = student.config
-            pooled = attention_weights(
-                scores, mask, temperature=config.pooling_temperature, attention=config.attention
-            )
-            weights[arm] = pooled[0].tolist()
-    facts = {
-        "video": split.videos[video].id,
-        "caption": split.captions[caption].text,
-        "rule": VIDEO_RULE,
-        "seed": demo.seeds[0],
-        "weights": weights,
-    }
-    path_of_facts, path_of_frames = demo.stages["frames"].outputs
-    temporary, _ = write_npy(path_of_frames, batch["frames"][0].permute(0, 2, 3, 1).numpy())
-    rename_all({temporary: path_of_frames})
-    write_atomic(path_of_facts, json.dumps(facts, indent=1).encode())
+from teachclip.demo.plan import COMPARISONS, VARIANTS, Demo
+from teachclip.evaluation.intervals import Interval, paired_difference, spread
+from teachclip.reports import pictures as draw
+from teachclip.reports.pages import png_uri, render_page
+from teachclip.reports.tables import (
+    COLUMNS,
+    DIRECTIONS,
+    Table,
+    human_count,
+    interval_cell,
+    markdown_table,
+    mean_cell,
+    remarks,
+)
+from teachclip.store.files import write_atomic
 
 
 def write_report(demo: Demo) -> None:
     """Write `report.json|md|html` and the pictures from the results files, and print the tables."""
-    from teachclip.reports.report import no_pictures, report_markdown, report_page, terminal_text
-
     report = gather(demo)
     pictures = _draw(demo, report)
     paths = {name: demo.folder / f"report.{name}" for name in ("json", "md", "html")}
@@ -101,29 +54,30 @@ def write_report(demo: Demo) -> None:
 
 def gather(demo: Demo) -> dict[str, Any]:
     """Read all results files and return the report's data."""
-    from teachclip.reports.report import Arm, build_report
 
     def read(stage: str) -> dict[str, Any]:
         return json.loads(demo.stages[stage].outputs[0].read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
     zero_shot, teacher, student = read("zero_shot"), read("teacher_result"), read("student_result")
-    arms = [Arm("zero_shot", "zero-shot mean pooling", [zero_shot], zero_shot["test"]["cost"])]
-    for arm, (label, _) in ARMS.items():
+    models = [ModelResults("zero_shot", "zero-shot mean pooling", [zero_shot], zero_shot["test"]["cost"])]
+    for variant, (label, _) in VARIANTS.items():
         # all students are one architecture: their cost is measured once, on a machine that does nothing else
-        runs = [read(f"{arm}-{seed}") for seed in demo.seeds]
-        arms.append(Arm(arm, label, runs, student["test"]["cost"]))
+        runs = [read(f"{variant}-{seed}") for seed in demo.seeds]
+        models.append(ModelResults(variant, label, runs, student["test"]["cost"]))
     name = demo.recipe.teachers[0].label
-    arms.append(Arm("teacher", f"teacher ({name})", [teacher], teacher["test"]["cost"]))
-    labels = {"world": "world", "teacher": "teacher", "precompute": "precompute"}
-    labels |= {f"{arm}-{seed}": f"{ARMS[arm][0]}, seed {seed}" for seed in demo.seeds for arm in ARMS}
+    models.append(ModelResults("teacher", f"teacher ({name})", [teacher], teacher["test"]["cost"]))
+    labels = {"shapes": "Shapes dataset", "teacher": "teacher", "precompute": "precompute"}
+    labels |= {
+        f"{variant}-{seed}": f"{VARIANTS[variant][0]}, seed {seed}" for seed in demo.seeds for variant in VARIANTS
+    }
     first = demo.seeds[0]
-    commands = {label: demo.stages[f"{arm}-{first}"] for arm, (label, _) in ARMS.items()}
+    commands = {label: demo.stages[f"{variant}-{first}"] for variant, (label, _) in VARIANTS.items()}
     commands = {
         "zero-shot mean pooling": demo.stages["zero_shot"],
         f"teacher ({name})": demo.stages["teacher"],
     } | commands
     return build_report(
-        arms,
+        models,
         comparisons=COMPARISONS,
         seeds=demo.seeds,
         title=f"teachclip demo: {demo.recipe.name}",
@@ -163,19 +117,19 @@ def _machine(threads: int) -> dict[str, Any]:
 
 def _draw(demo: Demo, report: dict[str, Any]) -> list[tuple[Path, str]]:
     """Draw the pictures. Returns (file, caption) of each; none without matplotlib."""
-    from teachclip.reports.pictures import arm_colours, can_draw, draw_frames, draw_recall
-
-    if not can_draw():
+    if not draw.can_draw():
         return []
     recall, strip = demo.folder / "recall.png", demo.folder / "frames.png"
-    draw_recall(report, recall)
+    draw.draw_recall(report, recall)
     facts_path, frames_path = demo.stages["frames"].outputs
     facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    labels = {arm["name"]: arm["label"] for arm in report["arms"]}
+    labels = {model["name"]: model["label"] for model in report["models"]}
     order = ("teacher", "distilled_options", "distilled", "undistilled")
     weights = {labels[name]: np.array(facts["weights"][name]) for name in order}
     title = f'{facts["video"]}: "{facts["caption"]}"'
-    draw_frames(np.load(frames_path, allow_pickle=False), weights, strip, title=title, colours=arm_colours(report))
+    draw.draw_frames(
+        np.load(frames_path, allow_pickle=False), weights, strip, title=title, colours=draw.model_colours(report)
+    )
     many = (
         f", mean of {len(demo.seeds)} seeds; bars of one standard deviation, a dot per seed"
         if len(demo.seeds) > 1
@@ -190,3 +144,203 @@ def _draw(demo: Demo, report: dict[str, Any]) -> list[tuple[Path, str]]:
             f"{facts['seed']}). Chosen by rule: {facts['rule']}.",
         ),
     ]
+
+
+METRIC = "recall_at_1"
+COMPARED = (METRIC, "recall_at_10", "mean_rank")
+"""Text-to-video metrics whose paired differences are reported: a gain at the top can be a loss further down."""
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """A model and its results: one mapping per seed, as results files hold them."""
+
+    name: str
+    label: str
+    runs: Sequence[Mapping[str, Any]]
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """`bytes_per_video`, `flops_per_query`, `ms_per_query`, `candidates`, as `search_cost` returns them."""
+
+
+def build_report(
+    models: Sequence[ModelResults],
+    *,
+    comparisons: Sequence[tuple[str, str]],
+    seeds: Sequence[int],
+    split: str = "test",
+    **about: Any,
+) -> dict[str, Any]:
+    """Return the whole report as JSON-able data.
+
+    `comparisons`: pairs of names (model, baseline) whose runs are paired by seed. `about`: more to keep with it.
+    """
+    known = {model.name: model for model in models}
+    first = models[0].runs[0][split]
+    return {
+        "split": split,
+        "videos": first["videos"],
+        "captions": first["captions"],
+        "seeds": list(seeds),
+        "models": [_summarise(model, split) for model in models],
+        "differences": [
+            _compare(known[name], known[baseline], split, metric)
+            for name, baseline in comparisons
+            for metric in COMPARED
+        ],
+        "remarks": remarks([run for model in models for run in model.runs]),
+        **about,
+    }
+
+
+def report_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return the measured tables: both directions, cost, differences."""
+    models, seeds = report["models"], report["seeds"]
+    tables = []
+    for direction, label in DIRECTIONS.items():
+        rows = [
+            [model["label"], *(mean_cell(model[direction][metric]["values"]) for metric in COLUMNS)]
+            for model in models
+        ]
+        tables.append(Table(label.capitalize(), ["model", *COLUMNS.values()], rows))
+    candidates = next((model["cost"]["candidates"] for model in models if model["cost"]), 0)
+    rows = [[model["label"], *_cost_cells(model["cost"])] for model in models if model["cost"]]
+    header = ["model", "bytes per video", "FLOPs per query", f"ms per query, {candidates:,} videos"]
+    tables.append(Table("Cost of a search", header, rows))
+    rows = [
+        [d["label"], COLUMNS[d["metric"]], f"{d['mean']:+.1f}", interval_cell(d), _per_seed(d)]
+        for d in report["differences"]
+    ]
+    header = ["difference, text to video", "metric", "mean", "95% interval", f"seeds {', '.join(map(str, seeds))}"]
+    tables.append(Table("What teaching gains", header, rows))
+    return tables
+
+
+def verdicts(report: Mapping[str, Any]) -> list[str]:
+    """Say in plain words what the differences show and what they do not."""
+    count = len(report["seeds"])
+    lines = [line for difference in report["differences"] if (line := _verdict(difference, count))]
+    error = _sampling_error(report)
+    lines.append(
+        "The spread and the intervals are over student seeds (new parameters and batch order) alone: one set of "
+        f"videos, one teacher. With {report['captions']} test captions an R@1 itself is uncertain by up to "
+        f"{error:.1f} points (one standard error), alike for all models."
+    )
+    lines.append(
+        "All students pool with frame attention as trained. Post-hoc temperature scaling, chosen on validation for "
+        "every model alike, can close most of such a difference: `teachclip study shapes_gain` measures it over "
+        "several Shapes datasets."
+    )
+    return lines
+
+
+def _verdict(difference: Mapping[str, Any], seeds: int) -> str:
+    """Say what one difference shows; nothing of a metric other than R@1 whose interval touches zero."""
+    metric, mean = difference["metric"], difference["mean"]
+    what = f"{difference['label']}: {mean:+.1f} {COLUMNS[metric]}"
+    if not difference["touches_zero"]:
+        better = "better" if (mean > 0) == metric.startswith("recall") else "WORSE"
+        return f"{what}, and the interval is clear of zero: {better} over these {seeds} seeds."
+    if metric != METRIC:
+        return ""
+    if difference["low"] is None:
+        return f"{what} with a single seed, which can mislead: no interval, nothing is shown."
+    return f"{what}, but the interval touches zero: these {seeds} seeds do not show a difference."
+
+
+def terminal_text(report: Mapping[str, Any]) -> str:
+    """Return the measured tables and the verdicts for a terminal."""
+    parts = [f"{table.title}\n{markdown_table(table)}" for table in report_tables(report)]
+    return "\n\n".join([subtitle(report), *parts, "\n".join([*report["remarks"], *verdicts(report)])])
+
+
+def report_markdown(report: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
+    """Return the report as Markdown. `pictures`: (file name, caption), shown after the tables."""
+    parts = [f"# {report['title']}", subtitle(report)]
+    tables = report_tables(report)
+    parts += [f"## {table.title}\n\n{markdown_table(table)}" for table in tables]
+    parts.append("\n".join(f"- {line}" for line in [*report["remarks"], *verdicts(report)]))
+    for name, caption in pictures:
+        parts.append(f"![{caption}]({name})\n\n{caption}")
+    if not pictures:
+        parts.append(no_pictures())
+    parts += [f"## {table.title}\n\n{markdown_table(table)}" for table in about_tables(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]]) -> str:
+    """Return the report as an HTML page. `pictures`: (PNG file, caption)."""
+    return render_page(
+        "demo.html",
+        title=report["title"],
+        subtitle=subtitle(report),
+        tables=report_tables(report),
+        notes=[*report["remarks"], *verdicts(report)],
+        figures=[(png_uri(path), caption) for path, caption in pictures],
+        no_figures=no_pictures(),
+        about=about_tables(report),
+    )
+
+
+def about_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of what was run, on what, and where it lies."""
+    tables = [
+        Table("How each model was made", ["model", "command"], [list(item) for item in report["commands"].items()]),
+        Table("Where the files are", ["what", "where"], [list(item) for item in report["files"].items()]),
+        Table("Machine", ["what", "value"], [[key, str(value)] for key, value in report["machine"].items()]),
+        Table("Time", ["stage", "seconds"], [[key, f"{value:.1f}"] for key, value in report["seconds"].items()]),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def no_pictures() -> str:
+    """Say how to get pictures."""
+    return "No pictures: they need matplotlib. Run `pip install 'teachclip[report]'` and the demo again."
+
+
+def subtitle(report: Mapping[str, Any]) -> str:
+    """Say on what was measured, and what the columns mean."""
+    seeds = report["seeds"]
+    over = f"mean ± standard deviation over {len(seeds)} student seeds" if len(seeds) > 1 else "one student seed"
+    return (
+        f"{report['split'].capitalize()} split: {report['videos']} videos, {report['captions']} captions. R@k: share "
+        f"of queries, in %, whose match is among the first k. MedR, MeanR: median and mean rank. Students: {over}."
+    )
+
+
+def _summarise(model: ModelResults, split: str) -> dict[str, Any]:
+    summary: dict[str, Any] = {"name": model.name, "label": model.label, "runs": len(model.runs)}
+    for direction in DIRECTIONS:
+        summary[direction] = {}
+        for metric in COLUMNS:
+            values = [float(run[split][direction][metric]) for run in model.runs]
+            summary[direction][metric] = {"mean": statistics.fmean(values), "sd": spread(values), "values": values}
+    summary["cost"] = dict(model.cost)
+    return summary
+
+
+def _compare(model: ModelResults, baseline: ModelResults, split: str, metric: str) -> dict[str, Any]:
+    values, others = ([float(run[split]["t2v"][metric]) for run in side.runs] for side in (model, baseline))
+    interval: Interval = paired_difference(values, others)
+    return {
+        "model": model.name,
+        "baseline": baseline.name,
+        "label": " - ".join(side.label.removeprefix("student, ") for side in (model, baseline)),
+        "metric": metric,
+        "values": [value - other for value, other in zip(values, others, strict=True)],
+        **interval._asdict(),
+        "touches_zero": interval.touches_zero,
+    }
+
+
+def _sampling_error(report: Mapping[str, Any]) -> float:
+    """Return the largest binomial standard error of the models' R@1, in points."""
+    shares = [model["t2v"][METRIC]["mean"] / 100 for model in report["models"]]
+    return 100 * max(math.sqrt(share * (1 - share) / report["captions"]) for share in shares)
+
+
+def _cost_cells(cost: Mapping[str, float]) -> list[str]:
+    return [f"{cost['bytes_per_video']:,.0f}", human_count(cost["flops_per_query"]), f"{cost['ms_per_query']:.3g}"]
+
+
+def _per_seed(difference: Mapping[str, Any]) -> str:
+    return " ".join(f"{value:+.1f}" for value in difference["values"])

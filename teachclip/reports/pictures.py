@@ -24,19 +24,19 @@ def can_draw() -> bool:
 
 
 def draw_recall(report: Mapping[str, Any], path: Path, *, direction: str = "t2v") -> None:
-    """Draw recall at 1, 5 and 10 of every arm as bars, with every seed as a dot, into a PNG file."""
+    """Draw recall at 1, 5 and 10 of every model as bars, with every seed as a dot, into a PNG file."""
     figure = _figure(9.0, 4.6)
     axes = figure.add_subplot()
-    arms = report["arms"]
-    width = 0.84 / len(arms)
-    for index, arm in enumerate(arms):
-        places = np.arange(len(RECALLS)) + (index - (len(arms) - 1) / 2) * width
-        stats = [arm[direction][metric] for metric in RECALLS]
+    models = report["models"]
+    width = 0.84 / len(models)
+    for index, model in enumerate(models):
+        places = np.arange(len(RECALLS)) + (index - (len(models) - 1) / 2) * width
+        stats = [model[direction][metric] for metric in RECALLS]
         heights = [stat["mean"] for stat in stats]
         colour = PALETTE[index % len(PALETTE)]
-        axes.bar(places, heights, width * 0.92, color=colour, label=arm["label"], zorder=2)
+        axes.bar(places, heights, width * 0.92, color=colour, label=model["label"], zorder=2)
         tops = list(heights)
-        if arm["runs"] > 1:
+        if model["runs"] > 1:
             axes.errorbar(
                 places,
                 heights,
@@ -73,7 +73,7 @@ def draw_frames(
     """Draw a strip of a video's frames and below it, per model, the weight of every frame, into a PNG file.
 
     `frames`: uint8 (frames, height, width, 3). `weights`: label -> (frames,), each adding up to 1.
-    `colours`: colour per label, as `arm_colours` gives them.
+    `colours`: colour per label, as `model_colours` gives them.
     """
     count, aspect = len(frames), frames.shape[1] / frames.shape[2]
     figure = _figure(10.5, 0.5 + 0.75 * aspect + 0.68 * len(weights))
@@ -105,7 +105,7 @@ def draw_frames(
 
 
 def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str, label: str) -> None:
-    """Draw one line per arm: its mean, its confidence interval and every seed as a dot, into a PNG file.
+    """Draw one line per model: its mean, its confidence interval and every seed as a dot, into a PNG file.
 
     `rows`: mappings with `label`, `mean`, `low`, `high` (None: no interval) and `values`, in percent. `label`: of the
     axis.
@@ -130,9 +130,9 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str,
     _save(figure, path)
 
 
-def arm_colours(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the colour of every arm's label, the same in all pictures."""
-    return {arm["label"]: PALETTE[index % len(PALETTE)] for index, arm in enumerate(report["arms"])}
+def model_colours(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of every model's label, the same in all pictures."""
+    return {model["label"]: PALETTE[index % len(PALETTE)] for index, model in enumerate(report["models"])}
 
 
 def _figure(width: float, height: float) -> Any:

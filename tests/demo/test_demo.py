@@ -11,8 +11,8 @@ import pytest
 from teachclip.cli import demo as demo_cli
 from teachclip.demo import demo
 from teachclip.demo.child_processes import Job, last_lines, run_shown, run_together
-from teachclip.demo.stages import Stage, StageRecord
-from teachclip.demo.stages_plan import ARMS, COMPARISONS, RECIPE, plan_stages
+from teachclip.demo.plan import COMPARISONS, RECIPE, VARIANTS, plan_stages
+from teachclip.demo.stage_record import Stage, StageRecord
 from teachclip.errors import LaunchError, StoreError
 from teachclip.recipe.loading import find_recipe, load_recipe
 
@@ -87,7 +87,7 @@ def test_change_of_content_or_version_is_noticed_and_spares_what_does_not_depend
     changed = two_stages(tmp_path, content={"recipe": "other"})
     assert a_record(tmp_path, changed).discard_changed() == ["second"]
     assert (tmp_path / "first").exists()
-    monkeypatch.setattr("teachclip.demo.stages.__version__", "999")
+    monkeypatch.setattr("teachclip.demo.stage_record.__version__", "999")
     assert not a_record(tmp_path, changed).is_done(changed[0])
 
 
@@ -162,7 +162,7 @@ def test_shown_child_writes_to_the_terminal_and_to_its_log(tmp_path, capfd):
     run_shown(job("shown", "import os; print('threads', os.environ['THREADS'])", tmp_path), {"THREADS": "2"})
     assert capfd.readouterr().err == "threads 2\n"
     assert (tmp_path / "logs" / "shown.log").read_text() == "threads 2\n"
-    with pytest.raises(LaunchError, match="was killed by signal 9, perhaps for want of memory"):
+    with pytest.raises(LaunchError, match="was killed by signal 9, perhaps because it ran out of memory"):
         run_shown(
             job("killed", "import os; print('bar 1/3', end='', flush=True); os.kill(os.getpid(), 9)", tmp_path), {}
         )
@@ -234,10 +234,10 @@ def test_plan_orders_stages_after_what_they_need_and_stays_in_its_folder(tmp_pat
     assert len(set(owned)) == len(owned)
 
 
-def test_every_arm_is_a_valid_recipe_and_every_comparison_names_arms(tmp_path, monkeypatch):
+def test_every_variant_is_a_valid_recipe_and_every_comparison_names_variants(tmp_path, monkeypatch):
     _, stages = the_plan(tmp_path, monkeypatch)
     runs = [stage for stage in stages if stage.command[0] == "distill"]
-    assert len(runs) == 2 * len(ARMS)
+    assert len(runs) == 2 * len(VARIANTS)
     outputs = set()
     for stage in runs:
         recipe = load_recipe(find_recipe(RECIPE), stage.command[2:])
@@ -246,7 +246,7 @@ def test_every_arm_is_a_valid_recipe_and_every_comparison_names_arms(tmp_path, m
         outputs.add(recipe.output)
         assert bool(recipe.teachers) != stage.name.startswith("undistilled")
     assert len(outputs) == len(runs)
-    assert {name for pair in COMPARISONS for name in pair} <= set(ARMS)
+    assert {name for pair in COMPARISONS for name in pair} <= set(VARIANTS)
 
 
 FAKE = """
@@ -290,7 +290,7 @@ def fake_demo(tmp_path, monkeypatch):
         result = made_up_run(50.0)
         result["test"]["cost"] = made_up_cost(512)
         if stage.name == "frames":
-            weights = {name: [0.5, 0.5] for name in ("teacher", *ARMS)}
+            weights = {name: [0.5, 0.5] for name in ("teacher", *VARIANTS)}
             result = {"video": "v", "caption": "c", "rule": "r", "seed": 1, "weights": weights}
             import numpy as np
 
@@ -320,14 +320,14 @@ def test_demo_runs_every_stage_reports_and_skips_all_of_them_the_second_time(fak
     names = {path.name for path in (runs / "demo").iterdir()}
     assert {"report.md", "report.html", "report.json", "recall.png", "frames.png", "logs", "stages.json"} <= names
     report = json.loads((runs / "demo" / "report.json").read_text())
-    assert [arm["runs"] for arm in report["arms"]] == [1, 2, 2, 2, 1]
-    assert report["differences"][0]["values"] == [-2.0, -2.0]  # by the length of the arms' names
+    assert [model["runs"] for model in report["models"]] == [1, 2, 2, 2, 1]
+    assert report["differences"][0]["values"] == [-2.0, -2.0]  # by the length of the variants' names
 
     before = os.environ.copy()
     assert demo_cli.main(arguments) == 0
     assert calls() == []
     shown = capfd.readouterr().err
-    assert "[1/6 world] skipped: already done" in shown
+    assert "[1/6 shapes] skipped: already done" in shown
     assert "[4/6 students] 6 of 6 skipped: already done" in shown
     assert os.environ.copy() == before
 
@@ -357,13 +357,12 @@ def test_demo_that_fails_says_so_in_one_line(fake_demo, monkeypatch, capfd):
     shown = capfd.readouterr().err
     assert "error: stage teacher failed (exit code 2)" in shown
     assert "Traceback" not in shown
-    assert "[1/6 world] skipped" not in shown
+    assert "[1/6 shapes] skipped" not in shown
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two"])
 def test_demo_refuses_senseless_counts(value, capsys):
-    with pytest.raises(SystemExit):
-        demo_cli.main(["--seeds", value])
+    assert demo_cli.main(["--seeds", value]) == 2
     assert "whole number" in capsys.readouterr().err
 
 

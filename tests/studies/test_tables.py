@@ -1,7 +1,6 @@
 import pytest
 
 from teachclip.evaluation.intervals import t_quantile
-from teachclip.reports.pictures import draw_intervals
 from teachclip.studies.results import Candidate, VariantRuns, edges, recall_intervals
 from teachclip.studies.tables import Effort, choices_table, cost_table, tried_table
 
@@ -58,9 +57,3 @@ def test_the_text_adapter_has_a_column_where_some_variant_has_one():
     table = cost_table("t", [variant(1.0, cost=cost), variant(1.0, cost=adapter)], {})
     assert table.header[-1] == "text adapter, once per query"
     assert [row[-1] for row in table.rows] == ["", "262k, 0.03 ms"]
-
-
-def test_the_picture_of_intervals_is_a_png(tmp_path):
-    path = tmp_path / "recall.png"
-    draw_intervals(recall_intervals([variant(10.0, 12.0), variant(10.0)]), path, title="A title", label="R@1")
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

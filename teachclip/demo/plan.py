@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from teachclip.demo.stages import Stage, StageRecord
+from teachclip.demo.stage_record import Stage, StageRecord
 from teachclip.recipe.loading import find_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.store.fingerprint import fingerprint_of
@@ -14,9 +14,10 @@ from teachclip.store.fingerprint import fingerprint_of
 RECIPE = "shapes_xpool.yaml"
 
 # The students that are compared, as overrides of the recipe. All train on the same features, steps and batch size.
-# The rates are the recipe's, which validation chose for the undistilled and the distilled student alike; 0.33 is the
-# match temperature that it chose for the two options (`teachclip study shapes_gain`, pooling temperature as trained).
-ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+# The rates are the recipe's, which validation chose for both the undistilled and the distilled student; 0.33 is the
+# temperature of the frame term that it chose for the two options
+# (`teachclip study shapes_gain`, pooling temperature as trained).
+VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "undistilled": ("student, undistilled", ("teachers=[]", "losses.contrastive.weight=1")),
     "distilled": ("student, distilled as published", ()),
     "distilled_options": (
@@ -56,28 +57,28 @@ class Demo:
 
 def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) -> list[Stage]:
     """Return all stages in the order in which they run."""
-    world, demo, file = runs / "shapes", runs / "demo", str(path)
+    shapes, demo, file = runs / "shapes", runs / "demo", str(path)
     teacher = recipe.teachers[0]
     content = {"recipe": fingerprint_of(recipe.model_dump(mode="json"))}
-    made = tuple(world / name for name in ("annotations.json", "train.csv", "test.csv", "videos", "clip"))
+    made = tuple(shapes / name for name in ("annotations.json", "train.csv", "test.csv", "videos", "clip"))
     stages = [
-        Stage("world", ("make-shapes", "--out", str(world)), made, owns=(world,)),
+        Stage("shapes", ("make-shapes", "--out", str(shapes)), made, owns=(shapes,)),
         Stage(
             "teacher",
             ("train-teacher", file),
             (Path(teacher.checkpoint),),
             owns=(Path(teacher.checkpoint).parent,),
-            needs=("world",),
+            needs=("shapes",),
             content=content,
         ),
         Stage("precompute", ("precompute", file), (recipe.stores,), (recipe.stores,), ("teacher",), content),
     ]
     for seed in seeds:
-        for arm, (_, overrides) in ARMS.items():
-            output = demo / f"{arm}-{seed}"
+        for variant, (_, overrides) in VARIANTS.items():
+            output = demo / f"{variant}-{seed}"
             stages.append(
                 Stage(
-                    f"{arm}-{seed}",
+                    f"{variant}-{seed}",
                     ("distill", file, f"seed={seed}", *overrides, f"output={output}"),
                     (output / "results.json", output / "student"),
                     owns=(output,),
@@ -87,7 +88,7 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
             )
     student = f"distilled-{seeds[0]}"
     for name, model, needs in (
-        ("zero_shot", "zero_shot", ("world",)),
+        ("zero_shot", "zero_shot", ("shapes",)),
         ("teacher_result", teacher.label, ("teacher",)),
         ("student_result", str(demo / student / "student"), (student,)),
     ):
@@ -96,6 +97,6 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
             Stage(name, ("evaluate", file, "--model", model, "--out", str(out)), (out,), (out,), needs, content)
         )
     frames = tuple(demo / name for name in ("frames.json", "frames.npy"))
-    students = tuple(f"{arm}-{seeds[0]}" for arm in ARMS)
+    students = tuple(f"{variant}-{seeds[0]}" for variant in VARIANTS)
     stages.append(Stage("frames", ("demo",), frames, frames, ("teacher", *students)))
     return stages

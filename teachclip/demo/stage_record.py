@@ -1,4 +1,4 @@
-"""Stages of a longer job: what each runs, what it makes, and which are done already.
+"""The stages of the demo: what each runs, what it makes, and which are done already.
 
 A stage is recognised by its fingerprint: its command, the recipe's content, the version of teachclip and the
 fingerprints of the stages that it needs. The record is one small file, written atomically.
@@ -33,7 +33,7 @@ class Stage:
     outputs: tuple[Path, ...]
     """Files or folders that are there when the stage is done."""
     owns: tuple[Path, ...] = ()
-    """What must go before the stage runs under other provenance."""
+    """What is removed before the stage runs with another fingerprint."""
     needs: tuple[str, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else its outputs depend on, such as the recipe's hash."""

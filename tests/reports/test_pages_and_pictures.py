@@ -1,0 +1,29 @@
+import pytest
+from jinja2 import UndefinedError
+
+from teachclip.reports.pages import render_page
+from teachclip.reports.pictures import draw_intervals
+from teachclip.reports.tables import difference_cell, interval_cell, mean_cell
+
+
+def test_a_value_that_a_template_does_not_get_is_an_error():
+    with pytest.raises(UndefinedError, match="subtitle"):
+        render_page("demo.html", title="a title")
+
+
+def test_cells_show_means_with_a_spread_and_differences_with_interval_and_wins():
+    assert (mean_cell([10.0, 14.0]), mean_cell([10.0])) == ("12.0 ± 2.8", "10.0")
+    item = {"mean": 2.0, "low": -0.5, "high": 4.5, "wins": 2, "values": [1.0, 2.0, 3.0]}
+    assert (interval_cell(item), difference_cell(item)) == ("[-0.5, +4.5]", "+2.0 [-0.5, +4.5] 2/3")
+    alone = {**item, "low": None, "high": None}
+    assert (interval_cell(alone), difference_cell(alone)) == ("none", "+2.0 (2/3)")
+
+
+def test_the_picture_of_intervals_is_a_png(tmp_path):
+    path = tmp_path / "recall.png"
+    rows = [
+        {"label": "a", "mean": 11.0, "low": 9.0, "high": 13.0, "values": [10.0, 11.0, 12.0]},
+        {"label": "b", "mean": 10.0, "low": None, "high": None, "values": [10.0]},
+    ]
+    draw_intervals(rows, path, title="A title", label="R@1")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
