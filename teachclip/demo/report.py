@@ -223,11 +223,11 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     lines.append(
         "The spread and the intervals are over student seeds (new parameters and batch order) alone: one set of "
         f"videos, one teacher. With {report['captions']} test captions an R@1 itself is uncertain by up to "
-        f"{error:.1f} points (one standard error), alike for all models."
+        f"{error:.1f} points (one standard error), the same for all models."
     )
     lines.append(
         "All students pool with frame attention as trained. Post-hoc temperature scaling, chosen on validation for "
-        "every model alike, can close most of such a difference: `teachclip study shapes_gain` measures it over "
+        "every model, can close most of such a difference: `teachclip study shapes_gain` measures it over "
         "several Shapes datasets."
     )
     return lines

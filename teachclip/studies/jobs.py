@@ -240,8 +240,10 @@ def measure_student(
     measured: dict[str, Any] = {}
     for factor in factors:
         set_pooling_temperature(student, recipe.student.pooling_temperature / factor)
-        found = evaluate_split(student, inputs, split, build.build_blocks(recipe), work.device)
-        measured[f"{factor:g}"] = found | ({"frames": attention_by_kind(student, work, split)} if frame_probe else {})
+        metrics = evaluate_split(student, inputs, split, build.build_blocks(recipe), work.device)
+        measured[f"{factor:g}"] = metrics | (
+            {"frames": attention_by_kind(student, work, split)} if frame_probe else {}
+        )
     return {"factors": measured} if factors else {"frames": attention_by_kind(student, work, split)}
 
 
