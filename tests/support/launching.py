@@ -15,7 +15,9 @@ def launch(processes, tool, *arguments, paths=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     if paths:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    launcher = [sys.executable]  # one process needs no launcher, which takes seconds to import
+    if processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        launcher += ["--multi_gpu", "--main_process_port", "0"]
     command = [*launcher, SMALL_SHARDS, tool, *arguments]
     return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
