@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Each message is one line and complete: where, what was got, what is allowed."""
+"""Errors that a user can fix. Each message is one line and complete: where, what was got, what is allowed."""
 
 
 class TeachclipError(Exception):

@@ -101,7 +101,7 @@ class _Scattered:
         twice[order[1:]] |= flat[order[1:]] == flat[order[:-1]]
         if twice.any():
             first = int(kept[np.argmax(twice)])
-            raise DataError(f"{chunk.where(first)}: the pair {', '.join(chunk.names(first))} stands twice")
+            raise DataError(f"{chunk.where(first)}: the pair {', '.join(chunk.names(first))} is duplicated")
         self.bits.reshape(-1)[flat] = chunk.scores[kept].view(np.uint32) ^ _NAN
 
     def rows(self, rows: np.ndarray | slice) -> np.ndarray:
@@ -110,7 +110,7 @@ class _Scattered:
 
 
 class _Whole:
-    """A matrix in a `.npy` file, mapped; ids that are not asked for are left out."""
+    """A matrix in a `.npy` file, mapped; ids that are not wanted are skipped."""
 
     def __init__(self, path: Path, rows: Axis, columns: Axis):
         try:
@@ -141,7 +141,7 @@ class _Whole:
                 raise axis.unknown(f"{file}: line {line + 1}", name)
             if place >= 0:
                 if found[place] >= 0:
-                    raise DataError(f"{file}: line {line + 1}: {name!r} stands twice")
+                    raise DataError(f"{file}: line {line + 1}: {name!r} is duplicated")
                 found[place] = line
         return found
 

@@ -35,7 +35,7 @@ class VideoEncoder(nn.Module):
     """A VideoPrism with a text encoder.
 
     It reads `frames` frames, of which it has no mask: a video's valid frames are spread evenly over them, some
-    repeated in a short video and some left out in a long one.
+    repeated in a short video and some skipped in a long one.
 
     frames: None means as many as it was trained with (16 in base, 8 in large); for others its temporal positions are
     interpolated. temperature: the divisor of the cosines; the model stores none, and 0.01 is the smallest that CLIP

@@ -236,7 +236,7 @@ class XCLIP(SequentialTeacher):
         """Return softmax_f(sentence_i . frame_i,f) over the frames given of video i (pairs, frames), float32.
 
         The frames are CLIP's, before the temporal transformer; temperature 1. Frames that `encode_videos` filled up
-        are left out, so with `mask_padding=False` it is the official number where the model's frames are given.
+        do not count, so with `mask_padding=False` it is the official number where the model's frames are given.
         """
         mask = videos["mask"]
         frames = videos["frames"][:, : mask.shape[1]]

@@ -1,1 +1,1 @@
-"""Data: catalogues of videos and captions, decoding, frame stores, batches, and the embedded world."""
+"""Data: catalogues of videos and captions, decoding, frame stores and batches."""

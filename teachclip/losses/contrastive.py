@@ -17,7 +17,7 @@ def contrastive_loss(logits_per_text: Tensor, positives: Tensor | None = None) -
     form. Several captions of one video in a batch are all positives of it, never negatives.
 
     `logits_per_text`: (texts, videos), already divided by a temperature if there is one. `positives`: (texts, videos)
-    bool. A text or a video without any positive is only a negative to others: it is left out of its mean. Raises
+    bool. A text or a video without any positive is only a negative to others: it does not count in its mean. Raises
     ValueError on wrong shapes.
     """
     check_matrix("logits_per_text", logits_per_text)

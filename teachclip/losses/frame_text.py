@@ -54,7 +54,7 @@ def frame_text_loss(
     has the same weight in the batch, whatever its length, and a batch padded to more frames has the same loss. (A
     mean within each pair first would let short videos weigh more.) No mask is the same as an all-true one. What
     padded frames hold has no influence, not even NaN; relevance that a teacher gave to them is dropped and the rest
-    scaled to sum 1. A pair without a valid frame, or without any relevance on its valid frames, is left out.
+    scaled to sum 1. A pair without a valid frame, or without any relevance on its valid frames, does not count.
 
     With `pair_weights` (pairs,) a pair counts that many times in the mean, whose divisor stays the same: weights that
     add up to 1 over several teachers share a pair out.
@@ -74,7 +74,7 @@ def frame_text_loss(
     total = relevance.sum(-1, keepdim=True)
     mask = frame_mask & (total != 0)
     relevance = relevance / total.masked_fill(total == 0, 1)
-    # The most negative number instead of -inf: a pair without valid frames stays finite and is then left out.
+    # The most negative number instead of -inf: a pair without valid frames stays finite and does not count.
     scores = (frame_scores.float() / temperature).masked_fill(~mask, torch.finfo(torch.float32).min)
     values, valid = loss(scores, relevance, mask)
     if pair_weights is not None:

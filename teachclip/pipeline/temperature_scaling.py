@@ -1,4 +1,4 @@
-"""Sharpen the attention of a trained student by the factor that the selection split prefers."""
+"""Scale the pooling temperature of a trained student by the factor that the selection split prefers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from teachclip.processes import Processes
 def scale_temperature(
     student: StudentModel, factors: Sequence[float], evaluate: Callable[[], Mapping[str, Any]], processes: Processes
 ) -> dict[str, Any]:
-    """Try factors on the attention's scores and leave the student with the best one.
+    """Try factors on the attention scores and leave the student with the best one (post-hoc temperature scaling).
 
-    A factor f multiplies the scores before the attention, so it divides the pooling temperature; 1, the student as
-    trained, is always tried, and kept unless another is better. Best is the highest text-to-video recall at 1 of
-    `evaluate()`. A attention that learns with one temperature need not pool best with it; this costs one evaluation
-    per factor and no training, and is for students with and without teachers alike. Returns the chosen `factor` and
-    `tried`, recall at 1 by factor.
+    A factor f multiplies the scores before the softmax or sigmoid, so it divides the pooling temperature. 1, the
+    student as trained, is always tried, and kept unless another is better by the text-to-video recall at 1 of
+    `evaluate()`. Frame attention that learns with one temperature need not pool best with it; this costs one
+    evaluation per factor and no training. Returns the chosen `factor` and `tried`, recall at 1 by factor.
     """
     temperature = student.config.pooling_temperature
     tried = {}
@@ -31,6 +30,6 @@ def scale_temperature(
 
 
 def set_pooling_temperature(student: StudentModel, temperature: float) -> None:
-    """Set the temperature of a student's attention, in the model and in what is saved with it."""
+    """Set the pooling temperature of a student, in the model and in what is saved with it."""
     student.config.pooling_temperature = temperature
     student.aggregation.temperature = temperature

@@ -63,7 +63,7 @@ class Unpaired:
 def build_unpaired(work: Workspace) -> Unpaired | None:
     """Read and decode the unpaired videos and captions of a recipe, or return None if it has none.
 
-    A video that cannot be read is left out, by name, and so are videos and captions that are among those to validate
+    A video that cannot be read is excluded, by name, and so are videos and captions that are among those to validate
     or test on. Raises DataError if there is nothing to read at all.
     """
     term, train = work.recipe.losses.frame_sets, work.catalog.train
@@ -81,7 +81,7 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
 
         found = decode(work.processor.transform, "frames")
         for video_id, reason in sorted(found.failures.items()):
-            log(f"left out {video_id}: {reason}")
+            log(f"excluded {video_id}: {reason}")
         videos = [video for video in videos if video.id not in found.failures]
         if not videos:
             raise DataError(f"{term.videos}: no video can be read")
@@ -112,7 +112,7 @@ def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]
     seen = {fact.get("sha256") for fact in known.values()} - {None}
     kept = [video for video in videos if found[video.id].get("sha256") not in seen]
     if len(kept) < len(videos):
-        log(f"left out {len(videos) - len(kept)} of {len(videos)} {NAME} videos: to validate or test on")
+        log(f"excluded {len(videos) - len(kept)} of {len(videos)} {NAME} videos: they are in validation or test")
     if not kept:
         raise DataError(
             f"{work.recipe.losses.frame_sets.videos} holds no other videos than those to validate or test on"
@@ -130,7 +130,7 @@ def _other_captions(work: Workspace, path: Path) -> list[str]:
     seen = {_plain(caption.text) for split in _held_out(work) for caption in split.captions}
     kept = [text for text in texts if _plain(text) not in seen]
     if len(kept) < len(texts):
-        log(f"left out {len(texts) - len(kept)} of {len(texts)} {NAME} captions: to validate or test on")
+        log(f"excluded {len(texts) - len(kept)} of {len(texts)} {NAME} captions: they are in validation or test")
     if not kept:
         raise DataError(f"{path} holds no other captions than those to validate or test on")
     return kept

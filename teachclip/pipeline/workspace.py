@@ -227,7 +227,7 @@ def build_workspace(
     frames = decode(processor.transform, "frames")
     catalog = require_readable(catalog, frames.failures, max_missing=recipe.data.max_missing)
     for video_id, reason in sorted(catalog.excluded.items()):
-        log(f"left out {video_id}: {reason}")
+        log(f"excluded {video_id}: {reason}")
     for video in catalog.videos:
         if video.id in frames.partially_decoded:
             log(f"{video.id} is partially decoded: {frames.partially_decoded[video.id]}")

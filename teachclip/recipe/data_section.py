@@ -69,7 +69,7 @@ class Data(Section):
     select_on: Literal["validation", "test"] = Field(
         "validation", description="split that picks the checkpoint; test only to reproduce papers, stamped on reports"
     )
-    max_missing: Share = Field(0.01, description="share of missing or unreadable videos that may be left out")
+    max_missing: Share = Field(0.01, description="share of missing or unreadable videos that may be excluded")
 
     @model_validator(mode="before")
     @classmethod

@@ -58,7 +58,7 @@ def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:
-    """Read a YAML file of another strict schema than the recipe's; `what` says what it is, such as "file of arms".
+    """Read a YAML file of another strict schema than the recipe's; `what` says what it is, such as "study file".
 
     Environment variables stay as they stand. Raises RecipeError with all problems of the file, one per line.
     """

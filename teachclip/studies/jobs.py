@@ -216,7 +216,7 @@ def recipe_with_stores(path: Path, settings: Settings, stores: str) -> Recipe:
 
 
 def file_stamps(*paths: Path | None) -> FileStamps:
-    """Return size and time of files, and of all files below folders; what does not exist is left out."""
+    """Return size and time of files, and of all files below folders; what does not exist is skipped."""
     roots = [path for path in paths if path is not None]
     files = sorted({file for root in roots for file in (root, *root.rglob("*")) if file.is_file()})
     stats = {str(file): file.stat() for file in files}

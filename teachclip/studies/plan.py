@@ -105,7 +105,7 @@ class Plan:
     def stores(self, settings: Settings) -> str:
         """Return the name of the stores of a recipe with other data, frames or teachers; "" for the common ones.
 
-        A teacher that is left out needs no stores of its own.
+        A teacher that is not used needs no stores of its own.
         """
         common, changed = (_stored_by(self.load(chosen)) for chosen in ((*self.study.common, *self.last), settings))
         known, teachers = common["teachers"], changed["teachers"]

@@ -73,7 +73,7 @@ def parameter_groups(
     clip_prefix: str | None = None,
     attention_prefix: str = "aggregation.",
 ) -> list[dict[str, Any]]:
-    """Return the published groups of a model's trainable parameters, in the published order, empty ones left out.
+    """Return the published groups of a model's trainable parameters, in the published order, without empty ones.
 
     CLIP, new parameters, and the frame attention, told apart by the prefixes of their names, each with and
     without decay; then, where there are any, the residual adapters, by default at the frame attention's rate. No

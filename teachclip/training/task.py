@@ -59,7 +59,7 @@ class DistillationTask(Task):
     (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
-    left out. Stored and online teachers may stand together. If `by_confidence`, the weights are those of
+    not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
     `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
     `FrameSetSampler`). With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the
     last.

@@ -73,7 +73,7 @@ def test_unreadable_video_is_named_and_left_out_only_when_allowed(project, fails
     assert "clip5" in message and "data.max_missing" in message
     assert distill.main([str(project()), *overrides, "data.max_missing=0.1"]) == 0
     captured = capsys.readouterr()
-    assert "left out clip5" in captured.err and "Partial: 7 of 8 train videos" in captured.out
+    assert "excluded clip5" in captured.err and "Partial: 7 of 8 train videos" in captured.out
 
 
 def test_a_file_that_training_and_test_share_is_a_warning_and_on_the_results(project, capsys):

@@ -289,7 +289,7 @@ def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, encod
         seen[name] = losses(project.folder / name)
         message = capsys.readouterr().err
         assert ("unpaired: 3 videos, 2 captions" in message) == (name == "both")
-        assert ("left out unpaired/broken.mp4: " in message) == bool(given)
+        assert ("excluded unpaired/broken.mp4: " in message) == bool(given)
     assert not np.allclose(seen["none"], seen["both"], atol=1e-4)
     assert not np.allclose(seen["videos"], seen["both"], atol=1e-4)
 
@@ -298,7 +298,8 @@ def test_unpaired_videos_that_are_held_out_are_left_out_by_their_content(project
     recipe = project(losses={"frame_sets": {**SETS, "videos": str(project.root / "videos")}})
     assert run(distill.main, recipe) == 0
     message = capsys.readouterr().err
-    assert "left out 6 of 14 unpaired videos: to validate or test on" in message and "unpaired: 8 videos" in message
+    assert "excluded 6 of 14 unpaired videos: they are in validation or test" in message
+    assert "unpaired: 8 videos" in message
 
 
 def test_unpaired_videos_have_one_view_and_are_drawn_as_often_as_the_others(project, more, capsys):

@@ -36,7 +36,7 @@ def test_captions_that_are_held_out_are_left_out(unpaired, capsys):
     recipe = unpaired(["A  Red circle", "a green sea", "a blue square"])
     assert distill.main([str(recipe)]) == 0, capsys.readouterr().err
     message = capsys.readouterr().err
-    assert "left out 2 of 3 unpaired captions: to validate or test on" in message
+    assert "excluded 2 of 3 unpaired captions: they are in validation or test" in message
     assert "unpaired: 0 videos, 1 captions" in message
 
 

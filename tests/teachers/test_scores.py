@@ -186,7 +186,7 @@ def test_without_frame_scores_there_is_no_frame_relevance(tmp_path):
     [
         (("v0:0", 3, 1.0), "line 8: frame '3' is no number below 3"),
         (("v0:0", 1, -0.5), "frames.csv: caption 'v0:0' has a negative frame score"),
-        (("v0:0", 0, 1.0), "line 8: the pair v0:0, 0 stands twice"),
+        (("v0:0", 0, 1.0), "line 8: the pair v0:0, 0 is duplicated"),
     ],
 )
 def test_bad_frame_scores_are_named(tmp_path, change, message):
@@ -209,7 +209,7 @@ def test_a_caption_without_frame_scores_is_named(tmp_path):
     [
         ([*PAIRS, ("v0:9", "v0", 1)], "a.csv: line 20: caption_id 'v0:9' is no caption of the train split"),
         ([*PAIRS, ("v0:0", "v9", 1)], "a.csv: line 20: video_id 'v9' is no video of the train split"),
-        ([*PAIRS, PAIRS[4]], "a.csv: line 20: the pair v0:1, v1 stands twice"),
+        ([*PAIRS, PAIRS[4]], "a.csv: line 20: the pair v0:1, v1 is duplicated"),
         ([("v0:0", "v0", "nan"), *PAIRS[1:]], "a.csv: line 2: score is nan; allowed: finite"),
         ([*PAIRS[:1], ("v0:0", "v1", "inf")], "a.csv: line 3: score is inf; allowed: finite"),
         ([("v0:0", "v0", "1e39")], "a.csv: line 2: score is inf; allowed: finite"),
@@ -227,7 +227,7 @@ def test_wrong_pairs_are_named_with_their_line(tmp_path, pairs, message):
 def test_a_pair_that_stands_twice_in_different_chunks_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(teachers.score_tables, "CHUNK", 4)
     path = write_csv(tmp_path / "a.csv", [*PAIRS, PAIRS[0]])
-    assert "line 20: the pair v0:0, v0 stands twice" in failure(path)
+    assert "line 20: the pair v0:0, v0 is duplicated" in failure(path)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_bad_matrices_are_one_line(tmp_path):
     assert "a.npy cannot be read" in failure(path)
     np.save(path, MATRIX)
     (tmp_path / "a.videos.txt").write_text("v0\nv1\nv0\n")
-    assert "a.videos.txt: line 3: 'v0' stands twice" in failure(path)
+    assert "a.videos.txt: line 3: 'v0' is duplicated" in failure(path)
     (tmp_path / "a.videos.txt").write_text("v0\nv1\n")
     assert "a.videos.txt has 2 lines" in failure(path)
 

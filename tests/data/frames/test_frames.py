@@ -439,7 +439,7 @@ def test_the_decodable_frames_of_a_damaged_video_are_used_only_on_request(videos
     assert sorted(again.failures) == ["half", "lost"] and again.partially_decoded == {}
     with pytest.raises(StoreError, match=r"row 0 is a damaged video: .*decoding stops after frame 7"):
         again.read([0])
-    write_video(bad[0].path, frames=41)  # mended, as far as the store can tell
+    write_video(bad[0].path, frames=41)  # fixed, as far as the store can tell
     build(rows, tmp_path, on_error="use_decodable")
     assert decoded(tmp_path) == ["half skip", "half use_decodable"]
 
