@@ -185,13 +185,11 @@ def check_page(check: DatasetCheck) -> str:
     """Return the page: notes and verdict, tables, frames of usable and suspicious videos, and the unusable videos."""
     suspicious = [strip for strip in check.strips if strip.video.suspicions]
     unusable = [[video.name, video.error] for video in check.videos if video.error]
-    *numbers, files = tables(check)
     return render_page(
         "prepare.html",
         title=f"Data of {check.recipe}",
         notes=notes(check),
-        tables=numbers,
-        files=files,
+        tables=tables(check),
         usable=[_strip(strip) for strip in check.strips if not strip.video.suspicions],
         suspicious=[_strip(strip) for strip in suspicious],
         hidden=sum(bool(video.suspicions) and not video.error for video in check.videos) - len(suspicious),

@@ -18,6 +18,7 @@ COLUMNS = {
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 SPREAD = " ± "
 """Between a mean and its standard deviation in a cell."""
+_NUMERIC = "+-0123456789["
 
 
 class Table(NamedTuple):
@@ -31,6 +32,12 @@ class Table(NamedTuple):
     def has_spread(self) -> list[bool]:
         """Whether a cell of the column holds a standard deviation, per column."""
         return [any(SPREAD in cell for cell in column) for column in zip(*self.rows, strict=True)]
+
+    @property
+    def is_numeric(self) -> list[bool]:
+        """Whether all cells of the column are empty or begin like numbers, per column; the first column never is."""
+        columns = list(zip(*self.rows, strict=True))
+        return [index > 0 and all(cell[:1] in _NUMERIC for cell in cells) for index, cells in enumerate(columns)]
 
 
 def mean_cell(values: Sequence[float]) -> str:
@@ -56,9 +63,7 @@ def markdown_table(table: Table) -> str:
     """Return an aligned Markdown table: first column to the left, the others to the right where they hold numbers."""
     columns = [_align(column) for column in zip(table.header, *table.rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
-    right = [
-        index > 0 and all(cell[:1] in "+-0123456789[" for cell in column[1:]) for index, column in enumerate(columns)
-    ]
+    right = table.is_numeric or [index > 0 for index in range(len(columns))]  # without rows as with numbers
 
     def line(cells: Sequence[str]) -> str:
         padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
