@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-fast lint setup clean
 
 demo: setup
 	$(BIN)/teachclip demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

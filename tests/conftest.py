@@ -24,6 +24,27 @@ COLOURS = ("red", "blue")
 SHAPES = ("circle", "square")
 
 
+SLOW = (
+    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers"),
+    *("cli/test_python_api.py", "studies/test_study.py", "studies/test_trials.py", "studies/test_shapes_studies.py"),
+    *("diagnosis/test_diagnose.py", "training/test_loop.py", "training/test_trajectory.py"),
+    *("training/test_float16_clip.py", "training/test_float16_study.py", "data/video/test_video.py"),
+    *("data/video/test_video_damage.py", "data/video/test_workers.py", "data/video/test_probe.py"),
+    *("models/test_student_families.py", "models/test_student_loading.py", "models/test_student_goldens.py"),
+    *("models/test_backbone.py", "models/test_preprocessing.py", "models/test_processing.py"),
+)
+"""Folders and files, below tests/, that start whole runs, processes, decoders or many models."""
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` does not run."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(here).as_posix()
+        if any(path == slow or path.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def made_project(tmp_path_factory):
     """Make the videos, the CLIP and the teacher once."""
