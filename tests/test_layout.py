@@ -76,7 +76,7 @@ def test_every_part_has_a_layer():
         ("av", ["teachclip/data/video/", "teachclip/shapes/rendering.py"]),
         ("accelerate", ["teachclip/training/", "teachclip/pipeline/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
-        ("matplotlib", ["teachclip/reports/pictures.py"]),
+        ("matplotlib", ["teachclip/reports/figures.py"]),
     ],
 )
 def test_a_package_is_imported_in_its_home_only(package, homes):

@@ -22,7 +22,7 @@ from teachclip import __version__
 from teachclip.console import log
 from teachclip.demo.plan import COMPARISONS, VARIANTS, Demo
 from teachclip.evaluation.intervals import Interval, paired_difference, spread
-from teachclip.reports import pictures as draw
+from teachclip.reports import figures as draw
 from teachclip.reports.pages import png_uri, render_page
 from teachclip.reports.tables import (
     COLUMNS,
@@ -32,24 +32,24 @@ from teachclip.reports.tables import (
     interval_cell,
     markdown_table,
     mean_cell,
-    remarks,
+    result_notes,
 )
 from teachclip.store.files import write_atomic
 
 
 def write_report(demo: Demo) -> None:
-    """Write `report.json|md|html` and the pictures from the results files, and print the tables."""
+    """Write `report.json|md|html` and the figures from the results files, and print the tables."""
     report = gather(demo)
-    pictures = _draw(demo, report)
+    figures = _draw(demo, report)
     paths = {name: demo.folder / f"report.{name}" for name in ("json", "md", "html")}
     write_atomic(paths["json"], json.dumps(report, indent=1).encode())
-    write_atomic(paths["md"], report_markdown(report, [(path.name, text) for path, text in pictures]).encode())
-    write_atomic(paths["html"], report_page(report, pictures).encode())
+    write_atomic(paths["md"], report_markdown(report, [(path.name, text) for path, text in figures]).encode())
+    write_atomic(paths["html"], report_page(report, figures).encode())
     print(f"\n{terminal_text(report)}\n", flush=True)
     for what, where in report["files"].items():
         log(f"{what + ':':<20} {where}")
-    if not pictures:
-        log(no_pictures())
+    if not figures:
+        log(draw.NO_FIGURES)
 
 
 def gather(demo: Demo) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _machine(threads: int) -> dict[str, Any]:
 
 
 def _draw(demo: Demo, report: dict[str, Any]) -> list[tuple[Path, str]]:
-    """Draw the pictures. Returns (file, caption) of each; none without matplotlib."""
+    """Draw the figures. Returns (file, caption) of each; none without matplotlib."""
     if not draw.can_draw():
         return []
     recall, strip = demo.folder / "recall.png", demo.folder / "frames.png"
@@ -187,7 +187,7 @@ def build_report(
             for name, baseline in comparisons
             for metric in COMPARED
         ],
-        "remarks": remarks([run for model in models for run in model.runs]),
+        "notes": result_notes([run for model in models for run in model.runs]),
         **about,
     }
 
@@ -250,33 +250,33 @@ def _verdict(difference: Mapping[str, Any], seeds: int) -> str:
 def terminal_text(report: Mapping[str, Any]) -> str:
     """Return the measured tables and the verdicts for a terminal."""
     parts = [f"{table.title}\n{markdown_table(table)}" for table in report_tables(report)]
-    return "\n\n".join([subtitle(report), *parts, "\n".join([*report["remarks"], *verdicts(report)])])
+    return "\n\n".join([subtitle(report), *parts, "\n".join([*report["notes"], *verdicts(report)])])
 
 
-def report_markdown(report: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> str:
-    """Return the report as Markdown. `pictures`: (file name, caption), shown after the tables."""
+def report_markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]]) -> str:
+    """Return the report as Markdown. `figures`: (file name, caption), shown after the tables."""
     parts = [f"# {report['title']}", subtitle(report)]
     tables = report_tables(report)
     parts += [f"## {table.title}\n\n{markdown_table(table)}" for table in tables]
-    parts.append("\n".join(f"- {line}" for line in [*report["remarks"], *verdicts(report)]))
-    for name, caption in pictures:
+    parts.append("\n".join(f"- {line}" for line in [*report["notes"], *verdicts(report)]))
+    for name, caption in figures:
         parts.append(f"![{caption}]({name})\n\n{caption}")
-    if not pictures:
-        parts.append(no_pictures())
+    if not figures:
+        parts.append(draw.NO_FIGURES)
     parts += [f"## {table.title}\n\n{markdown_table(table)}" for table in about_tables(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def report_page(report: Mapping[str, Any], pictures: Sequence[tuple[Path, str]]) -> str:
-    """Return the report as an HTML page. `pictures`: (PNG file, caption)."""
+def report_page(report: Mapping[str, Any], figures: Sequence[tuple[Path, str]]) -> str:
+    """Return the report as an HTML page. `figures`: (PNG file, caption)."""
     return render_page(
         "demo.html",
         title=report["title"],
         subtitle=subtitle(report),
         tables=report_tables(report),
-        notes=[*report["remarks"], *verdicts(report)],
-        figures=[(png_uri(path), caption) for path, caption in pictures],
-        no_figures=no_pictures(),
+        notes=[*report["notes"], *verdicts(report)],
+        figures=[(png_uri(path), caption) for path, caption in figures],
+        no_figures=draw.NO_FIGURES,
         about=about_tables(report),
     )
 
@@ -290,11 +290,6 @@ def about_tables(report: Mapping[str, Any]) -> list[Table]:
         Table("Time", ["stage", "seconds"], [[key, f"{value:.1f}"] for key, value in report["seconds"].items()]),
     ]
     return [table for table in tables if table.rows]
-
-
-def no_pictures() -> str:
-    """Say how to get pictures."""
-    return "No pictures: they need matplotlib. Run `pip install 'teachclip[report]'` and the demo again."
 
 
 def subtitle(report: Mapping[str, Any]) -> str:

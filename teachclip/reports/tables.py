@@ -93,11 +93,11 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
                     metrics = result[split][direction]
                     values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
                     lines.append(f"| {result['model']} | {split} | {label} | {values} |")
-    notes = remarks(results)
+    notes = result_notes(results)
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
-def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = []
     if any(result.get("selected_on") == "test" for result in results):

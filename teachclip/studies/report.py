@@ -13,8 +13,8 @@ from typing import Any
 from teachclip import __version__
 from teachclip.console import log
 from teachclip.processes import usable_cores
+from teachclip.reports.figures import NO_FIGURES, can_draw, draw_intervals
 from teachclip.reports.pages import png_uri, render_page
-from teachclip.reports.pictures import can_draw, draw_intervals
 from teachclip.reports.tables import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.plan import AS_TRAINED, SCALED, Plan, Results
@@ -44,7 +44,6 @@ WAYS = {
     AS_TRAINED: "pooling temperature as trained, settings chosen for that",
     SCALED: "pooling temperature chosen on validation jointly with the settings",
 }
-NO_PICTURES = "No pictures: they need matplotlib. Run `pip install 'teachclip[report]'` and the study again."
 
 
 def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, tests: Results) -> dict[str, Any]:
@@ -92,22 +91,22 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
 
 
 def write_study_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write `report.json`, `report.md`, `report.html` and a picture into a folder, and print the text."""
-    picture = folder / "recall.png" if can_draw() else None
-    if picture is not None:
+    """Write `report.json`, `report.md`, `report.html` and a figure into a folder, and print the text."""
+    figure = folder / "recall.png" if can_draw() else None
+    if figure is not None:
         title = f"{report['title']}: mean, 95 % interval and every seed"
         intervals = report["results"][-1]["intervals"]
-        draw_intervals(intervals, picture, title=title, label="R@1, text to video, test")
-    text = study_markdown(report, picture.name if picture else None)
+        draw_intervals(intervals, figure, title=title, label="R@1, text to video, test")
+    text = study_markdown(report, figure.name if figure else None)
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomic(folder / "report.md", text.encode())
-    write_atomic(folder / "report.html", study_page(report, picture).encode())
+    write_atomic(folder / "report.html", study_page(report, figure).encode())
     print(text, flush=True)
     log(f"report: {', '.join(str(folder / f'report.{ending}') for ending in ('html', 'md', 'json'))}")
 
 
-def study_markdown(report: Mapping[str, Any], picture: str | None) -> str:
-    """Return the report as Markdown. `picture`: name of the picture's file, or None."""
+def study_markdown(report: Mapping[str, Any], figure: str | None) -> str:
+    """Return the report as Markdown. `figure`: name of the figure's file, or None."""
     blocks = [f"# {report['title']}", *report["about"]]
     blocks += [f"**Warning: {line}.**" for line in report["warnings"]]
     for section in report["results"]:
@@ -117,7 +116,7 @@ def study_markdown(report: Mapping[str, Any], picture: str | None) -> str:
             blocks += ["### In plain words", "\n".join(f"- {line}" for line in section["verdicts"])]
         for table in others:
             blocks += [f"### {table.title}", markdown_table(table)]
-    blocks.append(f"![R@1 of every variant]({picture})" if picture else NO_PICTURES)
+    blocks.append(f"![R@1 of every variant]({figure})" if figure else NO_FIGURES)
     for table in [Table(*table) for table in report["tables"]]:
         blocks += [f"## {table.title}", markdown_table(table)]
     blocks += ["## Commands", "The chosen student of each variant on the first test seed:"]
@@ -125,8 +124,8 @@ def study_markdown(report: Mapping[str, Any], picture: str | None) -> str:
     return "\n\n".join([*blocks, _machine(report)]) + "\n"
 
 
-def study_page(report: Mapping[str, Any], picture: Path | None) -> str:
-    """Return the report as an HTML page. `picture`: PNG file, or None."""
+def study_page(report: Mapping[str, Any], figure: Path | None) -> str:
+    """Return the report as an HTML page. `figure`: PNG file, or None."""
     return render_page(
         "study.html",
         title=report["title"],
@@ -136,8 +135,8 @@ def study_page(report: Mapping[str, Any], picture: Path | None) -> str:
             {"tables": [Table(*table) for table in section["tables"]], "verdicts": section["verdicts"]}
             for section in report["results"]
         ],
-        figures=[(png_uri(picture), "R@1 of every variant: mean, 95 % interval and every seed")] if picture else [],
-        no_figures=NO_PICTURES,
+        figures=[(png_uri(figure), "R@1 of every variant: mean, 95 % interval and every seed")] if figure else [],
+        no_figures=NO_FIGURES,
         tables=[Table(*table) for table in report["tables"]],
         commands=Table("Commands", ["student on the first test seed", "command"], list(report["commands"].items())),
         machine=_machine(report),

@@ -366,9 +366,9 @@ def test_demo_refuses_senseless_counts(value, capsys):
     assert "whole number" in capsys.readouterr().err
 
 
-def test_demo_without_matplotlib_reports_and_says_how_to_get_pictures(fake_demo, monkeypatch, capfd):
+def test_demo_without_matplotlib_reports_and_says_how_to_get_figures(fake_demo, monkeypatch, capfd):
     runs, _ = fake_demo
-    monkeypatch.setattr("teachclip.reports.pictures.can_draw", lambda: False)
+    monkeypatch.setattr("teachclip.reports.figures.can_draw", lambda: False)
     assert demo_cli.main(["--runs", str(runs), "--seeds", "2"]) == 0
     assert "pip install 'teachclip[report]'" in capfd.readouterr().err
     assert "teachclip[report]" in (runs / "demo" / "report.html").read_text()

@@ -17,7 +17,7 @@ from teachclip.demo.report import (
     terminal_text,
     verdicts,
 )
-from teachclip.reports.pictures import draw_frames, draw_recall, model_colours
+from teachclip.reports.figures import draw_frames, draw_recall, model_colours
 
 SEEDS = [1, 2, 3]
 
@@ -148,12 +148,12 @@ def test_page_is_well_formed_and_needs_nothing_from_elsewhere(tmp_path):
 
 
 def test_page_shows_hostile_texts_as_text(tmp_path):
-    report = {**a_report(), "title": HOSTILE, "remarks": [HOSTILE], "commands": {HOSTILE: HOSTILE}}
+    report = {**a_report(), "title": HOSTILE, "notes": [HOSTILE], "commands": {HOSTILE: HOSTILE}}
     draw_recall(report, tmp_path / "recall.png")
     check_hostile_page(report_page(report, [(tmp_path / "recall.png", HOSTILE)]), images=1)
 
 
-def test_report_without_pictures_says_how_to_get_them():
+def test_report_without_figures_says_how_to_get_them():
     for text in (report_markdown(a_report(), []), report_page(a_report(), [])):
         assert "matplotlib" in text
         assert "teachclip[report]" in text
@@ -165,7 +165,7 @@ def test_report_is_json():
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_pictures_are_whole_png_files_and_the_same_for_the_same_numbers(tmp_path):
+def test_figures_are_whole_png_files_and_the_same_for_the_same_numbers(tmp_path):
     report = a_report()
     frames = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     weights = {"teacher": np.full(5, 0.2), "undistilled": np.array([0.0, 0.9, 0.1, 0.0, 0.0])}

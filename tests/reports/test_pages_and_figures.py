@@ -1,8 +1,8 @@
 import pytest
 from jinja2 import UndefinedError
 
+from teachclip.reports.figures import draw_intervals
 from teachclip.reports.pages import render_page
-from teachclip.reports.pictures import draw_intervals
 from teachclip.reports.tables import difference_cell, interval_cell, mean_cell
 
 
@@ -19,7 +19,7 @@ def test_cells_show_means_with_a_spread_and_differences_with_interval_and_wins()
     assert (interval_cell(alone), difference_cell(alone)) == ("none", "+2.0 (2/3)")
 
 
-def test_the_picture_of_intervals_is_a_png(tmp_path):
+def test_the_figure_of_intervals_is_a_png(tmp_path):
     path = tmp_path / "recall.png"
     rows = [
         {"label": "a", "mean": 11.0, "low": 9.0, "high": 13.0, "values": [10.0, 11.0, 12.0]},

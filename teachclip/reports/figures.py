@@ -1,4 +1,4 @@
-"""The report's pictures, drawn with matplotlib (extra `report`); without it the report says how to get them."""
+"""Figures of reports, drawn with matplotlib (extra `report`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from teachclip.store.files import write_atomic
 RECALLS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10"}
 PALETTE = ("#a8adb5", "#8ab8e6", "#2f6fb7", "#12813f", "#e08a1e", "#8a4fb0")
 INK, SOFT = "#22252a", "#6b7079"
+NO_FIGURES = "No figures: they need matplotlib. Run `pip install 'teachclip[report]'` and this command again."
 
 
 def can_draw() -> bool:
@@ -131,7 +132,7 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str,
 
 
 def model_colours(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the colour of every model's label, the same in all pictures."""
+    """Return the colour of every model's label, the same in all figures."""
     return {model["label"]: PALETTE[index % len(PALETTE)] for index, model in enumerate(report["models"])}
 
 
