@@ -181,7 +181,7 @@ def load_videoprism(source: str | os.PathLike[str]) -> VideoPrismClipModel:
     Raises CheckpointError if it is another model or cannot be loaded whole.
     """
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: no video encoder can be loaded from it: {first_line(error)}") from error
     if not isinstance(config, VideoPrismConfig):

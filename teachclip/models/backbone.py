@@ -78,7 +78,7 @@ def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     Raises CheckpointError if there is none, or if it is of no supported family.
     """
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: no dual encoder can be loaded from it: {first_line(error)}") from error
     family_of(config, source=str(source))

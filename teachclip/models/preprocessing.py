@@ -96,7 +96,7 @@ def load_preprocessing(
 def load_tokenizer(source: Any) -> Any:
     """Load the tokenizer of a folder or hub id. Raises CheckpointError if there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
         found = [name for name in names if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
