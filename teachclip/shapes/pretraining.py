@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -77,8 +78,6 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
 
 def _byte_symbols() -> set[str]:
     """Return the characters that byte-level tokenizers write for the 256 bytes."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
     return set(ByteLevel.alphabet())
 
 
@@ -143,7 +142,7 @@ class SingleFrames:
 
 
 def contrastive_step(clip: CLIPModel, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Return CLIP's loss on a batch of pairs and the share of texts that prefer their own frame."""
+    """Return CLIP's loss on a batch of pairs and the share of texts that score their own frame highest."""
     logits = clip(**batch).logits_per_text
     target = torch.arange(len(logits))
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -159,7 +158,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
 
 
 def train(clip: CLIPModel, data: SingleFrames, settings: PretrainingSettings, *, progress: bool = True) -> float:
-    """Train in place; returns the mean share of texts that preferred their own frame in the last tenth of steps."""
+    """Train in place; returns the mean share of texts that scored their own frame highest in the last tenth."""
     optimizer = torch.optim.AdamW(
         clip.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
@@ -216,7 +215,7 @@ def pretrain_clip(folder: Path, settings: PretrainingSettings, *, progress: bool
     """Pre-train a tiny CLIP and write it, its tokenizer and its image settings into `folder` for transformers.
 
     Deterministic for given settings on one machine and number of threads. Returns its recall on 500 fresh frames
-    ("frame_recall_at_1", percent) and the share of texts that preferred their own frame at the end of training
+    ("frame_recall_at_1", percent) and the share of texts that scored their own frame highest at the end of training
     ("accuracy").
     """
     tokenizer = build_tokenizer(vocabulary())

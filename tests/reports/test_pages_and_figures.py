@@ -3,7 +3,7 @@ from jinja2 import UndefinedError
 
 from teachclip.reports.figures import draw_intervals
 from teachclip.reports.pages import render_page
-from teachclip.reports.tables import difference_cell, interval_cell, mean_cell
+from teachclip.reports.tables import Table, difference_cell, interval_cell, markdown_table, mean_cell
 
 
 def test_a_value_that_a_template_does_not_get_is_an_error():
@@ -27,3 +27,12 @@ def test_the_figure_of_intervals_is_a_png(tmp_path):
     ]
     draw_intervals(rows, path, title="A title", label="R@1")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_columns_of_words_and_of_numbers_are_distinguished():
+    table = Table(
+        "", ["model", "R@1", "part", "interval"], [["1", "", "a gain", "[+1.0, +2.0]"], ["b", "-3.1", "", ""]]
+    )
+    assert table.is_numeric == [False, True, False, True]
+    assert markdown_table(table).splitlines()[1] == "|-------|-----:|--------|-------------:|"
+    assert markdown_table(Table("", ["a", "b"], [])) == "| a | b |\n|---|--:|"
