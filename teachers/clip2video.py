@@ -19,7 +19,7 @@ from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import another_model, check_state, count_layers, to_float32
 from teachclip.models.clip import clip_of_teacher, frame_features, sentence_and_words
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance, residual_pooling
-from teachclip.models.layouts import HEAD_WIDTH, check_told_by_shapes, clip_options, transformers_to_openai
+from teachclip.models.layouts import HEAD_WIDTH, check_openai_architecture, clip_options, transformers_to_openai
 from teachclip.models.temporal import FrameDifferences, TemporalTransformer, official_blocks, rename_blocks
 from teachclip.models.warm_start import start_at_random, start_temporal
 from teachclip.scorer import Tokens
@@ -162,7 +162,7 @@ class CLIP2Video(nn.Module):
 
         Raises CheckpointError if they do not tell the whole CLIP; `checkpoint` saves any.
         """
-        check_told_by_shapes(self.clip.config, source="CLIP2Video")
+        check_openai_architecture(self.clip.config, source="CLIP2Video")
         if "temporal_heads" in self._options():
             raise CheckpointError(f"CLIP2Video: the official layout cannot hold {self.temporal_heads} temporal heads")
         return self._official()

@@ -16,7 +16,7 @@ from teachclip.models.layouts import (
     CLIP,
     HEAD_WIDTH,
     POSITIONS,
-    check_told_by_shapes,
+    check_openai_architecture,
     clip_options,
     transformers_to_openai,
     under,
@@ -95,7 +95,7 @@ class SequentialTeacher(nn.Module):
 
         Raises CheckpointError if they do not tell the whole model; `checkpoint` saves any.
         """
-        check_told_by_shapes(self.clip.config, source=self.kind)
+        check_openai_architecture(self.clip.config, source=self.kind)
         for key, value in self.options().items():
             raise CheckpointError(f"{self.kind}: the official layout cannot hold {key} {value}")
         return self._official()

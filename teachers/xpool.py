@@ -18,7 +18,7 @@ from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import another_model, check_state, to_float32
 from teachclip.models.clip import clip_of_teacher, frame_features, text_features
 from teachclip.models.frame_attention import check_pairs, complete_mask, masked_softmax
-from teachclip.models.layouts import check_told_by_shapes, clip_options, under
+from teachclip.models.layouts import check_openai_architecture, clip_options, under
 from teachclip.scorer import Tokens
 
 CHUNK_ELEMENTS = 1 << 24
@@ -142,7 +142,7 @@ class XPool(nn.Module):
 
         Raises CheckpointError if they do not tell the whole model; `checkpoint` saves any.
         """
-        check_told_by_shapes(self.clip.config, source="X-Pool")
+        check_openai_architecture(self.clip.config, source="X-Pool")
         return to_float32(self.state_dict())
 
     def checkpoint(self) -> dict[str, Any]:

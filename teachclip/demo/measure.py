@@ -53,9 +53,7 @@ def weigh_frames(demo: Demo) -> None:
             scores = student(pixel_values=pixels, frame_mask=mask).frame_scores
             # the weights that pool the frames, not those that the loss compares (temperature 1)
             config = student.config
-            pooled = attention_weights(
-                scores, mask, temperature=config.pooling_temperature, attention=config.attention
-            )
+            pooled = attention_weights(scores, mask, temperature=config.pooling_temperature, kind=config.attention)
             weights[variant] = pooled[0].tolist()
     facts = {
         "video": split.videos[video].id,

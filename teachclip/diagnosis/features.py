@@ -140,8 +140,8 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     parts = []
     for block in zip(encoder_frames.split(blocks.video_block), mask.split(blocks.video_block), strict=True):
         hidden, aggregation = student.aggregate(*block)
-        hidden, pooled = student.correct("frame", hidden), aggregation.pooled
-        parts.append((F.normalize(hidden.float(), dim=-1), aggregation.shares, F.normalize(pooled, dim=-1)))
+        hidden, pooled = student.adapt("frame", hidden), aggregation.pooled
+        parts.append((F.normalize(hidden.float(), dim=-1), aggregation.pooling_weights, F.normalize(pooled, dim=-1)))
     frames, weights, vectors = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     adapter = partial(student.correct, "pooled")
     deviation = float((pool(frames, weights, adapter) - vectors).abs().max())
@@ -153,7 +153,7 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
     features = Features(
         texts=F.normalize(text_tokens["embeds"].float(), dim=-1),
         frames=frames,
-        encoder_frames=F.normalize(student.correct("frame", encoder_frames).float(), dim=-1)
+        encoder_frames=F.normalize(student.adapt("frame", encoder_frames).float(), dim=-1)
         if student.config.temporal_layers
         else None,
         mask=mask,

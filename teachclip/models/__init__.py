@@ -1,4 +1,4 @@
-"""The student and its parts. Importing this package makes transformers' Auto classes know the student."""
+"""The student, its layers and the dual encoders. Importing this package registers the student in transformers."""
 
 from __future__ import annotations
 

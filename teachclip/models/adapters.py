@@ -1,4 +1,4 @@
-"""Light residual adapters: small corrections of frames, pooled videos and texts in the joint space."""
+"""Residual adapters: small learned corrections of frames, pooled videos and texts in the joint space."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from teachclip.models.temporal import StdLinear
 
 ADAPTER_PLACES = ("frame", "pooled", "text")
-"""Where a head may stand: on every frame before pooling, on the pooled video, on the text."""
+"""Where an adapter may be: on every frame before pooling, on the pooled video, on the text."""
 
 
 class ResidualAdapter(nn.Module):
     """Return N(x) + W2 GELU(W1 sqrt(dim) N(x) + b1) + b2, with N(x) = x / |x|.
 
-    It starts as the identity on directions: W2 and b2 are zero. sqrt(dim) N(x) has entries of about unit size
-    whatever the backbone's scale is. W1 starts from N(0, 0.05): at 0.02, as other new layers do, GELU is nearly
-    linear at first and the head learns less in the same time.
+    It starts as the identity on directions: W2 and b2 are zero. sqrt(dim) N(x) has entries of about unit size,
+    independent of the scale of the backbone. W1 starts from N(0, 0.05): with 0.02, as in other new layers, GELU is
+    nearly linear at first and the adapter learns less in the same time.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -30,16 +30,18 @@ class ResidualAdapter(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Correct `features` (..., dim), normalised or not. Returns the same shape in float32."""
         unit = F.normalize(features.float(), dim=-1)
-        scaled = (unit * math.sqrt(unit.shape[-1])).to(self.inner.weight.dtype)  # a student may be in half precision
+        scaled = (unit * math.sqrt(unit.shape[-1])).to(
+            self.inner.weight.dtype
+        )  # the student may be in half precision
         return unit + self.outer(F.gelu(self.inner(scaled))).float()
 
 
 class ResidualAdapters(nn.ModuleDict):
-    """The heads of a student by place; where there is none, features pass as they are."""
+    """The adapters of a student by place; without one, features are unchanged."""
 
     def __init__(self, places: Sequence[str], width: int, hidden: int) -> None:
         super().__init__({place: ResidualAdapter(width, hidden) for place in places})
 
-    def correct(self, place: str, features: Tensor) -> Tensor:
-        """Apply the head of a place, one of `ADAPTER_PLACES`, to features (..., dim)."""
+    def adapt(self, place: str, features: Tensor) -> Tensor:
+        """Apply the adapter of a place, one of `ADAPTER_PLACES`, to features (..., dim)."""
         return self[place](features) if place in self else features  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""A dual encoder of any supported family: load it and encode texts and frames, whatever its encoders look like.
+"""A dual encoder of any supported family: load it, encode texts and frames, scale cosines.
 
-What differs between the families is told by `teachclip.models.families`; the rest is transformers' own interface.
+The differences between the families are in `teachclip.models.families`; the rest is the interface of transformers.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ MAX_SCALE = 100.0
 """The largest factor between cosines and logits (CLIP, Radford et al. 2021, section 2.5)."""
 
 SCALE_PARAMETERS = ("logit_scale", "logit_bias", "temperature")
-"""What turns cosines into logits; these train even where the encoders are frozen."""
+"""The parameters that turn cosines into logits; they are trained even if the encoders are frozen."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 _INPUTS = (
     *("text_model.embeddings.", "text_model.roberta.embeddings."),
     *("vision_model.embeddings.", "vision_model.pre_layrnorm."),
-    "text_model.pooler.",  # ALIGN's, which nothing reads: several processes would wait for its gradients
+    "text_model.pooler.",  # ALIGN's, which is unused: distributed training would wait for its gradients
 )
 
 
 def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrainedModel:
     """Load a dual encoder in float32 and evaluation mode.
 
-    `source`: a hub id; a folder; a CLIP state dict, OpenAI's or transformers', as a file or a mapping; or a
-    configuration alone, as a JSON file or a folder with no weights in it: then the weights are random, which a log
-    line says. Raises CheckpointError if it cannot be loaded whole, or is of no supported family.
+    `source`: a hub id; a folder; a CLIP state dict, OpenAI's or transformers', as a file or a mapping; or only a
+    configuration, as a JSON file or a folder without weights: then the weights are random, which is logged. Raises
+    CheckpointError if it cannot be loaded completely, or if its family is not supported.
     """
     if isinstance(source, Mapping):
         return load_clip(source)
@@ -58,8 +58,8 @@ def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrai
         return load_clip(source)
     config = load_config(source)
     family = family_of(config)
-    if path.is_file() or (path.is_dir() and not any(found for mark in _WEIGHTS for found in path.glob(mark))):
-        log.warning("%s holds a configuration alone: the %s starts from random weights", source, family.name)
+    if path.is_file() or (path.is_dir() and not any(file for pattern in _WEIGHTS for file in path.glob(pattern))):
+        log.warning("%s has a configuration but no weights: the %s starts from random weights", source, family.name)
         return new_backbone(config).eval()
     try:
         with quiet_loading():
@@ -75,18 +75,18 @@ def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrai
 def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     """Load the configuration of a dual encoder from a hub id, a folder or a JSON file.
 
-    Raises CheckpointError if there is none, or if it is of no supported family.
+    Raises CheckpointError if there is none, or if its family is not supported.
     """
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: no dual encoder can be loaded from it: {first_line(error)}") from error
+        raise CheckpointError(f"{source}: cannot be loaded as a dual encoder: {first_line(error)}") from error
     family_of(config, source=str(source))
     return config
 
 
 def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a dual encoder with random weights, in float32. Raises CheckpointError for another configuration."""
+    """Build a dual encoder with random weights, in float32. Raises CheckpointError for an unsupported family."""
     family_of(config)
     return MODEL_MAPPING[type(config)]._from_config(config, dtype=torch.float32)
 
@@ -99,14 +99,14 @@ def text_features(backbone: Any, input_ids: Tensor, attention_mask: Tensor | Non
 def text_output(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
     """Return a text encoder's output, whose `pooler_output` (texts, dim) is the projected feature, not normalised.
 
-    `input_ids`, `attention_mask`: (texts, tokens), padded on the right. The mask is used where attention goes both
-    ways; None means that nothing is padding. A causal encoder reads one token that padding comes after, and runs
-    faster without; SigLIP was trained on captions padded to its full length, without one.
+    `input_ids`, `attention_mask`: (texts, tokens), padded on the right. The mask is used where attention is
+    bidirectional; None means no padding. A causal encoder reads a token before the padding and is faster without a
+    mask; SigLIP was trained on captions padded to its full length, without one.
 
-    `options` are transformers' own, such as `output_hidden_states`.
+    `options` are those of transformers, such as `output_hidden_states`.
 
-    Raises DataError for too many tokens, for another than the full length where a family needs that, and for ids
-    outside the vocabulary (on the CPU only, where looking costs no synchronisation).
+    Raises DataError for too many tokens, for another length where a family needs the full one, and for ids outside
+    the vocabulary (checked on the CPU only, where it needs no synchronisation).
     """
     config = backbone.config
     family, longest, full = family_of(config), text_positions(config), full_length(config)
@@ -114,7 +114,7 @@ def text_output(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None 
     if input_ids.ndim != 2 or shape[1] > longest:
         raise DataError(f"input_ids has shape {shape}, expected (texts, at most {longest})")
     if full is not None and shape[1] != full:
-        raise DataError(f"input_ids has shape {shape}, but a {family.name} reads texts padded to {full} tokens")
+        raise DataError(f"input_ids has shape {shape}, but {family.name} reads texts padded to {full} tokens")
     if input_ids.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         check_token_ids(input_ids, vocabulary=vocabulary_size(config))
     mask = {"attention_mask": attention_mask} if family.text == "masked" and attention_mask is not None else {}
@@ -124,14 +124,14 @@ def text_output(backbone: Any, input_ids: Tensor, attention_mask: Tensor | None 
 def frame_features(backbone: Any, pixel_values: Tensor) -> Tensor:
     """Return projected features of every frame (videos, frames, dim), not normalised.
 
-    `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError if its shape is another.
+    `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError for another shape.
     """
     config = backbone.config
     shape, size = tuple(pixel_values.shape), image_size(config)
     is_square = len(shape) == 5 and shape[2] == config.vision_config.num_channels and shape[3] == shape[4]
     if not is_square or not (shape[3] == size or takes_any_size(config)):
-        wanted = f"(videos, frames, {config.vision_config.num_channels}, {size}, {size})"
-        raise DataError(f"pixel_values has shape {shape}, this model takes {wanted}")
+        expected = f"(videos, frames, {config.vision_config.num_channels}, {size}, {size})"
+        raise DataError(f"pixel_values has shape {shape}, expected {expected}")
     pixels = pixel_values.flatten(0, 1)
     inputs = _patches(pixels, config) if config.model_type == "siglip2" else {"pixel_values": pixels}
     features = backbone.get_image_features(**inputs).pooler_output
@@ -139,7 +139,7 @@ def frame_features(backbone: Any, pixel_values: Tensor) -> Tensor:
 
 
 def _patches(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """Cut images (images, 3, size, size) into what a NaFlex encoder reads: (images, patches, patch * patch * 3)."""
+    """Cut images (images, 3, size, size) into patches for a NaFlex encoder: (images, patches, patch * patch * 3)."""
     patch = config.vision_config.patch_size  # type: ignore[attr-defined]
     count, side = len(pixels), pixels.shape[-1] // patch
     patches = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1)
@@ -166,9 +166,9 @@ def logits_of(backbone: Any, cosines: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clamp_scale(backbone: Any) -> None:
-    """Keep the factor between cosines and logits at or below `MAX_SCALE`; called after each step.
+    """Clamp the factor between cosines and logits to `MAX_SCALE`; called after each step.
 
-    SigLIP's is left alone, as in its training: its published models are above that from the start.
+    SigLIP's is not clamped, as in its training: its published models are above from the start.
     """
     if backbone.config.model_type == "align":
         backbone.temperature.clamp_(min=1 / MAX_SCALE)
@@ -177,10 +177,9 @@ def clamp_scale(backbone: Any) -> None:
 
 
 def input_parameters(backbone: nn.Module) -> list[str]:
-    """Return the names of the parameters that turn tokens and pixels into the first layers' inputs.
+    """Return the names of the parameters that turn tokens and pixels into the inputs of the first layers.
 
-    For CLIP these are what the published runs freeze: token and position tables, class and patch embedding, and the
-    norm before the vision layers. The other families have the same under `embeddings`, and
-    ALIGN a part that is never read.
+    For CLIP these are what the published runs freeze: token, position, class and patch embeddings and the norm before
+    the vision layers. The other families have the same under `embeddings`; ALIGN's unused pooler is added.
     """
     return [name for name, _ in backbone.named_parameters() if name.startswith(_INPUTS)]

@@ -1,6 +1,6 @@
-"""Open checkpoint files safely, say what they hold, and check them against what a model needs.
+"""Load checkpoint files safely, recognise their model, and check them against an expected state dict.
 
-Nothing here runs code from a file: `.safetensors` files, and torch files with `weights_only=True`.
+No code from a file is run: `.safetensors` files, and torch files with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -22,39 +22,42 @@ from torch import Tensor
 from teachclip.errors import CheckpointError
 
 STALE_KEYS = ("position_ids", "input_resolution", "context_length", "vocab_size")
-"""Last parts of names that hold no weights: buffers of old transformers and sizes in OpenAI's own archives."""
+"""Last parts of names without weights: buffers of old transformers and sizes in OpenAI's archives."""
 
 _SHOWN = 3
 
 
 def load_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Return what a checkpoint file holds: a state dict, or a mapping with one under `state_dict`.
+    """Return the content of a checkpoint file: a state dict, or a mapping with one under `state_dict`.
 
     Reads `.safetensors` and torch files (`.bin`, `.pt`, `.pth`) onto the CPU. Raises CheckpointError if the file is
     missing, damaged, not a mapping, or a pickle that would run code.
     """
     file = Path(path)
     if not file.is_file():
-        wrong = "is a folder, expected a checkpoint file" if file.is_dir() else "no such checkpoint file"
-        raise CheckpointError(f"{file}: {wrong}")
+        problem = "is a folder, expected a checkpoint file" if file.is_dir() else "no such checkpoint file"
+        raise CheckpointError(f"{file}: {problem}")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about TorchScript archives, which are refused below
+            warnings.simplefilter("ignore")  # about TorchScript archives, which raise an error below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{file}: {_reason(file, error)}") from error
+        raise CheckpointError(f"{file}: {_problem(file, error)}") from error
     except OSError as error:
-        # torch seeks before the start of a short file: EINVAL means cut off, not a failing disk.
-        reason = _reason(file, error) if error.errno == errno.EINVAL else f"cannot be read: {error.strerror or error}"
-        raise CheckpointError(f"{file}: {reason}") from error
+        # torch seeks before the start of a short file: EINVAL means truncated, not a failing disk.
+        problem = (
+            _problem(file, error) if error.errno == errno.EINVAL else f"cannot be read: {error.strerror or error}"
+        )
+        raise CheckpointError(f"{file}: {problem}") from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, expected a mapping of names to tensors")
+        raise CheckpointError(f"{file}: contains a {type(content).__name__}, expected a mapping of names to tensors")
     return content
 
 
-def _reason(file: Path, error: Exception) -> str:
+def _problem(file: Path, error: Exception) -> str:
+    """Describe why torch cannot open a file."""
     text = str(error)
     if "TorchScript" in text:
         return "is a TorchScript archive; save its state_dict() with torch.save, or give the model's hub id"
@@ -63,10 +66,10 @@ def _reason(file: Path, error: Exception) -> str:
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the checkpoint it stands for: fetch it with git lfs pull"
-    is_pickle = head.startswith((b"PK", b"\x80"))  # of today's zip files, or bare
+        return "is a Git LFS pointer, not the checkpoint itself: fetch it with git lfs pull"
+    is_pickle = head.startswith((b"PK", b"\x80"))  # zip archives of torch, or bare pickles
     if is_pickle and isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
-        return "refused, as it holds Python objects and opening it could run code; save plain tensors instead"
+        return "contains Python objects, which could run code when loaded; save plain tensors instead"
     if not is_pickle and file.suffix != ".safetensors":
         return f"is truncated or not a checkpoint: it begins with {head[:16]!r}"
     return (
@@ -75,10 +78,10 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def unwrap_state(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of the one under `state_dict`, without names that hold no weights.
+    """Return the tensors of a state dict, or of the one under `state_dict`, without `STALE_KEYS`.
 
-    A `module.` before all names, as DataParallel saves them, is taken off.
-    Raises CheckpointError, named after `source`, if there is something else than tensors among them.
+    The prefix `module.` of DataParallel is removed. `source`: names the checkpoint in errors. Raises CheckpointError
+    if an entry is not a tensor or none is left.
     """
     inner = content.get("state_dict", content)
     if not isinstance(inner, Mapping):
@@ -90,20 +93,20 @@ def unwrap_state(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor
     if other:
         kind = type(state[other[0]]).__name__
         nested = [key for key in other if isinstance(state[key], Mapping) and state[key]]
-        hint = f"; if {nested[0]!r} holds the weights, save that alone" if nested else ""
+        hint = f"; if {nested[0]!r} contains the weights, save only that entry" if nested else ""
         raise CheckpointError(f"{source}: {_some(other)} should be tensors ({other[0]} is a {kind}){hint}")
     if not state:
-        raise CheckpointError(f"{source}: holds no tensors")
+        raise CheckpointError(f"{source}: contains no tensors")
     return state
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint file; see `load_content` and `unwrap_state` for what is raised."""
+    """Return the state dict of a checkpoint file. Raises what `load_content` and `unwrap_state` do."""
     return unwrap_state(load_content(path), source=str(path))
 
 
 def to_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy floating tensors to float32: the official files mix float16 and float32."""
+    """Copy floating-point tensors to float32: the official files mix float16 and float32."""
     return {
         key: tensor.detach().to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
         for key, tensor in state.items()
@@ -111,7 +114,7 @@ def to_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(content: object, path: Path) -> None:
-    """Write tensors in plain containers as a torch file, whole or not at all.
+    """Write tensors in plain containers as a torch file, atomically.
 
     Raises CheckpointError if it cannot be written.
     """
@@ -133,7 +136,7 @@ TEACHCLIP_STUDENT = "a TeachCLIP student checkpoint"
 CLIP4CLIP_SEQUENTIAL = "a CLIP4Clip seqTransf checkpoint"
 CLIP4CLIP_MEAN = "a CLIP4Clip meanP checkpoint"
 
-_MARKS: Sequence[tuple[str, str]] = (
+_KEYS_OF_MODELS: Sequence[tuple[str, str]] = (
     ("aggregation.score.", "a teachclip student (load its folder instead)"),
     ("pool_frames.", "an X-Pool checkpoint"),
     (".attn.net.", "a TS2-Net checkpoint (original layout, with token shift)"),
@@ -153,9 +156,9 @@ _MARKS: Sequence[tuple[str, str]] = (
 
 
 def describe_checkpoint(state: Mapping[str, Any]) -> str:
-    """Say in a few words whose checkpoint a state dict is, by the names that only this kind of model has."""
-    for mark, description in _MARKS:
-        if any(key.startswith(mark) or f".{mark.lstrip('.')}" in key for key in state):
+    """Describe whose checkpoint a state dict is, by names that only this kind of model has."""
+    for pattern, description in _KEYS_OF_MODELS:
+        if any(key.startswith(pattern) or f".{pattern.lstrip('.')}" in key for key in state):
             return description
     return f"an unknown checkpoint with {len(state)} entries ({_names(sorted(map(str, state)))})"
 
@@ -168,7 +171,7 @@ def another_model(state: Mapping[str, Any], expected: str, *, source: str) -> Ch
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
     """Raise CheckpointError unless `state` has exactly the names and shapes of `expected`.
 
-    The message names a few of the missing, unexpected and differently shaped entries, and how many there are.
+    The message names a few of the missing, unexpected and differently shaped entries and gives their number.
     """
     problems = []
     missing = [key for key in expected if key not in state]
@@ -181,15 +184,16 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
     if other:
         got, wanted = (tuple(tensors[other[0]].shape) for tensors in (state, expected))
         problems.append(f"{_some(other)} of another shape ({other[0]}: {got}, expected {wanted})")
-    whole = [key for key in expected if key in state and not state[key].is_floating_point()]
-    if whole := [key for key in whole if expected[key].is_floating_point()]:
-        problems.append(f"{_some(whole)} of another type ({whole[0]}: {state[whole[0]].dtype}, expected numbers)")
+    integers = [key for key in expected if key in state and not state[key].is_floating_point()]
+    if integers := [key for key in integers if expected[key].is_floating_point()]:
+        dtype = state[integers[0]].dtype
+        problems.append(f"{_some(integers)} of another type ({integers[0]}: {dtype}, expected floating point)")
     if problems:
         raise CheckpointError(f"{source}: {'; '.join(problems)}")
 
 
 def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
-    """Raise CheckpointError, naming the first, if weights are NaN or infinite: every score would become NaN."""
+    """Raise CheckpointError if weights are NaN or infinite, as every score would become NaN; it names the first."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             count = int((~tensor.isfinite()).sum())

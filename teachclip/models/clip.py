@@ -1,6 +1,6 @@
-"""CLIP encoders: load them from any source and encode texts and frames.
+"""CLIP: load it from any source and encode texts and frames.
 
-Inside the toolkit a CLIP is always a `transformers.CLIPModel`, whatever layout its weights came in.
+Inside the toolkit a CLIP is always a `transformers.CLIPModel`, whatever the layout of its weights file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def clip_from_state(
 ) -> CLIPModel:
     """Build a CLIP from a state dict under OpenAI's or transformers' names, in float32 and evaluation mode.
 
-    `config`: the architecture, where shapes are not enough to tell it. `prefix`: put before the names in messages.
+    `config`: the architecture, if it is not determined by the shapes. `prefix`: put before names in errors.
     Raises CheckpointError if names or shapes do not fit.
     """
     config = config or read_clip_config(state, source=source, prefix=prefix)
@@ -76,7 +76,7 @@ def load_clip(source: str | os.PathLike[str] | Mapping[str, Any]) -> CLIPModel:
     """Load a CLIP in float32 and evaluation mode.
 
     `source`: a folder or hub id of a transformers CLIP, or an OpenAI (or transformers) state dict as a file or a
-    mapping. Sizes of a state dict are read off its shapes. Raises CheckpointError if it cannot be loaded whole.
+    mapping, whose shapes determine the sizes. Raises CheckpointError if it cannot be loaded completely.
     """
     if isinstance(source, Mapping):
         return clip_from_state(unwrap_state(source, source="CLIP state dict"), source="CLIP state dict")
@@ -95,28 +95,28 @@ def load_clip(source: str | os.PathLike[str] | Mapping[str, Any]) -> CLIPModel:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, for one-line messages of our own."""
+    """Return the first line of the message of an error, for one-line errors."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_loading_info(info: Mapping[str, Any], *, source: str, allow_unexpected: bool = False) -> None:
-    """Raise CheckpointError if transformers left weights of a model unset: it would initialise them anew silently."""
-    parts = [("missing", sorted(info["missing_keys"]))]
-    parts.append(("of another shape", sorted(entry[0] for entry in info["mismatched_keys"])))
+    """Raise CheckpointError if weights of a model were not loaded: transformers would silently initialise them."""
+    problems = [("missing", sorted(info["missing_keys"]))]
+    problems.append(("of another shape", sorted(entry[0] for entry in info["mismatched_keys"])))
     if not allow_unexpected:
-        parts.append(("unexpected", sorted(info["unexpected_keys"])))
-    found = [
+        problems.append(("unexpected", sorted(info["unexpected_keys"])))
+    messages = [
         f"{len(keys)} weight{'s' * (len(keys) > 1)} {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for word, keys in parts
+        for word, keys in problems
         if keys
     ]
-    if found:
-        raise CheckpointError(f"{source}: {'; '.join(found)}")
+    if messages:
+        raise CheckpointError(f"{source}: {'; '.join(messages)}")
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Hide transformers' bar and report for loading weights: we check what was loaded ourselves."""
+    """Hide the progress bar and the loading report of transformers; the callers check what was loaded."""
     had_bar, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -131,9 +131,9 @@ def quiet_loading() -> Iterator[None]:
 def text_features(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Return projected text features at the end-of-text token (texts, dim), not normalised.
 
-    `input_ids`, `attention_mask`: (texts, tokens). The mask is not needed: attention is causal and padding comes
-    after the end-of-text token, which alone is read. Without it the fast attention kernels apply. Raises DataError
-    for ids outside the vocabulary (on the CPU only, where looking costs no synchronisation) and too many tokens.
+    `input_ids`, `attention_mask`: (texts, tokens). The mask is not used: attention is causal and padding follows the
+    end-of-text token, which is the only one read; without a mask the fast attention kernels apply. Raises DataError
+    for ids outside the vocabulary (checked on the CPU only, where it needs no synchronisation) and too many tokens.
     """
     _check_input_ids(clip, input_ids)
     return clip.get_text_features(input_ids=input_ids).pooler_output
@@ -142,8 +142,8 @@ def text_features(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | N
 def sentence_and_words(clip: CLIPModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return projected features of the text (texts, dim) and of every token (texts, tokens, dim), not normalised.
 
-    The first is `text_features`; the second has padding too, as official models read it (X-CLIP, CLIP2Video). Raises
-    what `text_features` does.
+    The first equals `text_features`; the second includes padding, which official models read (X-CLIP, CLIP2Video).
+    Raises what `text_features` does.
     """
     _check_input_ids(clip, input_ids)
     output = clip.text_model(input_ids=input_ids)
@@ -167,14 +167,14 @@ def check_token_ids(input_ids: Tensor, *, vocabulary: int) -> None:
         )
     low, high = (int(value) for value in torch.aminmax(input_ids))
     if low < 0 or high >= vocabulary:
-        wrong = low if low < 0 else high
-        raise DataError(f"token id {wrong} is outside the model's vocabulary of {vocabulary} (0 to {vocabulary - 1})")
+        invalid = low if low < 0 else high
+        raise DataError(f"token id {invalid} is outside the vocabulary of the model (0 to {vocabulary - 1})")
 
 
 def frame_features(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
     """Return projected features of every frame (videos, frames, dim), not normalised.
 
-    `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError if its shape is another.
+    `pixel_values`: (videos, frames, 3, height, width), normalised. Raises DataError for another shape.
     """
     check_pixel_values(clip, pixel_values)
     features = clip.get_image_features(pixel_values=pixel_values.flatten(0, 1)).pooler_output
@@ -187,15 +187,16 @@ def check_pixel_values(clip: CLIPModel, pixel_values: Tensor) -> None:
     wanted = (config.num_channels, config.image_size, config.image_size)
     if pixel_values.ndim != 5 or tuple(pixel_values.shape[2:]) != wanted:
         expected = f"(videos, frames, {', '.join(map(str, wanted))})"
-        raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, this model takes {expected}")
+        raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected {expected}")
     if not pixel_values.numel():
         raise DataError(f"pixel_values has shape {tuple(pixel_values.shape)}; expected at least one video and frame")
 
 
 def clip_of_teacher(state: Mapping[str, Tensor], clip_config: Mapping[str, Any] | None, *, source: str) -> CLIPModel:
-    """Build the CLIP under `clip.` of a teacher's state dict; `clip_config`: of one that is not as OpenAI's.
+    """Build the CLIP under `clip.` of a teacher's state dict, in float32 and evaluation mode.
 
-    Raises CheckpointError if names or shapes do not fit.
+    `clip_config`: its configuration, if it is not an architecture of OpenAI; see `clip_options`. Raises
+    CheckpointError if names or shapes do not fit.
     """
     config = None if clip_config is None else CLIPConfig(**clip_config)
     return clip_from_state(under(state, CLIP), source=source, prefix=CLIP, config=config)

@@ -16,18 +16,10 @@ from teachclip.registry import closest
 
 POOLINGS = ("attention", "mean")
 ATTENTION_INPUTS = ("after", "before")
-_OWN = (
-    *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames"),
-    *(
-        "pooling",
-        "pooling_temperature",
-        "mask_padding",
-        "attention",
-        "attention_input",
-        "attention_rescale",
-        "adapters",
-        "adapter_width",
-    ),
+_FIELDS = (
+    *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames", "pooling"),
+    *("pooling_temperature", "mask_padding", "attention", "attention_input", "attention_rescale"),
+    *("adapters", "adapter_width"),
 )
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
@@ -39,21 +31,22 @@ _FROM_TRANSFORMERS = {
 class StudentConfig(PreTrainedConfig):
     """Architecture of a student.
 
-    backbone_config: of the dual encoder that encodes single frames and texts, of any supported family; None: CLIP's.
-    temporal_layers: blocks of the temporal transformer; 0 for none (then frames stay as the backbone encodes them).
-    temporal_heads: attention heads of the blocks; None means joint width // 64.
-    temporal_activation: of the blocks, by transformers' names.
-    max_frames: rows of the frame position table, the most frames a video may have; None means the text positions.
-    pooling: `attention` weighs frames by learned scores (TeachCLIP), `mean` counts them alike (CLIP4Clip).
-    pooling_temperature: divisor of the frame scores before their softmax.
-    mask_padding: whether padded frames are kept from taking weight; False reproduces the official code (its mean
-        pooling never counts them).
-    attention, attention_rescale: how frame scores become weights; see `FrameAttention`.
-    attention_input: whether the scores are of the frames `after` the temporal transformer, as published, or `before`
-    it. adapters: which light residual adapters there are, of frame, pooled, text; none as published; see
-    `ResidualAdapter`. adapter_width: their inner width; None means four times the joint width.
+    backbone_config: of the dual encoder for frames and texts, of any supported family; None: CLIP's default.
+    temporal_layers: blocks of the temporal transformer; 0 for none.
+    temporal_heads: attention heads of the blocks; None: joint width // 64.
+    temporal_activation: activation of the blocks, by its name in transformers.
+    max_frames: rows of the frame position embedding, the most frames of a video; None: the number of text positions.
+    pooling: `attention` weighs frames by frame attention (TeachCLIP), `mean` weighs them equally (CLIP4Clip).
+    pooling_temperature: divisor of the attention scores before pooling.
+    mask_padding: whether padded frames get weight zero; False reproduces the official code (whose mean pooling is
+        always masked).
+    attention, attention_rescale: `kind` and `rescale` of `FrameAttention`.
+    attention_input: whether the attention reads the frames `after` the temporal transformer, as published, or
+        `before` it.
+    adapters: places of residual adapters, of frame, pooled, text; none as published; see `ResidualAdapter`.
+    adapter_width: their inner width; None: four times the joint width.
 
-    Raises CheckpointError for unknown names, which transformers would accept silently, and for impossible values.
+    Raises CheckpointError for unknown names, which transformers would silently accept, and for invalid values.
     """
 
     model_type = "teachclip"
@@ -79,7 +72,7 @@ class StudentConfig(PreTrainedConfig):
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
         if unknown:
             raise CheckpointError(
-                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_OWN)}{closest(unknown[0], _OWN)}"
+                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_FIELDS)}{closest(unknown[0], _FIELDS)}"
             )
         self.backbone_config = _backbone_config(backbone_config)
         self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)
@@ -91,7 +84,7 @@ class StudentConfig(PreTrainedConfig):
             )
         if temporal_activation not in ACT2FN:
             raise CheckpointError(
-                f"StudentConfig: temporal_activation {temporal_activation!r} is none of transformers"
+                f"StudentConfig: temporal_activation {temporal_activation!r} is unknown to transformers"
             )
         self.temporal_activation = temporal_activation
         positions = text_positions(self.backbone_config)
@@ -118,21 +111,21 @@ class StudentConfig(PreTrainedConfig):
 
     @property
     def width(self) -> int:
-        """Width of the joint space of texts and frames."""
+        """The width of the joint space of texts and frames."""
         return joint_width(self.backbone_config)
 
 
-def _backbone_config(given: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
-    """Return the configuration of a dual encoder, made from its values if need be."""
-    if given is None:
+def _backbone_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
+    """Return the configuration of a dual encoder from a configuration, its values as a dict, or None for CLIP's."""
+    if config is None:
         return CLIPConfig()
-    if isinstance(given, dict):
-        kind = given.get("model_type", "")
+    if isinstance(config, dict):
+        kind = config.get("model_type", "")
         if kind not in CONFIG_MAPPING:
             raise CheckpointError(f"StudentConfig: backbone_config has the unknown model_type {kind!r}")
-        given = CONFIG_MAPPING[kind](**{key: value for key, value in given.items() if key != "model_type"})
-    family_of(given, source="StudentConfig: backbone_config")
-    return given
+        config = CONFIG_MAPPING[kind](**{key: value for key, value in config.items() if key != "model_type"})
+    family_of(config, source="StudentConfig: backbone_config")
+    return config
 
 
 def _integer(name: str, value: int, *, least: int) -> int:

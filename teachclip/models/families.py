@@ -1,4 +1,4 @@
-"""The dual encoders of transformers that a student or a teacher can stand on, and what differs between them."""
+"""The supported families of dual encoders in transformers, and what differs between them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from teachclip.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Family:
-    """What the toolkit must know of a dual encoder beside its configuration.
+    """Properties of a family of dual encoders that are not in its configuration.
 
-    name: what it is called.
-    text: how its text encoder treats padding. `causal`: it reads one token and never what follows it, so that padding
-        and mask mean nothing. `masked`: attention goes both ways and needs the mask. `full`: trained on captions
-        padded to its full length, without a mask.
-    offset: rows of the text position table that no token uses.
+    name: its usual name.
+    text: how the text encoder treats padding. `causal`: it reads one token and nothing after it, so padding and mask
+        have no effect. `masked`: attention is bidirectional and needs the mask. `full`: trained on captions padded to
+        the full length, without a mask.
+    offset: rows of the text position embedding that no token uses.
     """
 
     name: str
@@ -36,16 +36,16 @@ FAMILIES = {
     "altclip": Family("AltCLIP", "masked", offset=2),  # RoBERTa counts positions from the padding token's id on
     "chinese_clip": Family("Chinese-CLIP", "masked"),
 }
-"""Families by the `model_type` of their configuration."""
+"""The families by the `model_type` of their configuration."""
 
 
 def family_of(config: PreTrainedConfig, *, source: str = "configuration") -> Family:
     """Return the family of a dual encoder's configuration. Raises CheckpointError, with a list, for any other."""
-    found = FAMILIES.get(config.model_type)
-    if found is None:
-        known = ", ".join(f"{family.name} ({key})" for key, family in FAMILIES.items())
-        raise CheckpointError(f"{source}: a model of type {config.model_type!r} is no supported one; known: {known}")
-    return found
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(f"{known.name} ({key})" for key, known in FAMILIES.items())
+        raise CheckpointError(f"{source}: model type {config.model_type!r} is not supported; known: {known}")
+    return family
 
 
 def joint_width(config: PreTrainedConfig) -> int:
@@ -57,14 +57,16 @@ def joint_width(config: PreTrainedConfig) -> int:
         int(_of(config.vision_config, "hidden_size")),
     )
     if text not in (0, vision):
-        raise CheckpointError(f"configuration: texts are {text} wide, images {vision}: they share no space")
+        raise CheckpointError(
+            f"configuration: texts are {text} wide and images {vision}, so they have no joint space"
+        )
     return vision
 
 
 def image_size(config: PreTrainedConfig) -> int:
-    """Return the height and width of the images in pixels that the weights were made for."""
+    """Return the height and width of the images, in pixels, that the weights were trained with."""
     vision = config.vision_config
-    if config.model_type == "siglip2":  # NaFlex: any rectangle of at most so many patches; we take the square
+    if config.model_type == "siglip2":  # NaFlex: any rectangle of at most so many patches; here the square
         return math.isqrt(int(_of(vision, "num_patches"))) * int(_of(vision, "patch_size"))
     return int(_of(vision, "image_size"))
 
@@ -75,20 +77,20 @@ def takes_any_size(config: PreTrainedConfig) -> bool:
 
 
 def text_positions(config: PreTrainedConfig) -> int:
-    """Return how many tokens a text may have."""
+    """Return the largest number of tokens of a text."""
     return int(_of(config.text_config, "max_position_embeddings")) - family_of(config).offset
 
 
 def vocabulary_size(config: PreTrainedConfig) -> int:
-    """Return the rows of the token table."""
+    """Return the number of rows of the token embedding."""
     return int(_of(config.text_config, "vocab_size"))
 
 
 def full_length(config: PreTrainedConfig) -> int | None:
-    """Return the length that every text is padded to, or None where only a batch's longest counts."""
+    """Return the length that every text is padded to, or None if texts are padded to the longest of a batch."""
     return text_positions(config) if family_of(config).text == "full" else None
 
 
 def _of(config: Any, name: str) -> Any:
-    """Return a value of a configuration, whose attributes a type checker does not know."""
+    """Return a value of a configuration; type checkers do not know its attributes."""
     return getattr(config, name)

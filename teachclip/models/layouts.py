@@ -1,4 +1,4 @@
-"""The two layouts of a CLIP state dict: OpenAI's names, as the official models store them, and transformers' names.
+"""The two layouts of a CLIP state dict: names of OpenAI, which the official models use, and of transformers.
 
 OpenAI packs the three attention projections into one tensor and stores the joint projections transposed.
 """
@@ -27,10 +27,10 @@ BLOCKS = "transformerClip.resblocks."
 POSITIONS = "frame_position_embeddings.weight"
 
 _HALF = (".attn.", ".mlp.", "clip.visual.conv1.", "clip.text_projection", "clip.visual.proj")
-"""Marks of the names under `clip.` that the official files store in float16."""
+"""Parts of the names under `clip.` that the official files store in float16."""
 
 HEAD_WIDTH = 64
-"""Width of an attention head in every CLIP of OpenAI; the number of heads is not in a state dict."""
+"""Width of an attention head in every CLIP of OpenAI; a state dict does not contain the number of heads."""
 
 _NAMES = {
     "logit_scale": "logit_scale",
@@ -64,7 +64,7 @@ _PACKED = ("q_proj", "k_proj", "v_proj")
 def openai_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an OpenAI CLIP state dict to transformers' names: split q, k, v and transpose the projections.
 
-    Unknown names are kept as they are, so that a strict check can name them.
+    Unknown names are kept, so that a strict check can report them.
     """
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -111,7 +111,7 @@ def transformers_to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_layer(key: str, layers: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return (translated prefix with the layer's number, rest of the name) if `key` names a layer's part."""
+    """Return (translated prefix with the layer's number, rest of the name) if `key` belongs to a layer, else None."""
     for old, new in layers.items():
         if key.startswith(old):
             number, _, rest = key[len(old) :].partition(".")
@@ -120,44 +120,44 @@ def _split_layer(key: str, layers: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a CLIP state dict has OpenAI's names; otherwise it has transformers'."""
+    """Return whether a CLIP state dict has the names of OpenAI instead of those of transformers."""
     return not any(key.startswith(("vision_model.", "text_model.")) for key in state)
 
 
 def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = "") -> CLIPConfig:
-    """Read the sizes of a CLIP off a state dict of either layout.
+    """Return the configuration of a CLIP from the shapes of a state dict of either layout.
 
-    What shapes do not tell is as in OpenAI's models: heads 64 wide, QuickGELU, the text feature at the highest token
-    id (`eos_token_id` 2 means that in transformers). `prefix`: put before the names in messages. Raises
-    CheckpointError if a needed tensor is missing or has other dimensions.
+    What shapes do not determine is as in OpenAI's models: heads 64 wide, QuickGELU, the text feature at the highest
+    token id (`eos_token_id` 2 means that in transformers). `prefix`: put before names in errors. Raises
+    CheckpointError if a required tensor is missing or has another number of dimensions.
     """
     if not state:
-        raise CheckpointError(f"{source}: holds no CLIP" + (f", for no name begins with {prefix}" if prefix else ""))
+        raise CheckpointError(f"{source}: contains no CLIP" + (f": no name starts with {prefix}" if prefix else ""))
     translate = is_openai(state)
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         if translate:
             (key,) = transformers_to_openai({key: torch.empty(0, 0)})
-        given = {prefix + name: tensor for name, tensor in state.items()}
-        found = tuple(tensor_of(given, prefix + key, source=source, dimensions=dimensions).shape)
-        return found[::-1] if translate and key in _TRANSPOSED else found
+        prefixed = {prefix + name: tensor for name, tensor in state.items()}
+        sizes = tuple(tensor_of(prefixed, prefix + key, source=source, dimensions=dimensions).shape)
+        return sizes[::-1] if translate and key in _TRANSPOSED else sizes
 
     patches = shape("vision_model.embeddings.patch_embedding.weight", 4)
     positions, _ = shape("vision_model.embeddings.position_embedding.weight", 2)
     grid = math.isqrt(positions - 1)
     if grid * grid != positions - 1:
-        raise CheckpointError(f"{source}: {positions} vision positions are not a square of patches and one more")
+        raise CheckpointError(f"{source}: {positions} vision positions are not a square number of patches plus one")
     context, text_width = shape("text_model.embeddings.position_embedding.weight", 2)
     vocabulary, _ = shape("text_model.embeddings.token_embedding.weight", 2)
     joint_width, _ = shape("text_projection.weight", 2)
     encoders = {}
     for encoder, width in (("text_model", text_width), ("vision_model", patches[0])):
         layers = f"{encoder}.encoder.layers."
-        own = next(old for old, new in _LAYERS.items() if new == layers)
+        openai_layers = next(old for old, new in _LAYERS.items() if new == layers)
         encoders[encoder] = {
             "hidden_size": width,
             "intermediate_size": shape(f"{layers}0.mlp.fc1.weight", 2)[0],
-            "num_hidden_layers": count_layers(state, own if translate else layers),
+            "num_hidden_layers": count_layers(state, openai_layers if translate else layers),
             "num_attention_heads": max(1, width // HEAD_WIDTH),
             "hidden_act": "quick_gelu",
             "projection_dim": joint_width,
@@ -172,10 +172,10 @@ def read_clip_config(state: Mapping[str, Tensor], *, source: str, prefix: str = 
     )
 
 
-def check_told_by_shapes(config: CLIPConfig, *, source: str) -> None:
-    """Raise CheckpointError if a CLIP could not be rebuilt from a bare state dict, as the official layouts are.
+def check_openai_architecture(config: CLIPConfig, *, source: str) -> None:
+    """Raise CheckpointError if a CLIP cannot be rebuilt from its state dict alone.
 
-    They carry no configuration, so heads, activation and the end-of-text token must be as in OpenAI's models.
+    The official layouts contain no configuration, so heads, activation and end-of-text token must be OpenAI's.
     """
     problems = []
     for name, encoder in (("text", config.text_config), ("vision", config.vision_config)):
@@ -189,24 +189,25 @@ def check_told_by_shapes(config: CLIPConfig, *, source: str) -> None:
     if config.text_config.eos_token_id not in (2, config.text_config.vocab_size - 1):
         problems.append(f"end-of-text token {config.text_config.eos_token_id} is not the highest id")
     if problems:
-        raise CheckpointError(f"{source}: the official layout cannot hold this CLIP: {'; '.join(problems)}")
+        raise CheckpointError(f"{source}: the official layout cannot store this CLIP: {'; '.join(problems)}")
 
 
 def clip_options(config: CLIPConfig, *, source: str) -> dict[str, Any]:
-    """Return the options that a teacher's checkpoint must hold beside its weights for the CLIP in it.
+    """Return what a teacher's checkpoint must contain besides its weights to rebuild the CLIP in it.
 
-    Empty for a CLIP as OpenAI's, which the weights tell; otherwise `clip_config` as plain numbers, strings and lists.
+    Empty for an architecture of OpenAI, which the shapes determine; else `clip_config` in plain numbers, strings and
+    lists.
     """
     try:
-        check_told_by_shapes(config, source=source)
+        check_openai_architecture(config, source=source)
     except CheckpointError as error:
-        log.info("%s; its configuration is saved beside the weights", error)
+        log.info("%s; its configuration is saved with the weights", error)
         return {"clip_config": _plain(config.to_dict())}
     return {}
 
 
 def _plain(value: Any) -> Any:
-    """Turn a configuration into numbers, strings, lists and dicts, which a checkpoint may hold without code."""
+    """Convert a configuration to numbers, strings, lists and dicts, which load without running code."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A zero-shot dual encoder and its mean-pooled frames: the scorer that needs no training (CLIP4Clip's meanP)."""
+"""A zero-shot dual encoder with mean-pooled frames (CLIP4Clip, meanP): the scorer that needs no training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teachclip.scorer import Tokens
 
 
 class EncoderFeatures(nn.Module):
-    """A backbone's raw features as tokens: what is stored once when encoders are frozen."""
+    """The raw features of a backbone as tokens, which are stored once if the encoders are frozen."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class EncoderFeatures(nn.Module):
         return {"frame_features": frame_features(self.backbone, pixel_values), "frame_mask": frame_mask}
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Score as `MeanPooling` does."""
+        """Return the scores of `MeanPooling`."""
         scorer = MeanPooling(self.backbone)
         return scorer.score(
             scorer.texts_from_features(texts["features"]),

@@ -1,6 +1,6 @@
-"""The compact student, one transformers model: a dual encoder's encoders, a temporal transformer, frame aggregation.
+"""The student, a transformers model: a dual encoder, a temporal transformer and frame attention.
 
-Texts and videos become one vector each, so that a search is one dot product per video (TeachCLIP, CVPR 2024).
+Texts and videos become one vector each, so that a search needs one dot product per video (TeachCLIP, CVPR 2024).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from teachclip.scorer import Tokens
 
 @dataclass
 class StudentOutput(ModelOutput):
-    """What a student computes in one forward pass; parts without input are None."""
+    """The output of a student's forward pass; outputs without input are None."""
 
     logits_per_text: Tensor | None = None
     """Cosines (texts, videos) times exp(logit_scale), plus SigLIP's bias; float32."""
     logits_per_video: Tensor | None = None
-    """Its transpose (videos, texts)."""
+    """The transpose (videos, texts)."""
     frame_scores: Tensor | None = None
-    """Raw score of every frame (videos, frames); what it says of a padded frame means nothing."""
+    """The raw attention score of every frame (videos, frames); meaningless for padded frames."""
     frame_weights: Tensor | None = None
-    """The attention of the scores at temperature 1 over valid frames (videos, frames); rows sum to 1."""
+    """The attention weights at temperature 1 over valid frames (videos, frames); rows sum to 1."""
     video_embeds: Tensor | None = None
     """L2-normalised (videos, dim)."""
     text_embeds: Tensor | None = None
@@ -53,8 +53,8 @@ class StudentOutput(ModelOutput):
 class StudentModel(PreTrainedModel):
     """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
-    h = Transformer(f + P) + f over the frames f of a video with learned positions P, then `FrameAttention`. If it
-    has `ResidualAdapters`, they correct h before pooling, the pooled video, and the text.
+    h = Transformer(f + P) + f for the frames f of a video with learned positions P, then `FrameAttention`. Residual
+    adapters, if there are any, correct h before pooling, the pooled video, and the text.
     """
 
     config_class = StudentConfig
@@ -75,11 +75,12 @@ class StudentModel(PreTrainedModel):
                 heads=config.temporal_heads,
                 activation=config.temporal_activation,
             )
+        # `aggregation` and `heads` are names in saved weights: another name would make saved students unreadable.
         self.aggregation: FrameAttention | UniformAttention = (
             FrameAttention(
                 config.width,
                 temperature=config.pooling_temperature,
-                attention=config.attention,
+                kind=config.attention,
                 rescale=config.attention_rescale,
             )
             if config.pooling == "attention"
@@ -98,7 +99,7 @@ class StudentModel(PreTrainedModel):
     def train(self, mode: bool = True) -> StudentModel:
         """Switch to training or evaluation; batch norms (ALIGN has them) keep their statistics.
 
-        Otherwise what a picture becomes would depend on the other videos that a process holds.
+        Otherwise the feature of a frame would depend on the other videos of the batch on the same process.
         """
         super().train(mode)
         for module in self.backbone.modules():
@@ -108,33 +109,33 @@ class StudentModel(PreTrainedModel):
 
     @property
     def mask_padding(self) -> bool:
-        """Whether padded frames are kept from taking weight."""
+        """Whether padded frames get weight zero."""
         return bool(self.config.mask_padding)
 
     @property
     def text_adapter(self) -> nn.Module | None:
-        """The residual adapter of texts, which a search runs once per query, if there is one."""
+        """The residual adapter of texts, which a search applies once per query, or None."""
         return self.heads["text"] if "text" in self.config.adapters else None
 
     # The scorer interface
 
     def texts_from_features(self, text_features: Tensor) -> Tokens:
         """Encode texts from raw text features (texts, dim) to {"embeds": (texts, dim)}, L2-normalised."""
-        return {"embeds": F.normalize(self.correct("text", text_features).float(), dim=-1)}
+        return {"embeds": F.normalize(self.adapt("text", text_features).float(), dim=-1)}
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
 
-    def frame_sets_from_features(self, frame_features: Tensor, shares: Tensor) -> Tokens:
+    def frame_sets_from_features(self, frame_features: Tensor, pooling_weights: Tensor) -> Tokens:
         """Encode sets of frames, raw features (sets, frames, dim), to {"embeds": (sets, dim)}.
 
-        As a video with these frames alone, but by given `shares` (sets, frames), 0 on padded frames, instead of the
-        attention's: the attention is not what such sets teach.
+        A set is encoded like a video of these frames, but pooled with `pooling_weights` (sets, frames), 0 on padded
+        frames, instead of the frame attention, which frame sets do not train.
         """
-        hidden = self.correct("frame", self._temporal(frame_features, shares > 0))
-        pooled = (shares.unsqueeze(-1) * F.normalize(hidden.float(), dim=-1)).sum(dim=1)
-        return {"embeds": F.normalize(self.correct("pooled", pooled), dim=-1)}
+        hidden = self.adapt("frame", self._temporal(frame_features, pooling_weights > 0))
+        pooled = (pooling_weights.unsqueeze(-1) * F.normalize(hidden.float(), dim=-1)).sum(dim=1)
+        return {"embeds": F.normalize(self.adapt("pooled", pooled), dim=-1)}
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tokens:
         """Encode texts (texts, tokens) to {"embeds": (texts, dim)}, L2-normalised."""
@@ -147,22 +148,24 @@ class StudentModel(PreTrainedModel):
         )
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Return the scaled cosines (texts, videos), in float32 also under autocast."""
+        """Return the logits (texts, videos): scaled cosines, in float32 also under autocast."""
         with torch.autocast(texts["embeds"].device.type, enabled=False):
             cosines = texts["embeds"].float() @ videos["embeds"].float().T
             return encoders.logits_of(self.backbone, cosines)
 
     def aggregate(self, frame_features: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, AttentionOutput]:
-        """Return the frames after the temporal transformer (videos, frames, dim) and their aggregation.
+        """Return frames after the temporal transformer (videos, frames, dim) and the output of the frame attention.
 
-        `frame_features`: raw features. Raises DataError for more frames than the model has positions.
+        `frame_features`: raw features (videos, frames, dim). Raises DataError for more frames than positions.
         """
         mask = complete_mask(frame_mask, frame_features)
         hidden = self._temporal(frame_features, mask)
-        is_masked = self.mask_padding or self.config.pooling == "mean"  # the official mean is masked, its AFA is not
+        is_masked = (
+            self.mask_padding or self.config.pooling == "mean"
+        )  # the official mean pooling is masked, the official AFA is not
         attention_frames = frame_features if self.config.attention_input == "before" else hidden
-        found = self.aggregation(self.correct("frame", hidden), mask if is_masked else None, attention_frames)
-        return hidden, found._replace(pooled=self.correct("pooled", found.pooled))
+        output = self.aggregation(self.adapt("frame", hidden), mask if is_masked else None, attention_frames)
+        return hidden, output._replace(pooled=self.adapt("pooled", output.pooled))
 
     def _temporal(self, frame_features: Tensor, mask: Tensor) -> Tensor:
         """Apply the temporal transformer, if there is one, to raw features (videos, frames, dim)."""
@@ -170,30 +173,30 @@ class StudentModel(PreTrainedModel):
             return frame_features
         frames = frame_features.shape[1]
         if frames > self.config.max_frames:
-            raise DataError(f"videos have {frames} frames, this student takes at most {self.config.max_frames}")
+            raise DataError(f"videos have {frames} frames, this student accepts at most {self.config.max_frames}")
         positions = self.frame_position_embeddings.weight[:frames]
         return self.temporal(frame_features + positions, mask) + frame_features  # type: ignore[no-any-return]
 
-    def correct(self, place: str, features: Tensor) -> Tensor:
+    def adapt(self, place: str, features: Tensor) -> Tensor:
         """Apply the residual adapter of a place, one of `ADAPTER_PLACES`, to features (..., dim), if there is one."""
-        return self.heads.correct(place, features)
+        return self.heads.adapt(place, features)
 
     # The transformers interface
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Return the text encoder's output; `pooler_output` (texts, dim) is the projected feature, not normalised."""
+        """Return the text encoder's output; `pooler_output` (texts, dim) is the projected feature, unnormalised."""
         output = encoders.text_output(self.backbone, input_ids, attention_mask, **kwargs)
-        output.pooler_output = self.correct("text", output.pooler_output)
+        output.pooler_output = self.adapt("text", output.pooler_output)
         return output
 
     def get_video_features(
         self, pixel_values: Tensor, frame_mask: Tensor | None = None
     ) -> BaseModelOutputWithPooling:
-        """Return the frames' features (videos, frames, dim) and, as `pooler_output`, the video's (videos, dim).
+        """Return frame features (videos, frames, dim) and, as `pooler_output`, video features (videos, dim).
 
-        `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Not normalised.
+        `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Neither is normalised.
         """
         hidden, aggregation = self.aggregate(encoders.frame_features(self.backbone, pixel_values), frame_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=aggregation.pooled)
@@ -207,16 +210,16 @@ class StudentModel(PreTrainedModel):
         text_features: Tensor | None = None,
         frame_features: Tensor | None = None,
     ) -> StudentOutput:
-        """Encode texts and videos and score all pairs: one call for both encoders, as distributed training needs.
+        """Encode texts and videos and score all pairs, in one call for both encoders, as distributed training needs.
 
         Texts come as `input_ids` (texts, tokens) or raw `text_features` (texts, dim); videos as `pixel_values`
         (videos, frames, 3, height, width) or raw `frame_features` (videos, frames, dim), with `frame_mask`
-        (videos, frames), all valid if None. Raises DataError for both or neither of everything.
+        (videos, frames), all True if None. Raises DataError for both forms of an input and for no input.
         """
         if (input_ids is not None and text_features is not None) or (
             pixel_values is not None and frame_features is not None
         ):
-            raise DataError("give input_ids or text_features, and pixel_values or frame_features, not both of a pair")
+            raise DataError("give either input_ids or text_features, and either pixel_values or frame_features")
         result = StudentOutput()
         texts = videos = None
         if input_ids is not None:
@@ -228,7 +231,7 @@ class StudentModel(PreTrainedModel):
         if frame_features is not None:
             _, aggregation = self.aggregate(frame_features, frame_mask)
             videos = {"embeds": F.normalize(aggregation.pooled, dim=-1)}
-            result.frame_scores, result.frame_weights = aggregation.scores, aggregation.weights
+            result.frame_scores, result.frame_weights = aggregation.attention_scores, aggregation.attention_weights
             result.video_embeds = videos["embeds"]
         if texts is not None:
             result.text_embeds = texts["embeds"]
@@ -286,9 +289,9 @@ class StudentModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved student and, if one was saved beside it, its processor.
+        """Load a saved student and its processor, if one was saved with it.
 
-        As in transformers, but weights that are missing, unexpected or of another shape raise CheckpointError.
+        As in transformers, but missing, unexpected and differently shaped weights raise CheckpointError.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         source = "student" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
@@ -334,26 +337,24 @@ class StudentModel(PreTrainedModel):
     ) -> Tensor:
         """Encode video files, or arrays of frames as `StudentProcessor` takes them.
 
-        Returns embeddings (videos, dim) on the CPU, L2-normalised, float32, in the given order. Raises DataError if
-        the student has no processor, and VideoError for a video that cannot be read, naming it.
+        Returns embeddings (videos, dim) on the CPU, L2-normalised, float32, in the order of the videos. Raises
+        DataError if the student has no processor, and VideoError for a video that cannot be read.
         """
         videos = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
         return self._encode(videos, "video", batch_size=batch_size, progress=progress)
 
     def _encode(self, items: Sequence[Any], kind: str, *, batch_size: int, progress: bool) -> Tensor:
         if self.processor is None:
-            raise DataError(
-                f"this student has no processor, which encode_{kind} needs: set its .processor to a StudentProcessor"
-            )
+            raise DataError(f"encode_{kind} needs a processor, which this student does not have; set its .processor")
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, expected at least 1")
-        parts = []
+        embeddings = []
         with evaluating(self), tqdm(total=len(items), unit=kind, desc=f"{kind}s", disable=not progress) as bar:
             for start in range(0, len(items), batch_size):
                 batch = items[start : start + batch_size]
-                parts.append(self._encode_batch(batch, kind).cpu())
+                embeddings.append(self._encode_batch(batch, kind).cpu())
                 bar.update(len(batch))
-        return torch.cat(parts) if parts else torch.empty(0, self.config.width)
+        return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.width)
 
     def _encode_batch(self, batch: Sequence[Any], kind: str) -> Tensor:
         device = self.device
@@ -370,7 +371,7 @@ class StudentModel(PreTrainedModel):
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Put a model in evaluation mode, and back as it was at the end."""
+    """Put a model in evaluation mode, and at the end back in its former mode."""
     assert isinstance(model, nn.Module)
     was_training = model.training
     model.eval()

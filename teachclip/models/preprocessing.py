@@ -1,4 +1,4 @@
-"""What a model's texts and pictures must look like, read from the files beside its weights."""
+"""Preprocessing of texts and frames for a model, read from the files next to its weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Preprocessing:
     """How captions become tokens and decoded frames become pixels.
 
     tokenizer: a transformers tokenizer.
-    max_tokens: longer texts are cut; special tokens count.
+    max_tokens: longer texts are truncated; includes special tokens.
     pad_to: every text is padded to this many tokens; None: to the longest of its batch.
-    pad_id: the token that fills up.
+    pad_id: the padding token.
     size: height and width of frames in pixels.
     mean, std: per channel, of pixels in 0..1.
     resize, resample, scale_to: see `FrameTransform`.
@@ -48,7 +48,7 @@ class Preprocessing:
 
     @property
     def transform(self) -> FrameTransform:
-        """How decoded frames become squares of `size`."""
+        """The transform from decoded frames to squares of `size`."""
         return FrameTransform(self.size, self.resize, self.resample, self.scale_to)
 
     def describe(self) -> dict[str, Any]:
@@ -62,32 +62,32 @@ def load_preprocessing(
 ) -> Preprocessing:
     """Read the tokenizer and image settings of a dual encoder from its folder or hub id.
 
-    `config`: the model's. `max_tokens`: the longest text, cut to what the model and its tokenizer take; None for
-    that. `size`: pixels; None for what the files say. Without image settings beside the model they are OpenAI's, at
-    the model's size. Captions are padded on the right, as all of these models were trained.
+    `config`: of the model. `max_tokens`: tokens of the longest text, at most what model and tokenizer accept; None:
+    that limit. `size`: pixels; None: according to the files. Without image settings those of OpenAI are used, at the
+    size of the model. Captions are padded on the right, as in the training of all these models.
 
-    Raises CheckpointError if there is no tokenizer or if the settings ask for what is not supported.
+    Raises CheckpointError if there is no tokenizer or if a setting is not supported.
     """
     folder = Path(source).parent if Path(source).suffix == ".json" else source
     tokenizer = load_tokenizer(folder)
     limit = min(text_positions(config), int(tokenizer.model_max_length))
     if max_tokens is not None and max_tokens > limit:
-        log.info("%s: texts are cut to %d tokens, not %d: more do not fit into the model", source, limit, max_tokens)
+        log.info("%s: texts are truncated to %d tokens, not %d: the model accepts no more", source, limit, max_tokens)
     settings = read_image_settings(folder)
     if not settings and config.model_type != "clip":
-        log.warning("%s has no image settings beside it: pictures are prepared as for OpenAI's CLIP", source)
+        log.warning("%s has no image settings: frames are preprocessed as for OpenAI's CLIP", source)
     image = image_settings(settings, image_size(config), source=str(source))
     if size is not None and size != image["size"]:
         image |= {"size": size, "scale_to": None}
     if image["size"] != image_size(config) and not takes_any_size(config):
         raise CheckpointError(
-            f"{source}: images of {image['size']} pixels are asked for, its weights are made for {image_size(config)}"
+            f"{source}: images of {image['size']} pixels are configured, the weights are for {image_size(config)}"
         )
     return Preprocessing(
         tokenizer,
         min(max_tokens or limit, limit),
         pad_to=full_length(config),
-        # What pads a CLIP text is never read by CLIP; X-CLIP reads it, and its official code pads with zeros.
+        # CLIP never reads the padding of a text; X-CLIP does, and its official code pads with zeros.
         pad_id=0 if config.model_type == "clip" else padding_token(tokenizer, source=str(source)),
         **image,
     )
@@ -98,13 +98,11 @@ def load_tokenizer(source: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-        found = [name for name in names if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
+        files = [name for name in names if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise CheckpointError(f"{source}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not found:  # transformers then makes one that knows no words
-        raise CheckpointError(
-            f"{source}: its tokenizer cannot be loaded: there is none of {', '.join(sorted(names))}"
-        )
+    if not files:  # transformers then creates a tokenizer with an empty vocabulary
+        raise CheckpointError(f"{source}: its tokenizer cannot be loaded: it has none of {', '.join(sorted(names))}")
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -112,19 +110,20 @@ def load_tokenizer(source: Any) -> Any:
 def padding_token(tokenizer: Any, *, source: str) -> int:
     """Return the id of a tokenizer's padding token. Raises CheckpointError if it has none."""
     if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{source}: its tokenizer has no padding token, which its text encoder needs")
+        raise CheckpointError(f"{source}: the tokenizer has no padding token, which the text encoder needs")
     return int(tokenizer.pad_token_id)
 
 
 def read_image_settings(source: Any, *, part: str = "image_processor") -> dict[str, Any]:
     """Return the settings of an image processor saved in a folder or hub repository; empty if there are none.
 
-    `part`: which one, where a file holds several (`image_processor`, `video_processor`).
+    `part`: which one, if a file contains several (`image_processor`, `video_processor`). Raises CheckpointError if a
+    file cannot be read.
     """
     for name in IMAGE_FILES:
         try:
-            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+            file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source}: {name} cannot be read: {str(error).splitlines()[0]}") from error
         settings = content.get(part, content) if isinstance(content, Mapping) else {}
@@ -134,20 +133,22 @@ def read_image_settings(source: Any, *, part: str = "image_processor") -> dict[s
 
 
 def image_settings(settings: Mapping[str, Any], default_size: int, *, source: str) -> dict[str, Any]:
-    """Turn an image processor's settings into fields of `Preprocessing`.
+    """Convert the settings of an image processor to fields of `Preprocessing`.
 
     `size: {shortest_edge}` keeps proportions, `{height, width}` stretches, as does ALIGN before it crops. A processor
-    that keeps proportions and does not crop makes pictures of many shapes; here they are cropped, for frames of a
-    batch have one shape. All that is done to values after resizing comes down to one mean and one deviation per
+    that keeps proportions and does not crop gives images of many shapes; here they are cropped, as the frames of a
+    batch have one shape. All operations on values after resizing amount to one mean and one standard deviation per
     channel. Raises CheckpointError for rectangles and for other filters.
     """
     if not settings:
         return {"size": default_size}
-    scaled, keeps = _scale(settings.get("size", default_size), source)
-    cropped = settings.get("crop_size") if settings.get("do_center_crop", keeps) else None
+    scaled, keeps_proportions = _scale(settings.get("size", default_size), source)
+    cropped = settings.get("crop_size") if settings.get("do_center_crop", keeps_proportions) else None
     size = _side(cropped, source) if cropped is not None else scaled
     if scaled < size:
-        raise CheckpointError(f"{source}: images are scaled to {scaled} pixels and cropped to {size}, which is more")
+        raise CheckpointError(
+            f"{source}: images are scaled to {scaled} pixels and cropped to {size}, which is larger"
+        )
     filter_number = settings.get("resample", 3)
     if filter_number not in _RESAMPLE:
         raise CheckpointError(f"{source}: resample is {filter_number}, supported: 2 (bilinear), 3 (bicubic)")
@@ -155,7 +156,7 @@ def image_settings(settings: Mapping[str, Any], default_size: int, *, source: st
     return {
         "size": size,
         "scale_to": scaled if scaled != size else None,
-        "resize": "crop" if keeps else "stretch",
+        "resize": "crop" if keeps_proportions else "stretch",
         "resample": _RESAMPLE[filter_number],
         "mean": mean,
         "std": std,
@@ -163,10 +164,10 @@ def image_settings(settings: Mapping[str, Any], default_size: int, *, source: st
 
 
 def _scale(size: Any, source: str) -> tuple[int, bool]:
-    """Return the pixels that pictures are scaled to, and whether proportions are kept."""
+    """Return the pixels that images are scaled to, and whether proportions are kept."""
     if isinstance(size, Mapping) and "shortest_edge" in size:
         return int(size["shortest_edge"]), True
-    # A bare number is how CLIP's settings of old were written.
+    # Old CLIP settings have a bare number.
     return _side(size, source), not isinstance(size, Mapping)
 
 
@@ -179,17 +180,17 @@ def _side(size: Any, source: str) -> int:
 
 
 def _affine(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of pixels in 0..1 that have the effect of rescaling and normalising.
+    """Return mean and standard deviation of pixels in 0..1 that are equivalent to rescaling and normalising.
 
-    With factor r and offset o of EfficientNet's processor, v = ((255 r x - o) - m) / s, and once more divided by s
-    where `include_top` says so.
+    With factor r and offset o of EfficientNet's processor, v = ((255 r x - o) - m) / s, divided by s once more if
+    `include_top` is set.
     """
     is_normalized = settings.get("do_normalize", True)
     means = settings.get("image_mean") or CLIP_MEAN if is_normalized else (0.0, 0.0, 0.0)
     stds = settings.get("image_std") or CLIP_STD if is_normalized else (1.0, 1.0, 1.0)
     factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255.0
     offset = 1.0 if settings.get("rescale_offset", False) else 0.0
-    top = settings.get("image_std") or CLIP_STD if settings.get("include_top", False) else (1.0, 1.0, 1.0)
+    second_std = settings.get("image_std") or CLIP_STD if settings.get("include_top", False) else (1.0, 1.0, 1.0)
     mean = tuple((offset + value) / factor for value in means)
-    std = tuple(value * again / factor for value, again in zip(stds, top, strict=True))
+    std = tuple(value * second / factor for value, second in zip(stds, second_std, strict=True))
     return mean, std

@@ -1,6 +1,6 @@
-"""From strings and video files to what a student reads; saved beside the model.
+"""The student's processor, from strings and video files to the inputs of the model; saved with the model.
 
-With `preprocessing` the only module here that imports `teachclip.data`: for the one decoder and image transform.
+Only this module and `preprocessing` import `teachclip.data` here: for the decoder and the image transform.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs
 
 
 class StudentProcessor(ProcessorMixin):
-    """A tokenizer and the settings with which a student's videos are read.
+    """A tokenizer and the settings for decoding the videos of a student.
 
-    tokenizer: the backbone's.
-    frame_sampling: which frames are looked at, a `FrameSampling` or its fields as a dict.
+    tokenizer: of the backbone.
+    frame_sampling: which frames are used, a `FrameSampling` or its fields as a dict.
     size: height and width of the frames in pixels.
     mean, std: per channel, of pixels in 0..1; CLIP's by default.
-    max_tokens: texts are cut to so many tokens, start and end of text included.
-    pad_to: texts are padded to so many tokens; None: to the longest of a call.
-    pad_id: the token that fills up; None: the tokenizer's own.
-    resize, resample, scale_to: how frames become squares, see `FrameTransform`.
+    max_tokens: texts are truncated to this many tokens, including start and end of text.
+    pad_to: texts are padded to this many tokens; None: to the longest of a call.
+    pad_id: the padding token; None: the one of the tokenizer.
+    resize, resample, scale_to: see `FrameTransform`.
+
+    Raises CheckpointError for an invalid `frame_sampling`.
     """
 
-    # transformers reads the names of saved settings off this signature: they may not be keyword-only.
+    # transformers takes the names of saved settings from this signature, so they may not be keyword-only.
     def __init__(
         self,
         tokenizer: Any,
@@ -72,7 +74,7 @@ class StudentProcessor(ProcessorMixin):
             self.sampling = FrameSampling(**self.frame_sampling)
         except TypeError as error:
             raise CheckpointError(
-                f"StudentProcessor: frame_sampling {self.frame_sampling} is not one: {error}"
+                f"StudentProcessor: frame_sampling {self.frame_sampling} is invalid: {error}"
             ) from error
 
     def __call__(
@@ -86,22 +88,22 @@ class StudentProcessor(ProcessorMixin):
 
         `videos`: paths, or uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), or one of them.
         Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values` (videos, frames, 3, size, size)
-        with `frame_mask` (videos, frames); a video with fewer frames than the sampling's count ends in zeros. The
-        groups of settings that other libraries send (`text_kwargs`, `common_kwargs`, ...) are taken but change
-        nothing: a student's inputs are prepared in one way only. Raises DataError for an empty text, unknown words or
-        another setting, and VideoError for a video that cannot be read.
+        with `frame_mask` (videos, frames); a video with fewer frames than the sampling's count is padded with zeros.
+        The groups of settings that other libraries pass (`text_kwargs`, `common_kwargs`, ...) are accepted and
+        ignored, as a student has only one preprocessing. Raises DataError for an empty text, unknown words or another
+        setting, and VideoError for a video that cannot be read.
         """
         other = [name for name in settings if name not in SETTING_GROUPS]
         if other:
-            raise DataError(f"{other[0]} cannot be set here; the processor's own settings hold")
+            raise DataError(f"{other[0]} cannot be set here; set it in the processor")
         if text is None and videos is None:
-            raise DataError("nothing to prepare: give text, videos or both")
+            raise DataError("nothing to process: give text, videos or both")
         data: dict[str, Tensor] = {}
         if text is not None:
             data |= self._tokenize([text] if isinstance(text, str) else list(text))
         if videos is not None:
-            one = isinstance(videos, str | os.PathLike) or (hasattr(videos, "ndim") and videos.ndim == 4)
-            data |= self._read([videos] if one else list(videos))
+            single = isinstance(videos, str | os.PathLike) or (hasattr(videos, "ndim") and videos.ndim == 4)
+            data |= self._read([videos] if single else list(videos))
         return BatchFeature(data, tensor_type=return_tensors)
 
     @classmethod
@@ -114,16 +116,16 @@ class StudentProcessor(ProcessorMixin):
         size: int | None = None,
         max_tokens: int = 32,
     ) -> StudentProcessor:
-        """Take the tokenizer and the image settings from a dual encoder's folder or hub id.
+        """Create a processor with the tokenizer and image settings of a dual encoder's folder or hub id.
 
-        `config`: the model's. See `load_preprocessing` for `size`, `max_tokens` and what is raised.
+        `config`: of the model. See `load_preprocessing` for `size`, `max_tokens` and the errors.
         """
-        how = load_preprocessing(source, config, max_tokens=max_tokens, size=size)
-        return cls(how.tokenizer, sampling, **how.describe())
+        settings = load_preprocessing(source, config, max_tokens=max_tokens, size=size)
+        return cls(settings.tokenizer, sampling, **settings.describe())
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The same settings in the form in which data are prepared for training."""
+        """The same settings as `Preprocessing`, which training uses."""
         return Preprocessing(
             self.tokenizer,
             self.max_tokens,
@@ -139,14 +141,14 @@ class StudentProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what a call may return."""
+        """The names of the possible outputs of a call."""
         return ["input_ids", "attention_mask", "pixel_values", "frame_mask"]
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         check_texts(texts)
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, verbose=False)["input_ids"]
         unknown = self.tokenizer.unk_token_id
-        # The end of text may stand for unknown words as well, as in CLIP: only the last one is meant so.
+        # In CLIP the end-of-text token is also the unknown token: only the last one marks the end.
         allowed = self.tokenizer("")["input_ids"].count(unknown) if unknown is not None else 0
         for text, ids in zip(texts, encoded, strict=True):
             if unknown is not None and ids.count(unknown) > allowed:
@@ -155,8 +157,8 @@ class StudentProcessor(ProcessorMixin):
         width = self.pad_to or max(map(len, encoded), default=0)
         ids = torch.full((len(texts), width), self.pad_id)
         attention = torch.zeros_like(ids)
-        for row, found in enumerate(encoded):
-            ids[row, : len(found)], attention[row, : len(found)] = torch.tensor(found), 1
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
         return {"input_ids": ids, "attention_mask": attention}
 
     def _is_unknown(self, word: str) -> bool:
@@ -169,42 +171,42 @@ class StudentProcessor(ProcessorMixin):
             if isinstance(video, str | os.PathLike):
                 frames = decode_frames(video, self.sampling)
             else:
-                frames = self._thin(_as_frames(video))
+                frames = self._subsample(_as_frames(video))
             pixels[number, : len(frames)] = normalize(self.transform(frames), self.mean, self.std)
             mask[number, : len(frames)] = True
         return {"pixel_values": pixels, "frame_mask": mask}
 
-    def _thin(self, frames: Tensor) -> Tensor:
-        """Take evenly spread frames of an array that has more than `sampling.count`, as published."""
+    def _subsample(self, frames: Tensor) -> Tensor:
+        """Return `sampling.count` evenly spread frames of an array that has more, as published."""
         if len(frames) <= self.sampling.count:
             return frames
         return frames[np.linspace(0, len(frames) - 1, self.sampling.count, dtype=int)]
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise DataError, with the number of the text, if one is empty or no string."""
+    """Raise DataError, with the index of the text, if one is empty or not a string."""
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"text {number} is {text!r}, expected words")
+            raise DataError(f"text {number} is {text!r}, expected a text that is not empty")
 
 
 def _as_frames(video: Any) -> Tensor:
-    """Return uint8 (frames, 3, height, width). Raises VideoError for anything that is no such array."""
+    """Return an array as uint8 (frames, 3, height, width). Raises VideoError for anything else."""
     frames = torch.as_tensor(video) if isinstance(video, np.ndarray | Tensor) else None
     if frames is None or frames.ndim != 4 or not len(frames) or frames.dtype != torch.uint8:
-        got = type(video).__name__ if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
-        raise VideoError(f"a video is a {got}, expected a path or a uint8 array (frames, 3, height, width)")
+        kind = type(video).__name__ if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
+        raise VideoError(f"a video is a {kind}, expected a path or a uint8 array (frames, 3, height, width)")
     if frames.shape[1] == 3:
         return frames
     if frames.shape[3] == 3:
         return frames.permute(0, 3, 1, 2)
-    raise VideoError(f"a video has shape {tuple(frames.shape)}: neither axis 1 nor the last one has 3 channels")
+    raise VideoError(f"a video has shape {tuple(frames.shape)}, expected 3 channels in axis 1 or in the last axis")
 
 
 def load_processor(source: Any) -> StudentProcessor | None:
     """Return the processor saved in a student's folder or hub repository, or None if there is none.
 
-    Raises CheckpointError if there is one that cannot be loaded.
+    Raises CheckpointError if it cannot be loaded.
     """
     if Path(source).is_dir() and not (Path(source) / PROCESSOR_FILE).is_file():
         return None

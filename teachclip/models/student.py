@@ -1,4 +1,4 @@
-"""The student's public names: load one from any layout, write the official layout, register it in transformers."""
+"""Load a student from any layout, convert it to the official layouts, and register it in transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from teachclip.models.layouts import (
     CLIP,
     HEAD_WIDTH,
     POSITIONS,
-    check_told_by_shapes,
+    check_openai_architecture,
     openai_to_transformers,
     read_clip_config,
     transformers_to_openai,
@@ -50,7 +50,7 @@ OFFICIAL: Mapping[str, Any] = {
     "attention_rescale": False,
     "adapters": [],
 }
-"""Options that the official layouts have no place for, and what they mean by it."""
+"""Options that the official layouts cannot express, and their values in these layouts."""
 
 AutoConfig.register("teachclip", StudentConfig, exist_ok=True)
 AutoModel.register(StudentConfig, StudentModel, exist_ok=True)
@@ -63,9 +63,9 @@ def load_student(
     """Load a student in float32 and evaluation mode.
 
     `source`: an exported folder or hub id, or an official TeachCLIP or CLIP4Clip (meanP, seqTransf) state dict as a
-    file or a mapping; its sizes are read off the shapes. `mask_padding`: False lets padded frames take weight, as the
-    official code does; None means True, or what an exported folder says. Raises CheckpointError if it cannot be
-    loaded whole, naming what is missing or whose checkpoint it is.
+    file or a mapping, whose shapes determine the sizes. `mask_padding`: False gives padded frames weight, like the
+    official code; None: True, or the value of an exported folder. Raises CheckpointError if it cannot be loaded
+    completely, with the missing weights or the model that the checkpoint belongs to.
     """
     if mask_padding is not None and not isinstance(mask_padding, bool):
         raise CheckpointError(f"mask_padding is {mask_padding!r}, expected True, False or None")
@@ -93,36 +93,36 @@ def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool 
 
 
 def student_to_official(model: StudentModel) -> dict[str, Tensor]:
-    """Return a student's weights as an official state dict, in float32; `load_student` reads it back.
+    """Return the weights of a student as an official state dict, in float32; `load_student` loads it.
 
-    The layout is TeachCLIP's, or CLIP4Clip's for mean pooling. Raises CheckpointError if the model has something that
-    the official layout cannot tell, such as other heads.
+    The layout is TeachCLIP's, or CLIP4Clip's for mean pooling. Raises CheckpointError if the official layout cannot
+    express the student, for example with another number of heads.
     """
     kind = model.config.backbone_config.model_type
     if kind != "clip":
-        raise CheckpointError(f"student: the official layouts hold a CLIP, this student stands on a {kind} model")
-    check_told_by_shapes(model.config.backbone_config, source="student")
+        raise CheckpointError(
+            f"student: the official layouts need a CLIP backbone, this student has a {kind} backbone"
+        )
+    check_openai_architecture(model.config.backbone_config, source="student")
     heads = max(1, model.config.width // HEAD_WIDTH)
     if model.config.temporal_layers and model.config.temporal_heads != heads:
         raise CheckpointError(
-            f"student: has {model.config.temporal_heads} temporal heads, the official layout {heads}"
+            f"student: has {model.config.temporal_heads} temporal heads, the official layout has {heads}"
         )
-    own = [key for key, plain in OFFICIAL.items() if getattr(model.config, key) != plain]
-    if own:
-        raise CheckpointError(
-            f"student: {own[0]} is {getattr(model.config, own[0])}, the official layouts know only {OFFICIAL[own[0]]}"
-        )
+    for key, official in OFFICIAL.items():
+        if (value := getattr(model.config, key)) != official:
+            raise CheckpointError(f"student: {key} is {value}, the official layouts only support {official}")
     if model.config.pooling == "attention":
         if not model.config.temporal_layers:
             raise CheckpointError("student: TeachCLIP's layout has a temporal transformer, this student has none")
         if model.config.pooling_temperature != 0.1:
-            found = model.config.pooling_temperature
-            raise CheckpointError(f"student: TeachCLIP pools at temperature 0.1, this student at {found}")
+            temperature = model.config.pooling_temperature
+            raise CheckpointError(f"student: TeachCLIP's pooling temperature is 0.1, this student's is {temperature}")
     return to_official_names(to_float32(model.state_dict()))
 
 
 BACKBONE = "backbone."
-_HEAD = {
+_ATTENTION = {
     "frameLinear.weight": "aggregation.hidden.weight",
     "frameLinear.bias": "aggregation.hidden.bias",
     "frameLinear2.weight": "aggregation.score.weight",
@@ -130,30 +130,30 @@ _HEAD = {
 }
 
 POOLINGS = {TEACHCLIP_STUDENT: "attention", CLIP4CLIP_SEQUENTIAL: "mean", CLIP4CLIP_MEAN: "mean"}
-"""The official checkpoints that are students, by how they pool their frames."""
+"""The pooling of the official checkpoints that are students."""
 
 
 def read_student_config(state: Mapping[str, Tensor], *, source: str, mask_padding: bool) -> StudentConfig:
-    """Read all sizes of a student off an official state dict.
+    """Return the configuration of a student from the shapes of an official state dict.
 
-    Raises CheckpointError if it is another model's, which is named, or if a tensor that tells a size is missing.
+    Raises CheckpointError if it belongs to another model, which is named, or if a required tensor is missing.
     """
-    found = describe_checkpoint(state)
-    if found not in POOLINGS:
+    kind = describe_checkpoint(state)
+    if kind not in POOLINGS:
         raise CheckpointError(
-            f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {found}"
+            f"{source}: expected a TeachCLIP or CLIP4Clip (meanP, seqTransf) student, this looks like {kind}"
         )
     config = read_clip_config(under(state, CLIP), source=source, prefix=CLIP)
     layers = count_layers(state, BLOCKS)
     max_frames = tensor_of(state, POSITIONS, source=source, dimensions=2).shape[0] if layers else None
-    return StudentConfig(config, layers, max_frames=max_frames, pooling=POOLINGS[found], mask_padding=mask_padding)
+    return StudentConfig(config, layers, max_frames=max_frames, pooling=POOLINGS[kind], mask_padding=mask_padding)
 
 
 def from_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an official student state dict to the names of `StudentModel`."""
     result = {BACKBONE + key: tensor for key, tensor in openai_to_transformers(under(state, CLIP)).items()}
     result |= {f"temporal.{key}": tensor for key, tensor in rename_blocks(state, prefix=BLOCKS).items()}
-    result |= {new: state[old] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if old in state}
+    result |= {new: state[old] for old, new in {POSITIONS: POSITIONS, **_ATTENTION}.items() if old in state}
     return result
 
 
@@ -164,5 +164,5 @@ def to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in under(state, "temporal.layers.").items():
         number, _, rest = key.partition(".")
         result[f"{BLOCKS}{number}.{blocks[rest]}"] = tensor
-    result |= {old: state[new] for old, new in {POSITIONS: POSITIONS, **_HEAD}.items() if new in state}
+    result |= {old: state[new] for old, new in {POSITIONS: POSITIONS, **_ATTENTION}.items() if new in state}
     return result

@@ -30,11 +30,11 @@ OFFICIAL_NAMES = {
     "mlp.c_proj.weight": "mlp.fc2.weight",
     "mlp.c_proj.bias": "mlp.fc2.bias",
 }
-"""Names inside one block: OpenAI's, which the official checkpoints use, to ours."""
+"""Names in a block: from OpenAI's, which the official checkpoints use, to those of `TemporalBlock`."""
 
 
 def rename_blocks(state: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
-    """Take the blocks `{prefix}{i}.` out of an official state dict, under the names of `TemporalTransformer`."""
+    """Return the blocks `{prefix}{i}.` of an official state dict under the names of `TemporalTransformer`."""
     result = {}
     for key, tensor in state.items():
         if key.startswith(prefix):
@@ -45,7 +45,7 @@ def rename_blocks(state: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tens
 
 
 def official_blocks(stack: TemporalTransformer, *, prefix: str) -> dict[str, Tensor]:
-    """Return the weights of a stack as blocks `{prefix}{i}.` of an official state dict; undoes `rename_blocks`."""
+    """Return a stack's weights as blocks `{prefix}{i}.` of an official state dict, the inverse of `rename_blocks`."""
     names = {new: old for old, new in OFFICIAL_NAMES.items()}
     result = {}
     for key, tensor in stack.layers.state_dict().items():
@@ -55,7 +55,7 @@ def official_blocks(stack: TemporalTransformer, *, prefix: str) -> dict[str, Ten
 
 
 class StdLinear(nn.Linear):
-    """A linear layer whose weights start from N(0, start_std), where other new layers start from N(0, 0.02)."""
+    """A linear layer whose weights start from N(0, start_std) instead of N(0, 0.02)."""
 
     def __init__(self, inputs: int, outputs: int, *, start_std: float) -> None:
         super().__init__(inputs, outputs)
@@ -72,15 +72,15 @@ class Attention(nn.Module):
         self.out_proj = StdLinear(width, width, start_std=start_std)
 
     def forward(self, hidden: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Attend within `hidden` (videos, tokens, width). `key_mask` (videos, 1, 1, tokens): False is never read."""
-        parts = self.qkv_proj(hidden).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
-        return self.out_proj(mixed.transpose(1, 2).flatten(-2))
+        """Attend within `hidden` (videos, tokens, width). `key_mask` (videos, 1, 1, tokens): False is ignored."""
+        projected = self.qkv_proj(hidden).unflatten(-1, (3, self.heads, -1))
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(-2))
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between them: QuickGELU, x * sigmoid(1.702 x), as CLIP, or another."""
+    """Two linear layers with an activation in between: QuickGELU, x * sigmoid(1.702 x), as in CLIP, or another."""
 
     def __init__(self, width: int, inner_width: int, *, start_std: float, activation: str = "quick_gelu") -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class TemporalBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """A stack of pre-norm blocks over the tokens of a video; no norm after the last one, no residual around it.
 
-    `activation`: of the blocks, by transformers' names.
+    `activation`: of the blocks, by its name in transformers.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class TemporalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = inner_width or 4 * width
-        std = 0.02 / math.sqrt(2 * max(1, layers))  # of what writes to the residual stream
+        std = 0.02 / math.sqrt(2 * max(1, layers))  # of the layers that write to the residual stream
         options: dict[str, Any] = {"eps": eps, "start_std": std, "activation": activation}
         self.layers = nn.ModuleList(TemporalBlock(width, heads, inner, **options) for _ in range(layers))
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Transform `hidden` (videos, tokens, width). Tokens where `mask` (videos, tokens) is False are not read."""
+        """Transform `hidden` (videos, tokens, width). Tokens where `mask` (videos, tokens) is False are ignored."""
         key_mask = None if mask is None else usable_mask(mask)[:, None, None, :]
         for layer in self.layers:
             hidden = layer(hidden, key_mask)
@@ -149,10 +149,10 @@ class TemporalTransformer(nn.Module):
 
 
 class FrameDifferences(nn.Module):
-    """The Temporal Difference Block: put a token for the motion between the frames of a video.
+    """The Temporal Difference Block (CLIP2Video, arXiv 2106.11097, section 3.2): tokens for motion between frames.
 
-    positions: rows of the frame position table. layers: blocks that attend among the differences, or 0 for one matrix
-    in their place (`sigmoid_mlp` in the official code). Parameters have the official names.
+    positions: rows of the frame position embedding. layers: blocks with attention among the differences, or 0 for one
+    matrix instead (`sigmoid_mlp` in the official code). Parameters have the official names.
     """
 
     def __init__(self, width: int, *, positions: int, layers: int, heads: int) -> None:
@@ -166,8 +166,8 @@ class FrameDifferences(nn.Module):
     def between(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """Return a token for each pair of neighbouring frames (videos, frames - 1, dim), between -1 and 1.
 
-        d_i = f_{i+1} - f_i, with the position of its right frame, through the attention among differences, which does
-        not read those whose right frame is padded; then 2 sigmoid(LN(d)) - 1. With a matrix M it is
+        d_i = f_{i+1} - f_i, plus the position of its right frame, through the attention among differences, which
+        ignores those whose right frame is padded; then 2 sigmoid(LN(d)) - 1. With a matrix M it is
         2 sigmoid(LN(d M)) - 1. `frames`: (videos, frames, dim), `frame_mask`: (videos, frames) bool.
         """
         steps = frames[:, 1:] - frames[:, :-1]
@@ -180,10 +180,10 @@ class FrameDifferences(nn.Module):
         return 2 * torch.sigmoid(self.trans_layernorm(projected)) - 1
 
     def forward(self, frames: Tensor, frame_mask: Tensor, stack: TemporalTransformer) -> Tensor:
-        """Return frames that have seen each other and the differences between them (videos, frames, dim).
+        """Return the frames after attention to each other and to their differences (videos, frames, dim).
 
         `stack` reads f_0, d_0, f_1, d_1, ..., f_{n-1}. A difference has the position and the mask of its left frame.
-        Each frame's own feature is added to its output. `frames`: raw CLIP features, at least two a video.
+        The feature of each frame is added to its output. `frames`: raw CLIP features, at least two per video.
         """
         positions = self.frame_position_embeddings.weight[: frames.shape[1]]
         of_difference, of_frame = self.type_position_embeddings.weight

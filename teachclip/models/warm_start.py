@@ -1,4 +1,4 @@
-"""What a student starts from: its backbone, and the backbone's text encoder for the temporal transformer."""
+"""Initial weights of the layers over frames: from the text encoder of the backbone, or random."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from teachclip.models.temporal import StdLinear, TemporalTransformer, rename_blo
 
 log = logging.getLogger(__name__)
 
-OWN_POSITIONS = 77
-"""Rows of a frame position table that starts at random: as many as CLIP has text positions."""
+RANDOM_POSITIONS = 77
+"""Rows of a randomly initialised frame position embedding: as many as CLIP's text positions."""
 
 
 def can_start_temporal(config: PreTrainedConfig) -> bool:
-    """Return whether a text encoder's blocks and positions fit a temporal transformer over the joint space.
+    """Return whether blocks and positions of the text encoder fit a temporal transformer over the joint space.
 
-    Its blocks must be pre-norm ones, as those of CLIP, MetaCLIP 2 and SigLIP, as wide as the joint space, and four
-    times as wide inside.
+    The blocks must be pre-norm, as in CLIP, MetaCLIP 2 and SigLIP, as wide as the joint space, and four times as wide
+    inside.
     """
     text, width = config.text_config, joint_width(config)  # type: ignore[attr-defined]
     is_pre_norm = family_of(config).text in ("causal", "full")
@@ -31,26 +31,26 @@ def can_start_temporal(config: PreTrainedConfig) -> bool:
 
 
 def temporal_settings(config: PreTrainedConfig, *, frames: int = 0) -> dict[str, Any]:
-    """Return the options of `StudentConfig` with which a temporal transformer fits on a dual encoder.
+    """Return the options of `StudentConfig` for the temporal transformer on a dual encoder.
 
-    Where it starts from the text encoder it has its heads and activation, otherwise CLIP's. There are as many frame
-    positions as text positions to start from, or `OWN_POSITIONS`, and more if `frames` is more.
+    If it starts from the text encoder it has the same heads and activation, else CLIP's. There are as many frame
+    positions as text positions to start from, or `RANDOM_POSITIONS`, and at least `frames`.
     """
     text, is_copied = config.text_config, can_start_temporal(config)  # type: ignore[attr-defined]
     return {
         "temporal_heads": text.num_attention_heads if is_copied else None,
         "temporal_activation": text.hidden_act if is_copied else "quick_gelu",
-        "max_frames": max(text_positions(config) if is_copied else OWN_POSITIONS, frames),
+        "max_frames": max(text_positions(config) if is_copied else RANDOM_POSITIONS, frames),
     }
 
 
 @torch.no_grad()
-def start_at_random(*parts: nn.Module) -> None:
-    """Start parts that CLIP may have no counterpart for, as CLIP4Clip's code does, from torch's global generator.
+def start_at_random(*layers: nn.Module) -> None:
+    """Initialise layers without a counterpart in CLIP like the code of CLIP4Clip, with torch's global generator.
 
-    Linear weights and tables from N(0, 0.02), less where a `StdLinear` says so; biases 0; norms the identity.
+    Linear weights and embeddings: N(0, 0.02), or the deviation of a `StdLinear`; biases: 0; norms: the identity.
     """
-    for module in (module for part in parts for module in part.modules()):
+    for module in (module for layer in layers for module in layer.modules()):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=module.start_std if isinstance(module, StdLinear) else 0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -61,17 +61,17 @@ def start_at_random(*parts: nn.Module) -> None:
 
 @torch.no_grad()
 def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTransformer) -> bool:
-    """Start temporal parts from the text encoder, as CLIP4Clip and the models after it do (CLIP4Clip, section 3.3).
+    """Initialise temporal layers from the text encoder, as CLIP4Clip and later models do (CLIP4Clip, section 3.3).
 
     The frame positions start from the text positions, and block i of every stack from text block i, if
-    `can_start_temporal`; returns whether it is so. What has no counterpart keeps its random start, which a log line
-    names.
+    `can_start_temporal`; returns whether that is the case. Layers without a counterpart keep their random weights,
+    which is logged.
     """
     text, family = backbone.config.text_config, family_of(backbone.config)
     if not can_start_temporal(backbone.config):
         log.info(
             "%s text encoder is %d wide (inner %d, %s blocks), the joint space %d: "
-            "the temporal transformer starts at random",
+            "the temporal transformer starts from random weights",
             family.name,
             text.hidden_size,
             text.intermediate_size,
@@ -82,14 +82,22 @@ def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTran
     encoder = {key: tensor for key, tensor in backbone.state_dict().items() if key.startswith("text_model.encoder.")}
     blocks = rename_blocks(transformers_to_openai(encoder), prefix="transformer.resblocks.")
     for stack in stacks:
-        own = stack.state_dict()
-        stack.load_state_dict(own | {key: tensor for key, tensor in blocks.items() if key in own})
+        state = stack.state_dict()
+        stack.load_state_dict(state | {key: tensor for key, tensor in blocks.items() if key in state})
         layers = len(stack.layers)
         if text.num_hidden_layers < layers:
-            log.info("%d temporal layers, %d text layers: the rest starts at random", layers, text.num_hidden_layers)
+            log.info(
+                "%d temporal layers, %d text layers: the others start from random weights",
+                layers,
+                text.num_hidden_layers,
+            )
     table = backbone.text_model.embeddings.position_embedding.weight
     rows = min(len(table), positions.num_embeddings)
     positions.weight[:rows] = table[:rows]
     if rows < positions.num_embeddings:
-        log.info("%d frame positions, %d text positions: the rest starts at random", positions.num_embeddings, rows)
+        log.info(
+            "%d frame positions, %d text positions: the others start from random weights",
+            positions.num_embeddings,
+            rows,
+        )
     return True

@@ -33,9 +33,9 @@ def attention_by_kind(student: StudentModel, work: Workspace, split: Split) -> d
     videos = inputs.videos(np.arange(len(split.videos)))
     features, mask = (videos[name].to(work.device) for name in ("frame_features", "frame_mask"))
     with torch.no_grad():
-        scores = student.aggregate(features, mask)[1].scores
+        scores = student.aggregate(features, mask)[1].attention_scores
     config = student.config
-    weights = attention_weights(scores, mask, temperature=config.pooling_temperature, attention=config.attention)
+    weights = attention_weights(scores, mask, temperature=config.pooling_temperature, kind=config.attention)
     return weight_by_kind(weights, frame_kinds(work, split))
 
 

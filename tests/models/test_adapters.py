@@ -23,84 +23,88 @@ MASK = torch.tensor([[True] * 4, [True, True, False, False], [True] * 4])
 def student(**options) -> StudentModel:
     torch.manual_seed(0)
     made = StudentModel.from_backbone(tiny_clip(text_layers=4, heads=1), temporal_layers=2, frames=4, **options)
-    with torch.no_grad():  # at its start the attention weighs frames almost alike and heads do nothing
+    with torch.no_grad():  # at its start the attention weighs frames almost equally and adapters do nothing
         made.aggregation.score.weight.mul_(20)
-        for head in getattr(made, "heads", {}).values():
-            head.outer.weight.normal_(std=0.1)
+        for adapter in getattr(made, "heads", {}).values():
+            adapter.outer.weight.normal_(std=0.1)
     return made.eval()
 
 
-def test_the_sigmoid_gate_judges_every_frame_by_itself() -> None:
+def test_sigmoid_attention_scores_every_frame_independently() -> None:
     scores = torch.tensor([[3.0, 3.0, -3.0, 0.0]])
-    gates = (scores / 0.5).sigmoid()
-    assert_close(attention_weights(scores, temperature=0.5, attention="sigmoid"), gates / gates.sum())
+    weights = (scores / 0.5).sigmoid()
+    assert_close(attention_weights(scores, temperature=0.5, kind="sigmoid"), weights / weights.sum())
     mask = torch.tensor([[True, False, True, False]])
-    kept = gates * mask
-    assert_close(attention_weights(scores, mask, temperature=0.5, attention="sigmoid"), kept / kept.sum())
+    kept = weights * mask
+    assert_close(attention_weights(scores, mask, temperature=0.5, kind="sigmoid"), kept / kept.sum())
 
 
-def test_a_sigmoid_gate_that_is_closed_for_all_frames_stays_finite() -> None:
-    shares = attention_weights(torch.tensor([[-500.0, -501.0]]), attention="sigmoid", temperature=0.1)
-    assert_close(shares.sum(), torch.tensor(1.0))
-    assert shares[0, 0] > 0.99
+def test_sigmoid_attention_of_very_low_scores_stays_finite() -> None:
+    pooling_weights = attention_weights(torch.tensor([[-500.0, -501.0]]), kind="sigmoid", temperature=0.1)
+    assert_close(pooling_weights.sum(), torch.tensor(1.0))
+    assert pooling_weights[0, 0] > 0.99
 
 
-@pytest.mark.parametrize("attention", ["softmax", "sigmoid"])
-def test_a_video_is_the_mean_of_its_frames_by_their_shares(attention: str) -> None:
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_video_is_the_weighted_mean_of_its_frames(kind: str) -> None:
     torch.manual_seed(0)
-    aggregation = FrameAttention(WIDTH, temperature=0.3, attention=attention)
+    aggregation = FrameAttention(WIDTH, temperature=0.3, kind=kind)
     found = aggregation(FRAMES, MASK)
-    assert_close(found.shares.sum(-1), torch.ones(3))
-    assert (found.shares[~MASK] == 0).all() and (found.weights[~MASK] == 0).all()
-    assert_close(found.pooled, (found.shares[..., None] * normalize(FRAMES, dim=-1)).sum(1))
-    assert_close(found.weights, attention_weights(found.scores, MASK, attention=attention))
+    assert_close(found.pooling_weights.sum(-1), torch.ones(3))
+    assert (found.pooling_weights[~MASK] == 0).all() and (found.attention_weights[~MASK] == 0).all()
+    assert_close(found.pooled, (found.pooling_weights[..., None] * normalize(FRAMES, dim=-1)).sum(1))
+    assert_close(found.attention_weights, attention_weights(found.attention_scores, MASK, kind=kind))
 
 
-def test_a_rescaled_gate_does_not_see_the_scale_of_frames() -> None:
+def test_rescaled_attention_ignores_the_scale_of_frames() -> None:
     torch.manual_seed(0)
     plain, rescaled = FrameAttention(WIDTH), FrameAttention(WIDTH, rescale=True)
     rescaled.load_state_dict(plain.state_dict())
-    assert_close(rescaled(FRAMES).scores, rescaled(FRAMES / 1000).scores)
-    assert_close(rescaled(FRAMES).scores, plain(normalize(FRAMES, dim=-1) * math.sqrt(WIDTH)).scores)
-    assert not torch.allclose(plain(FRAMES).scores, plain(FRAMES / 1000).scores, atol=1e-3)
+    assert_close(rescaled(FRAMES).attention_scores, rescaled(FRAMES / 1000).attention_scores)
+    assert_close(
+        rescaled(FRAMES).attention_scores, plain(normalize(FRAMES, dim=-1) * math.sqrt(WIDTH)).attention_scores
+    )
+    assert not torch.allclose(plain(FRAMES).attention_scores, plain(FRAMES / 1000).attention_scores, atol=1e-3)
 
 
 @pytest.mark.parametrize("attention_input", ["after", "before"])
-def test_the_gate_reads_frames_after_or_before_the_temporal_transformer(attention_input: str) -> None:
+def test_the_attention_reads_frames_after_or_before_the_temporal_transformer(attention_input: str) -> None:
     made = student(attention_input=attention_input)
     hidden, found = made.aggregate(FRAMES, MASK)
     read = hidden if attention_input == "after" else FRAMES
-    assert_close(found.scores, made.aggregation(read, MASK).scores)
-    assert_close(found.pooled, (found.shares[..., None] * normalize(hidden, dim=-1)).sum(1))
+    assert_close(found.attention_scores, made.aggregation(read, MASK).attention_scores)
+    assert_close(found.pooled, (found.pooling_weights[..., None] * normalize(hidden, dim=-1)).sum(1))
 
 
-def test_a_head_starts_as_the_identity_on_directions_and_adds_what_it_learns() -> None:
+def test_an_adapter_starts_as_the_identity_on_directions_and_adds_what_it_learns() -> None:
     torch.manual_seed(0)
-    head = StudentModel(StudentConfig(tiny_clip().config, adapters=["text"])).heads["text"]
+    adapter = StudentModel(StudentConfig(tiny_clip().config, adapters=["text"])).heads["text"]
     unit = normalize(FRAMES, dim=-1)
-    assert_close(head(FRAMES), unit)
+    assert_close(adapter(FRAMES), unit)
     with torch.no_grad():
-        head.outer.bias.fill_(0.5)
-    assert_close(head(FRAMES), unit + 0.5)
-    assert_close(head(FRAMES), head(FRAMES / 50))
+        adapter.outer.bias.fill_(0.5)
+    assert_close(adapter(FRAMES), unit + 0.5)
+    assert_close(adapter(FRAMES), adapter(FRAMES / 50))
 
 
 def test_heads_stand_where_they_are_named_and_nowhere_else() -> None:
-    heads = ResidualAdapters(["pooled"], WIDTH, 8)
-    assert list(heads) == ["pooled"] and heads["pooled"].inner.out_features == 8
-    assert heads.correct("text", FRAMES) is FRAMES
-    assert heads.correct("pooled", FRAMES).shape == FRAMES.shape
+    adapters = ResidualAdapters(["pooled"], WIDTH, 8)
+    assert list(adapters) == ["pooled"] and adapters["pooled"].inner.out_features == 8
+    assert adapters.adapt("text", FRAMES) is FRAMES
+    assert adapters.adapt("pooled", FRAMES).shape == FRAMES.shape
 
 
 @pytest.mark.parametrize("place", ["frame", "pooled", "text"])
-def test_each_head_changes_its_own_part_alone(place: str) -> None:
+def test_each_adapter_changes_only_its_place(place: str) -> None:
     plain, made = student(), student(adapters=[place])
     made.load_state_dict({**made.state_dict(), **plain.state_dict()})
     texts = torch.randn(5, WIDTH)
     same_texts = torch.allclose(*(m.texts_from_features(texts)["embeds"] for m in (plain, made)), atol=1e-6)
     same_videos = torch.allclose(*(m.videos_from_features(FRAMES, MASK)["embeds"] for m in (plain, made)), atol=1e-6)
     assert (same_texts, same_videos) == ((False, True) if place == "text" else (True, False))
-    assert_close(plain.aggregate(FRAMES, MASK)[1].scores, made.aggregate(FRAMES, MASK)[1].scores)  # not the attention
+    assert_close(
+        plain.aggregate(FRAMES, MASK)[1].attention_scores, made.aggregate(FRAMES, MASK)[1].attention_scores
+    )  # not the attention
 
 
 def test_every_way_to_encode_uses_the_heads() -> None:
@@ -115,7 +119,7 @@ def test_every_way_to_encode_uses_the_heads() -> None:
         assert_close(normalize(made.get_video_features(pixels).pooler_output, dim=-1), out.video_embeds)
 
 
-def test_a_set_of_one_frame_is_the_video_of_that_frame_whatever_the_gate_says() -> None:
+def test_a_set_of_one_frame_is_the_video_of_that_frame_whatever_the_attention_weights() -> None:
     made = student(adapters=["frame", "pooled"])
     one = torch.tensor([[True, False, False, False]] * 3)
     with torch.no_grad():
@@ -153,10 +157,12 @@ def test_with_all_options_off_a_student_is_the_published_one_to_the_bit() -> Non
     hidden, found = made.aggregate(FRAMES, MASK)
     part = made.aggregation
     scores = part.score(relu(part.hidden(hidden))).squeeze(-1).float()
-    shares = masked_softmax(scores, MASK, temperature=0.1)
-    pooled = (shares[..., None] * normalize(hidden.float(), dim=-1)).sum(1)
-    assert torch.equal(found.scores, scores) and torch.equal(found.weights, masked_softmax(scores, MASK))
-    assert torch.equal(found.shares, shares) and torch.equal(found.pooled, pooled)
+    pooling_weights = masked_softmax(scores, MASK, temperature=0.1)
+    pooled = (pooling_weights[..., None] * normalize(hidden.float(), dim=-1)).sum(1)
+    assert torch.equal(found.attention_scores, scores) and torch.equal(
+        found.attention_weights, masked_softmax(scores, MASK)
+    )
+    assert torch.equal(found.pooling_weights, pooling_weights) and torch.equal(found.pooled, pooled)
     assert torch.equal(plain.videos_from_features(FRAMES, MASK)["embeds"], normalize(pooled, dim=-1))
 
 
@@ -183,11 +189,11 @@ def test_impossible_options_are_named(options: dict, message: str) -> None:
 def test_the_official_layout_refuses_what_it_cannot_hold(options: dict) -> None:
     clip = copy.deepcopy(tiny_clip(text_layers=4, heads=1))
     made = StudentModel.from_backbone(clip, temporal_layers=2, frames=4, **options)
-    with pytest.raises(CheckpointError, match=f"student: {next(iter(options))} is .*official layouts know only"):
+    with pytest.raises(CheckpointError, match=f"student: {next(iter(options))} is .*official layouts only support"):
         student_to_official(made)
 
 
-def test_a_head_is_as_wide_inside_as_it_is_told() -> None:
+def test_an_adapter_has_the_configured_inner_width() -> None:
     assert ResidualAdapter(WIDTH, 9).inner.weight.shape == (9, WIDTH)
 
 

@@ -74,7 +74,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, plain_pickle:
         path.write_bytes(pickle.dumps({"trap": Trap(sprung)}, protocol=2))
     else:
         torch.save(content, path)
-    assert "refused, as it holds Python objects and opening it could run code" in error_of(path)
+    assert "contains Python objects, which could run code when loaded" in error_of(path)
     assert not sprung.exists()
 
 
@@ -91,10 +91,10 @@ def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, expected a mapping"),
+        ([1, 2], "contains a list, expected a mapping"),
         ({"epoch": 3, "optimizer": {}}, "2 entries (epoch, optimizer) should be tensors (epoch is a int)"),
         ({"state_dict": [1]}, "state_dict is a list"),
-        ({}, "holds no tensors"),
+        ({}, "contains no tensors"),
     ],
 )
 def test_other_contents_are_named(tmp_path: Path, content: object, message: str) -> None:

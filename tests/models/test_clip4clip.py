@@ -82,17 +82,17 @@ def test_a_mean_pooling_student_is_saved_as_a_folder_too(tmp_path: Path) -> None
         assert torch.equal(again(**batch).logits_per_text, student(**batch).logits_per_text)
 
 
-def test_what_the_official_layout_cannot_tell_is_refused(tmp_path: Path) -> None:
+def test_what_the_official_layout_cannot_express_is_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"temporal_layers": 0}, "has a temporal transformer, this student has none"),
-        ({"pooling_temperature": 0.2}, "pools at temperature 0.1, this student at 0.2"),
+        ({"pooling_temperature": 0.2}, "pooling temperature is 0.1, this student's is 0.2"),
     ):
         student = load_student(official_state("TeachCLIP"))
         student.config.temporal_layers = options.get("temporal_layers", 4)
         student.config.pooling_temperature = options.get("pooling_temperature", 0.1)
         with pytest.raises(CheckpointError, match=message):
             student_to_official(student)
-    with pytest.raises(CheckpointError, match="the official layout cannot hold this CLIP"):
+    with pytest.raises(CheckpointError, match="the official layout cannot store this CLIP"):
         write_official_file(tiny_student(), tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="is a folder; the official layout is one file"):
         write_official_file(load_student(official_state("meanP")), tmp_path)

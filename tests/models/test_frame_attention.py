@@ -1,4 +1,4 @@
-"""Frame aggregation in closed form."""
+"""Frame attention in closed form."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def with_scores(scores: torch.Tensor, *, temperature: float = 0.1) -> tuple[Fram
 def test_equal_scores_give_the_mean_of_the_normalised_frames() -> None:
     aggregation, frames = with_scores(torch.full((2, 4), 1.5))
     found = aggregation(frames)
-    assert_close(found.scores, torch.full((2, 4), 1.5))
-    assert_close(found.weights, torch.full((2, 4), 0.25))
+    assert_close(found.attention_scores, torch.full((2, 4), 1.5))
+    assert_close(found.attention_weights, torch.full((2, 4), 0.25))
     assert_close(found.pooled, normalize(frames, dim=-1).mean(dim=1))
 
 
@@ -34,17 +34,17 @@ def test_pooling_is_sharper_than_the_weights_by_the_temperature() -> None:
     scores = torch.tensor([[0.0, 0.1, 0.3]])
     aggregation, frames = with_scores(scores)
     found = aggregation(frames)
-    assert_close(found.weights, scores.softmax(dim=-1))
-    shares = (10 * scores).softmax(dim=-1)
-    assert_close(found.pooled, (shares.unsqueeze(-1) * normalize(frames, dim=-1)).sum(dim=1))
+    assert_close(found.attention_weights, scores.softmax(dim=-1))
+    pooling_weights = (10 * scores).softmax(dim=-1)
+    assert_close(found.pooled, (pooling_weights.unsqueeze(-1) * normalize(frames, dim=-1)).sum(dim=1))
 
 
 def test_a_masked_frame_takes_no_weight_however_high_its_score() -> None:
     aggregation, frames = with_scores(torch.tensor([[1.0, 2.0, 90.0]]))
     mask = torch.tensor([[True, True, False]])
     found, short = aggregation(frames, mask), aggregation(frames[:, :2])
-    assert found.weights[0, 2] == 0
-    assert_close(found.weights[:, :2], short.weights)
+    assert found.attention_weights[0, 2] == 0
+    assert_close(found.attention_weights[:, :2], short.attention_weights)
     assert_close(found.pooled, short.pooled)
 
 

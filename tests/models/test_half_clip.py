@@ -38,7 +38,7 @@ def test_exactly_the_official_tensors_become_float16(student: StudentModel) -> N
     assert all(tensor.dtype == torch.float32 for tensor in rest)
 
 
-def test_float16_towers_give_the_recorded_numbers(student: StudentModel) -> None:
+def test_float16_encoders_give_the_recorded_numbers(student: StudentModel) -> None:
     with torch.no_grad():
         out = student(**golden_batch(load_golden("01_student")[0], "full"))
     assert_close(out.logits_per_text, torch.from_numpy(ARRAYS["student_logits"]), atol=2e-2, rtol=0)

@@ -1,4 +1,4 @@
-"""How a dual encoder's texts and pictures are prepared: as its own processor in transformers does it."""
+"""Preprocessing of texts and frames equals that of a dual encoder's own processor in transformers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, 
 from teachclip.errors import CheckpointError
 from teachclip.models.preprocessing import image_settings, load_preprocessing, load_tokenizer
 
-PICTURE = np.random.RandomState(0).randint(0, 256, (1, 3, 48, 80), dtype=np.uint8)
+IMAGE = np.random.RandomState(0).randint(0, 256, (1, 3, 48, 80), dtype=np.uint8)
 SQUARE = {"height": SIZE, "width": SIZE}
 
 
 def prepare(settings: dict[str, Any]) -> torch.Tensor:
-    """The picture as our settings, read from an image processor's, prepare it: (1, 3, size, size)."""
+    """The image, preprocessed with settings read from an image processor: (1, 3, size, size)."""
     found = image_settings(settings, 224, source="test")
     transform = FrameTransform(found["size"], found["resize"], found["resample"], found["scale_to"])
-    return normalize(transform(torch.from_numpy(PICTURE)), found["mean"], found["std"])
+    return normalize(transform(torch.from_numpy(IMAGE)), found["mean"], found["std"])
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def prepare(settings: dict[str, Any]) -> torch.Tensor:
     ],
     ids=["clip", "larger", "square", "siglip", "siglip2", "align", "top"],
 )
-def test_pictures_equal_those_of_transformers(processor: Any) -> None:
-    expected = processor(list(PICTURE), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+def test_images_equal_those_of_transformers(processor: Any) -> None:
+    expected = processor(list(IMAGE), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     settings = json.loads(processor.to_json_string())
     assert_close(prepare(settings), expected, atol=1e-5, rtol=0)
 
@@ -64,10 +64,10 @@ def test_settings_of_old_are_clips() -> None:
     assert (found["size"], found["scale_to"], found["resize"]) == (32, 40, "crop")
 
 
-def test_without_settings_pictures_are_as_clips() -> None:
+def test_without_settings_images_are_as_clips() -> None:
     assert image_settings({}, 224, source="test") == {"size": 224}
-    pictures = torch.from_numpy(PICTURE)
-    assert torch.equal(FrameTransform(SIZE)(pictures), resize_and_crop(pictures, SIZE))
+    images = torch.from_numpy(IMAGE)
+    assert torch.equal(FrameTransform(SIZE)(images), resize_and_crop(images, SIZE))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_only_align_takes_another_size_than_its_own(tmp_path: Path) -> None:
     folder = save_backbone("align", tmp_path / "align")
     found = load_preprocessing(folder, tiny_config("align"), size=64)
     assert (found.size, found.scale_to) == (64, None)
-    with pytest.raises(CheckpointError, match="images of 64 pixels are asked for, its weights are made for 32"):
+    with pytest.raises(CheckpointError, match="images of 64 pixels are configured, the weights are for 32"):
         load_preprocessing(save_backbone("siglip", tmp_path / "siglip"), tiny_config("siglip"), size=64)
 
 

@@ -20,14 +20,14 @@ from teachclip.models.processing import StudentProcessor
 
 
 def write_video(path: Path, *, frames: int = 16, seed: int = 0) -> Path:
-    """A small mp4 file of smooth pictures."""
+    """A small mp4 file of smooth frames."""
     state = np.random.RandomState(seed)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("h264", rate=8)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(frames):
-            picture = np.kron(state.randint(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+            pixels = np.kron(state.randint(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -65,7 +65,7 @@ def test_arrays_of_either_axis_order_are_taken_and_thinned_as_published() -> Non
     [
         (np.zeros((4, 3, 8, 8), dtype=np.float32), r"torch.float32 \(4, 3, 8, 8\)"),
         (np.zeros((0, 3, 8, 8), dtype=np.uint8), r"torch.uint8 \(0, 3, 8, 8\)"),
-        (np.zeros((4, 8, 8, 4), dtype=np.uint8), "neither axis 1 nor the last one has 3 channels"),
+        (np.zeros((4, 8, 8, 4), dtype=np.uint8), "expected 3 channels in axis 1 or in the last axis"),
         (7, "a video is a int"),
         ("/no/such/file.mp4", "/no/such/file.mp4: does not exist"),
     ],
@@ -89,8 +89,8 @@ def test_long_texts_are_cut_and_keep_their_end() -> None:
     [
         ("a drum over a piano", "'a drum over a piano': not in the vocabulary: drum, piano"),
         ("red <|endoftext|> sea", "not in the vocabulary: <|endoftext|>"),
-        ("  ", "text 1 is '  ', expected words"),
-        ("", "text 1 is '', expected words"),
+        ("  ", "text 1 is '  ', expected a text that is not empty"),
+        ("", "text 1 is '', expected a text that is not empty"),
     ],
 )
 def test_texts_that_would_end_early_are_named(text: str, message: str) -> None:
@@ -121,7 +121,7 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
 
 
 def test_a_wrong_frame_plan_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"frame_sampling .* is not one"):
+    with pytest.raises(CheckpointError, match=r"frame_sampling .* is invalid"):
         tiny_processor(frame_sampling={"kind": "intervals", "number": 4})
 
 
@@ -135,8 +135,14 @@ def test_a_processor_takes_its_tokenizer_and_pixels_from_a_clip(tmp_path: Path) 
     settings = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": SIZE, "width": SIZE}}
     settings["size"] = {"shortest_edge": 48}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    own = StudentProcessor.from_backbone(str(tmp_path), config, sampling=sampling, max_tokens=8)
-    assert (own.size, own.scale_to, own.mean, own.std, own.max_tokens) == (SIZE, 48, [0.5] * 3, [0.25] * 3, 8)
+    processor = StudentProcessor.from_backbone(str(tmp_path), config, sampling=sampling, max_tokens=8)
+    assert (processor.size, processor.scale_to, processor.mean, processor.std, processor.max_tokens) == (
+        SIZE,
+        48,
+        [0.5] * 3,
+        [0.25] * 3,
+        8,
+    )
     assert StudentProcessor.from_backbone(tmp_path, config, sampling=sampling, size=SIZE).size == SIZE
 
 
@@ -180,7 +186,7 @@ def test_an_unreadable_video_is_named(tmp_path: Path) -> None:
 def test_a_student_without_processor_says_so() -> None:
     student = tiny_student()
     student.processor = None
-    with pytest.raises(DataError, match="this student has no processor"):
+    with pytest.raises(DataError, match="needs a processor, which this student does not have"):
         student.encode_text(["sea"])
     with pytest.raises(DataError, match="batch_size is 0"):
         tiny_student().encode_text(["sea"], batch_size=0)

@@ -116,7 +116,7 @@ def test_texts_and_videos_are_encoded_alone_as_in_a_batch(student: StudentModel)
 
 
 @torch.no_grad()
-def test_stored_features_stand_in_for_the_towers(student: StudentModel) -> None:
+def test_stored_features_replace_the_encoders(student: StudentModel) -> None:
     batch = batch_of(student)
     features = EncoderFeatures(student.backbone)
     texts = features.encode_texts(batch["input_ids"], batch["attention_mask"])["features"]
@@ -130,29 +130,29 @@ def test_stored_features_stand_in_for_the_towers(student: StudentModel) -> None:
     assert pooled.score(tokens, videos).shape == (3, 3)
 
 
-def test_the_temporal_transformer_starts_from_a_text_tower_of_the_same_blocks(
+def test_the_temporal_transformer_starts_from_a_text_encoder_of_the_same_blocks(
     family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     backbone = tiny_backbone(family)
     with caplog.at_level(logging.INFO, logger="teachclip"):
         student = StudentModel.from_backbone(backbone, temporal_layers=2, frames=FRAMES)
     if family not in COPIED:
-        assert "post-norm blocks" in caplog.text and "starts at random" in caplog.text
+        assert "post-norm blocks" in caplog.text and "starts from random weights" in caplog.text
         assert student.config.temporal_activation == "quick_gelu"
         assert student.config.max_frames == 77
         return
     assert not caplog.text
-    layer, own = backbone.text_model.encoder.layers[1], student.temporal.layers[1]
-    assert torch.equal(own.mlp.fc1.weight, layer.mlp.fc1.weight)
-    assert torch.equal(own.attention.qkv_proj.weight[:WIDTH], layer.self_attn.q_proj.weight)
+    layer, block = backbone.text_model.encoder.layers[1], student.temporal.layers[1]
+    assert torch.equal(block.mlp.fc1.weight, layer.mlp.fc1.weight)
+    assert torch.equal(block.attention.qkv_proj.weight[:WIDTH], layer.self_attn.q_proj.weight)
     assert student.config.temporal_activation == backbone.config.text_config.hidden_act
     table = backbone.text_model.embeddings.position_embedding.weight
     assert torch.equal(student.frame_position_embeddings.weight, table) and len(table) == POSITIONS
     hidden = torch.randn(2, 3, WIDTH)
-    assert_close(own.mlp(hidden), layer.mlp(hidden))
+    assert_close(block.mlp(hidden), layer.mlp(hidden))
 
 
-def test_a_block_has_the_towers_activation() -> None:
+def test_a_block_has_the_activation_of_the_text_encoder() -> None:
     config = StudentConfig(tiny_clip().config.to_dict(), 1, temporal_heads=2, temporal_activation="gelu")
     blocks = [StudentModel(config).temporal.layers[0].mlp]
     config = copy.deepcopy(config)
@@ -161,7 +161,7 @@ def test_a_block_has_the_towers_activation() -> None:
     blocks[1].load_state_dict(blocks[0].state_dict())
     hidden = 3 * torch.randn(4, WIDTH)
     assert not torch.allclose(blocks[0](hidden), blocks[1](hidden), atol=1e-6)
-    with pytest.raises(CheckpointError, match="temporal_activation 'relux' is none of transformers"):
+    with pytest.raises(CheckpointError, match="temporal_activation 'relux' is unknown to transformers"):
         StudentConfig(temporal_activation="relux")
 
 
@@ -186,7 +186,7 @@ def test_batch_norms_keep_their_statistics() -> None:
 
 def test_the_official_layout_is_for_clip(family: str) -> None:
     student = StudentModel.from_backbone(tiny_backbone(family))
-    message = "official layout" if family == "clip" else f"hold a CLIP, this student stands on a {family} model"
+    message = "official layout" if family == "clip" else f"need a CLIP backbone, this student has a {family} backbone"
     with pytest.raises(CheckpointError, match=message):
         student_to_official(student)
 
@@ -194,7 +194,7 @@ def test_the_official_layout_is_for_clip(family: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model_type": "bert"}, "type 'bert' is no supported one; known: CLIP"),
+        ({"model_type": "bert"}, "model type 'bert' is not supported; known: CLIP"),
         ({"model_type": "blip-9"}, "unknown model_type 'blip-9'"),
         ({"projection_dim": 32}, "unknown model_type ''"),
     ],

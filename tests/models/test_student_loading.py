@@ -248,7 +248,7 @@ def test_a_wrong_configuration_is_named(options: dict[str, object], message: str
         StudentConfig(**options)  # type: ignore[arg-type]
 
 
-def test_the_official_layout_refuses_what_it_cannot_tell() -> None:
+def test_the_official_layout_refuses_what_it_cannot_express() -> None:
     with pytest.raises(CheckpointError, match="text encoder has 2 heads, not 1; vision encoder has 2 heads, not 1"):
         student_to_official(tiny_student(heads=2))
     batch = tiny_batch()

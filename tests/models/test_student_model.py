@@ -33,7 +33,7 @@ def test_one_forward_equals_encoding_and_scoring_apart() -> None:
     assert_close(out.frame_weights.sum(dim=1), torch.ones(3))
 
 
-def test_one_tower_alone_gives_its_embeddings_only() -> None:
+def test_one_encoder_alone_gives_its_embeddings_only() -> None:
     student, batch = tiny_student(), tiny_batch(videos=2, texts=5)
     texts = student(input_ids=batch["input_ids"])
     videos = student(pixel_values=batch["pixel_values"], frame_mask=batch["frame_mask"])
@@ -107,10 +107,10 @@ def test_logits_stay_float32_under_bfloat16_autocast() -> None:
     assert_close(out.logits_per_text, exact.logits_per_text, atol=0.3, rtol=0)
 
 
-@pytest.mark.parametrize("with_towers", [True, False])
-def test_all_trainable_parameters_take_part_in_one_distributed_forward(tmp_path: Path, with_towers: bool) -> None:
+@pytest.mark.parametrize("with_encoders", [True, False])
+def test_all_trainable_parameters_take_part_in_one_distributed_forward(tmp_path: Path, with_encoders: bool) -> None:
     student, batch = tiny_student(), tiny_batch()
-    if not with_towers:
+    if not with_encoders:
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not name.startswith("backbone.") or name == "backbone.logit_scale")
         features = torch.randn(3, WIDTH), torch.randn(3, FRAMES, WIDTH)
@@ -142,16 +142,16 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel_values": torch.zeros(3, FRAMES, 3, 48, 48)}, "this model takes (videos, frames, 3, 32, 32)"),
+        ({"pixel_values": torch.zeros(3, FRAMES, 3, 48, 48)}, "expected (videos, frames, 3, 32, 32)"),
         ({"pixel_values": torch.zeros(3, 3, SIZE, SIZE)}, "pixel_values has shape (3, 3, 32, 32)"),
         ({"frame_mask": torch.ones(3, FRAMES + 1)}, "frame_mask has shape (3, 5), expected (3, 4)"),
-        ({"input_ids": torch.full((3, 7), 999)}, "token id 999 is outside the model's vocabulary"),
-        ({"input_ids": torch.full((3, 7), -1)}, "token id -1 is outside the model's vocabulary"),
+        ({"input_ids": torch.full((3, 7), 999)}, "token id 999 is outside the vocabulary of the model"),
+        ({"input_ids": torch.full((3, 7), -1)}, "token id -1 is outside the vocabulary of the model"),
         ({"input_ids": torch.zeros(3, 17, dtype=torch.long)}, "expected (texts, at most 16)"),
-        ({"frame_features": torch.zeros(3, FRAMES, WIDTH)}, "not both of a pair"),
+        ({"frame_features": torch.zeros(3, FRAMES, WIDTH)}, "give either input_ids or text_features"),
         (
             {"pixel_values": torch.zeros(1, 17, 3, SIZE, SIZE), "frame_mask": None},
-            "videos have 17 frames, this student takes at most 16",
+            "videos have 17 frames, this student accepts at most 16",
         ),
     ],
 )

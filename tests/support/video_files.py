@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 FASTSTART = {"movflags": "+faststart"}
-"""Puts the index before the pictures, so that a cut file still opens."""
+"""Puts the index before the frames, so that a truncated file still opens."""
 
 
 QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"svtav1-params": "lp=1"}}
@@ -43,14 +43,14 @@ def write_video(
     in units of 1/fps seconds. `settings`: attributes of the encoder.
     """
     squares = np.random.RandomState(seed).randint(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
-    picture = np.kron(squares, np.ones((8, 8, 1), np.uint8))[:height, :width]
+    image = np.kron(squares, np.ones((8, 8, 1), np.uint8))[:height, :width]
     with av.open(str(path), "w", options=FASTSTART if faststart else {}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options={**QUIET.get(codec, {}), **(options or {})})
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, pixels, gop
         for name, value in (settings or {}).items():
             setattr(stream.codec_context, name, value)
         for number in range(frames):
-            shifted = np.roll(picture, 2 * number, axis=1)
+            shifted = np.roll(image, 2 * number, axis=1)
             for bit in range(width // 8):
                 shifted[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
             frame = av.VideoFrame.from_ndarray(shifted, format="rgb24").reformat(format=pixels)
@@ -65,10 +65,10 @@ def write_video(
     return path
 
 
-def read_number(picture: np.ndarray) -> int:
-    """Return the number that a frame of `write_video` shows. `picture`: uint8 (height, width, 3)."""
-    bits = range(picture.shape[1] // 8)
-    return sum(int(picture[2:6, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in bits)
+def read_number(image: np.ndarray) -> int:
+    """Return the number that a frame of `write_video` shows. `image`: uint8 (height, width, 3)."""
+    bits = range(image.shape[1] // 8)
+    return sum(int(image[2:6, 8 * bit + 2 : 8 * bit + 6].mean() > 128) << bit for bit in bits)
 
 
 def read_numbers(frames: Tensor) -> list[int]:
@@ -77,7 +77,7 @@ def read_numbers(frames: Tensor) -> list[int]:
 
 
 def write_sound(path: Path) -> Path:
-    """Write a file with a sound track and no pictures."""
+    """Write a file with an audio track and no video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -88,15 +88,15 @@ def write_sound(path: Path) -> Path:
 
 
 def write_cover(path: Path) -> Path:
-    """Write an mp3 with a cover picture."""
+    """Write an mp3 with a cover image."""
     with av.open(str(path), "w") as container:
         sound, cover = container.add_stream("libmp3lame", rate=16000), container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
         samples.sample_rate = 16000
-        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        for packet in [*cover.encode(picture), *cover.encode(), *sound.encode(samples), *sound.encode()]:
+        image = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        for packet in [*cover.encode(image), *cover.encode(), *sound.encode(samples), *sound.encode()]:
             container.mux(packet)
     return path
 

@@ -181,7 +181,7 @@ def test_inputs_of_another_shape_are_refused(teacher: VideoEncoder) -> None:
     ids = torch.ones(1, MAX_TOKENS + 1, dtype=torch.long)
     with pytest.raises(DataError, match=r"expected both \(texts, at most 12\)"):
         teacher.encode_texts(ids, ids)
-    with pytest.raises(DataError, match="token id 500 is outside the model's vocabulary"):
+    with pytest.raises(DataError, match="token id 500 is outside the vocabulary of the model"):
         teacher.encode_texts(torch.tensor([[500]]), torch.tensor([[1]]))
 
 

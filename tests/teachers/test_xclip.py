@@ -225,7 +225,7 @@ def test_it_starts_as_published() -> None:
 def test_what_clip_cannot_give_starts_small_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         teacher = XCLIP.from_clip(tiny_clip(text_layers=2), frames=20, tokens=WORDS)
-    assert "4 temporal layers, 2 text layers: the rest starts at random" in caplog.text
+    assert "4 temporal layers, 2 text layers: the others start from random weights" in caplog.text
     assert "20 frame positions, 16 text positions" in caplog.text
     last = teacher.temporal.layers[3]
     assert 0.018 < last.mlp.fc1.weight.std() < 0.022 and (last.mlp.fc1.bias == 0).all()

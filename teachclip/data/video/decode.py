@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -178,8 +179,6 @@ def _decoded_frames(path: str, facts: VideoFacts, *, strict: bool) -> Iterator[A
     `strict` raises VideoError at the first damage. Otherwise the frames from there to the next keyframe are skipped,
     because they depend on damaged ones.
     """
-    import av
-
     try:
         with av.open(path) as container:
             stream = video_stream(container)
@@ -193,8 +192,6 @@ def _decoded_frames(path: str, facts: VideoFacts, *, strict: bool) -> Iterator[A
 
 def _undamaged(container: Any, stream: Any, facts: VideoFacts, strict: bool) -> Iterator[Any]:
     """Yield decoded frames; see `_decoded_frames`."""
-    import av
-
     number = 0
     whole: bool | None = None
     resume: float | None = -math.inf
@@ -233,8 +230,6 @@ def _undamaged(container: Any, stream: Any, facts: VideoFacts, strict: bool) -> 
 
 def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
     """Deinterlace the frames that are marked as interlaced, one frame for each (FFmpeg's yadif)."""
-    import av
-
     graph = av.filter.Graph()
     nodes = [graph.add_buffer(template=stream), graph.add("yadif", "deint=interlaced"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()

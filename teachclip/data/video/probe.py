@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
 from teachclip.data.video.timeline import TOLERANCE, Timeline
@@ -172,8 +173,6 @@ def read_facts(file: Path) -> VideoFacts:
 
     Raises VideoError, with the path, if it contains no video.
     """
-    import av
-
     try:
         with av.open(str(file)) as container:
             stream = video_stream(container)
@@ -208,8 +207,6 @@ def _walk(container: Any, stream: Any) -> Packets:
     stored after it (open groups of pictures, usual in HEVC), if packets have no time stamps of their own (AVI,
     MPEG-TS) or are not shown (edit lists), it returns other frames than requested, without an error.
     """
-    import av
-
     times: list[int] = []
     counted = hidden = empty = duration = 0
     damaged, exact = False, container.format.name.startswith(("mov", "matroska"))
@@ -294,8 +291,6 @@ def _is_interlaced(file: Path, codec: Any) -> bool:
 
 def _first_frame(path: str | os.PathLike[str]) -> Any | None:
     """Decode the first frame, or return None if it cannot be."""
-    import av
-
     try:
         with av.open(os.path.abspath(path)) as container:
             stream = video_stream(container)

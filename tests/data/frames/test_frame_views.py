@@ -48,11 +48,11 @@ def test_every_training_video_has_a_row_for_each_view(videos, tmp_path):
     frames = build(videos, tmp_path, 3)
     rows = frames.rows_of(["v2", "v0"], 3)
     assert rows.tolist() == [2, 0, 4 + 2, 4 + 0, 7 + 2, 7 + 0]
-    pictures, mask = frames.read(rows[[5, 0, 3, 2, 1, 4, 4]])
+    pixels, mask = frames.read(rows[[5, 0, 3, 2, 1, 4, 4]])
     seen = [("v0", 2), ("v2", 0), ("v0", 1), ("v2", 1), ("v0", 0), ("v2", 2), ("v2", 2)]
-    for picture, valid, (name, view) in zip(pictures, mask, seen, strict=True):
+    for video, valid, (name, view) in zip(pixels, mask, seen, strict=True):
         wanted = expected(videos[int(name[1])], view)
-        assert torch.equal(picture[: len(wanted)], wanted) and valid.tolist() == [True] * 2 + [view != 2]
+        assert torch.equal(video[: len(wanted)], wanted) and valid.tolist() == [True] * 2 + [view != 2]
     assert not torch.equal(expected(videos[0], 0), expected(videos[0], 1))
     assert frames.read(np.array([1, 3]))[0].shape == (2, 3, 3, 16, 16)
     assert frames.failures == {} and frames.verify() == []

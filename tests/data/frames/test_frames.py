@@ -28,7 +28,7 @@ from teachclip.store.array_store import ArrayStore
 from teachclip.store.files import file_hash
 
 ROOT = Path(__file__).parents[3]
-PLAN = FrameSampling("per_second", 4)
+SAMPLING = FrameSampling("per_second", 4)
 REAL_DECODE = decode_file
 
 
@@ -65,7 +65,7 @@ def videos(tmp_path):
 
 
 def build(videos, tmp_path, **options):
-    how = {"sampling": PLAN, "size": 32, "workers": 2, "time_limit": 30, **options}
+    how = {"sampling": SAMPLING, "size": 32, "workers": 2, "time_limit": 30, **options}
     where = {name: how.pop(name) for name in ("path", "hashes", "view", "progress") if name in how}
     size = how.pop("size")
     transform = FrameTransform(size) if isinstance(size, int) else size
@@ -81,12 +81,12 @@ def decoded(tmp_path):
 
 def test_store_holds_the_frames_of_every_video(videos, tmp_path):
     store = build(videos, tmp_path)
-    pictures, mask = store.read([5, 0])
-    assert pictures.dtype == torch.uint8 and pictures.shape == (2, 4, 3, 32, 32)
+    pixels, mask = store.read([5, 0])
+    assert pixels.dtype == torch.uint8 and pixels.shape == (2, 4, 3, 32, 32)
     assert mask.tolist() == [[True] * 4, [True, True, False, False]]
-    assert torch.equal(pictures[0], torch.from_numpy(decode_file(str(videos[5].path), PLAN, 32)))
-    assert torch.equal(pictures[1, :2], torch.from_numpy(decode_file(str(videos[0].path), PLAN, 32)))
-    assert not pictures[1, 2:].any()
+    assert torch.equal(pixels[0], torch.from_numpy(decode_file(str(videos[5].path), SAMPLING, 32)))
+    assert torch.equal(pixels[1, :2], torch.from_numpy(decode_file(str(videos[0].path), SAMPLING, 32)))
+    assert not pixels[1, 2:].any()
     assert store.failures == {} and store.store.verify() == []
 
 
@@ -96,7 +96,7 @@ def test_another_transform_makes_another_store_and_shares_the_hashes(videos, tmp
     monkeypatch.setattr(files, "file_hash", None)  # a second store of the same files reads none to hash it
     transform = FrameTransform(16, "stretch", "bilinear")
     store = build(videos, tmp_path, path=tmp_path / "stretched", hashes=hashes, size=transform)
-    expected = transform(decode_frames(videos[5].path, PLAN))
+    expected = transform(decode_frames(videos[5].path, SAMPLING))
     assert torch.equal(store.read([5])[0][0], expected)
     assert store.store.provenance["transform"] == "stretched by PIL bilinear"
     with pytest.raises(StoreError, match="transform"):
@@ -162,7 +162,7 @@ def test_interrupted_run_goes_on_where_it_stopped(videos, tmp_path, monkeypatch)
     store = build(videos, tmp_path)
     assert decoded(tmp_path) == [video.id for video in videos[2:]]
     for row, video in enumerate(videos):
-        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        found = torch.from_numpy(decode_file(str(video.path), SAMPLING, 32))
         assert torch.equal(store.read([row])[0][0, : len(found)], found)
 
 
@@ -195,7 +195,7 @@ def test_killed_run_leaves_a_store_that_a_second_run_completes(videos, tmp_path)
     store = build(videos, tmp_path)
     assert store.store.verify() == [] and len(ArrayStore.open(tmp_path / "store").missing_shards()) == 0
     for row, video in enumerate(videos):
-        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        found = torch.from_numpy(decode_file(str(video.path), SAMPLING, 32))
         assert torch.equal(store.read([row])[0][0, : len(found)], found)
 
 
@@ -305,7 +305,7 @@ def test_several_runs_at_once_do_not_harm_the_store(videos, tmp_path, monkeypatc
         stores = list(executor.map(lambda _: build(videos, tmp_path, workers=1), range(3)))
     assert stores[0].store.verify() == []
     for row, video in enumerate(videos):
-        found = torch.from_numpy(decode_file(str(video.path), PLAN, 32))
+        found = torch.from_numpy(decode_file(str(video.path), SAMPLING, 32))
         assert torch.equal(stores[0].read([row])[0][0, : len(found)], found)
 
 
@@ -370,7 +370,7 @@ def test_a_repaired_video_is_decoded_again_and_no_other(videos, tmp_path, monkey
     assert decoded(tmp_path) == [videos[2].id]  # its shard was written again, with the frames of the others kept
     assert list(store.failures) == [videos[5].id] and store.store.verify() == []
     assert torch.equal(store.read([0, 1, 3, 4])[0], kept)
-    found = torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32))
+    found = torch.from_numpy(decode_file(str(videos[2].path), SAMPLING, 32))
     assert torch.equal(store.read([2])[0][0, : len(found)], found)
     fact = store.provenance_of([videos[2].id])["videos"][videos[2].id]
     assert fact["bytes"] == len(good) and fact["sha256"] == file_hash(videos[2].path)
@@ -385,7 +385,7 @@ def test_a_video_that_becomes_unreadable_in_another_way_stays_a_failure(videos, 
     assert "0 bytes" in build(videos, tmp_path).failures[videos[1].id]
 
 
-def test_a_crash_while_a_mended_video_is_written_loses_only_that_shard(videos, tmp_path, monkeypatch):
+def test_a_crash_while_a_repaired_video_is_written_loses_only_that_shard(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "SHARD_ROWS", 3)
     good = videos[2].path.read_bytes()
     videos[2].path.write_bytes(b"junk" * 100)
@@ -408,7 +408,7 @@ def test_a_video_that_changes_before_its_frames_are_stored_is_no_mistake(videos,
     ArrayStore.open(tmp_path / "store").discard(1)
     write_video(videos[2].path, frames=35, seed=99)
     store = build(videos, tmp_path)
-    assert torch.equal(store.read([2])[0][0], torch.from_numpy(decode_file(str(videos[2].path), PLAN, 32)))
+    assert torch.equal(store.read([2])[0][0], torch.from_numpy(decode_file(str(videos[2].path), SAMPLING, 32)))
     write_video(videos[0].path, frames=35, seed=99)
     with pytest.raises(StoreError, match=videos[0].id):
         build(videos, tmp_path)
@@ -431,7 +431,7 @@ def test_the_decodable_frames_of_a_damaged_video_are_used_only_on_request(videos
     )
     taken, mask = store.read([0])
     assert mask.tolist() == [[True, True, False, False]]
-    assert torch.equal(taken[0, :2], torch.from_numpy(decode_file(str(bad[0].path), PLAN, 32))[:2])
+    assert torch.equal(taken[0, :2], torch.from_numpy(decode_file(str(bad[0].path), SAMPLING, 32))[:2])
     (folder / "decoded.txt").unlink()
     assert build(rows, tmp_path, on_error="use_decodable").partially_decoded == store.partially_decoded
     again = build(rows, tmp_path)
@@ -439,7 +439,7 @@ def test_the_decodable_frames_of_a_damaged_video_are_used_only_on_request(videos
     assert sorted(again.failures) == ["half", "lost"] and again.partially_decoded == {}
     with pytest.raises(StoreError, match=r"row 0 is a damaged video: .*decoding stops after frame 7"):
         again.read([0])
-    write_video(bad[0].path, frames=41)  # fixed, as far as the store can tell
+    write_video(bad[0].path, frames=41)  # repaired, as far as the store knows
     build(rows, tmp_path, on_error="use_decodable")
     assert decoded(tmp_path) == ["half skip", "half use_decodable"]
 

@@ -51,7 +51,7 @@ def test_live_frames_are_those_of_the_store(videos, tmp_path, monkeypatch):
         decodes.rows_of(["other"])
 
 
-def test_a_row_that_stands_twice_is_decoded_once(videos, tmp_path, monkeypatch):
+def test_a_repeated_row_is_decoded_once(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "decode_file", view_decoder.augmented)
     frames, mask = live(videos, tmp_path).read([2, 0, 2, 2])
     assert decoded(tmp_path / "videos") == ["v0 0", "v2 0"]
@@ -69,9 +69,9 @@ def test_coming_batches_are_decoded_before_they_are_read(videos, tmp_path, monke
     with frames.prefetch(iter(order)):
         wait_for(lambda: (tmp_path / "videos" / "decoded.txt").exists())
         wait_for(lambda: len((tmp_path / "videos" / "decoded.txt").read_text().splitlines()) == 7)
-        for rows, (pictures, mask) in zip(order, plain, strict=True):
+        for rows, (pixels, mask) in zip(order, plain, strict=True):
             found = frames.read(rows)
-            assert torch.equal(found[0], pictures) and torch.equal(found[1], mask)
+            assert torch.equal(found[0], pixels) and torch.equal(found[1], mask)
         assert len(decoded(tmp_path / "videos")) == 7  # reading decoded nothing more
         frames.read([2])  # nor is reading something else forbidden, or reading on
         assert decoded(tmp_path / "videos") == ["v2 0"]

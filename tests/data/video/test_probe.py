@@ -38,18 +38,18 @@ def test_the_decoder_and_why_it_is_not_decord(tmp_path, name, options, reason):
     assert facts.decoder == "PyAV" and reason in facts.decoder_reason
 
 
-def test_a_film_with_sound_has_both(tmp_path):
+def test_a_video_with_audio_has_both(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
-        film, sound = container.add_stream("mpeg4", rate=10), container.add_stream("aac", rate=16000)
-        film.width, film.height, film.pix_fmt = 64, 64, "yuv420p"
+        video, audio = container.add_stream("mpeg4", rate=10), container.add_stream("aac", rate=16000)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         for number in range(10):
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 10)
             samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             samples.sample_rate, samples.pts = 16000, 1024 * number
-            container.mux([*film.encode(frame), *sound.encode(samples)])
-        container.mux([*film.encode(), *sound.encode()])
+            container.mux([*video.encode(frame), *audio.encode(samples)])
+        container.mux([*video.encode(), *audio.encode()])
     facts = probe_video(path)
     assert facts.has_audio and facts.frames == 10 and facts.decoder == "decord"
 

@@ -16,7 +16,7 @@ ROWS = load_golden("08_sampling")[0]["rows"]
 INTERVAL_ROWS = load_golden("08_sampling")[0]["xpool_uniform"]
 KEEP = {0: "head", 1: "tail", 2: "even"}
 
-# Which of 200 (151, 30, ...) frames the pictures show that `ffmpeg -i FILE -r 5` wrote, ffmpeg 9.0.
+# Which of 200 (151, 30, ...) frames `ffmpeg -i FILE -r 5` wrote, ffmpeg 9.0.
 EXTRACTED = {
     (10, 16): [0, 1, 2, 3, 5, 7, 9, 11, 13, 15],
     (25, 60): [0, 1, 4, 9, 14, 19, 24, 29, 34, 39, 44, 49, 54, 59],
@@ -27,7 +27,7 @@ EXTRACTED = {
 }
 
 
-def golden_plan(row):
+def golden_sampling(row):
     rate = row["feature_framerate"] or int(row["fps"])  # the recorded 0 means every frame
     return FrameSampling("per_second", row["max_frames"], rate=rate, keep=KEEP[row["slice_framepos"]])
 
@@ -45,7 +45,7 @@ def varying(*steps):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.get("indices")])
 def test_per_second_plan_equals_the_official_sampler(row):
-    found = sample_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
+    found = sample_indices(golden_sampling(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
     reverse = row["frame_order"] == 1  # recorded, but no published recipe turns the order of the frames round
     assert found == (row["indices"][::-1] if reverse else row["indices"])
 
@@ -53,14 +53,14 @@ def test_per_second_plan_equals_the_official_sampler(row):
 @pytest.mark.parametrize("row", [row for row in ROWS if row.get("indices") and row["frame_order"] == 0])
 def test_frames_chosen_of_a_file_equal_the_official_sampler(row):
     timeline = Timeline.constant(row["n_frames"], row["fps"])
-    sampling = golden_plan(row)
+    sampling = golden_sampling(row)
     assert chosen(sampling, timeline, start=row["start"], end=row["end"]) == row["indices"]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.get("indices")])
 def test_per_second_plan_refuses_where_the_official_sampler_fails_or_finds_nothing(row):
     with pytest.raises(VideoError):
-        sample_indices(golden_plan(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
+        sample_indices(golden_sampling(row), row["n_frames"], row["fps"], start=row["start"], end=row["end"])
 
 
 @pytest.mark.parametrize("row", INTERVAL_ROWS)
@@ -70,14 +70,14 @@ def test_intervals_plan_equals_the_official_sampler(row):
 
 
 @pytest.mark.parametrize("rate", [(10, 16), (25, 60), (30, 48), (24, 67), (3, 12), (5, 6)])
-def test_clip2video_looks_at_the_pictures_that_ffmpeg_extracts(rate):
+def test_clip2video_uses_the_frames_that_ffmpeg_extracts(rate):
     fps, frames = rate
     assert sample_indices(FrameSampling("clip2video", 100), frames, fps) == EXTRACTED[rate]
 
 
-def test_clip2video_keeps_one_picture_in_rate_and_then_count():
-    pictures = EXTRACTED[24, 67]  # 16
-    half = [pictures[place] for place in (0, 2, 4, 6, 8, 10, 12, 15)]  # linspace(0, 15, 8), cut to whole numbers
+def test_clip2video_keeps_one_frame_in_rate_and_then_count():
+    extracted = EXTRACTED[24, 67]  # 16
+    half = [extracted[place] for place in (0, 2, 4, 6, 8, 10, 12, 15)]  # linspace(0, 15, 8), cut to whole numbers
     assert sample_indices(replace(CLIP2VIDEO, rate=2), 67, 24) == half
     assert sample_indices(FrameSampling("clip2video", 3, rate=2), 67, 24) == [half[0], half[3], half[7]]
     assert sample_indices(replace(CLIP2VIDEO, rate=2), 1, 24) == [0], "a single frame is kept, not replaced by zeros"
@@ -179,10 +179,10 @@ def test_augmented_clip2video_moves_inner_frames_by_at_most_half_a_gap():
     timeline, sampling = (
         Timeline.constant(301, 5.0),
         FrameSampling("clip2video", 5),
-    )  # pictures are frames; the gap is 75
+    )  # every frame is extracted; the gap is 75
     drawn = np.array([chosen(sampling, timeline, view=view) for view in range(1, 500)])
     moved = drawn - np.array(chosen(sampling, timeline))
-    assert not moved[:, [0, -1]].any(), "the first and the last picture stay"
+    assert not moved[:, [0, -1]].any(), "the first and the last frame stay"
     assert moved[:, 1:-1].min() == -37 and moved[:, 1:-1].max() == 36
     near = FrameSampling("clip2video", 50)  # a gap of 6 gives a step of 3, one of 5 only 2: too near to be moved
     assert chosen(near, Timeline.constant(260, 5.0), view=1) == chosen(near, Timeline.constant(260, 5.0))

@@ -9,11 +9,11 @@ from teachclip.data.video.transform import normalize, resize_and_crop
 INFO, ARRAYS = load_golden("11_preprocess")
 
 
-def pil_transform(picture, size):
-    """Resize(size, bicubic) and CenterCrop(size), done by hand on one picture."""
-    height, width = picture.shape[:2]
+def pil_transform(frame, size):
+    """Resize(size, bicubic) and CenterCrop(size), done by hand on one frame."""
+    height, width = frame.shape[:2]
     new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-    image = Image.fromarray(picture).resize(new, Image.Resampling.BICUBIC)
+    image = Image.fromarray(frame).resize(new, Image.Resampling.BICUBIC)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -31,10 +31,10 @@ def test_transform_equals_the_official_one(number):
     [(240, 320, 224), (101, 57, 32), (57, 101, 32), (9, 12, 56), (64, 64, 64), (65, 200, 33)],
 )
 def test_resize_and_crop_equals_pil_on_every_frame(height, width, size):
-    pictures = np.random.RandomState(0).randint(0, 256, (3, height, width, 3)).astype(np.uint8)
-    found = resize_and_crop(torch.from_numpy(pictures).permute(0, 3, 1, 2), size)
+    frames = np.random.RandomState(0).randint(0, 256, (3, height, width, 3)).astype(np.uint8)
+    found = resize_and_crop(torch.from_numpy(frames).permute(0, 3, 1, 2), size)
     assert found.dtype == torch.uint8 and found.shape == (3, 3, size, size)
-    expected = np.stack([pil_transform(picture, size) for picture in pictures])
+    expected = np.stack([pil_transform(frame, size) for frame in frames])
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
 
 

@@ -15,9 +15,9 @@ from teachclip.data.video.sampling import FrameSampling, sample_indices
 PER_SECOND = FrameSampling("per_second", 12)
 INTERVALS = FrameSampling("intervals", 12)
 CLIP2VIDEO = FrameSampling("clip2video", 12)
-PLANS = [PER_SECOND, INTERVALS, CLIP2VIDEO]
+SAMPLINGS = [PER_SECOND, INTERVALS, CLIP2VIDEO]
 
-# name: what write_video is told. Each is written once, 64 frames.
+# name: the options of write_video. Each is written once, 64 frames.
 FILES = {
     "h264.mp4": {"codec": "libx264"},
     "h264.mkv": {"codec": "libx264"},
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("videos")
 
 
-def film(folder, name, **options):
+def write_once(folder, name, **options):
     path = folder / name
     return path if path.exists() else write_video(path, **{"frames": 64, "fps": 10, **options})
 
@@ -62,9 +62,9 @@ def decoded_alone(decoder, path, numbers):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_decoded_frames_are_exactly_those_of_the_plan(folder, name):
-    path = film(folder, name, **FILES[name])
-    for sampling in [*PLANS, FrameSampling("intervals", 5), FrameSampling("per_second", 20, rate=3)]:
+def test_decoded_frames_are_exactly_those_of_the_sampling(folder, name):
+    path = write_once(folder, name, **FILES[name])
+    for sampling in [*SAMPLINGS, FrameSampling("intervals", 5), FrameSampling("per_second", 20, rate=3)]:
         assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 64, 10), sampling
     assert read_numbers(decode_frames(path, PER_SECOND, start=2, end=4)) == [20, 30, 40]
     assert read_numbers(decode_frames(path, FrameSampling("intervals", 2), start=2, end=4)) == [24, 34]
@@ -72,7 +72,7 @@ def test_decoded_frames_are_exactly_those_of_the_plan(folder, name):
 
 @pytest.mark.parametrize("name", HELD)
 def test_time_stamps_decide_where_the_rate_varies(folder, name):
-    path = film(folder, name, codec=HELD[name], times=VARYING)
+    path = write_once(folder, name, codec=HELD[name], times=VARYING)
     # second 0, 1, 2, 3, ... of 20 seconds: ten frames a second, then two
     assert read_numbers(decode_frames(path, FrameSampling("per_second", 99))) == [0, 10, 20, *range(30, 64, 2)]
     assert read_numbers(decode_frames(path, FrameSampling("intervals", 4))) == [
@@ -87,9 +87,9 @@ def test_time_stamps_decide_where_the_rate_varies(folder, name):
 @pytest.mark.parametrize("fps", [24, Fraction(30000, 1001), 60], ids=["24", "29.97", "60"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_usual_rates_are_constant_and_follow_the_published_formula(folder, fps, suffix):
-    path = film(folder, f"{float(fps):.0f} fps.{suffix}", frames=150, fps=fps)
+    path = write_once(folder, f"{float(fps):.0f} fps.{suffix}", frames=150, fps=fps)
     assert not probe_video(path).varies
-    for sampling in PLANS:
+    for sampling in SAMPLINGS:
         assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 150, float(fps)), sampling
 
 
@@ -115,8 +115,8 @@ def test_tagged_colour_matrices_and_full_range_are_honoured(tmp_path):
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
 @pytest.mark.parametrize("decoder", ["decord", "PyAV"])
-def test_film_of_a_telephone_is_turned_upright(folder, decoder, turn):
-    source = film(folder, "flat.mp4", width=96)
+def test_a_video_of_a_phone_is_rotated(folder, decoder, turn):
+    source = write_once(folder, "flat.mp4", width=96)
     turned = turn_file(source, folder / f"{turn}.mp4", width=96, turn=turn)
     flat = decoded_alone(decoder, source, [0, 9])
     upright = np.rot90(flat, k=turn // 90, axes=(1, 2))
@@ -140,18 +140,18 @@ def test_wide_and_tall_pixels_are_shown_square(tmp_path):
     assert read_numbers(squashed) == sample_indices(INTERVALS, 30, 10)
 
 
-def test_half_pictures_are_joined(tmp_path):
+def test_interlaced_fields_are_joined(tmp_path):
     interlaced = write_video(tmp_path / "i.mp4", frames=40, options={"x264-params": "tff=1"})
     whole = write_video(tmp_path / "p.mp4", frames=40)
     assert probe_video(interlaced).interlaced and not probe_video(whole).interlaced
     frames = decode_frames(interlaced, FrameSampling("per_second", 12, rate=2))
     assert read_numbers(frames) == [0, 5, 10, 15, 20, 25, 30, 35]
-    # rows of one half are filled in from the other's neighbours: rough patterns lose their finest detail
+    # rows of one field are filled in from the other's neighbours: rough patterns lose their finest detail
     plain = decoded_alone("PyAV", whole, [5])[0]
     assert 0 < np.abs(frames[1].permute(1, 2, 0).numpy().astype(int) - plain).mean() < 12
 
 
-def test_mpeg2_that_is_interlaced_is_told_by_its_frames(tmp_path):
+def test_mpeg2_that_is_interlaced_is_recognised_by_its_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", codec="mpeg4", options={"flags": "+ilme+ildct"})
     assert probe_video(path).interlaced
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20]
@@ -166,16 +166,16 @@ def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path, sampling):
 @pytest.mark.parametrize("decoder", ["decord", "PyAV"])
 @pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm", "vfr.mkv"])
 def test_each_decoder_alone_finds_the_frames_asked_for(folder, decoder, name):
-    path = film(folder, name, **FILES.get(name, {"times": VARYING}))
+    path = write_once(folder, name, **FILES.get(name, {"times": VARYING}))
     assert list(map(read_number, decoded_alone(decoder, path, [4, 14, 24, 34, 63]))) == [4, 14, 24, 34, 63]
 
 
 @pytest.mark.parametrize(
     "name", ["with spaces.mp4", "видео №1 – фильм.mp4", "a:b'c\"d.mp4", "-dash.mp4", "100%d.mp4", "h264 in.avi.jpg"]
 )
-def test_odd_file_names_are_read(folder, name):
+def test_unusual_file_names_are_read(folder, name):
     path = folder / name
-    path.write_bytes(film(folder, "h264.mp4", **FILES["h264.mp4"]).read_bytes())
+    path.write_bytes(write_once(folder, "h264.mp4", **FILES["h264.mp4"]).read_bytes())
     frames = decode_frames(path, PER_SECOND)
     assert frames.shape == (7, 3, 64, 64) and frames.dtype == torch.uint8
 
@@ -198,7 +198,7 @@ def test_short_video_gives_fewer_frames_or_repeats_its_last(tmp_path):
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_the_shortest_videos_are_read(tmp_path, name, frames, fps):
     path = write_video(tmp_path / name, frames=frames, fps=fps, codec="mpeg4")
-    for sampling in PLANS:
+    for sampling in SAMPLINGS:
         assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, frames, fps), sampling
 
 
@@ -209,13 +209,13 @@ def test_three_minutes_are_read_to_the_end(tmp_path):
     assert math.isclose(probe_video(path).duration, 180)
 
 
-@pytest.mark.parametrize("sampling", PLANS, ids=lambda sampling: sampling.kind)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda sampling: sampling.kind)
 def test_views_are_augmented_by_file_name_and_view_zero_is_the_sampling(folder, sampling):
-    path = film(folder, "h264.mp4", **FILES["h264.mp4"])
+    path = write_once(folder, "h264.mp4", **FILES["h264.mp4"])
     plain, first = decode_frames(path, sampling), decode_frames(path, sampling, view=1)
     assert torch.equal(plain, decode_frames(path, sampling, view=0))
     assert torch.equal(first, decode_frames(path, sampling, view=1))
-    # 64 frames at 10 a second: CLIP2Video moves pictures only where they are at least 6 apart
+    # 64 frames at 10 a second: CLIP2Video moves frames only where they are at least 6 apart
     assert (read_numbers(first) != read_numbers(plain)) == (sampling.kind != "clip2video")
 
 
@@ -237,7 +237,7 @@ def test_pyav_steps_in_where_decord_fails(tmp_path, monkeypatch):
     assert torch.equal(decode_frames(path, PER_SECOND), both)
 
 
-def test_pictures_of_vp8_that_are_not_shown_do_not_count(tmp_path):
+def test_frames_of_vp8_that_are_not_shown_do_not_count(tmp_path):
     source = write_video(tmp_path / "a.webm", codec="libvpx", frames=40, gop=40)
     path = tmp_path / "b.webm"
     with av.open(str(source)) as reading, av.open(str(path), "w") as writing:

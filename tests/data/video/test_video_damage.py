@@ -206,7 +206,7 @@ def test_random_damage_gives_an_error_or_frames_and_never_a_crash(tmp_path, fold
     assert shown == list(range(60))
 
 
-def test_half_pictures_are_joined_in_a_damaged_file_too(tmp_path):
+def test_interlaced_fields_are_joined_in_a_damaged_file_too(tmp_path):
     options = {"x264-params": "tff=1"}
     whole = write_video(tmp_path / "i.mp4", frames=60, faststart=True, options=options)
     cut = cut_file(whole, tmp_path / "cut.mp4", share=0.7)
@@ -232,7 +232,7 @@ def test_what_decord_paints_over_is_noticed(tmp_path, folder):
             painted += [read_number(frame) for frame in bare] != list(range(60))
         with contextlib.suppress(VideoError):
             wrong += read_numbers(decode_frames(path, EVERY)) != list(range(60))
-    assert painted > 5, "decord returns pictures made of parts of others, without an error"
+    assert painted > 5, "decord returns frames made of parts of others, without an error"
     assert wrong <= painted / 4, "only damage that is valid code may go unnoticed"
 
 

@@ -48,7 +48,7 @@ def test_a_state_dict_of_either_layout_loads_with_its_sizes(tmp_path: Path, layo
     assert torch.equal(clip.vision_model.embeddings.position_ids, torch.arange(10)[None])
 
 
-def test_the_text_feature_is_at_the_highest_id_wherever_it_stands() -> None:
+def test_the_text_feature_is_at_the_highest_id_wherever_it_is() -> None:
     clip = load_clip(rule_state(SMALL, 3))
     ids = torch.tensor([[1, 7, 49, 0, 0], [1, 7, 9, 3, 49], [1, 7, 40, 3, 2]])
     found = text_features(clip, ids)
@@ -63,7 +63,7 @@ def test_the_text_feature_is_at_the_highest_id_wherever_it_stands() -> None:
         (lambda s: s.pop("ln_final.bias"), "1 entry (ln_final.bias) missing"),
         (lambda s: s.update({"visual.conv2.weight": torch.ones(2)}), "1 entry (visual.conv2.weight) unexpected"),
         (lambda s: s.update({"ln_final.bias": torch.ones(2)}), "(ln_final.bias: (2,), expected (64,))"),
-        (lambda s: s.update({"visual.positional_embedding": torch.ones(9, 128)}), "not a square of patches"),
+        (lambda s: s.update({"visual.positional_embedding": torch.ones(9, 128)}), "not a square number of patches"),
         (
             lambda s: s.pop("visual.transformer.resblocks.0.attn.in_proj_bias"),
             "resblocks.0.attn.in_proj_bias) missing",
