@@ -127,7 +127,7 @@ def test_two_launched_processes_train_with_all_options_as_one_does(project, teac
 def test_two_teachers_by_confidence_and_a_clip_of_frame_targets_teach_something_else(project, teachers):
     terms = {name: LOSSES[name] for name in ("contrastive", "frame_text")}
     given = {"student": {"attention": "sigmoid"}, "losses": terms, "teachers": teachers, "train": {"steps": 1}}
-    changes = {"both": [], "fixed": ["teaching.weighting=fixed"], "whole": ["losses.frame_text.clip=1"]}
+    changes = {"both": [], "fixed": ["teaching.weighting=fixed"], "whole": ["losses.frame_text.saturation=1"]}
     for name, overrides in changes.items():
         output = str(project.folder / name)
         recipe = project(f"{name}.yaml", teaching={"weighting": "confidence"}, output=output, **given)
@@ -229,7 +229,7 @@ def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
             "losses.frame_text.kind=cross_entropy does not fit student.attention=sigmoid",
         ),
         (["losses.frame_text.kind=binary_cross_entropy"], "does not fit student.attention=softmax"),
-        (["losses.frame_text.clip=0.5"], "clip needs targets=video"),
+        (["losses.frame_text.saturation=0.5"], "saturation needs targets=video"),
         (
             ["losses.frame_sets.weight=1", "losses.frame_sets.scorer=xpol"],
             "allowed: backbone or the label of a teacher: backbone, xpool",
@@ -346,7 +346,7 @@ def test_the_scorer_of_sets_must_be_among_the_teachers_that_teach(project):
     xpool = str(project.root / "teacher.pth")
     teachers = [{"name": "xpool", "checkpoint": xpool}, {"name": "xpool", "label": "other", "checkpoint": xpool}]
     path = project(teachers=teachers, losses={"frame_sets": {**SETS, "scorer": "xpool"}})
-    with pytest.raises(RecipeError, match=r"teaching\.only: losses\.sets\.scorer is 'xpool'"):
+    with pytest.raises(RecipeError, match=r"teaching\.only: losses\.frame_sets\.scorer is 'xpool'"):
         load_recipe(path, ["teaching.only=[other]"])
 
 
