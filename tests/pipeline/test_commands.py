@@ -146,7 +146,7 @@ def test_train_teacher_writes_a_checkpoint_that_teaches(project, capsys):
     checkpoint = project.folder / "new" / "xpool.pth"
     recipe = project(teachers=[{"name": "xpool", "checkpoint": str(checkpoint), "training": training}])
     assert run(distill.main, recipe) == 2
-    assert "train it with tools/train_teacher.py" in capsys.readouterr().err
+    assert "train it with teachclip train-teacher" in capsys.readouterr().err
     assert run(train_teacher.main, recipe) == 0
     content = torch.load(checkpoint, weights_only=True)
     assert "pool_frames.cross_attn.q_proj.weight" in content["state_dict"]

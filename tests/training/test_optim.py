@@ -210,14 +210,14 @@ def test_groups_are_the_published_ones(model: TinyStudent) -> None:
         ("new", 1e-4, 1e-4, 0.2),
         ("clip_no_decay", 1e-7, 1e-7, 0),
         ("new_no_decay", 1e-4, 1e-4, 0),
-        ("aggregation", 1e-3, 1e-3, 0.2),
+        ("attention", 1e-3, 1e-3, 0.2),
         ("attention_no_decay", 1e-3, 1e-3, 0),
     ]
     names = names_of(model)
     members = {group["name"]: {names[parameter] for parameter in group["params"]} for group in groups}
     assert members["new"] == {"frame_position_embeddings.weight", "temporal.norm.weight", "temporal.linear.weight"}
     assert members["new_no_decay"] == {"temporal.norm.bias", "temporal.linear.bias"}
-    assert members["aggregation"] == {"aggregation.hidden.weight", "aggregation.score.weight"}
+    assert members["attention"] == {"aggregation.hidden.weight", "aggregation.score.weight"}
     assert members["attention_no_decay"] == {"aggregation.hidden.bias", "aggregation.score.bias"}
     decayed = {
         "clip.logit_scale",
@@ -250,14 +250,14 @@ def test_frozen_parameters_are_in_no_group(model: TinyStudent) -> None:
     assert [group["name"] for group in groups_of(model)] == [
         "new",
         "new_no_decay",
-        "aggregation",
+        "attention",
         "attention_no_decay",
     ]
 
 
 def test_prefixes_fit_other_models(model: TinyStudent) -> None:
     groups = groups_of(model, clip_prefix="temporal.", attention_prefix="frame_position")
-    assert {group["name"]: len(group["params"]) for group in groups}["aggregation"] == 1
+    assert {group["name"]: len(group["params"]) for group in groups}["attention"] == 1
     assert {group["name"]: len(group["params"]) for group in groups}["clip"] == 2
 
 
