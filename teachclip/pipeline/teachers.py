@@ -79,7 +79,11 @@ class TeacherHandle:
     def require(self) -> None:
         """Raise CheckpointError unless the checkpoint exists."""
         if not self.exists():
-            hint = "train it with teachclip train-teacher" if self.section.training else "give the path of its checkpoint"
+            hint = (
+                "train it with teachclip train-teacher"
+                if self.section.training
+                else "give the path of its checkpoint"
+            )
             raise CheckpointError(f"teacher {self.label}: {self.section.checkpoint} does not exist; {hint}")
 
     def check(self, recipe: Recipe) -> None:

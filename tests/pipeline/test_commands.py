@@ -253,7 +253,7 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
         one, two = (ArrayStore.open(project.folder / n / "stores" / "relevance-xpool") for n in "12")
         assert np.array_equal(one.read(name, slice(None)), two.read(name, slice(None)))
     one, two = (np.array(logged_losses(project.folder / n / "run")) for n in "12")
-    np.testing.assert_allclose(two, one, atol=1e-5)
+    np.testing.assert_allclose(two, one, atol=3e-5)  # four steps; rounding depends on the processor
     assert len(one) == 4
 
 
@@ -297,7 +297,7 @@ def slow(self, *arguments, **options):
     write(self, *arguments, **options)
     time.sleep(0.2)
 store.ArrayStore.write_shard = slow
-from teachclip.pipeline.precompute import main
+from teachclip.cli.precompute import main
 raise SystemExit(main(sys.argv[1:]))
 """
 
