@@ -143,7 +143,7 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
         hidden, pooled = student.adapt("frame", hidden), aggregation.pooled
         parts.append((F.normalize(hidden.float(), dim=-1), aggregation.pooling_weights, F.normalize(pooled, dim=-1)))
     frames, weights, vectors = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    adapter = partial(student.correct, "pooled")
+    adapter = partial(student.adapt, "pooled")
     deviation = float((pool(frames, weights, adapter) - vectors).abs().max())
     if deviation > TOLERANCE:
         raise CheckpointError(
