@@ -10,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+import contextlib
+import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ import yaml
 from tiny_models import FRAMES, SIZE, tiny_clip, tiny_tokenizer
 from video_files import write_video
 
+from teachclip import precompute
 from teachers.xpool import XPool
 
 COLOURS = ("red", "blue")
@@ -66,34 +70,68 @@ def made_project(tmp_path_factory):
     return root
 
 
+def recipe_sections(root: Path, output: Path, stores: Path) -> dict:
+    """Return the recipe of the made project, as nested dictionaries."""
+    return {
+        "name": "tiny",
+        "seed": 0,
+        "output": str(output),
+        "stores": str(stores),
+        "data": {
+            "format": "csv",
+            "videos": str(root / "videos"),
+            "annotations": str(root / "captions.csv"),
+            "validation": {"videos": 3},
+        },
+        "frames": {"sampling": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
+        "text": {"max_tokens": 10},
+        "student": {"backbone": str(root / "clip"), "temporal_layers": 1},
+        "teachers": [{"name": "xpool", "checkpoint": str(root / "teacher.pth")}],
+        "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "attention_lr": 1e-2},
+        "train": {"encoders": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
+    }
+
+
+@pytest.fixture(scope="session")
+def filled_stores(made_project, tmp_path_factory):
+    """Fill the stores of the made project's recipe once; a recipe that can read them starts from a copy."""
+    root = tmp_path_factory.mktemp("filled")
+    with contextlib.redirect_stderr(io.StringIO()):  # or the first test to ask finds these lines among its own
+        precompute(recipe_sections(made_project, root / "run", root / "stores"))
+    return root / "stores"
+
+
 @pytest.fixture
-def project(made_project, tmp_path):
-    """A recipe on the made project whose outputs go to a fresh folder. `write(**changes)` returns its path."""
+def project(made_project, tmp_path, request):
+    """A recipe on the made project whose outputs go to a fresh folder. `write(**changes)` returns its path.
+
+    Its stores are filled as far as the changes leave them valid. `write.fill = False` leaves them empty, and so
+    does a test that names stores of its own.
+    """
 
     def write(name="recipe.yaml", **sections) -> Path:
-        recipe = {
-            "name": "tiny",
-            "seed": 0,
-            "output": str(tmp_path / "run"),
-            "stores": str(tmp_path / "stores"),
-            "data": {
-                "format": "csv",
-                "videos": str(made_project / "videos"),
-                "annotations": str(made_project / "captions.csv"),
-                "validation": {"videos": 3},
-            },
-            "frames": {"sampling": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
-            "text": {"max_tokens": 10},
-            "student": {"backbone": str(made_project / "clip"), "temporal_layers": 1},
-            "teachers": [{"name": "xpool", "checkpoint": str(made_project / "teacher.pth")}],
-            "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "attention_lr": 1e-2},
-            "train": {"encoders": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
-        }
+        usual = recipe_sections(made_project, tmp_path / "run", tmp_path / "stores")
+        recipe = dict(usual)
         for section, values in sections.items():
             recipe[section] = {**recipe[section], **values} if isinstance(recipe.get(section), dict) else values
+        if write.fill and "stores" not in sections and not (tmp_path / "stores").exists():
+            copy_stores(request.getfixturevalue("filled_stores"), tmp_path / "stores", usual, recipe)
         path = tmp_path / name
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return path
 
-    write.root, write.folder = made_project, tmp_path
+    write.root, write.folder, write.fill = made_project, tmp_path, True
     return write
+
+
+def copy_stores(filled: Path, stores: Path, usual: dict, recipe: dict) -> None:
+    """Copy those of the filled stores that were made from what the recipe says too."""
+    if any(recipe[section] != usual[section] for section in ("data", "frames", "text")):
+        return
+    names = ["frames"]
+    if recipe["student"]["backbone"] == usual["student"]["backbone"]:
+        names += [path.name for path in filled.glob("features-*")]
+    if usual["teachers"][0] in recipe["teachers"] and "precision" not in recipe.get("teaching", {}):
+        names += ["tokens-xpool", "relevance-xpool"]
+    for name in names:
+        shutil.copytree(filled / name, stores / name)

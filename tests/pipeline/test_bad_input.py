@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 
 from teachclip.cli import distill, evaluate, precompute
 from teachclip.cli.main import main as teachclip_main
@@ -36,6 +37,7 @@ def fails(capsys):
 
 def copy_data(project):
     """Copy videos and captions to where a test may change them; returns overrides."""
+    project.fill = False
     shutil.copytree(project.root / "videos", project.folder / "videos")
     shutil.copy(project.root / "captions.csv", project.folder / "captions.csv")
     return [f"data.videos={project.folder / 'videos'}", f"data.annotations={project.folder / 'captions.csv'}"]
@@ -210,10 +212,8 @@ def full_disk(tmp_path):
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(project):
-    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "distill.py", project()], env=environment, capture_output=True, text=True
-    )
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1", "ACCELERATE_USE_CPU": "false"}
+    done = start(ROOT / "tools" / "distill.py", project(), environment=environment).finish()
     assert done.returncode == 2
     assert "error: 2 processes cannot be started together" in done.stderr and "Traceback" not in done.stderr
 

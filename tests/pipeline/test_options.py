@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import launch
+from processes import launch
+from runs import assert_same_losses, logged_losses
 from tiny_models import tiny_clip
 from video_files import write_video
 
@@ -51,8 +52,7 @@ def run(main, *arguments):
 
 
 def losses(folder, names=("loss", "contrastive", "video_text", "frame_text", "frame_sets")):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
+    return logged_losses(folder, names)
 
 
 def results(folder):
@@ -99,7 +99,7 @@ def test_all_options_together_train_export_and_load(project, encoders, layers, s
 
 
 @pytest.mark.parametrize(("encoders", "scorer"), [("frozen", "xpool"), ("finetuned", "backbone")])
-def test_two_launched_processes_train_with_all_options_as_one_does(project, teachers, encoders, scorer):
+def test_two_processes_train_with_all_options_as_one_does(project, teachers, encoders, scorer):
     for count in (1, 2):
         folder = project.folder / str(count)
         recipe = project(
@@ -116,8 +116,8 @@ def test_two_launched_processes_train_with_all_options_as_one_does(project, teac
         done = launch(count, "distill", recipe)
         assert done.returncode == 0, done.stderr
     one, two = (losses(project.folder / n / "run") for n in "12")
-    np.testing.assert_allclose(two, one, atol=2e-5)
-    assert len(one) == 4 and (one[:, 4] > 0).all()
+    assert_same_losses(one, two, steps=4)
+    assert (one[:, 4] > 0).all()
     one, two = (losses(project.folder / n / "run", ["grad_norm"]) for n in "12")
     np.testing.assert_allclose(two, one, rtol=1e-3)
     one, two = (results(project.folder / n / "run")["temperature_scaling"] for n in "12")
@@ -158,8 +158,8 @@ def test_two_teachers_that_run_in_every_step_teach_sets_and_by_confidence_as_sto
         )
         assert run(distill.main, recipe) == 0
     stored, online = (losses(project.folder / source) for source in ("stored", "online"))
-    assert len(stored) == 3 and (stored[:, 4] > 0).all()
-    np.testing.assert_allclose(stored, online, atol=1e-5)
+    assert_same_losses(stored, online, steps=3)
+    assert (stored[:, 4] > 0).all()
 
 
 def test_a_run_with_sets_goes_on_where_it_stopped_exactly(project):

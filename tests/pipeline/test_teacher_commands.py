@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import start
+from runs import assert_same_losses, logged_losses
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
@@ -37,11 +36,6 @@ def teachers(folder, names=TRAINED, **training):
     return sections
 
 
-def logged_losses(folder):
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines if "loss" in line]
-
-
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 def test_a_teacher_is_trained_written_in_its_layout_and_evaluated(project, capsys, name, encoders):
@@ -49,8 +43,8 @@ def test_a_teacher_is_trained_written_in_its_layout_and_evaluated(project, capsy
     assert run(train_teacher.main, recipe) == 0, capsys.readouterr().err
     path = project.folder / f"{name}.bin"
     assert f"teacher: {path}" in capsys.readouterr().err
-    losses = logged_losses(project.folder / f"{name}-run")
-    assert len(losses) == 2 and all(loss > 0 for loss in losses)
+    losses = logged_losses(project.folder / f"{name}-run", ("loss",))
+    assert len(losses) == 2 and (losses > 0).all()
     load_teacher(name, path)
     assert run(evaluate.main, recipe, "--model", name, "--out", project.folder / "r.json") == 0
     assert f"| {name} | test | text to video |" in capsys.readouterr().out
@@ -62,13 +56,10 @@ def test_several_teachers_teach_together_stored_as_online(project, capsys):
         assert run(train_teacher.main, recipe, "--teacher", name) == 0, capsys.readouterr().err
     tempered = ("teachers.0.weight=2", "teachers.0.frame_temperature=0.1", "teaching.precision=float32")
     assert run(precompute.main, recipe, "--verify", *tempered) == 0, capsys.readouterr().err
-    logs = []
     for source in ("stored", "online"):
         output = project.folder / source
         assert run(distill.main, recipe, *tempered, f"teaching.source={source}", f"output={output}") == 0
-        lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-        logs.append([[line[key] for key in ("loss", "video_text", "frame_text")] for line in lines if "loss" in line])
-    assert torch.allclose(torch.tensor(logs[0]), torch.tensor(logs[1]), atol=2e-5)
+    assert_same_losses(*(logged_losses(project.folder / source) for source in ("stored", "online")), steps=4)
     alone = project.folder / "alone"
     assert run(distill.main, recipe, *tempered, "teaching.only=[ts2net]", f"output={alone}") == 0
     assert "teacher ts2net" in json.loads((alone / "settings.json").read_text())["content"]
@@ -80,27 +71,14 @@ def test_a_teacher_that_is_not_listed_cannot_teach_alone(project, capsys):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_two_launched_processes_train_a_teacher_as_one_does(project, name):
-    losses = []
-    for count in (1, 2):
-        folder = project.folder / f"of{count}"
+def test_two_processes_train_a_teacher_as_one_does(project, name):
+    folders = [project.folder / f"of{count}" for count in (1, 2)]
+    for count, folder in enumerate(folders, 1):
         recipe = project(f"{count}.yaml", teachers=teachers(folder, [name]), stores=str(project.folder / f"s{count}"))
-        launcher = ["--num_processes", str(count)]
-        launcher += ["--multi_gpu", "--main_process_port", "0"] if count > 1 else []
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(ROOT / "tools" / "train_teacher.py"), str(recipe)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = start(ROOT / "tools" / "train_teacher.py", recipe, processes=count).finish()
         assert done.returncode == 0, done.stderr[-2000:]
-        losses.append(logged_losses(folder / f"{name}-run"))
     # Not the weights: biases of attention keys have no gradient but rounding, which Adam makes a whole step of.
-    assert len(losses[0]) == 2
-    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-5, rtol=0)
+    assert_same_losses(*(logged_losses(folder / f"{name}-run", ("loss",)) for folder in folders), steps=2)
 
 
 def test_an_official_export_is_one_file_that_finds_the_same_videos(project, capsys):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import launch
 from other_teachers import Pixels
+from processes import launch
+from runs import assert_same_losses
+from runs import logged_losses as losses
 from tiny_models import FRAMES, tiny_clip
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute
@@ -27,10 +29,6 @@ def run(main, *arguments):
 def logged(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
-
-
-def losses(folder):
-    return np.array([[line[name] for name in ("loss", "video_text", "frame_text")] for line in logged(folder)])
 
 
 def read_csv(path):
@@ -90,10 +88,7 @@ def test_teachers_of_every_kind_give_the_same_losses_stored_and_online(project, 
         )
         assert run(distill.main, recipe) == 0
         assert "the frame-text term is taught by 3 of 5 teachers" in capsys.readouterr().err
-    stored, online = (losses(project.folder / source) for source in ("stored", "online"))
-    assert len(stored) == 4
-    # relative too: how float32 rounds in batches of another size depends on the processor
-    np.testing.assert_allclose(stored, online, rtol=1e-5, atol=1e-5)
+    assert_same_losses(*(losses(project.folder / source) for source in ("stored", "online")), steps=4)
     names = {path.name for path in (project.folder / "stores-online").iterdir()}
     assert {"frames", "frames-16-stretch", "relevance-file"} <= names and "relevance-xpool" not in names
     names = {path.name for path in (project.folder / "stores-stored").glob("relevance-*")}
@@ -117,7 +112,7 @@ def test_two_processes_store_and_train_with_every_kind_as_one_does(project, kind
     for label in kinds:
         one, two = (ArrayStore.open(project.folder / n / "stores" / f"relevance-{label}") for n in "12")
         assert np.array_equal(one.read("video_text", slice(None)), two.read("video_text", slice(None)))
-    np.testing.assert_allclose(*(losses(project.folder / n / "run") for n in "12"), atol=1e-5)
+    assert_same_losses(*(losses(project.folder / n / "run") for n in "12"), steps=4)
 
 
 def test_dry_run_takes_every_kind_along_and_writes_nothing(project, kinds, capsys):

@@ -1,7 +1,6 @@
 """The README's "Add a teacher": its very code, in a package of its own, through the real commands."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import start
 
 from teachclip.models.clip import load_clip
 from teachclip.models.mean_pooling import MeanPooling
@@ -32,9 +32,7 @@ def installed(tmp_path_factory):
 
 
 def tool(site, name, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, site))}
-    command = [sys.executable, ROOT / "tools" / f"{name}.py", *arguments]
-    return subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    return start(ROOT / "tools" / f"{name}.py", *arguments, paths=site).finish()
 
 
 def test_an_installed_package_teaches_under_its_own_name(project, installed):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import view_decoder
+from runs import assert_same_losses
+from runs import logged_losses as losses
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute, train_teacher
 from teachclip.data.video import workers
@@ -22,11 +24,6 @@ def augmentation(monkeypatch):
 
 def run(main, *arguments):
     return main([str(argument) for argument in arguments])
-
-
-def losses(folder, names=("loss", "video_text", "frame_text")):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return np.array([[line[name] for name in names] for line in lines if "loss" in line])
 
 
 def write(project, name, *, frames, stores=None, **sections):
@@ -58,8 +55,7 @@ def test_stored_teaching_of_several_views_is_online_teaching(project, encoders):
     one_view = write(project, "plain", stores="stores", frames={}, teaching=teaching, train=train, optimizer=slow)
     assert run(distill.main, one_view) == 0
     online, stored, plain = (losses(project.folder / name) for name in ("online", "stored", "plain"))
-    assert len(online) == 6
-    np.testing.assert_allclose(stored, online, atol=1e-5)
+    assert_same_losses(stored, online, steps=6)
     assert (np.abs(plain - stored).max(axis=0) > 1e-3).all()  # the views matter
     names = {path.name for path in (project.folder / "stores").iterdir()}
     assert {"frames", "frames-view1", "frames-view2", "relevance-xpool-views3", "relevance-xpool"} <= names
@@ -203,7 +199,7 @@ def test_a_teacher_trains_without_a_frame_store(project):
         teachers = [{"name": "xpool", "checkpoint": str(checkpoint), "training": training}]
         recipe = write(project, store, frames={"store": store, "temporal_augmentation": 2}, teachers=teachers)
         assert run(train_teacher.main, recipe) == 0
-    disk, none = (losses(project.folder / f"teacher-{name}" / "xpool-run", ["loss"]) for name in ("disk", "none"))
+    disk, none = (losses(project.folder / f"teacher-{name}" / "xpool-run", ("loss",)) for name in ("disk", "none"))
     assert len(disk) == 6 and np.array_equal(disk, none)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import start
 from safetensors.torch import load_file
 from tiny import tiny_batches, tiny_schedule, tiny_student
 from torch import Tensor
@@ -117,15 +116,6 @@ def test_the_best_weights_are_loaded_and_exported_exactly(tmp_path: Path) -> Non
     assert torch.equal(stored[key], best[f"student.{key}"])
 
 
-def start(folder: Path, processes: int) -> subprocess.Popen[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    arguments = [str(SCRIPT), str(folder), "5", "", "0", "float16"]
-    return subprocess.Popen([*launcher, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def weights(folder: Path) -> dict[str, Tensor]:
     newest = newest_checkpoint(folder / "checkpoints", "step")
     assert newest is not None
@@ -133,10 +123,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    runs = {count: start(tmp_path / str(count), count) for count in (1, 2)}
-    for process in runs.values():
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    for count in (1, 2):
+        done = start(SCRIPT, tmp_path / str(count), 5, "", 0, "float16", processes=count).finish()
+        assert done.returncode == 0, done.stderr
     logs = [[json.loads(line) for line in (tmp_path / str(n) / "log.jsonl").open()] for n in (1, 2)]
     losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
     assert len(losses[0]) == 5

@@ -4,13 +4,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 from safetensors.torch import load_file
 from tiny import tiny_batches, tiny_optimizer, tiny_schedule, tiny_student
 
@@ -49,25 +48,9 @@ def losses(folder):
     return {line["step"]: line for line in lines if "loss" in line}
 
 
-def run_script(folder, *arguments, processes=1):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-        launcher += ["--standalone"]
-    return subprocess.Popen(
-        [*launcher, str(SCRIPT), str(folder), *map(str, arguments)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def finish(process):
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    done = process.finish()
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_loss_falls_and_every_step_is_logged(tmp_path):
@@ -160,9 +143,9 @@ def test_random_draws_of_a_step_differ_between_steps_and_repeat_on_resume(tmp_pa
 
 
 def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):
-    finish(run_script(tmp_path / "whole", 8, "", 0.05))
+    finish(start(SCRIPT, tmp_path / "whole", 8, "", 0.05))
     for attempt in range(3):
-        process = run_script(tmp_path / "killed", 8, "", 0.3)
+        process = start(SCRIPT, tmp_path / "killed", 8, "", 0.3)
         deadline = time.time() + 60
         wanted = 1 + 2 * attempt + random.Random(attempt).random()
         while process.poll() is None and time.time() < deadline:
@@ -172,9 +155,8 @@ def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):
             time.sleep(0.01)
         time.sleep(random.Random(attempt).random() * 0.2)
         assert process.poll() is None, "it ended before it could be killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    finish(run_script(tmp_path / "killed", 8, "", 0))
+        process.kill()
+    finish(start(SCRIPT, tmp_path / "killed", 8, "", 0))
     ends = [
         load_file(newest_checkpoint(tmp_path / name / "checkpoints", "step") / "model.safetensors")
         for name in ("whole", "killed")
@@ -185,7 +167,7 @@ def test_killed_at_random_moments_training_ends_in_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("online", ["", "online"])
 def test_two_processes_give_the_losses_of_one(tmp_path, online):
-    runs = [run_script(tmp_path / "one", 5, online), run_script(tmp_path / "two", 5, online, processes=2)]
+    runs = [start(SCRIPT, tmp_path / name, 5, online, processes=n) for n, name in enumerate(("one", "two"), 1)]
     for run in runs:
         finish(run)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
