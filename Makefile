@@ -8,10 +8,10 @@ demo: setup
 	$(BIN)/teachclip demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
