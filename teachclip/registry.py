@@ -47,9 +47,9 @@ FRAME_TEXT_LOSSES: Mapping[str, str] = {
 def closest(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean X?` for the known name nearest to `name`, or an empty string."""
     known = list(names)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    found = found or sorted((other for other in known if other in name or name in other), key=len)[-1:]
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    matches = matches or sorted((other for other in known if other in name or name in other), key=len)[-1:]
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def resolve(kind: str, name: str, table: Mapping[str, str], *, group: str | None = None) -> Any:
@@ -60,9 +60,9 @@ def resolve(kind: str, name: str, table: Mapping[str, str], *, group: str | None
     """
     target = table.get(name)
     if target is None and group is not None:
-        found = {point.name: point.value for point in entry_points(group=group)}
-        target = found.get(name)
-        table = {**table, **found}
+        targets = {point.name: point.value for point in entry_points(group=group)}
+        target = targets.get(name)
+        table = {**table, **targets}
     if target is None and ":" in name:
         target = name
     if target is None:

@@ -110,8 +110,8 @@ def teacher_traits(teacher: Any) -> TeacherTraits:
 
 def teacher_factories(teacher: Any) -> TeacherFactories:
     """Return the ways to make a teacher of this class."""
-    found = {name: getattr(teacher, name, None) for name in TeacherFactories.__dataclass_fields__}
-    return TeacherFactories(**{name: method if callable(method) else None for name, method in found.items()})
+    methods = {name: getattr(teacher, name, None) for name in TeacherFactories.__dataclass_fields__}
+    return TeacherFactories(**{name: method if callable(method) else None for name, method in methods.items()})
 
 
 def gives_frame_relevance(teacher: Any) -> bool:
@@ -128,6 +128,12 @@ def training_logits(teacher: Any, texts: Tokens, videos: Tokens) -> Sequence[tup
     """Return the weighted logits (texts, videos) that a teacher is trained on: by default its score, weight 1."""
     logits = getattr(teacher, "training_logits", None)
     return [(1.0, teacher.score(texts, videos))] if logits is None else logits(texts, videos)
+
+
+def text_adapter_of(scorer: Any) -> nn.Module | None:
+    """Return what a scorer applies to a text once per query (`StudentModel.text_adapter`), or None."""
+    adapter: nn.Module | None = getattr(scorer, "text_adapter", None)
+    return adapter
 
 
 def select_tokens(tokens: Tokens, rows: Tensor | slice | Sequence[int]) -> Tokens:

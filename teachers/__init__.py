@@ -23,14 +23,14 @@ def teacher_class(name: str) -> Any:
 
     Raises RecipeError if the name is unknown, or if what it names has neither `from_state_dict` nor `from_source`.
     """
-    found = resolve("teacher", name, TEACHERS, group=TEACHER_GROUP)
-    factories = teacher_factories(found)
+    teacher = resolve("teacher", name, TEACHERS, group=TEACHER_GROUP)
+    factories = teacher_factories(teacher)
     if factories.from_state_dict is None and factories.from_source is None:
         raise RecipeError(
-            f"teacher {name!r}: {found!r} has neither from_state_dict(state, **options) nor "
+            f"teacher {name!r}: {teacher!r} has neither from_state_dict(state, **options) nor "
             "from_source(checkpoint, **options)"
         )
-    return found
+    return teacher
 
 
 def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any], **options: Any) -> Teacher:
@@ -41,13 +41,13 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     is a hub id or a folder. Raises RecipeError for an unknown teacher or option, CheckpointError for a checkpoint
     that does not fit.
     """
-    found = teacher_class(name)
+    cls = teacher_class(name)
     teacher: nn.Module
-    if teacher_factories(found).from_source is not None:
-        _check_options(name, found.from_source, options)
+    if teacher_factories(cls).from_source is not None:
+        _check_options(name, cls.from_source, options)
         if isinstance(checkpoint, Mapping):
             raise CheckpointError(f"teacher {name!r}: got a mapping, expected a hub id or a folder")
-        teacher = found.from_source(checkpoint, **options)
+        teacher = cls.from_source(checkpoint, **options)
         return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
     if isinstance(checkpoint, Mapping):
         content, source = checkpoint, f"{name} checkpoint"
@@ -57,13 +57,13 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     stored = content.get("options", {}) if "state_dict" in content else {}
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{source}: options is a {type(stored).__name__}, expected a mapping")
-    _check_options(name, found.from_state_dict, options)
+    _check_options(name, cls.from_state_dict, options)
     check_finite(state, source=source)
-    allowed = _allowed(found.from_state_dict)
+    allowed = _allowed(cls.from_state_dict)
     known = {key: value for key, value in stored.items() if key in allowed}
     # First with what is known: the file of another teacher is then called by its name.
-    teacher = found.from_state_dict(state, source=source, **{**known, **options})
-    _check_options(name, found.from_state_dict, stored, where=f"{source}: ")
+    teacher = cls.from_state_dict(state, source=source, **{**known, **options})
+    _check_options(name, cls.from_state_dict, stored, where=f"{source}: ")
     return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
 
 

@@ -124,26 +124,28 @@ class CLIP2Video(nn.Module):
         `temporal_heads` (None: width // 64) are not told by the weights. `clip_config`: of a CLIP that is not as
         OpenAI's. Raises CheckpointError, with `source` in front, if names or shapes do not fit.
         """
-        own = {key: tensor for key, tensor in state.items() if not key.startswith("clip.")}
-        if not any(key.startswith(_MARKS) for key in own):
+        head_state = {key: tensor for key, tensor in state.items() if not key.startswith("clip.")}
+        if not any(key.startswith(_MARKS) for key in head_state):
             raise another_model(state, "a CLIP2Video", source=source)
         clip = clip_of_teacher(state, clip_config, source=source)
-        layers = {name: max(1, count_layers(own, prefix)) for name, prefix in _STACKS.items()}
+        layers = {name: max(1, count_layers(head_state, prefix)) for name, prefix in _STACKS.items()}
         model = cls(
             clip,
-            centers=_rows(own, "weight_center", "emb_center", default=5),
-            positions=_rows(own, "frame_position_embeddings.weight", default=77),
+            centers=_rows(head_state, "weight_center", "emb_center", default=5),
+            positions=_rows(head_state, "frame_position_embeddings.weight", default=77),
             layers=layers["temporal"],
             action_layers=layers["action"],
-            difference_layers=0 if "frame2t_projection" in own else layers["differences.frame2t_attention"],
+            difference_layers=0 if "frame2t_projection" in head_state else layers["differences.frame2t_attention"],
             temporal_heads=temporal_heads,
             center_weight=center_weight,
             mask_padding=mask_padding,
         )
-        check_state(own, model._official_without_clip(), source=source)
-        loaded = {key if key.endswith("_center") else f"differences.{key}": tensor for key, tensor in own.items()}
+        check_state(head_state, model._official_without_clip(), source=source)
+        loaded = {
+            key if key.endswith("_center") else f"differences.{key}": tensor for key, tensor in head_state.items()
+        }
         for name, prefix in _STACKS.items():
-            loaded |= {f"{name}.{key}": tensor for key, tensor in rename_blocks(own, prefix=prefix).items()}
+            loaded |= {f"{name}.{key}": tensor for key, tensor in rename_blocks(head_state, prefix=prefix).items()}
         model.load_state_dict(to_float32(loaded), strict=False)
         return model
 

@@ -46,14 +46,14 @@ def read_scores(path: Path, rows: Axis, columns: Axis, *, scratch: Path | None =
         if path.suffix == ".npy":
             return _Whole(path, rows, columns)
         chunks = csv_chunks if path.suffix == ".csv" else parquet_chunks
-        found = _Scattered(path, (len(rows.ids), len(columns.ids)), scratch)
+        scattered = _Scattered(path, (len(rows.ids), len(columns.ids)), scratch)
         for chunk in chunks(path, rows, columns):
-            found.add(chunk, rows, columns)
+            scattered.add(chunk, rows, columns)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not found.pairs:
+    if not scattered.pairs:
         raise DataError(f"{path} has a header but no rows")
-    return found
+    return scattered
 
 
 def ids_beside(path: Path, axis: Axis) -> Path | None:

@@ -83,15 +83,15 @@ class Scores(nn.Module):
 
     def files(self) -> dict[str, Path]:
         """Return all files that are read, by what they are."""
-        found = {"scores": self.path}
+        named = {"scores": self.path}
         if self.frames_path is not None:
-            found["frames"] = self.frames_path
-        for name, path in list(found.items()):
+            named["frames"] = self.frames_path
+        for name, path in list(named.items()):
             for side in ("captions", "videos"):
                 beside = ids_beside(path, Axis("", (), beside=side))
                 if beside is not None and (name, side) != ("frames", "videos"):
-                    found[f"{name}.{side}"] = beside
-        return found
+                    named[f"{name}.{side}"] = beside
+        return named
 
     def relevance_of(
         self, split: Any, *, frames: int, others: Sequence[Any] = (), scratch: Path | None = None
@@ -140,10 +140,10 @@ class GivenRelevance:
         """Return `video_text` (rows, videos) and, if there is any, `frame_text` (rows, frames), float32."""
         block = self.scores.rows(rows)
         floor = self.floor[rows][:, None] - np.float32(self.teacher.margin)
-        found = {"video_text": np.where(np.isnan(block), floor, block) * np.float32(self.teacher.scale)}
+        relevance = {"video_text": np.where(np.isnan(block), floor, block) * np.float32(self.teacher.scale)}
         if self.frames is not None:
-            found["frame_text"] = self._frame_rows(rows)
-        return found
+            relevance["frame_text"] = self._frame_rows(rows)
+        return relevance
 
     def _look(self, caption_videos: np.ndarray) -> None:
         """Find every caption's lowest score, and refuse what cannot teach."""

@@ -80,10 +80,10 @@ class SequentialTeacher(nn.Module):
 
     def load_own(self, state: Mapping[str, Tensor], *, source: str) -> None:
         """Load all but CLIP from official names. Raises CheckpointError unless names and shapes are the model's."""
-        own = {key: tensor for key, tensor in state.items() if not key.startswith(CLIP)}
-        check_state(own, self._own(), source=source)
-        renamed = {f"temporal.{key}": tensor for key, tensor in rename_blocks(own, prefix=BLOCKS).items()}
-        renamed |= {key: tensor for key, tensor in own.items() if not key.startswith(BLOCKS)}
+        head_state = {key: tensor for key, tensor in state.items() if not key.startswith(CLIP)}
+        check_state(head_state, self._own(), source=source)
+        renamed = {f"temporal.{key}": tensor for key, tensor in rename_blocks(head_state, prefix=BLOCKS).items()}
+        renamed |= {key: tensor for key, tensor in head_state.items() if not key.startswith(BLOCKS)}
         self.load_state_dict(to_float32(renamed), strict=False)
 
     def _own(self) -> dict[str, Tensor]:

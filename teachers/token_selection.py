@@ -66,9 +66,9 @@ class PerturbedTopK(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of the scores."""
         (chosen,) = ctx.saved_tensors
-        shares = gradients[0].gather(2, chosen).sum(dim=1)
-        found = torch.einsum("fs,fsp->fp", shares, ctx.draw()) / (chosen.shape[-1] * ctx.sigma)
-        return found, None, None, None
+        weights = gradients[0].gather(2, chosen).sum(dim=1)
+        gradient = torch.einsum("fs,fsp->fp", weights, ctx.draw()) / (chosen.shape[-1] * ctx.sigma)
+        return gradient, None, None, None
 
 
 class ScorePredictor(nn.Module):

@@ -171,17 +171,17 @@ class XCLIP(SequentialTeacher):
         model's.
         """
         features = frame_features(self.clip, pixel_values)
-        given = features.shape[1]
-        if given > self.frames:
-            raise DataError(f"videos have {given} frames, this X-CLIP takes at most {self.frames}")
+        frames = features.shape[1]
+        if frames > self.frames:
+            raise DataError(f"videos have {frames} frames, this X-CLIP takes at most {self.frames}")
         mask = complete_mask(frame_mask, features)
-        if given < self.frames:  # every frame of zeros has the same features
+        if frames < self.frames:  # every frame of zeros has the same features
             blank = frame_features(self.clip, pixel_values.new_zeros(1, 1, *pixel_values.shape[2:]))
-            features = torch.cat([features, blank.expand(len(features), self.frames - given, -1)], dim=1)
-        valid = usable_mask(F.pad(mask, (0, self.frames - given)))
+            features = torch.cat([features, blank.expand(len(features), self.frames - frames, -1)], dim=1)
+        valid = usable_mask(F.pad(mask, (0, self.frames - frames)))
         hidden = self.over_time(features, torch.arange(self.frames, device=features.device), valid)
-        shares = valid / valid.sum(dim=1, keepdim=True)
-        video = (unit(hidden) * shares.unsqueeze(-1)).sum(dim=1)
+        weights = valid / valid.sum(dim=1, keepdim=True)
+        video = (unit(hidden) * weights.unsqueeze(-1)).sum(dim=1)
         return {"video": unit(video), "frames": unit(features), "mask": mask}
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:

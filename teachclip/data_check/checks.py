@@ -79,9 +79,9 @@ def segment_extent(facts: VideoFacts, start: float | None, end: float | None) ->
 
     None: from the beginning, to the end of the file.
     """
-    part = find_span(facts.timeline, start, end)
-    stop = min(part.stop, len(facts.timeline.times))
-    return min(part.finish, facts.timeline.duration) - part.begin, stop - part.first
+    span = find_span(facts.timeline, start, end)
+    stop = min(span.stop, len(facts.timeline.times))
+    return min(span.finish, facts.timeline.duration) - span.begin, stop - span.first
 
 
 def file_suspicions(facts: VideoFacts, seconds: float, frames: int, *, sampled: int) -> list[Suspicion]:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teachclip.data.annotations.records import Split
 from teachclip.evaluation.retrieval import evaluate_retrieval
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, Tokens, select_tokens, tokens_to
+from teachclip.scorer import Scorer, Tokens, select_tokens, text_adapter_of, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_split
 
 COST_RUNS = 20
@@ -86,7 +86,7 @@ def search_cost(scorer: Scorer, texts: Tokens, videos: Tokens, *, candidates: in
     size = sum(tensor.nbytes for tensor in corpus.values()) / candidates
     flops, ms = _measure(lambda: scorer.score(query, corpus))
     costs = {"bytes_per_video": size, "flops_per_query": flops, "ms_per_query": ms, "candidates": candidates}
-    adapter = getattr(scorer, "text_adapter", None)
+    adapter = text_adapter_of(scorer)
     if adapter is not None:
         feature = query["embeds"]
         costs["text_adapter_flops"], costs["text_adapter_ms"] = _measure(lambda: adapter(feature))

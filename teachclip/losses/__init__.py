@@ -17,8 +17,8 @@ float32 tensor, sends no gradient to the teacher, and needs no synchronisation w
 from __future__ import annotations
 
 from teachclip.losses.contrastive import contrastive_loss
+from teachclip.losses.correlation import CONSTANT, correlation_distance
 from teachclip.losses.frame_text import frame_text_loss
-from teachclip.losses.parts import CONSTANT, correlation_distance
 from teachclip.losses.video_text import frame_set_loss, video_text_loss
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.losses.parts import check_mask, check_matrix
+from teachclip.losses.checks import check_mask, check_matrix
 
 
 def contrastive_loss(logits_per_text: Tensor, positives: Tensor | None = None) -> Tensor:

@@ -13,14 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.losses.parts import (
-    check_mask,
-    check_matrix,
-    check_shape,
-    check_temperature,
-    correlation_distance,
-    pick,
-)
+from teachclip.losses.checks import check_mask, check_matrix, check_shape, check_temperature, pick
+from teachclip.losses.correlation import correlation_distance
 from teachclip.registry import FRAME_TEXT_LOSSES
 
 

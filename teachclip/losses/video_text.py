@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.losses.parts import check_matrix, check_shape, check_temperature, correlation_distance, pick
+from teachclip.losses.checks import check_matrix, check_shape, check_temperature, pick
+from teachclip.losses.correlation import correlation_distance
 from teachclip.registry import VIDEO_TEXT_LOSSES
 
 

@@ -16,7 +16,7 @@ from teachclip.data.batches import BatchSampler
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.splits import Blocks
-from teachclip.losses.parts import pick
+from teachclip.losses.checks import pick
 from teachclip.models.backbone import load_backbone
 from teachclip.models.families import image_size, takes_any_size
 from teachclip.models.processing import StudentProcessor
@@ -25,10 +25,10 @@ from teachclip.processes import Processes
 from teachclip.recipe.schema import Optimizer, Recipe, Student, Train
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES
-from teachclip.training.frame_sets import check_shares
+from teachclip.training.frame_sets import check_divisible
 from teachclip.training.loop import Schedule
-from teachclip.training.loss_terms import DistillationTerms, Term
 from teachclip.training.optim import SCHEDULES, build_optimizer, parameter_groups
+from teachclip.training.task import DistillationTerms, Term
 
 
 def build_catalog(recipe: Recipe) -> Catalog:
@@ -100,7 +100,7 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     sampler = BatchSampler(len(catalog.train.captions), train.batch_size, recipe.seed)
     sampler.local(0, processes.index, processes.count)
     if recipe.losses.uses_frame_sets:
-        check_shares(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
+        check_divisible(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
 
 
 def check_losses(recipe: Recipe) -> None:
@@ -178,10 +178,10 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
-        own = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
-        if own["training"] is not None and own["training"]["optimizer"]["adapter_lr"] is None:
-            del own["training"]["optimizer"]["adapter_lr"]
-        return {**shared, "clip": recipe.student.backbone, "teacher": own}
+        identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        if identity["training"] is not None and identity["training"]["optimizer"]["adapter_lr"] is None:
+            del identity["training"]["optimizer"]["adapter_lr"]
+        return {**shared, "clip": recipe.student.backbone, "teacher": identity}
     return values
 
 

@@ -29,8 +29,7 @@ from teachclip.scoring.inputs import PixelInputs, to_device, tokenize
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
-from teachclip.training.frame_set_scorer import FrameSetScorer
-from teachclip.training.frame_sets import FrameSetSampler
+from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
 from teachclip.training.task import OnlineTeacher
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from torch import nn
 from transformers import CLIPModel
@@ -11,7 +10,9 @@ from transformers import CLIPModel
 from teachclip.errors import RecipeError
 from teachclip.models.backbone import SCALE_PARAMETERS
 from teachclip.models.half_clip import use_float16_weights
+from teachclip.models.student import StudentModel
 from teachclip.recipe.schema import Teacher
+from teachclip.scorer import teacher_traits
 from teachclip.training.optim import encoder_prefix, freeze_clip_inputs
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,16 @@ def check_clip(clip: nn.Module, backbone: nn.Module, section: Teacher) -> None:
             )
 
 
+def encoders_of(model: nn.Module) -> nn.Module | None:
+    """Return the dual encoder inside a model: a student's backbone, a teacher's CLIP."""
+    return model.backbone if isinstance(model, StudentModel) else teacher_traits(model).clip
+
+
 def freeze(model: nn.Module, *, encoders: str) -> None:
     """Freeze what does not train: both encoders, or as published only their inputs. The logit scale always trains."""
     if encoders == "finetuned":
         names = freeze_clip_inputs(model)
-        if not isinstance(getattr(model, "backbone", None) or model.clip, CLIPModel):
+        if not isinstance(encoders_of(model), CLIPModel):
             log.info("frozen, as the published runs freeze CLIP's inputs: %s", ", ".join(names))
         return
     prefix = encoder_prefix(model)
@@ -40,14 +46,14 @@ def freeze(model: nn.Module, *, encoders: str) -> None:
             parameter.requires_grad_(False)
 
 
-def set_clip_weights(model: Any, clip_weights: str) -> None:
+def set_clip_weights(model: nn.Module, clip_weights: str) -> None:
     """Give the CLIP of a student or teacher the weights of `train.clip_weights`: `float32` or `float16`.
 
     Raises RecipeError if float16 is asked for and the encoders are not a CLIP's.
     """
     if clip_weights == "float32":
         return
-    encoders = model.backbone if hasattr(model, "backbone") else model.clip
+    encoders = encoders_of(model)
     if not isinstance(encoders, CLIPModel):
         raise RecipeError(
             f"train.clip_weights=float16 is for CLIP's encoders, these are of a {type(encoders).__name__}"

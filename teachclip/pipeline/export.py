@@ -142,11 +142,11 @@ def _check_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give a folder")
-    found = {path.name for path in folder.iterdir()}
-    if found and found - OWN_FILES:
-        other = ", ".join(sorted(found - OWN_FILES)[:3])
+    names = {path.name for path in folder.iterdir()}
+    if names and names - OWN_FILES:
+        other = ", ".join(sorted(names - OWN_FILES)[:3])
         raise CheckpointError(f"{folder} holds {other}, which is no export of ours; choose another folder")
-    if found and SENTENCE_TRANSFORMERS.keys() - found:
+    if names and SENTENCE_TRANSFORMERS.keys() - names:
         raise CheckpointError(f"{folder} holds another model; choose another folder")
 
 
@@ -196,16 +196,16 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
     factor = results.get("temperature_scaling", {}).get("factor", 1)
-    found = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
-    found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
-    found += ["rescaled input of frame attention"] if student.attention_rescale else []
-    found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
-    found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
-    found += ["frame-set distillation"] if losses.uses_frame_sets else []
+    options = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
+    options += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
+    options += ["rescaled input of frame attention"] if student.attention_rescale else []
+    options += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
+    options += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
+    options += ["frame-set distillation"] if losses.uses_frame_sets else []
     if recipe.teachers:
-        found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
-        found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
-    return "".join(f"; {text}" for text in found)
+        options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
+        options += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
+    return "".join(f"; {text}" for text in options)
 
 
 _BODY = """

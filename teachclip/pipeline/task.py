@@ -19,8 +19,7 @@ from teachclip.recipe.schema import Recipe
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
 from teachclip.scoring.inputs import Inputs, PixelInputs
 from teachclip.training.batches import StoredRelevance
-from teachclip.training.frame_set_scorer import FrameSetScorer
-from teachclip.training.frame_sets import FrameSetSampler
+from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
 from teachclip.training.task import DistillationTask, OnlineTeacher
 
 

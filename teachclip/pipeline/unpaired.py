@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts, find_videos
 from teachclip.data.annotations.records import Caption, Split, Video
@@ -17,8 +15,8 @@ from teachclip.errors import DataError, RecipeError
 from teachclip.pipeline.frames import build_frames, hashes_file
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
-from teachclip.scoring.inputs import Inputs
-from teachclip.scoring.joined_inputs import JoinedInputs
+from teachclip.scorer import teacher_traits
+from teachclip.scoring.inputs import Inputs, JoinedInputs
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
 
@@ -48,15 +46,16 @@ class Unpaired:
 
         `model` reads them: its `clip` if the inputs are stored features (`encoders` frozen), itself otherwise.
         """
-        own: Inputs
+        unpaired: Inputs
         if encoders == "frozen":
-            clip: nn.Module = getattr(model, "clip", model)
-            own = self.work.feature_inputs(self.split, clip)
+            clip = teacher_traits(model).clip or model
+            unpaired = self.work.feature_inputs(self.split, clip)
         else:
-            own = self.work.inputs_for(model, self.split)
-        views = [own] * (inputs.video_count // self.training_videos)  # as often as a training video, with its views
+            unpaired = self.work.inputs_for(model, self.split)
+        repeats = inputs.video_count // self.training_videos  # as often as a training video with its views
+        views = [unpaired] * repeats
         return JoinedInputs(
-            [inputs, own] if self.has_captions else [inputs], [inputs, *views] if self.has_videos else [inputs]
+            [inputs, unpaired] if self.has_captions else [inputs], [inputs, *views] if self.has_videos else [inputs]
         )
 
 
@@ -79,13 +78,13 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
         def decode(transform: Any, name: str) -> Any:
             return build_frames(recipe, work.processes, every, (), transform, f"{name}-{suffix}")
 
-        found = decode(work.processor.transform, "frames")
-        for video_id, reason in sorted(found.failures.items()):
+        decoded = decode(work.processor.transform, "frames")
+        for video_id, reason in sorted(decoded.failures.items()):
             log(f"excluded {video_id}: {reason}")
-        videos = [video for video in videos if video.id not in found.failures]
+        videos = [video for video in videos if video.id not in decoded.failures]
         if not videos:
             raise DataError(f"{term.videos}: no video can be read")
-        work = replace(work, recipe=recipe, frames=found, decode=decode, _tokenized={}, _other_frames={})
+        work = replace(work, recipe=recipe, frames=decoded, decode=decode, _tokenized={}, _other_frames={})
     texts = [train.captions[0].text]
     if term.captions is not None:
         texts = _other_captions(work, term.captions)

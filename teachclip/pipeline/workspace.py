@@ -134,10 +134,10 @@ class Workspace:
 
     def _tokenize(self, split: Split) -> Tokenized:
         if split.name not in self._tokenized:
-            found = tokenize(split, self.preprocessing, vocab_size=vocabulary_size(self.backbone.config))
-            if found.unknown_count:
-                log(f"{split.name}: {found.unknown_count} captions hold words that are not in the vocabulary")
-            self._tokenized[split.name] = found
+            tokenized = tokenize(split, self.preprocessing, vocab_size=vocabulary_size(self.backbone.config))
+            if tokenized.unknown_count:
+                log(f"{split.name}: {tokenized.unknown_count} captions hold words that are not in the vocabulary")
+            self._tokenized[split.name] = tokenized
         return self._tokenized[split.name]
 
     def _frames_for(self, transform: FrameTransform) -> Frames:
@@ -243,7 +243,7 @@ def build_workspace(
 
 def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
     """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
-    found = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
-    for line in describe_overlaps(found):
+    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
+    for line in describe_overlaps(shared):
         log(f"warning: {line}")
-    return found
+    return shared

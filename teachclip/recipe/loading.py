@@ -208,11 +208,11 @@ def _expand(value: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: contains a NUL character")
 
     def replace(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1]) or match[2]
-        if found is None:
+        value = os.environ.get(match[1]) or match[2]
+        if value is None:
             problems.append(f"{where}: environment variable {match[1]} is not set; set it or give {where}=...")
             return match[0]
-        return found
+        return value
 
     text = _VARIABLE.sub(replace, value)
     return os.path.expanduser(text) if text.startswith("~/") else text

@@ -35,15 +35,15 @@ def relevance_rows(
     for start in range(0, videos.rows, video_block):
         block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
         blocks.append(teacher.score(text_tokens, block).float().cpu())
-    found = {"video_text": torch.cat(blocks, dim=1).numpy()}
+    relevance = {"video_text": torch.cat(blocks, dim=1).numpy()}
     if gives_frame_relevance(teacher):
-        found["frame_text"] = _frame_text(
+        relevance["frame_text"] = _frame_text(
             teacher,
             text_tokens,
             lambda view: read_tokens(videos, view * (videos.rows // views) + caption_videos[rows], device),
             views,
         )
-    return found
+    return relevance
 
 
 def _frame_text(teacher: Teacher, texts: Tokens, own_videos: Callable[[int], Tokens], views: int) -> np.ndarray:

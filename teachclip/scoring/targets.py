@@ -58,9 +58,9 @@ def teacher_confidence(
     columns = _video_rows(caption_videos)
     confidence = np.empty(len(columns), dtype=np.float32)
     for rows, values in _blocks(read_rows, len(columns), block, "logits"):
-        own = columns[rows]
-        if own.size and own.max() >= values.shape[1]:
-            raise ValueError(f"caption_videos names video {own.max()}, but logits have {values.shape[1]} videos")
+        matching = columns[rows]
+        if matching.size and matching.max() >= values.shape[1]:
+            raise ValueError(f"caption_videos names video {matching.max()}, but logits have {values.shape[1]} videos")
         logits = values.astype(np.float32)  # a copy, changed in place from here on
         logits /= np.float32(temperature)
         finite = np.isfinite(logits).all(axis=1)
@@ -68,7 +68,7 @@ def teacher_confidence(
             raise ValueError(f"logits of caption {rows.start + int(np.argmin(finite))} are not finite")
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
-        confidence[rows] = logits[np.arange(len(own)), own] / logits.sum(axis=1)
+        confidence[rows] = logits[np.arange(len(matching)), matching] / logits.sum(axis=1)
     return confidence
 
 

@@ -173,8 +173,8 @@ def store_relevance(
         path, provenance=provenance, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
     )
     for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
-        found = compute(np.asarray(store.shard_rows(shard)))
-        store.write_shard(shard, {name: array.astype(precision) for name, array in found.items()})
+        tokens = compute(np.asarray(store.shard_rows(shard)))
+        store.write_shard(shard, {name: array.astype(precision) for name, array in tokens.items()})
     processes.wait()
     return ArrayStore.open(path, provenance=provenance)
 
@@ -185,11 +185,11 @@ def complete_store(path: Path, provenance: Mapping[str, Any], processes: Process
     All processes get the same answer: each looks before any of them goes on to write. Raises StoreError if the store
     was made under other provenance.
     """
-    found = None
+    opened = None
     if (path / "manifest.json").exists():
         store = ArrayStore.open(path, provenance=provenance, complete=False)
-        found = store if store.complete else None
-    return found if all(processes.gather(found is not None)) else None
+        opened = store if store.complete else None
+    return opened if all(processes.gather(opened is not None)) else None
 
 
 def _bar(shards: list[int], label: str, processes: Processes) -> Any:

@@ -107,5 +107,5 @@ def oracle_recall_at_1(events: Sequence[Sequence[Event]], phrases: Sequence[Phra
     `events[i]` and `phrases[i]` belong together. The result is below 100 because a short caption can be true of
     several videos, among which the model can only guess.
     """
-    shares = [1 / sum(satisfies(video, phrase) for video in events) for phrase in phrases]
-    return 100 * float(np.mean(shares))
+    chances = [1 / sum(satisfies(video, phrase) for video in events) for phrase in phrases]
+    return 100 * float(np.mean(chances))

@@ -311,17 +311,17 @@ def _make_clip(
     folder: Path, settings: pretraining.PretrainingSettings, source: str | Path | None, progress: bool
 ) -> None:
     """Pre-train or copy the tiny CLIP; the folder appears when it is complete."""
-    part = folder.with_name("clip.part")
-    shutil.rmtree(part, ignore_errors=True)
+    temporary = folder.with_name("clip.part")
+    shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     if source is not None:
-        shutil.copytree(Path(source) / "clip", part)
+        shutil.copytree(Path(source) / "clip", temporary)
     else:
-        part.mkdir()
-        results = pretraining.pretrain_clip(part, settings, progress=progress)
+        temporary.mkdir()
+        results = pretraining.pretrain_clip(temporary, settings, progress=progress)
         record = {"settings": asdict(settings), "results": results}
-        (part / CLIP_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(part, folder)
+        (temporary / CLIP_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(temporary, folder)
 
 
 def _write_partial_manifest(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -120,12 +120,12 @@ def render_shots(shots: Sequence[Shot], rng: np.random.Generator, *, border: boo
     frames = np.empty((sum(shot.length for shot in shots), FRAME_SIZE, FRAME_SIZE, 3), np.float32)
     start = 0
     for shot in shots:
-        part = frames[start : start + shot.length]
-        part[:] = draw_backdrop(shot.scene, rng)
+        shot_frames = frames[start : start + shot.length]
+        shot_frames[:] = draw_backdrop(shot.scene, rng)
         if shot.event is not None:
-            draw_event(part, shot.event, np.array(shot.columns), rng)
+            draw_event(shot_frames, shot.event, np.array(shot.columns), rng)
         if shot.kind == "distractor" and border:
-            part[:, _BORDER_MASK] = _BORDER_PIXELS[_BORDER_MASK]
+            shot_frames[:, _BORDER_MASK] = _BORDER_PIXELS[_BORDER_MASK]
         start += shot.length
     return _finish(frames, rng)
 
@@ -150,8 +150,8 @@ def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, option
 
     The file appears under its name when complete. `options` are libx264's.
     """
-    part = path.with_name(f"{path.name}.part")
-    with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    temporary = path.with_name(f"{path.name}.part")
+    with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=rate, options=options)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
@@ -161,7 +161,7 @@ def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, option
             image.pts = time
             container.mux(video.encode(image))
         container.mux(video.encode())
-    os.replace(part, path)
+    os.replace(temporary, path)
 
 
 def write_video(path: Path, seed: int, index: int, preset: Preset = DEFAULT) -> None:

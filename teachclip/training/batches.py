@@ -56,14 +56,14 @@ class StoredRelevance:
         columns, videos = split.caption_videos, len(split.videos)
         relevance = np.asarray(store.read("frame_text", slice(None)), dtype=np.float32)
         tempered = tempered_relevance(torch.from_numpy(relevance), frame_temperature).numpy()
-        found = []
-        for view, own in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
+        frame_targets = []
+        for view, of_view in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
             among = slice(view * videos, (view + 1) * videos)  # each view among the videos' same view
             logits = functools.partial(_columns_of, store, among)
-            found.append(
-                video_frame_targets(own, teacher_confidence(logits, columns), columns, saturation=saturation)
+            frame_targets.append(
+                video_frame_targets(of_view, teacher_confidence(logits, columns), columns, saturation=saturation)
             )
-        return cls(store, np.concatenate(found), frame_temperature)
+        return cls(store, np.concatenate(frame_targets), frame_temperature)
 
     @property
     def has_frames(self) -> bool:
@@ -125,8 +125,8 @@ class TrainingBatches(Dataset[Batch]):
         local = self.sampler.local(step, *self.share).copy()
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            found = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
-            batch.update({prefix + name: tensor for name, tensor in found.items()})
+            read = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
+            batch.update({prefix + name: tensor for name, tensor in read.items()})
         batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
         columns = self._columns(step, rows)

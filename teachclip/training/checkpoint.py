@@ -49,8 +49,8 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensors], sta
 
 def newest_checkpoint(folder: Path, kind: str) -> Path | None:
     """Return the newest whole checkpoint `kind-<step>` of a folder, or None."""
-    found = sorted(path for path in folder.glob(f"{kind}-[0-9]*") if (path / "state.json").is_file())
-    return found[-1] if found else None
+    complete = sorted(path for path in folder.glob(f"{kind}-[0-9]*") if (path / "state.json").is_file())
+    return complete[-1] if complete else None
 
 
 def checkpoint_name(kind: str, step: int) -> str:
@@ -60,8 +60,8 @@ def checkpoint_name(kind: str, step: int) -> str:
 
 def keep_newest(folder: Path, kind: str, *, count: int) -> None:
     """Delete all but the newest `count` checkpoints of a kind. Call it after a new one is whole."""
-    found = sorted(path for path in folder.glob(f"{kind}-[0-9]*"))
-    for path in found[: max(0, len(found) - count)]:
+    folders = sorted(path for path in folder.glob(f"{kind}-[0-9]*"))
+    for path in folders[: max(0, len(folders) - count)]:
         shutil.rmtree(path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.models.backbone import input_parameters
+from teachclip.models.student import StudentModel
 from teachclip.registry import closest
 from teachclip.training.bert_adam import BertAdam
 
@@ -91,10 +92,10 @@ def parameter_groups(
     members: dict[str, list[nn.Parameter]] = {name: [] for name in order}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "clip" if name.startswith(clip_prefix) else "new"
-            part = "attention" if name.startswith(attention_prefix) else part
-            part = "adapters" if name.startswith("heads.") else part
-            members[part + ("_no_decay" if name.endswith("bias") else "")].append(parameter)
+            group = "clip" if name.startswith(clip_prefix) else "new"
+            group = "attention" if name.startswith(attention_prefix) else group
+            group = "adapters" if name.startswith("heads.") else group
+            members[group + ("_no_decay" if name.endswith("bias") else "")].append(parameter)
     groups = [
         {
             "name": name,
@@ -113,7 +114,7 @@ def parameter_groups(
 
 def encoder_prefix(model: nn.Module) -> str:
     """Return what the names of a model's encoders begin with: `backbone.` in students, `clip.` in teachers."""
-    return "backbone." if hasattr(model, "backbone") else "clip."
+    return "backbone." if isinstance(model, StudentModel) else "clip."
 
 
 def freeze_clip_inputs(model: nn.Module, *, clip_prefix: str | None = None) -> list[str]:
@@ -125,9 +126,10 @@ def freeze_clip_inputs(model: nn.Module, *, clip_prefix: str | None = None) -> l
     """
     clip_prefix = encoder_prefix(model) if clip_prefix is None else clip_prefix
     parameters = dict(model.named_parameters())
-    backbone: Any = getattr(model, "backbone", None)
-    is_other = backbone is not None and backbone.config.model_type != "clip"
-    names = [clip_prefix + name for name in (input_parameters(backbone) if is_other else FROZEN_CLIP_INPUTS)]
+    inputs: Sequence[str] = FROZEN_CLIP_INPUTS
+    if isinstance(model, StudentModel) and model.backbone.config.model_type != "clip":
+        inputs = input_parameters(model.backbone)
+    names = [clip_prefix + name for name in inputs]
     missing = [name for name in names if name not in parameters]
     if missing:
         raise ValueError(

@@ -21,8 +21,7 @@ from teachclip.scorer import Teacher, gives_frame_relevance, training_logits
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
-from teachclip.training.frame_set_scorer import FrameSetScorer
-from teachclip.training.loss_terms import DistillationTerms
+from teachclip.training.frame_sets import FrameSetScorer
 
 
 class Task(nn.Module, ABC):
@@ -31,6 +30,35 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def clamp_scale(self) -> None:
         """Keep the factor between cosines and logits within its bounds; called after each step."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the total loss."""
+
+    weight: float
+    kind: str = ""
+    temperature: float = 1.0
+    end_weight: float | None = None
+
+    def weight_at(self, batch: Batch) -> float | Tensor:
+        """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
+        if self.end_weight is None:
+            return self.weight
+        return self.weight + (self.end_weight - self.weight) * batch["progress"]
+
+
+@dataclass(frozen=True)
+class DistillationTerms:
+    """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
+
+    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`.
+    """
+
+    contrastive: Term = Term(0.2)
+    video_text: Term = Term(1.0, "pearson")
+    frame_text: Term = Term(2.0, "cross_entropy")
+    frame_sets: Term = Term(0.0)
 
 
 @dataclass(frozen=True)
@@ -113,47 +141,51 @@ class DistillationTask(Task):
         if relevances or frame_sets is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
-            shares = confidence_weights(relevances, same_video) if self.by_confidence else None
-            losses["video_text"] = self._video_text(logits, relevances, shares)
+            confidence = confidence_weights(relevances, same_video) if self.by_confidence else None
+            losses["video_text"] = self._video_text(logits, relevances, confidence)
             total = total + self.terms.video_text.weight_at(batch) * losses["video_text"]
             if any(item.frame_text is not None for item in relevances):
-                losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, shares)
+                losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, confidence)
                 total = total + self.terms.frame_text.weight_at(batch) * losses["frame_text"]
         if frame_sets is not None:
             losses["frame_sets"] = frame_set_loss(*frame_sets)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
         return {"loss": total, **losses}
 
-    def _video_text(self, logits: Tensor, relevances: Sequence[Relevance], shares: Sequence[Tensor] | None) -> Tensor:
+    def _video_text(
+        self, logits: Tensor, relevances: Sequence[Relevance], confidence: Sequence[Tensor] | None
+    ) -> Tensor:
         term = self.terms.video_text
         options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature}
-        if shares is None:
+        if confidence is None:
             return _weighted_mean(
                 (item.weight, video_text_loss(logits, item.video_text, **options)) for item in relevances
             )
-        pairs = zip(relevances, shares, strict=True)
-        return sum_of(video_text_loss(logits, item.video_text, **options, pair_weights=own) for item, own in pairs)
+        pairs = zip(relevances, confidence, strict=True)
+        return sum_of(
+            video_text_loss(logits, item.video_text, **options, pair_weights=weights) for item, weights in pairs
+        )
 
     def _frame_text(
         self,
         frame_scores: Tensor,
         frame_mask: Tensor | None,
         relevances: Sequence[Relevance],
-        shares: Sequence[Tensor] | None,
+        confidence: Sequence[Tensor] | None,
     ) -> Tensor:
         term = self.terms.frame_text
         options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature, "frame_mask": frame_mask}
         have = [k for k, item in enumerate(relevances) if item.frame_text is not None]
         targets = [(k, relevances[k].frame_text) for k in have]
-        if shares is None:
+        if confidence is None:
             return _weighted_mean(
                 (relevances[k].weight, frame_text_loss(frame_scores, target, **options))
                 for k, target in targets
                 if target is not None
             )
-        total = sum_of(shares[k] for k in have).clamp_min(torch.finfo(torch.float32).tiny)
+        total = sum_of(confidence[k] for k in have).clamp_min(torch.finfo(torch.float32).tiny)
         return sum_of(
-            frame_text_loss(frame_scores, target, **options, pair_weights=shares[k] / total)
+            frame_text_loss(frame_scores, target, **options, pair_weights=confidence[k] / total)
             for k, target in targets
             if target is not None
         )
@@ -188,8 +220,8 @@ def confidence_weights(relevances: Sequence[Relevance], same_video: Tensor) -> l
     sure = []
     for item in relevances:  # in logarithms: a teacher may be so wrong about a pair that its share underflows
         logits = item.video_text.float()
-        own = logits.masked_fill(~same_video, float("-inf")).logsumexp(-1)
-        sure.append(own - logits.logsumexp(-1) + math.log(item.weight))
+        matching = logits.masked_fill(~same_video, float("-inf")).logsumexp(-1)
+        sure.append(matching - logits.logsumexp(-1) + math.log(item.weight))
     return list(torch.stack(sure).softmax(dim=0))
 
 
@@ -206,8 +238,8 @@ def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
         videos = gather_tokens(encode_video_batch(item.teacher, inputs))
         frame_text = None
         if gives_frame_relevance(item.teacher):
-            found = item.teacher.frame_relevance(texts, videos).float()
-            frame_text = tempered_relevance(found, item.frame_temperature)
+            relevance = item.teacher.frame_relevance(texts, videos).float()
+            frame_text = tempered_relevance(relevance, item.frame_temperature)
         return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
 
 

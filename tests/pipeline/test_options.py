@@ -24,8 +24,7 @@ from teachclip.pipeline.unpaired import build_unpaired
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
-from teachclip.training.frame_set_scorer import FrameSetScorer
-from teachclip.training.frame_sets import FrameSetSampler
+from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
 from teachers.xpool import XPool
 
 ROOT = Path(__file__).parents[2]

@@ -18,9 +18,8 @@ from tiny import tiny_batches, tiny_clip, tiny_optimizer, tiny_schedule, tiny_st
 from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
-from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask, OnlineTeacher
+from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
 
 
 def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32") -> None:

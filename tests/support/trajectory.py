@@ -17,10 +17,9 @@ from teachclip.models.student import StudentModel, load_student, student_to_offi
 from teachclip.scoring.inputs import Batch
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import Schedule, fit
-from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parameter_groups, published_schedule
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask, OnlineTeacher
+from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
 
 TEACHERS = ("xclip", "ts2net", "xpool")
 BATCHES = 3

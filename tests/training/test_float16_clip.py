@@ -22,10 +22,9 @@ from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
-from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.optim import build_optimizer, freeze_clip_inputs, parameter_groups
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask
+from teachclip.training.task import DistillationTask, DistillationTerms
 
 SCRIPT = Path(__file__).parents[1] / "support" / "train_tiny.py"
 

@@ -9,10 +9,16 @@ from torch.testing import assert_close
 from teachclip.errors import LaunchError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import model_inputs
-from teachclip.training.frame_set_scorer import FrameSetScorer, late_interaction
-from teachclip.training.frame_sets import SCORER, STUDENT, Draw, FrameSetSampler, read_sets
-from teachclip.training.loss_terms import DistillationTerms, Term
-from teachclip.training.task import DistillationTask
+from teachclip.training.frame_sets import (
+    SCORER,
+    STUDENT,
+    Draw,
+    FrameSetSampler,
+    FrameSetScorer,
+    late_interaction,
+    read_sets,
+)
+from teachclip.training.task import DistillationTask, DistillationTerms, Term
 from teachers.xpool import XPool
 
 INPUTS = TinyPixels.make()
@@ -65,7 +71,7 @@ def test_a_set_holds_the_frames_that_were_drawn_and_never_a_padded_one():
             assert torch.equal(found["frames"][i, j], INPUTS.frames[video, frame])
     assert not found["frames"][2, 1].any(), "a frame behind the set's size is zero, whatever was drawn there"
     assert found["frame_mask"].tolist() == [[True, True], [True, True], [True, False]]
-    assert found["shares"].tolist() == [[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]]
+    assert found["frame_weights"].tolist() == [[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]]
     assert torch.equal(found["input_ids"], INPUTS.ids[[4, 0]])
 
 
@@ -127,7 +133,7 @@ def test_the_student_of_sets_and_its_target_are_what_they_are_said_to_be():
         frames = out.get_image_features(pixels.flatten(0, 1)).pooler_output.unflatten(0, pixels.shape[:2])
         texts = out.get_text_features(part["input_ids"], part["attention_mask"]).pooler_output
         assert_close(target, 7 * late_interaction(texts, frames, part["frame_mask"]))
-        sets = student.frame_sets_from_features(frames, part["shares"])
+        sets = student.frame_sets_from_features(frames, part["frame_weights"])
         assert_close(own, student.score(student.texts_from_features(texts), sets))
     assert own.shape == target.shape == (6, 12)
 

@@ -17,9 +17,8 @@ from teachclip.errors import CheckpointError, TrainingError
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
-from teachclip.training.loss_terms import DistillationTerms
 from teachclip.training.run import Run
-from teachclip.training.task import DistillationTask
+from teachclip.training.task import DistillationTask, DistillationTerms
 
 SCRIPT = Path(__file__).parents[1] / "support" / "train_tiny.py"
 

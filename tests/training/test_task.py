@@ -2,8 +2,7 @@ import pytest
 import torch
 from tiny import TinyRelevance, tiny_batches, tiny_student
 
-from teachclip.training.loss_terms import DistillationTerms, Term
-from teachclip.training.task import DistillationTask, Relevance, confidence_weights
+from teachclip.training.task import DistillationTask, DistillationTerms, Relevance, Term, confidence_weights
 
 
 class VideoAlone(TinyRelevance):

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from teachclip.data.batches import Tokenized
-from teachclip.scoring.inputs import PixelInputs
-from teachclip.scoring.joined_inputs import JoinedInputs
+from teachclip.scoring.inputs import JoinedInputs, PixelInputs
 
 
 class Numbers:
