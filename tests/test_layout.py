@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from teachclip.scorer import TeacherFactories, TeacherTraits
+
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*ROOT.glob("teachclip/**/*.py"), *ROOT.glob("teachers/*.py")])
 
@@ -111,6 +113,18 @@ def test_nothing_is_unpickled():
                 assert owner != "pickle", path
                 assert owner != "torch" or keywords.get("weights_only") is True, path
                 assert owner not in ("np", "numpy") or keywords.get("allow_pickle") is False, path
+
+
+def test_optional_attributes_of_a_teacher_are_read_in_the_contract_only():
+    optional = {*TeacherTraits.__dataclass_fields__, *TeacherFactories.__dataclass_fields__}
+    optional |= {"training_logits", "text_adapter", "backbone"}
+    for path in MODULES:
+        if path.name == "scorer.py" or path.parent.name == "teachers":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+                name = getattr(node.args[1], "value", None)
+                assert name not in optional, f"{path}:{node.lineno} reads {name}; teachclip/scorer.py does that"
 
 
 MODULE_LINES, FUNCTION_LINES = 450, 60
