@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from teachclip.errors import RecipeError
+
 Tokens = dict[str, Tensor]
 """What scoring needs of some texts or videos: named tensors whose first dimension is the item."""
 
@@ -95,9 +97,25 @@ class TeacherFactories:
     relevance_of: Callable[..., Any] | None
 
 
+def check_teacher(teacher: Any, name: str) -> None:
+    """Raise RecipeError unless a teacher has the methods of a `Scorer`, or reads its relevance from a file."""
+    if reads_relevance(teacher):
+        return
+    methods = [method for method in ("encode_texts", "encode_videos", "score") if not _has_method(teacher, method)]
+    if methods:
+        raise RecipeError(
+            f"teacher {name!r}: a {type(teacher).__name__} has no method {', '.join(methods)}; what a teacher has is "
+            "in teachclip.scorer.Teacher"
+        )
+
+
+def _has_method(teacher: Any, name: str) -> bool:
+    return callable(getattr(teacher, name, None))
+
+
 def teacher_traits(teacher: Any) -> TeacherTraits:
     """Return the optional attributes of a teacher, or of any scorer, with defaults for those that are absent."""
-    has_method = callable(getattr(teacher, "frame_relevance", None))
+    has_method = _has_method(teacher, "frame_relevance")
     return TeacherTraits(
         has_frame_relevance=bool(getattr(teacher, "has_frame_relevance", True)) and has_method,
         preprocessing=getattr(teacher, "preprocessing", None),

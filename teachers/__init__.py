@@ -60,7 +60,8 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     _check_options(name, cls.from_state_dict, options)
     check_finite(state, source=source)
     allowed = _allowed(cls.from_state_dict)
-    known = {key: value for key, value in stored.items() if key in allowed}
+    takes_any = _takes_any(cls.from_state_dict)
+    known = {key: value for key, value in stored.items() if takes_any or key in allowed}
     # First with what is known: the file of another teacher is then called by its name.
     teacher = cls.from_state_dict(state, source=source, **{**known, **options})
     _check_options(name, cls.from_state_dict, stored, where=f"{source}: ")
@@ -68,16 +69,22 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
 
 
 def _allowed(factory: Any) -> dict[str, Any]:
-    """Return the options of a factory with their annotations."""
+    """Return the options of a factory with their annotations: all that it takes by name but what it loads from."""
     try:
         signature = inspect.signature(factory, eval_str=True)
     except NameError:  # a name that is imported for type checkers alone
         signature = inspect.signature(factory)
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    options = list(signature.parameters.values())[1:]
     return {
-        parameter.name: parameter.annotation
-        for parameter in signature.parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name != "source"
+        option.name: option.annotation for option in options if option.kind in by_name and option.name != "source"
     }
+
+
+def _takes_any(factory: Any) -> bool:
+    """Whether a factory takes options of any name, as `**options`."""
+    kinds = [parameter.kind for parameter in inspect.signature(factory).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _check_options(name: str, factory: Any, given: Mapping[str, Any], *, where: str = "") -> None:
@@ -85,7 +92,9 @@ def _check_options(name: str, factory: Any, given: Mapping[str, Any], *, where: 
     allowed = _allowed(factory)
     for key, value in given.items():
         if key not in allowed:
-            known = ", ".join(allowed)
+            if _takes_any(factory):
+                continue
+            known = ", ".join(allowed) or "none"
             raise RecipeError(f"{where}teacher {name!r} has no option {key!r}; known: {known}{closest(key, allowed)}")
         annotation = allowed[key]
         if annotation is inspect.Parameter.empty or isinstance(annotation, str):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teachclip.errors import RecipeError
 from teachclip.registry import closest, resolve
 
 
@@ -23,6 +24,17 @@ def pick(what: str, kind: str, table: Mapping[str, str]) -> Callable[..., Any]:
         )
     function: Callable[..., Any] = resolve(f"{what} loss", kind, table)
     return function
+
+
+def check_distances(what: str, kind: str, values: Any, scores: Tensor) -> None:
+    """Raise RecipeError unless a loss of someone's own gave a number per row or per element of `scores`."""
+    allowed = scores.shape[:1], scores.shape
+    if not isinstance(values, Tensor) or values.shape not in allowed:
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise RecipeError(
+            f"{what} loss {kind!r} returned {got}; allowed: a number per row, {tuple(allowed[0])}, or per element, "
+            f"{tuple(allowed[1])}"
+        )
 
 
 def check_temperature(temperature: float) -> None:

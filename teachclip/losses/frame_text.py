@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.losses.checks import check_mask, check_matrix, check_shape, check_temperature, pick
+from teachclip.losses.checks import check_distances, check_mask, check_matrix, check_shape, check_temperature, pick
 from teachclip.losses.correlation import correlation_distance
 from teachclip.registry import FRAME_TEXT_LOSSES
 
@@ -71,6 +71,8 @@ def frame_text_loss(
     # The most negative number instead of -inf: a pair without valid frames stays finite and does not count.
     scores = (frame_scores.float() / temperature).masked_fill(~mask, torch.finfo(torch.float32).min)
     values, valid = loss(scores, relevance, mask)
+    check_distances("frame-text", kind, values, scores)
+    check_mask("what counts", valid, values)
     if pair_weights is not None:
         if pair_weights.shape != scores.shape[:1]:
             raise ValueError(f"pair_weights has shape {tuple(pair_weights.shape)}; needed ({len(scores)},)")

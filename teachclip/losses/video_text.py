@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from teachclip.losses.checks import check_matrix, check_shape, check_temperature, pick
+from teachclip.losses.checks import check_distances, check_matrix, check_shape, check_temperature, pick
 from teachclip.losses.correlation import correlation_distance
 from teachclip.registry import VIDEO_TEXT_LOSSES
 
@@ -56,7 +56,9 @@ def video_text_loss(
         shapes = f"{tuple(pair_weights.shape)} for logits {tuple(student_logits.shape)}"
         raise ValueError(f"pair_weights needs one weight per pair of square logits, got {shapes}")
     student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
-    loss = _mean(distance(student, teacher), pair_weights)
+    values = distance(student, teacher)
+    check_distances("video-text", kind, values, student)
+    loss = _mean(values, pair_weights)
     return loss if kind in SYMMETRIC else loss + _mean(distance(student.T, teacher.T), pair_weights)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,19 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
 
 
 def check_losses(recipe: Recipe) -> None:
-    """Import the losses that a recipe names as `module:name`. Raises RecipeError for one that is not there."""
-    pick("video-text", recipe.losses.video_text.kind, VIDEO_TEXT_LOSSES)
-    pick("frame-text", recipe.losses.frame_text.kind, FRAME_TEXT_LOSSES)
+    """Import the losses that a recipe names as `module:name`.
+
+    Raises RecipeError for one that is not there or does not take the tensors of its term.
+    """
+    for name, kind, table, tensors in (
+        ("video-text", recipe.losses.video_text.kind, VIDEO_TEXT_LOSSES, ("student", "teacher")),
+        ("frame-text", recipe.losses.frame_text.kind, FRAME_TEXT_LOSSES, ("scores", "relevance", "mask")),
+    ):
+        function = pick(name, kind, table)
+        try:
+            inspect.signature(function).bind(*tensors)
+        except TypeError as error:
+            raise RecipeError(f"{name} loss {kind!r} is called with ({', '.join(tensors)}): {error}") from error
 
 
 def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, frames: int) -> StudentModel:

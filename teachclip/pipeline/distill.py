@@ -75,9 +75,9 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
 
 def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tuple[Workspace, Unpaired | None, Run]:
     """Check everything that can be checked, read and decode the data, and open the run folder."""
+    teachers = open_teachers(recipe, device)
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
-    teachers = open_teachers(recipe, device)
     check_teachers(recipe, teachers)
     check_unpaired(recipe)
     work = build_workspace(

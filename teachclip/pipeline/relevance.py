@@ -11,9 +11,11 @@ import numpy as np
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts
 from teachclip.data.annotations.records import Video
+from teachclip.losses.checks import pick
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
+from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
 from teachclip.scoring.token_store import store_relevance, store_scorer_tokens
 from teachclip.store.array_store import ArrayStore
@@ -32,6 +34,13 @@ def training_content(work: Workspace) -> dict[str, str]:
         name: fingerprint_of(work.provenance(split, work.backbone, {}, views))
         for name, (split, views) in splits.items()
     }
+    losses = work.recipe.losses
+    for name, kind, table in (
+        ("video_text", losses.video_text.kind, VIDEO_TEXT_LOSSES),
+        ("frame_text", losses.frame_text.kind, FRAME_TEXT_LOSSES),
+    ):
+        code = code_hash(pick(name, kind, table))
+        content |= {} if code is None else {f"losses.{name}.kind": code}
     return content | {
         f"teacher {label}": fingerprint_of(_provenance(work, handle)) for label, handle in work.teachers.items()
     }

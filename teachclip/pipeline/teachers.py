@@ -18,7 +18,7 @@ from teachclip.models.preprocessing import load_preprocessing
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
-from teachclip.scorer import TeacherTraits, reads_relevance, teacher_factories, teacher_traits
+from teachclip.scorer import TeacherTraits, check_teacher, reads_relevance, teacher_factories, teacher_traits
 
 FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
 """A checkpoint whose name ends so is a file, never the id of a repository."""
@@ -51,6 +51,7 @@ class TeacherHandle:
         load_teacher = resolve("teacher loader", "teachers:load_teacher", {})
         section = self.section
         teacher = load_teacher(section.name, section.checkpoint, **section.options).to(self.device)
+        check_teacher(teacher, self.label)
         if section.reads is not None:
             teacher.preprocessing = load_preprocessing(section.reads, load_config(section.reads))
         return teacher
@@ -119,7 +120,12 @@ TeacherHandles = Mapping[str, TeacherHandle]
 
 
 def open_teachers(recipe: Recipe, device: torch.device) -> dict[str, TeacherHandle]:
-    """Return a handle for every teacher of a recipe. Nothing is loaded yet."""
+    """Return a handle for every teacher of a recipe. Nothing is loaded yet.
+
+    Raises RecipeError for a name that stands for no teacher.
+    """
+    for section in recipe.teachers:
+        teacher_class(section)
     return {section.label: TeacherHandle(section, device) for section in recipe.teachers}
 
 

@@ -36,6 +36,7 @@ from teachclip.pipeline.frames import build_frames, frames_folder, hashes_file
 from teachclip.pipeline.teachers import TeacherHandles, open_teachers
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Recipe
+from teachclip.registry import code_hash
 from teachclip.scorer import teacher_traits
 from teachclip.scoring.inputs import FeatureInputs, Inputs, PixelInputs, tokenize
 from teachclip.scoring.token_store import architecture_hash, store_scorer_tokens, weights_hash
@@ -176,6 +177,8 @@ class Workspace:
                 "settings": architecture_hash(model),
                 "weights": weights_hash(model),
             }
+            code = code_hash(type(model))
+            known[type(model)] |= {} if code is None else {"code": code}
         return known[type(model)]
 
     def feature_inputs(self, split: Split, clip: nn.Module, views: int = 1) -> FeatureInputs:

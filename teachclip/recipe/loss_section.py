@@ -45,7 +45,7 @@ class VideoTextTerm(_Term):
 
     weight: Weight = 1.0
     kind: Annotated[str, AfterValidator(_one_of(VIDEO_TEXT_LOSSES))] = Field(
-        "pearson", description="pearson, cross_entropy, smooth_l1, kl, or module:name of a function"
+        "pearson", description=f"{', '.join(VIDEO_TEXT_LOSSES)}, or module:name of a function"
     )
     temperature: Positive = Field(1.0, description="divisor of both logits")
 
@@ -56,8 +56,8 @@ class FrameTextTerm(_Term):
     weight: Weight = 2.0
     kind: Annotated[str, AfterValidator(_one_of(FRAME_TEXT_LOSSES))] = Field(
         "cross_entropy",
-        description="cross_entropy, pearson, smooth_l1; binary_cross_entropy: for student.attention=sigmoid, every "
-        "frame by itself; or module:name of a function",
+        description=f"{', '.join(FRAME_TEXT_LOSSES)}, or module:name of a function; binary_cross_entropy judges "
+        "every frame by itself, for student.attention=sigmoid",
     )
     temperature: Positive = Field(1.0, description="match temperature: divisor of the frame scores in the loss")
     targets: Literal["pair", "video"] = Field(

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from teachclip.errors import DataError
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, select_tokens
 from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.scoring.token_store import read_tokens
 from teachclip.store.array_store import ArrayStore
+
+SUM_TOLERANCE = 0.02
+"""How far from 1 the frame relevance of a pair may sum: half precision rounds each of its numbers."""
 
 
 @torch.no_grad()
@@ -34,7 +38,14 @@ def relevance_rows(
     blocks = []
     for start in range(0, videos.rows, video_block):
         block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
-        blocks.append(teacher.score(text_tokens, block).float().cpu())
+        scores = teacher.score(text_tokens, block).float().cpu()
+        expected = len(rows), len(next(iter(block.values())))
+        if scores.shape != expected:
+            raise DataError(
+                f"{type(teacher).__name__}.score returned {tuple(scores.shape)} for {expected[0]} texts and "
+                f"{expected[1]} videos; allowed: (texts, videos)"
+            )
+        blocks.append(scores)
     relevance = {"video_text": torch.cat(blocks, dim=1).numpy()}
     if gives_frame_relevance(teacher):
         relevance["frame_text"] = _frame_text(
@@ -49,7 +60,22 @@ def relevance_rows(
 def _frame_text(teacher: Teacher, texts: Tokens, own_videos: Callable[[int], Tokens], views: int) -> np.ndarray:
     """Return the frame relevance of captions for every view of their own video, as `relevance_rows` does."""
     parts = [teacher.frame_relevance(texts, own_videos(view)).float().cpu().numpy() for view in range(views)]
+    for relevance in parts:
+        check_frame_relevance(relevance, type(teacher).__name__)
     return parts[0] if views == 1 else np.stack(parts, axis=1)
+
+
+def check_frame_relevance(relevance: np.ndarray, name: str) -> None:
+    """Raise DataError unless the rows (pairs, frames) are shares: no number below 0, and a sum of 1."""
+    if relevance.ndim != 2:
+        raise DataError(f"{name}.frame_relevance returned shape {relevance.shape}; allowed: (pairs, frames)")
+    wrong = ~((relevance >= 0).all(axis=1) & (np.abs(relevance.sum(axis=1) - 1) < SUM_TOLERANCE))
+    if wrong.any():
+        row = relevance[np.flatnonzero(wrong)[0]]
+        raise DataError(
+            f"{name}.frame_relevance returned rows from {row.min():.3g} to {row.max():.3g} that sum to "
+            f"{row.sum():.3g}; allowed: numbers of 0 or more that sum to 1, as softmax gives them"
+        )
 
 
 @torch.no_grad()

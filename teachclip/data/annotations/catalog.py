@@ -38,7 +38,12 @@ def load_catalog(
     """
     read = resolve("data format", format, FORMATS)
     listed = None if isinstance(validation, ValidationOptions) else validation
-    read_annotations: Annotations = read(annotations=Path(annotations), train=train, validation=listed, test=test)
+    read_annotations = read(annotations=Path(annotations), train=train, validation=listed, test=test)
+    if not isinstance(read_annotations, Annotations):
+        raise DataError(
+            f"data format {format!r}: the reader returned a {type(read_annotations).__name__}; allowed: "
+            "teachclip.data.annotations.records.Annotations"
+        )
     named = (
         ("train", read_annotations.train),
         ("validation", read_annotations.validation),
