@@ -21,7 +21,7 @@ COMMANDS = {
     "diagnose": "show where the gap between a student and its teacher comes from",
     "export": "write a student for use elsewhere",
     "keys": "list the keys of a recipe",
-    "demo": "the whole path on the Shapes dataset, with a report",
+    "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",
     "bench-data": "measure how fast videos are decoded and stored frames are read",
 }

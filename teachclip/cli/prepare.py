@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Check the data of a recipe: find, probe and decode every video, and report what is missing, unreadable or "
         "suspicious, duplicates, the lengths of captions, and what can be trained on. Writes prepare.json and "
         "prepare.html into the recipe's output folder. Training does not decode these videos again.\n\n"
-        "  teachclip prepare init FOLDER      write a recipe for a folder of your own videos",
+        "  teachclip prepare init FOLDER      write a recipe for a folder of your own videos\n"
+        "  teachclip prepare init --help      where it is written, and other choices",
     )
     args = parser.parse_args(arguments)
     from teachclip.data_check.prepare import prepare

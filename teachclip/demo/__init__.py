@@ -1,1 +1,1 @@
-"""The demo: the whole path on the Shapes dataset, with a report."""
+"""The demo: the whole pipeline on the Shapes dataset, with a report."""

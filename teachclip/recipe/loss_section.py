@@ -64,7 +64,7 @@ class FrameTextTerm(_Term):
         "pair", description="pair: as published; video: mean over its captions, weighted by the teacher's confidence"
     )
     saturation: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="with targets=video: the share of captions from which on a frame is fully relevant"
+        None, description="with targets=video: the share of a video's captions above which a frame's target is 1"
     )
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ class FrameSetsTerm(_Term):
     frames: list[Count] = Field([1, 2], min_length=2, max_length=2, description="fewest and most frames of a set")
 
     repeats: Count = Field(
-        1, description="a frame counts 1 to so many times, as an event does that is seen in several frames"
+        1, description="a frame counts 1 to at most this many times, as an event does that is seen in several frames"
     )
     videos: PathValue | None = Field(None, description="folder with more videos to draw frames from, unlabelled")
     captions: PathValue | None = Field(None, description="text file with more captions to draw from, one per line")

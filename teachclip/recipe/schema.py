@@ -23,7 +23,9 @@ class Frames(Section):
         description="per_second: frames of every second, then uniform (CLIP4Clip); intervals: X-Pool's; clip2video",
     )
     count: Count = Field(12, description="frames per video")
-    rate: Count = Field(1, description="per_second: frames a second; clip2video: keep one in so many of 5 a second")
+    rate: Count = Field(
+        1, description="per_second: frames a second; clip2video: keep every N-th frame of a 5 fps stream"
+    )
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     temporal_augmentation: Count = Field(
         1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"
@@ -32,7 +34,7 @@ class Frames(Section):
     store: Literal["disk", "none"] = Field("disk", description="none: decode whenever frames are read; slower")
     on_error: Literal["skip", "use_decodable"] = Field("skip", description="what is taken of a damaged video")
     workers: int = Field(0, ge=0, description="decoding processes; 0: one per core")
-    memory_limit: Positive = Field(4.0, description="GB; a decoding process that takes more is ended")
+    memory_limit: Positive = Field(4.0, description="GB; a decoding process that takes more is killed")
     time_limit: Positive = Field(60.0, description="seconds; a file that takes longer counts as unreadable")
 
 
@@ -59,7 +61,7 @@ class Student(Section):
     attention_input: Literal["after", "before"] = Field(
         "after", description="whether the frame attention reads frames after the temporal transformer or before"
     )
-    attention_rescale: bool = Field(False, description="what that head reads is brought to a mean square of 1")
+    attention_rescale: bool = Field(False, description="RMS-normalise what frame attention reads")
     adapters: list[Literal["frame", "pooled", "text"]] = Field(
         default_factory=list, description="residual adapters; the text adapter runs once per query"
     )
@@ -103,7 +105,9 @@ class Train(Section):
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
     steps: Count | None = Field(None, description="optimizer steps; or give epochs")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
-    clip_weights: Literal["float32", "float16"] = Field("float32", description="float16: as published, moves CLIP")
+    clip_weights: Literal["float32", "float16"] = Field(
+        "float32", description="float16: update CLIP's weights in float16, as published"
+    )
     evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
     log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
@@ -183,7 +187,7 @@ class Teaching(Section):
     )
     weighting: Literal["fixed", "confidence"] = Field(
         "fixed",
-        description="confidence: each pair listens to a teacher by its weight times how sure that teacher is of it",
+        description="confidence: teachers are weighted per pair by weight times confidence",
     )
 
 

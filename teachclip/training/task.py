@@ -211,7 +211,7 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def confidence_weights(relevances: Sequence[Relevance], same_video: Tensor) -> list[Tensor]:
-    """Return how much each pair listens to each teacher: (pairs,) per teacher, adding up to 1 over the teachers.
+    """Return the weight of each teacher for each pair: (pairs,) per teacher, adding up to 1 over the teachers.
 
     `w_k p_k / sum_k w_k p_k`, where p_k is what teacher k gives to the pair's own video when it looks for it by the
     caption among the videos of the batch, `softmax(row)` of its video-text relevance, and w_k its weight in the

@@ -152,3 +152,24 @@ def test_recipes_of_the_page_exist():
     assert set(names) == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
     for name in names:
         assert find_recipe(name).is_file()
+
+
+def test_a_data_set_is_added_by_the_words_of_the_page(project, tmp_path, monkeypatch, capsys):
+    from teachclip import prepare
+    from teachclip.errors import DataError
+
+    (code,) = (block for block in blocks(ROOT / "teachclip" / "data" / "README.md", "python") if "def read" in block)
+    (tmp_path / "my_kitchen.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # no other place is named: a module of the current folder is found
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rows = [f"clip{n},a red circle,{'test' if n > 10 else 'train'}" for n in range(14)]
+    table = tmp_path / "kitchen.csv"
+    table.write_text("\n".join(["clip,sentence,part", *rows]), encoding="utf-8")
+    recipe = project(data={"format": "my_kitchen:read", "annotations": str(table)})
+    prepare(recipe)
+    printed = capsys.readouterr().out
+    assert "train: 8 of 8 videos and 8 captions can be used" in printed and "test: 3 of 3 videos" in printed
+    table.write_text(table.read_text().replace("clip3,a red circle,train", "clip3,a red circle,tain"))
+    with pytest.raises(DataError, match=r"kitchen.csv: line 5: part is 'tain'; allowed: train, val, test"):
+        prepare(recipe)
+    sys.modules.pop("my_kitchen", None)
