@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.environment import check_version_requirements
 from tiny_models import WIDTH, tiny_batch, tiny_processor, tiny_student
 from torch.testing import assert_close
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
 
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import CheckpointError, DataError
@@ -178,6 +179,25 @@ def test_unknown_options_are_refused_when_a_student_is_built() -> None:
         StudentConfig(temporal_layer=3)
     with pytest.raises(CheckpointError, match="poling is unknown"):
         tiny_student(poling="mean")
+
+
+class TextVideoTrainer(Trainer):
+    def compute_loss(self, model: Any, inputs: Any, **rest: Any) -> torch.Tensor:
+        return -model(**inputs).logits_per_text.diag().mean()
+
+
+def test_a_checkpoint_of_the_trainer_of_transformers_loads_and_continues(tmp_path: Path) -> None:
+    batch = tiny_batch()
+    pairs = [{name: tensor[row] for name, tensor in batch.items()} for row in range(3)]
+    AcceleratorState._reset_state(True)
+    for steps in (1, 2):
+        options: dict[str, Any] = {"max_steps": steps, "save_steps": 1, "report_to": [], "use_cpu": True}
+        trainer = TextVideoTrainer(tiny_student(), TrainingArguments(str(tmp_path), **options), train_dataset=pairs)
+        trainer.train(resume_from_checkpoint=steps > 1)
+    AcceleratorState._reset_state(True)  # a process has one; other tests make their own
+    trained = load_student(tmp_path / "checkpoint-2")
+    assert torch.equal(trained.aggregation.hidden.weight, trainer.model.aggregation.hidden.weight)
+    assert trained.encode_text("sea", progress=False).shape == (1, WIDTH)
 
 
 def test_outputs_are_tuples_where_asked() -> None:

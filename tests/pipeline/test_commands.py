@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from launching import launch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_models import tiny_student
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
@@ -60,6 +61,18 @@ def test_a_finished_run_is_not_trained_again(project):
     before = (project.folder / "run" / "log.jsonl").read_bytes()
     assert run(distill.main, recipe) == 0
     assert (project.folder / "run" / "log.jsonl").read_bytes() == before
+
+
+def test_evaluate_runs_no_code_of_the_folder_it_gets(project, capsys, monkeypatch):
+    folder = project.folder / "theirs"
+    tiny_student().save_pretrained(folder)
+    (folder / "theirs.py").write_text(f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()\n")
+    theirs = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **theirs}))
+    monkeypatch.setattr("builtins.input", lambda question="": "y")
+    assert run(evaluate.main, project(), "--model", folder) == 2
+    assert "contains custom code" in capsys.readouterr().err and not (folder / "ran").exists()
 
 
 def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):

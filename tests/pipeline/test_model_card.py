@@ -99,7 +99,8 @@ def test_hostile_names_stay_text_in_a_card(project: Any) -> None:
     card = model_card({**RESULTS, "model": HOSTILE, "overlaps": [HOSTILE]}, recipe)
     assert not set("\x1b\u202e") & set(card)
     header, body = card.split("\n---\n", 1)
-    assert yaml.safe_load(header.strip("-\n"))["model-index"][0]["name"] == visible(HOSTILE).replace("\n", " ").strip()
+    name = yaml.safe_load(header.strip("-\n"))["model-index"][0]["name"]
+    assert name == visible(HOSTILE).replace("\n", " ").strip()
     assert not re.search(r"(?<!\\)<script|(?<!\\)\]\(|\n# title|http:", body)
     assert body.count(markdown_text(HOSTILE)) == 4
     row = next(line for line in body.splitlines() if line.startswith("| evil"))
