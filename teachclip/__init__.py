@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from teachclip.auto_classes import register_student
+
 __version__ = "0.1.0"
 
 _LAZY = {
@@ -36,3 +38,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_student()

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which command a terminal, the marks that turn the order of letters, and lone surrogates."""
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters written out, such as \\x1b; new lines and tabs stay."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
 
 def log(message: str) -> None:
-    """Print a line of progress to stderr, once per machine."""
+    """Print a line of progress to stderr, once per machine. Control characters in it are written out."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(message, file=sys.stderr, flush=True)
+        print(visible(message), file=sys.stderr, flush=True)
 
 
 class _ProgressHandler(logging.Handler):

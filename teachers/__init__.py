@@ -48,6 +48,7 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
         if isinstance(checkpoint, Mapping):
             raise CheckpointError(f"teacher {name!r}: got a mapping, expected a hub id or a folder")
         teacher = cls.from_source(checkpoint, **options)
+        check_finite(dict(teacher.named_parameters()), source=str(checkpoint))
         return teacher.float().eval().requires_grad_(False)  # type: ignore[return-value]
     if isinstance(checkpoint, Mapping):
         content, source = checkpoint, f"{name} checkpoint"

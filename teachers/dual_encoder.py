@@ -36,13 +36,17 @@ class DualEncoder(nn.Module):
         self.mask_padding = mask_padding
 
     @classmethod
-    def from_source(cls, checkpoint: str | os.PathLike[str], *, mask_padding: bool = True) -> DualEncoder:
+    def from_source(
+        cls, checkpoint: str | os.PathLike[str], *, mask_padding: bool = True, trust_remote_code: bool = False
+    ) -> DualEncoder:
         """Load a model with its tokenizer and image settings from a hub id or a folder.
 
-        Raises CheckpointError if it is of no supported family, incomplete, or has no tokenizer.
+        `trust_remote_code`: run the Python code that its tokenizer brings, if any; otherwise it is refused. Raises
+        CheckpointError if it is of no supported family, incomplete, or has no tokenizer.
         """
         backbone = load_backbone(checkpoint)
-        return cls(backbone, preprocessing=load_preprocessing(checkpoint, backbone.config), mask_padding=mask_padding)
+        how = load_preprocessing(checkpoint, backbone.config, trust_remote_code=trust_remote_code)
+        return cls(backbone, preprocessing=how, mask_padding=mask_padding)
 
     # The scorer interface
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, VideoPrismClipModel, VideoPrismConfig
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.clip import check_loading_info, check_token_ids, first_line, quiet_loading
+from teachclip.models.checkpoints import check_finite, first_line
+from teachclip.models.clip import check_loading_info, check_token_ids, quiet_loading
 from teachclip.models.frame_attention import complete_mask, usable_mask
 from teachclip.models.preprocessing import (
     Preprocessing,
@@ -73,15 +74,17 @@ class VideoEncoder(nn.Module):
         frames: int | None = None,
         temperature: float = 0.01,
         mask_padding: bool = True,
+        trust_remote_code: bool = False,
     ) -> VideoEncoder:
         """Load a model with its tokenizer and image settings from a hub id or a folder.
 
-        Raises CheckpointError if it is another model, incomplete, or has no tokenizer.
+        `trust_remote_code`: run the Python code that its tokenizer brings, if any; otherwise it is refused. Raises
+        CheckpointError if it is another model, incomplete, or has no tokenizer.
         """
         model = load_videoprism(checkpoint)
         return cls(
             model,
-            preprocessing=_preprocessing(checkpoint, model.config),
+            preprocessing=_preprocessing(checkpoint, model.config, trust_remote_code),
             frames=frames,
             temperature=temperature,
             mask_padding=mask_padding,
@@ -199,6 +202,7 @@ def load_videoprism(source: str | os.PathLike[str]) -> VideoPrismClipModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source}: cannot be loaded as a VideoPrism: {first_line(error)}") from error
     check_loading_info(info, source=str(source))
+    check_finite(model.state_dict(), source=str(source))
     return model.eval()
 
 
@@ -225,7 +229,9 @@ def _image_size(config: VideoPrismConfig, *, source: str = "VideoPrism") -> int:
     return int(sides[0])
 
 
-def _preprocessing(source: str | os.PathLike[str], config: VideoPrismConfig) -> Preprocessing:
+def _preprocessing(
+    source: str | os.PathLike[str], config: VideoPrismConfig, trust_remote_code: bool
+) -> Preprocessing:
     """Read the tokenizer and image settings beside a VideoPrism.
 
     As its own processor in transformers does whatever the files say: frames are stretched to the model's size and
@@ -234,7 +240,7 @@ def _preprocessing(source: str | os.PathLike[str], config: VideoPrismConfig) -> 
     size = _image_size(config, source=str(source))
     saved = read_image_settings(source, part="video_processor")
     forced = {"size": {"height": size, "width": size}, "do_center_crop": False, "do_normalize": False}
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     return Preprocessing(
         tokenizer,
         min(config.text_config.max_position_embeddings, int(tokenizer.model_max_length)),

@@ -35,7 +35,8 @@ SLOW = (
     *("training/test_float16_clip.py", "training/test_float16_study.py", "data/video/test_video.py"),
     *("data/video/test_video_damage.py", "data/video/test_workers.py", "data/video/test_probe.py"),
     *("models/test_student_families.py", "models/test_student_loading.py", "models/test_student_goldens.py"),
-    *("models/test_backbone.py", "models/test_preprocessing.py", "models/test_processing.py"),
+    *("models/test_backbone.py", "models/test_other_clients.py", "models/test_untrusted_folders.py"),
+    *("models/test_preprocessing.py", "models/test_processing.py"),
 )
 """Folders and files, below tests/, that start whole runs, processes, decoders or many models."""
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from teachclip.console import logging_to_console
+from teachclip.console import logging_to_console, visible
 from teachclip.errors import TeachclipError
 from teachclip.registry import closest
 
@@ -69,14 +69,14 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
             with logging_to_console():
                 main(argv)
         except TeachclipError as error:
-            for line in _without_traceback(str(error)).splitlines():
-                print(f"{_process_prefix()}error: {line}", file=sys.stderr, flush=True)
+            for line in _without_traceback(str(error)).split("\n"):
+                print(f"{_process_prefix()}error: {visible(line)}", file=sys.stderr, flush=True)
             return 2
         except OSError as error:
             if error.errno not in _ENVIRONMENT:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            print(f"{_process_prefix()}error: {where}{error.strerror}", file=sys.stderr, flush=True)
+            print(f"{_process_prefix()}error: {visible(where)}{error.strerror}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt as stop:
             reason = str(stop) or "stopped"

@@ -12,8 +12,8 @@ from teachclip.cli.arguments import CommandParser, command, positive_count
 DESCRIPTION = (
     "Compare variants, ways to train the student of a recipe, on your own data or on Shapes datasets. Every variant "
     "gets the same number of trials on validation; what is chosen there is trained once on every test seed and "
-    "measured on the test split, which is never used for selection. After an interruption the same command continues. recipes/studies "
-    "holds study files to start from."
+    "measured on the test split, which is never used for selection. After an interruption the same command "
+    "continues. recipes/studies holds study files to start from."
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from teachclip.console import log
+from teachclip.console import log, visible
 from teachclip.data.annotations.catalog import check_missing_share, require_readable
 from teachclip.data.annotations.files import describe_overlaps, file_facts, overlaps
 from teachclip.data.annotations.records import Catalog, Split, Video
@@ -64,9 +64,9 @@ def prepare(recipe: RecipeSource, overrides: Sequence[str] = ()) -> DatasetCheck
     processor = build.build_processor(recipe, load_config(recipe.student.backbone))
     check = check_dataset(recipe, catalog, processor)
     for table in tables(check):
-        print(f"{table.title}\n{markdown_table(table)}\n", flush=True)
+        print(f"{visible(table.title)}\n{markdown_table(table)}\n", flush=True)
     for line in [*named_problems(check), *notes(check)]:
-        print(line, flush=True)
+        print(visible(line), flush=True)
     for path in write_check_report(check, recipe.output):
         log(f"report: {path}")
     if check.refusal:

@@ -125,7 +125,9 @@ def measure_diagnosis(
     """
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
-    student = load_student(source, mask_padding=recipe.student.mask_padding)
+    student = load_student(
+        source, mask_padding=recipe.student.mask_padding, trust_remote_code=recipe.student.trust_remote_code
+    )
     teachers = open_teachers(recipe, device)
     teacher = teachers[section.label].model
     work = build_workspace(recipe, processes, device, teachers=teachers)

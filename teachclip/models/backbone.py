@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.clip import check_loading_info, check_token_ids, first_line, load_clip, quiet_loading
+from teachclip.models.checkpoints import check_finite, first_line
+from teachclip.models.clip import check_loading_info, check_token_ids, load_clip, quiet_loading
 from teachclip.models.families import (
     family_of,
     full_length,
@@ -44,41 +45,49 @@ _INPUTS = (
 )
 
 
-def load_backbone(source: str | os.PathLike[str] | Mapping[str, Any]) -> PreTrainedModel:
+def load_backbone(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, random_weights: bool = True, **hub: Any
+) -> PreTrainedModel:
     """Load a dual encoder in float32 and evaluation mode.
 
     `source`: a hub id; a folder; a CLIP state dict, OpenAI's or transformers', as a file or a mapping; or only a
-    configuration, as a JSON file or a folder without weights: then the weights are random, which is logged. Raises
-    CheckpointError if it cannot be loaded completely, or if its family is not supported.
+    configuration, as a JSON file or a folder without weights: then the weights are random, which is logged, or with
+    `random_weights=False` refused. `hub`: where in a hub repository, as in transformers: `revision`, `subfolder`, ...
+    Python code in a folder is never run. Raises CheckpointError if it cannot be loaded completely, if its family is
+    not supported, or for weights that are NaN or infinite.
     """
     if isinstance(source, Mapping):
         return load_clip(source)
     path = Path(source)
     if path.is_file() and path.suffix != ".json":
         return load_clip(source)
-    config = load_config(source)
+    config = load_config(source, **hub)
     family = family_of(config)
-    if path.is_file() or (path.is_dir() and not any(file for pattern in _WEIGHTS for file in path.glob(pattern))):
+    folder = path / str(hub.get("subfolder") or "")
+    if path.is_file() or (path.is_dir() and not any(file for pattern in _WEIGHTS for file in folder.glob(pattern))):
+        if not random_weights:
+            raise CheckpointError(f"{source}: has a configuration but no weights")
         log.warning("%s has a configuration but no weights: the %s starts from random weights", source, family.name)
         return new_backbone(config).eval()
     try:
         with quiet_loading():
             model, info = MODEL_MAPPING[type(config)].from_pretrained(
-                str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source}: cannot be loaded as a {family.name}: {first_line(error)}") from error
     check_loading_info(info, source=str(source), allow_unexpected=True)
+    check_finite(model.state_dict(), source=str(source))
     return model.eval()
 
 
-def load_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
+def load_config(source: str | os.PathLike[str], **hub: Any) -> PreTrainedConfig:
     """Load the configuration of a dual encoder from a hub id, a folder or a JSON file.
 
-    Raises CheckpointError if there is none, or if its family is not supported.
+    `hub`: as of `load_backbone`. Raises CheckpointError if there is none, or if its family is not supported.
     """
     try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, **hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: cannot be loaded as a dual encoder: {first_line(error)}") from error
     family_of(config, source=str(source))

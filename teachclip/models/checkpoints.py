@@ -25,6 +25,13 @@ STALE_KEYS = ("position_ids", "input_resolution", "context_length", "vocab_size"
 """Last parts of names without weights: buffers of old transformers and sizes in OpenAI's archives."""
 
 _SHOWN = 3
+COMPILED = "_orig_mod."
+"""What `torch.compile` puts before the names of a module's weights."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, for one-line errors."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_content(path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -80,14 +87,15 @@ def _problem(file: Path, error: Exception) -> str:
 def unwrap_state(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one under `state_dict`, without `STALE_KEYS`.
 
-    The prefix `module.` of DataParallel is removed. `source`: names the checkpoint in errors. Raises CheckpointError
-    if an entry is not a tensor or none is left.
+    The prefix `module.` of DataParallel and `_orig_mod.` of compiled modules are removed from the names. `source`:
+    names the checkpoint in errors. Raises CheckpointError if an entry is not a tensor or none is left.
     """
     inner = content.get("state_dict", content)
     if not isinstance(inner, Mapping):
         raise CheckpointError(f"{source}: state_dict is a {type(inner).__name__}, expected a mapping")
-    prefix = "module." if inner and all(str(key).startswith("module.") for key in inner) else ""
-    named = {str(key).removeprefix(prefix): value for key, value in inner.items()}
+    named = {str(key).replace(COMPILED, ""): value for key, value in inner.items()}
+    if named and all(key.startswith("module.") for key in named):
+        named = {key.removeprefix("module."): value for key, value in named.items()}
     state = {key: value for key, value in named.items() if key.rsplit(".", 1)[-1] not in STALE_KEYS}
     other = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if other:
@@ -195,8 +203,9 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
 def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
     """Raise CheckpointError if weights are NaN or infinite, as every score would become NaN; it names the first."""
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            count = int((~tensor.isfinite()).sum())
+        if not tensor.is_floating_point() or tensor.is_meta or bool(tensor.sum().isfinite()):
+            continue  # one number that is not finite would make the sum so
+        if count := int((~tensor.isfinite()).sum()):
             raise CheckpointError(f"{source}: {count} of {tensor.numel()} numbers of {key} are NaN or infinite")
 
 

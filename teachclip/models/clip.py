@@ -19,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import (
+    check_finite,
     check_state,
+    first_line,
     load_tensors,
     to_float32,
     unwrap_state,
@@ -38,7 +40,6 @@ __all__ = [
     "check_pixel_values",
     "check_token_ids",
     "clip_from_state",
-    "first_line",
     "frame_features",
     "load_clip",
     "load_tensors",
@@ -56,7 +57,7 @@ def clip_from_state(
     """Build a CLIP from a state dict under OpenAI's or transformers' names, in float32 and evaluation mode.
 
     `config`: the architecture, if it is not determined by the shapes. `prefix`: put before names in errors.
-    Raises CheckpointError if names or shapes do not fit.
+    Raises CheckpointError if names or shapes do not fit, or if weights are NaN or infinite.
     """
     config = config or read_clip_config(state, source=source, prefix=prefix)
     with torch.device("meta"):
@@ -67,6 +68,7 @@ def clip_from_state(
         {prefix + key: tensor for key, tensor in expected.items()},
         source=source,
     )
+    check_finite(state, source=source)
     converted = openai_to_transformers(state) if is_openai(state) else state
     with quiet_loading():
         return CLIPModel.from_pretrained(None, config=config, state_dict=to_float32(converted), dtype=torch.float32)
@@ -91,12 +93,8 @@ def load_clip(source: str | os.PathLike[str] | Mapping[str, Any]) -> CLIPModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{source}: cannot be loaded as a CLIP: {first_line(error)}") from error
     check_loading_info(info, source=str(source), allow_unexpected=True)
+    check_finite(model.state_dict(), source=str(source))
     return model.eval()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of the message of an error, for one-line errors."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_loading_info(info: Mapping[str, Any], *, source: str, allow_unexpected: bool = False) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfig
@@ -12,7 +15,10 @@ from teachclip.errors import CheckpointError
 from teachclip.models.adapters import ADAPTER_PLACES
 from teachclip.models.families import family_of, joint_width, text_positions
 from teachclip.models.frame_attention import ATTENTION_KINDS
+from teachclip.models.student_folder import AUTO_MAP, write_code_file
 from teachclip.registry import closest
+
+log = logging.getLogger(__name__)
 
 POOLINGS = ("attention", "mean")
 ATTENTION_INPUTS = ("after", "before")
@@ -25,7 +31,10 @@ _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
     *("model_type", "dtype", "torch_dtype", "name_or_path", "attn_implementation", "auto_map", "num_labels"),
     *("id2label", "label2id", "output_attentions", "output_hidden_states", "quantization_config"),
+    *("use_cache", "torchscript", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
 }
+_is_saved: ContextVar[bool] = ContextVar("_is_saved", default=False)
+"""Whether the values are of a saved configuration, in which transformers, its Trainer and others may write keys."""
 
 
 class StudentConfig(PreTrainedConfig):
@@ -46,7 +55,8 @@ class StudentConfig(PreTrainedConfig):
     adapters: places of residual adapters, of frame, pooled, text; none as published; see `ResidualAdapter`.
     adapter_width: their inner width; None: four times the joint width.
 
-    Raises CheckpointError for unknown names, which transformers would silently accept, and for invalid values.
+    Raises CheckpointError for invalid values, and for unknown names when a student is built. A saved configuration
+    may hold names that others wrote; one that looks like a misspelled name of ours is logged.
     """
 
     model_type = "teachclip"
@@ -70,7 +80,11 @@ class StudentConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
-        if unknown:
+        if _is_saved.get():
+            for key in unknown:
+                if hint := closest(key, _FIELDS):
+                    log.warning("config.json: %s is unknown and has no effect%s", key, hint)
+        elif unknown:
             raise CheckpointError(
                 f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_FIELDS)}{closest(unknown[0], _FIELDS)}"
             )
@@ -107,7 +121,37 @@ class StudentConfig(PreTrainedConfig):
         self.adapter_width = _integer(
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the configuration that was saved as `config_dict`; see transformers."""
+        token = _is_saved.set(True)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        finally:
+            _is_saved.reset(token)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as they are saved, without the folder that the backbone was loaded from."""
+        values = super().to_dict()
+        for part in (values["backbone_config"], *values["backbone_config"].values()):
+            if isinstance(part, dict):
+                part.pop("_name_or_path", None)
+        return values
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: transformers would copy this module into saved folders, which name the package instead."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> Any:
+        """Save `config.json`, and the module that its `auto_map` names."""
+        if not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            write_code_file(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def width(self) -> int:

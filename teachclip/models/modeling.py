@@ -8,25 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from teachclip.errors import CheckpointError, DataError
+from teachclip.errors import DataError
 from teachclip.models import backbone as encoders
 from teachclip.models.adapters import ResidualAdapters
-from teachclip.models.clip import check_loading_info, first_line, quiet_loading
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.frame_attention import AttentionOutput, FrameAttention, UniformAttention, complete_mask
-from teachclip.models.processing import StudentProcessor, check_texts, load_processor
+from teachclip.models.processing import check_texts, list_videos
+from teachclip.models.student_files import StudentFiles
 from teachclip.models.temporal import StdLinear, TemporalTransformer
 from teachclip.models.warm_start import start_temporal, temporal_settings
 from teachclip.scorer import Tokens
@@ -50,7 +49,7 @@ class StudentOutput(ModelOutput):
     """L2-normalised (texts, dim)."""
 
 
-class StudentModel(PreTrainedModel):
+class StudentModel(StudentFiles):
     """A video-text student; see `StudentConfig` for its options and `StudentModel.from_backbone` to start one.
 
     h = Transformer(f + P) + f for the frames f of a video with learned positions P, then `FrameAttention`. Residual
@@ -87,7 +86,6 @@ class StudentModel(PreTrainedModel):
             else UniformAttention()
         )
         self.heads = ResidualAdapters(config.adapters, config.width, config.adapter_width)
-        self.processor: Any = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,20 +184,31 @@ class StudentModel(PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Return the text encoder's output; `pooler_output` (texts, dim) is the projected feature, unnormalised."""
-        output = encoders.text_output(self.backbone, input_ids, attention_mask, **kwargs)
-        output.pooler_output = self.adapt("text", output.pooler_output)
-        return output
+        """Return the text encoder's output; `pooler_output` (texts, dim) is the projected feature, unnormalised.
+
+        As with CLIP, features have the dtype of the model, and with `return_dict=False` they are a tuple.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        output = encoders.text_output(self.backbone, input_ids, attention_mask, **kwargs, return_dict=True)
+        output.pooler_output = self.adapt("text", output.pooler_output).to(self.dtype)
+        return self._as_asked(output, return_dict)
 
     def get_video_features(
-        self, pixel_values: Tensor, frame_mask: Tensor | None = None
+        self, pixel_values: Tensor, frame_mask: Tensor | None = None, *, return_dict: bool | None = None
     ) -> BaseModelOutputWithPooling:
         """Return frame features (videos, frames, dim) and, as `pooler_output`, video features (videos, dim).
 
-        `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Neither is normalised.
+        `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Neither is normalised;
+        dtype and `return_dict` as of `get_text_features`.
         """
         hidden, aggregation = self.aggregate(encoders.frame_features(self.backbone, pixel_values), frame_mask)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=aggregation.pooled)
+        pooled = aggregation.pooled.to(self.dtype)
+        output = BaseModelOutputWithPooling(last_hidden_state=hidden.to(self.dtype), pooler_output=pooled)
+        return self._as_asked(output, return_dict)
+
+    def _as_asked(self, output: Any, return_dict: bool | None) -> Any:
+        """Return an output, or its tuple where `return_dict` or, with None, the configuration says so."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def forward(
         self,
@@ -209,13 +218,19 @@ class StudentModel(PreTrainedModel):
         frame_mask: Tensor | None = None,
         text_features: Tensor | None = None,
         frame_features: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> StudentOutput:
         """Encode texts and videos and score all pairs, in one call for both encoders, as distributed training needs.
 
         Texts come as `input_ids` (texts, tokens) or raw `text_features` (texts, dim); videos as `pixel_values`
         (videos, frames, 3, height, width) or raw `frame_features` (videos, frames, dim), with `frame_mask`
-        (videos, frames), all True if None. Raises DataError for both forms of an input and for no input.
+        (videos, frames), all True if None. With `return_dict=False` the outputs that there are come as a tuple.
+        Other arguments may be given as None or False, as peft does with those of other models. Raises DataError for
+        other values, both forms of an input and no input.
         """
+        if used := [name for name, value in kwargs.items() if value is not None and value is not False]:
+            raise DataError(f"a student has no argument {used[0]!r}")
         if (input_ids is not None and text_features is not None) or (
             pixel_values is not None and frame_features is not None
         ):
@@ -240,7 +255,9 @@ class StudentModel(PreTrainedModel):
                 result.logits_per_video = result.logits_per_text.T
         elif videos is None:
             raise DataError("nothing to encode: give texts, videos or both")
-        return result
+        # a tuple has the order in which the outputs were set
+        ordered = StudentOutput(**{field.name: getattr(result, field.name) for field in fields(StudentOutput)})
+        return self._as_asked(ordered, return_dict)
 
     @classmethod
     def from_backbone(
@@ -285,36 +302,6 @@ class StudentModel(PreTrainedModel):
         if self.config.temporal_layers:
             start_temporal(backbone, self.frame_position_embeddings, self.temporal)
 
-    # Loading and saving, with the processor
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved student and its processor, if one was saved with it.
-
-        As in transformers, but missing, unexpected and differently shaped weights raise CheckpointError.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        source = "student" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
-        try:
-            with quiet_loading():
-                model, info = super().from_pretrained(
-                    pretrained_model_name_or_path,
-                    *args,
-                    **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
-                )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{source}: cannot be loaded as a student: {first_line(error)}") from error
-        check_loading_info(info, source=source)
-        if pretrained_model_name_or_path is not None:
-            model.processor = load_processor(pretrained_model_name_or_path)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save configuration, weights (safetensors) and the processor, if there is one, into a folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        if isinstance(self.processor, StudentProcessor) and kwargs.get("is_main_process", True):
-            self.processor.save_pretrained(save_directory)
-
     # Strings and video files
 
     @torch.no_grad()
@@ -340,8 +327,7 @@ class StudentModel(PreTrainedModel):
         Returns embeddings (videos, dim) on the CPU, L2-normalised, float32, in the order of the videos. Raises
         DataError if the student has no processor, and VideoError for a video that cannot be read.
         """
-        videos = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
-        return self._encode(videos, "video", batch_size=batch_size, progress=progress)
+        return self._encode(list_videos(videos), "video", batch_size=batch_size, progress=progress)
 
     def _encode(self, items: Sequence[Any], kind: str, *, batch_size: int, progress: bool) -> Tensor:
         if self.processor is None:

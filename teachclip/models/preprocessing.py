@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform
 from teachclip.errors import CheckpointError
+from teachclip.models.checkpoints import first_line
 from teachclip.models.families import full_length, image_size, takes_any_size, text_positions
 
 log = logging.getLogger(__name__)
@@ -58,22 +59,29 @@ class Preprocessing:
 
 
 def load_preprocessing(
-    source: Any, config: PreTrainedConfig, *, max_tokens: int | None = None, size: int | None = None
+    source: Any,
+    config: PreTrainedConfig,
+    *,
+    max_tokens: int | None = None,
+    size: int | None = None,
+    trust_remote_code: bool = False,
+    **hub: Any,
 ) -> Preprocessing:
     """Read the tokenizer and image settings of a dual encoder from its folder or hub id.
 
     `config`: of the model. `max_tokens`: tokens of the longest text, at most what model and tokenizer accept; None:
     that limit. `size`: pixels; None: according to the files. Without image settings those of OpenAI are used, at the
     size of the model. Captions are padded on the right, as in the training of all these models.
+    `trust_remote_code`, `hub`: see `load_tokenizer`.
 
     Raises CheckpointError if there is no tokenizer or if a setting is not supported.
     """
     folder = Path(source).parent if Path(source).suffix == ".json" else source
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, **hub)
     limit = min(text_positions(config), int(tokenizer.model_max_length))
     if max_tokens is not None and max_tokens > limit:
         log.info("%s: texts are truncated to %d tokens, not %d: the model accepts no more", source, limit, max_tokens)
-    settings = read_image_settings(folder)
+    settings = read_image_settings(folder, **hub)
     if not settings and config.model_type != "clip":
         log.warning("%s has no image settings: frames are preprocessed as for OpenAI's CLIP", source)
     image = image_settings(settings, image_size(config), source=str(source))
@@ -93,15 +101,19 @@ def load_preprocessing(
     )
 
 
-def load_tokenizer(source: Any) -> Any:
-    """Load the tokenizer of a folder or hub id. Raises CheckpointError if there is none."""
+def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **hub: Any) -> Any:
+    """Load the tokenizer of a folder or hub id. Raises CheckpointError if there is none.
+
+    `trust_remote_code`: run the Python code that the tokenizer brings, if it brings any; otherwise it is refused.
+    `hub`: where in a hub repository, as in transformers: `revision`, `subfolder`, `cache_dir`, `token`, ...
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
         names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-        files = [name for name in names if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
+        found = [cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False) for name in names]
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{source}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not files:  # transformers then creates a tokenizer with an empty vocabulary
+        raise CheckpointError(f"{source}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if not any(found):  # transformers then creates a tokenizer with an empty vocabulary
         raise CheckpointError(f"{source}: its tokenizer cannot be loaded: it has none of {', '.join(sorted(names))}")
     tokenizer.padding_side = "right"
     return tokenizer
@@ -114,18 +126,19 @@ def padding_token(tokenizer: Any, *, source: str) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def read_image_settings(source: Any, *, part: str = "image_processor") -> dict[str, Any]:
+def read_image_settings(source: Any, *, part: str = "image_processor", **hub: Any) -> dict[str, Any]:
     """Return the settings of an image processor saved in a folder or hub repository; empty if there are none.
 
-    `part`: which one, if a file contains several (`image_processor`, `video_processor`). Raises CheckpointError if a
+    `part`: which one, if a file contains several (`image_processor`, `video_processor`). `hub`: as of
+    `load_tokenizer`. Raises CheckpointError if a
     file cannot be read.
     """
     for name in IMAGE_FILES:
         try:
-            file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            file = cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
             content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{source}: {name} cannot be read: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{source}: {name} cannot be read: {first_line(error)}") from error
         settings = content.get(part, content) if isinstance(content, Mapping) else {}
         if "image_mean" in settings or "size" in settings:
             return dict(settings)

@@ -1,6 +1,6 @@
 """The student's processor, from strings and video files to the inputs of the model; saved with the model.
 
-Only this module and `preprocessing` import `teachclip.data` here: for the decoder and the image transform.
+Only this module and `preprocessing` import `teachclip.data` here: for decoding, the image transform and file names.
 """
 
 from __future__ import annotations
@@ -8,22 +8,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
+from transformers.utils import cached_file
 
+from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
 from teachclip.errors import CheckpointError, DataError, VideoError
+from teachclip.models.checkpoints import first_line
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
+from teachclip.models.student_folder import PROCESSOR_AUTO_MAP, write_code_file
 
 PROCESSOR_FILE = "processor_config.json"
 SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
+VIDEO_ENDINGS = (*EXTENSIONS, ".ogv", ".mts", ".m2ts", ".vob")
+"""A text without spaces, or with a folder, that ends so is the path of a video."""
 
 
 class StudentProcessor(ProcessorMixin):
@@ -33,7 +39,8 @@ class StudentProcessor(ProcessorMixin):
     frame_sampling: which frames are used, a `FrameSampling` or its fields as a dict.
     size: height and width of the frames in pixels.
     mean, std: per channel, of pixels in 0..1; CLIP's by default.
-    max_tokens: texts are truncated to this many tokens, including start and end of text.
+    max_tokens: texts are truncated to this many tokens, including start and end of text. It becomes the tokenizer's
+        `model_max_length`, if that is not less; afterwards they are one, so that both truncate at the same token.
     pad_to: texts are padded to this many tokens; None: to the longest of a call.
     pad_id: the padding token; None: the one of the tokenizer.
     resize, resample, scale_to: see `FrameTransform`.
@@ -65,7 +72,7 @@ class StudentProcessor(ProcessorMixin):
         self.size = size
         self.mean = list(mean)
         self.std = list(std)
-        self.max_tokens = max_tokens
+        tokenizer.model_max_length = min(max_tokens, tokenizer.model_max_length)
         self.pad_to = pad_to
         self.pad_id: int = (tokenizer.pad_token_id or 0) if pad_id is None else pad_id
         self.resize, self.resample, self.scale_to = resize, resample, scale_to
@@ -86,24 +93,24 @@ class StudentProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prepare texts, videos or both.
 
-        `videos`: paths, or uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), or one of them.
-        Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values` (videos, frames, 3, size, size)
-        with `frame_mask` (videos, frames); a video with fewer frames than the sampling's count is padded with zeros.
-        The groups of settings that other libraries pass (`text_kwargs`, `common_kwargs`, ...) are accepted and
-        ignored, as a student has only one preprocessing. Raises DataError for an empty text, unknown words or another
+        `videos`: paths, uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), lists of PIL images
+        or of such frames, or one of them. Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values`
+        (videos, frames, 3, size, size) with `frame_mask` (videos, frames); a video with fewer frames than the
+        sampling's count is padded with zeros.
+
+        `settings`: as of a tokenizer, `padding` (True, "longest", "max_length"), `truncation` and `max_length`, here
+        or in `text_kwargs`; the other groups that libraries pass are ignored, as a student has only one
+        preprocessing. Raises DataError for an empty text, the path of a video as a text, unknown words or another
         setting, and VideoError for a video that cannot be read.
         """
-        other = [name for name in settings if name not in SETTING_GROUPS]
-        if other:
-            raise DataError(f"{other[0]} cannot be set here; set it in the processor")
+        text_settings = _text_settings(settings)
         if text is None and videos is None:
             raise DataError("nothing to process: give text, videos or both")
         data: dict[str, Tensor] = {}
         if text is not None:
-            data |= self._tokenize([text] if isinstance(text, str) else list(text))
+            data |= self._tokenize([text] if isinstance(text, str) else list(text), **text_settings)
         if videos is not None:
-            single = isinstance(videos, str | os.PathLike) or (hasattr(videos, "ndim") and videos.ndim == 4)
-            data |= self._read([videos] if single else list(videos))
+            data |= self._read(list_videos(videos))
         return BatchFeature(data, tensor_type=return_tensors)
 
     @classmethod
@@ -115,13 +122,45 @@ class StudentProcessor(ProcessorMixin):
         sampling: FrameSampling,
         size: int | None = None,
         max_tokens: int = 32,
+        trust_remote_code: bool = False,
+        **hub: Any,
     ) -> StudentProcessor:
         """Create a processor with the tokenizer and image settings of a dual encoder's folder or hub id.
 
-        `config`: of the model. See `load_preprocessing` for `size`, `max_tokens` and the errors.
+        `config`: of the model. See `load_preprocessing` for the other options and the errors.
         """
-        settings = load_preprocessing(source, config, max_tokens=max_tokens, size=size)
+        settings = load_preprocessing(
+            source, config, max_tokens=max_tokens, size=size, trust_remote_code=trust_remote_code, **hub
+        )
         return cls(settings.tokenizer, sampling, **settings.describe())
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, trust_remote_code: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Load a saved processor; see transformers. Python code that its tokenizer brings is refused by default."""
+        # With None, transformers asks on the terminal, and obeys what is piped into it.
+        options = {"trust_remote_code": bool(trust_remote_code), **kwargs}
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Do nothing: transformers would copy this module into saved folders, which name the package instead."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Save the settings, the tokenizer, and the module that `auto_map` names."""
+        os.makedirs(save_directory, exist_ok=True)
+        write_code_file(save_directory)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as they are saved."""
+        return {**super().to_dict(), "max_tokens": self.max_tokens, "auto_map": PROCESSOR_AUTO_MAP}
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a text: the tokenizer's `model_max_length`, which Sentence Transformers may set."""
+        return int(self.tokenizer.model_max_length)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -144,17 +183,24 @@ class StudentProcessor(ProcessorMixin):
         """The names of the possible outputs of a call."""
         return ["input_ids", "attention_mask", "pixel_values", "frame_mask"]
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+    def _tokenize(
+        self, texts: list[str], *, padding: Any = True, truncation: Any = True, max_length: int | None = None
+    ) -> dict[str, Tensor]:
         check_texts(texts)
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, verbose=False)["input_ids"]
+        limit = self.max_tokens if max_length is None else min(max_length, self.max_tokens)
+        is_cut = truncation not in (False, "do_not_truncate")
+        cut = {"truncation": True, "max_length": limit} if is_cut else {}
+        encoded = self.tokenizer(texts, **cut, verbose=False)["input_ids"]
         unknown = self.tokenizer.unk_token_id
         # In CLIP the end-of-text token is also the unknown token: only the last one marks the end.
         allowed = self.tokenizer("")["input_ids"].count(unknown) if unknown is not None else 0
-        for text, ids in zip(texts, encoded, strict=True):
+        for number, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             if unknown is not None and ids.count(unknown) > allowed:
                 words = [word for word in text.split() if self._is_unknown(word)] or [text]
                 raise DataError(f"text {text[:60]!r}: not in the vocabulary: {', '.join(words[:5])}")
-        width = self.pad_to or max(map(len, encoded), default=0)
+            if len(ids) > limit:
+                raise DataError(f"text {number} has {len(ids)} tokens, allowed: {limit}; or write truncation=True")
+        width = self.pad_to or (limit if padding == "max_length" else max(map(len, encoded), default=0))
         ids = torch.full((len(texts), width), self.pad_id)
         attention = torch.zeros_like(ids)
         for row, tokens in enumerate(encoded):
@@ -183,16 +229,67 @@ class StudentProcessor(ProcessorMixin):
         return frames[np.linspace(0, len(frames) - 1, self.sampling.count, dtype=int)]
 
 
+def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `padding`, `truncation` and `max_length` of a call. Raises DataError for other settings and values."""
+    found = dict(settings.get("text_kwargs") or {})
+    found |= {name: value for name, value in settings.items() if name not in SETTING_GROUPS}
+    found = {name: value for name, value in found.items() if value is not None and name != "return_tensors"}
+    for name, value in found.items():
+        if name not in ("padding", "truncation", "max_length"):
+            raise DataError(f"{name} cannot be set here; set it in the processor")
+        if name == "padding" and value not in (True, "longest", "max_length"):
+            raise DataError(f"padding is {value!r}, allowed: True, 'longest', 'max_length': the texts are one tensor")
+        if name == "max_length" and (isinstance(value, bool) or not isinstance(value, int) or value < 3):
+            raise DataError(f"max_length is {value!r}, allowed: 3 tokens or more")
+    return found
+
+
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise DataError, with the index of the text, if one is empty or not a string."""
+    """Raise DataError, with the index of the text, if one is empty, not a string or the path of a video."""
     for number, text in enumerate(texts):
+        if isinstance(text, os.PathLike) or (isinstance(text, str) and _is_video_path(text)):
+            raise DataError(
+                f"text {number} is {str(text)[:200]!r}, the path of a video: give it as a video (encode_video, "
+                "videos=[...], in Sentence Transformers {'video': path})"
+            )
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"text {number} is {text!r}, expected a text that is not empty")
 
 
+def _is_video_path(text: str) -> bool:
+    name = text.strip()
+    if not name.lower().endswith(VIDEO_ENDINGS) or "\n" in name:
+        return False
+    return not any(map(str.isspace, name)) or "/" in name or "\\" in name or os.path.isfile(name)
+
+
+def list_videos(videos: Any) -> list[Any]:
+    """Return videos as a list: of the one that was given as a path, as an array or as a list of its frames."""
+    if isinstance(videos, str | os.PathLike) or getattr(videos, "ndim", None) == 4:
+        return [videos]
+    videos = list(videos)
+    if videos and all(map(_is_frame, videos)):
+        return [videos]
+    for number, video in enumerate(videos):  # Sentence Transformers gives the videos of each item, one here
+        if isinstance(video, list | tuple) and len(video) == 1 and not _is_frame(video[0]):
+            videos[number] = video[0]
+    return videos
+
+
+def _is_frame(value: Any) -> bool:
+    return isinstance(value, Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
+
+
 def _as_frames(video: Any) -> Tensor:
-    """Return an array as uint8 (frames, 3, height, width). Raises VideoError for anything else."""
-    frames = torch.as_tensor(video) if isinstance(video, np.ndarray | Tensor) else None
+    """Return an array, or a list of frames, as uint8 (frames, 3, height, width). Raises VideoError for others."""
+    if isinstance(video, list | tuple) and video and all(map(_is_frame, video)):
+        pictures = [np.array(frame.convert("RGB") if isinstance(frame, Image) else frame) for frame in video]
+        shapes = sorted({picture.shape for picture in pictures})
+        if len(shapes) > 1:
+            raise VideoError(f"a video has frames of several shapes: {', '.join(map(str, shapes[:3]))}")
+        return _as_frames(np.stack(pictures))
+    array = np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video  # torch knows no negative strides
+    frames = torch.as_tensor(array) if isinstance(array, np.ndarray | Tensor) else None
     if frames is None or frames.ndim != 4 or not len(frames) or frames.dtype != torch.uint8:
         kind = type(video).__name__ if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
         raise VideoError(f"a video is a {kind}, expected a path or a uint8 array (frames, 3, height, width)")
@@ -203,16 +300,23 @@ def _as_frames(video: Any) -> Tensor:
     raise VideoError(f"a video has shape {tuple(frames.shape)}, expected 3 channels in axis 1 or in the last axis")
 
 
-def load_processor(source: Any) -> StudentProcessor | None:
+def load_processor(source: Any, *, trust_remote_code: bool = False, **hub: Any) -> StudentProcessor | None:
     """Return the processor saved in a student's folder or hub repository, or None if there is none.
 
-    Raises CheckpointError if it cannot be loaded.
+    `trust_remote_code`: run the Python code that its tokenizer brings, if any; otherwise it is refused. `hub`: where
+    in a hub repository, as in transformers: `revision`, `subfolder`, `cache_dir`, `token`, ... Raises CheckpointError
+    if it cannot be loaded.
     """
-    if Path(source).is_dir() and not (Path(source) / PROCESSOR_FILE).is_file():
-        return None
     try:
-        return StudentProcessor.from_pretrained(source)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if not Path(source).is_dir():
+        file = cached_file(
+            str(source),
+            PROCESSOR_FILE,
+            **hub,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if file is None:
             return None
-        raise CheckpointError(f"{source}: its processor cannot be loaded: {str(error).splitlines()[0]}") from error
+        return StudentProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its processor cannot be loaded: {first_line(error)}") from error

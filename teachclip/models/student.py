@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig
 
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import CheckpointError
+from teachclip.models.backbone import load_backbone
 from teachclip.models.checkpoints import (
     CLIP4CLIP_MEAN,
     CLIP4CLIP_SEQUENTIAL,
     TEACHCLIP_STUDENT,
+    check_finite,
     check_state,
     count_layers,
     describe_checkpoint,
@@ -27,6 +30,7 @@ from teachclip.models.checkpoints import (
 )
 from teachclip.models.clip import quiet_loading
 from teachclip.models.configuration import StudentConfig
+from teachclip.models.families import FAMILIES
 from teachclip.models.layouts import (
     BLOCKS,
     CLIP,
@@ -40,9 +44,18 @@ from teachclip.models.layouts import (
 )
 from teachclip.models.modeling import StudentModel, StudentOutput
 from teachclip.models.processing import StudentProcessor
+from teachclip.models.student_folder import HUB_ARGUMENTS
 from teachclip.models.temporal import OFFICIAL_NAMES, rename_blocks
+from teachclip.registry import closest
 
-__all__ = ["StudentConfig", "StudentModel", "StudentOutput", "load_student", "student_to_official"]
+__all__ = [
+    "StudentConfig",
+    "StudentModel",
+    "StudentOutput",
+    "StudentProcessor",
+    "load_student",
+    "student_to_official",
+]
 
 OFFICIAL: Mapping[str, Any] = {
     "attention": "softmax",
@@ -58,17 +71,27 @@ AutoProcessor.register(StudentConfig, StudentProcessor, exist_ok=True)
 
 
 def load_student(
-    source: str | os.PathLike[str] | Mapping[str, Any], *, mask_padding: bool | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    mask_padding: bool | None = None,
+    trust_remote_code: bool = False,
+    **hub: Any,
 ) -> StudentModel:
     """Load a student in float32 and evaluation mode.
 
-    `source`: an exported folder or hub id, or an official TeachCLIP or CLIP4Clip (meanP, seqTransf) state dict as a
-    file or a mapping, whose shapes determine the sizes. `mask_padding`: False gives padded frames weight, like the
-    official code; None: True, or the value of an exported folder. Raises CheckpointError if it cannot be loaded
-    completely, with the missing weights or the model that the checkpoint belongs to.
+    `source`: an exported folder or hub id; a plain dual encoder's, which gives the zero-shot student that averages
+    its frames; or an official TeachCLIP or CLIP4Clip (meanP, seqTransf) state dict as a file or a mapping, whose
+    shapes determine the sizes. `mask_padding`: False gives padded frames weight, like the official code; None: True,
+    or the value of an exported folder. `trust_remote_code`: run the Python code that its tokenizer brings, if any.
+    `hub`: where in a hub repository, as in transformers: `revision`, `subfolder`, `cache_dir`, `token`,
+    `local_files_only`. Raises CheckpointError if it cannot be loaded completely, with the missing weights or the
+    model that the checkpoint belongs to, and for weights that are NaN or infinite.
     """
     if mask_padding is not None and not isinstance(mask_padding, bool):
         raise CheckpointError(f"mask_padding is {mask_padding!r}, expected True, False or None")
+    if unknown := [name for name in hub if name not in HUB_ARGUMENTS]:
+        known = ("mask_padding", "trust_remote_code", *HUB_ARGUMENTS)
+        raise TypeError(f"load_student has no argument {unknown[0]!r}{closest(unknown[0], known)}")
     if isinstance(source, Mapping):
         return _from_official(unwrap_state(source, source="student state dict"), "student state dict", mask_padding)
     path = Path(source)
@@ -76,10 +99,40 @@ def load_student(
         return _from_official(load_tensors(path), str(path), mask_padding)
     if not path.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise CheckpointError(f"{path}: no such folder or checkpoint file")
-    model = StudentModel.from_pretrained(str(source), dtype=torch.float32)
+    hub = {name: value for name, value in hub.items() if value is not None}
+    kind = _model_type(source, hub)
+    if kind not in (None, StudentConfig.model_type, *FAMILIES):
+        types = ", ".join((StudentConfig.model_type, *FAMILIES))
+        raise CheckpointError(f"{source}: model type {kind!r} cannot be loaded as a student; known: {types}")
+    if kind in FAMILIES:
+        model = _zero_shot(source, trust_remote_code, hub)
+    else:
+        model = StudentModel.from_pretrained(
+            str(source), dtype=torch.float32, trust_remote_code=trust_remote_code, **hub
+        )
     if mask_padding is not None:
         model.config.mask_padding = mask_padding
     return model
+
+
+def _model_type(source: str | os.PathLike[str], hub: Mapping[str, Any]) -> str | None:
+    """Return the model type that a folder's or repository's configuration names, or None if it cannot be read."""
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(str(source), **hub)
+    except (OSError, ValueError):
+        return None  # the student's own loading says what is wrong
+    return content.get("model_type")
+
+
+def _zero_shot(source: str | os.PathLike[str], trust_remote_code: bool, hub: Mapping[str, Any]) -> StudentModel:
+    """Return a student without new parameters from a dual encoder; without a tokenizer it has no processor."""
+    backbone = load_backbone(source, random_weights=False, **hub)
+    student = StudentModel.from_backbone(backbone, temporal_layers=0, pooling="mean")
+    sampling = FrameSampling("per_second", 12)
+    student.processor = StudentProcessor.from_backbone(
+        source, backbone.config, sampling=sampling, trust_remote_code=trust_remote_code, **hub
+    )
+    return student
 
 
 def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool | None) -> StudentModel:
@@ -87,6 +140,7 @@ def _from_official(state: Mapping[str, Tensor], source: str, mask_padding: bool 
     with torch.device("meta"):
         reference = StudentModel(config).state_dict()
     check_state(state, to_official_names(reference), source=source)
+    check_finite(state, source=source)
     with quiet_loading():
         weights = to_float32(from_official_names(state))
         return StudentModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)

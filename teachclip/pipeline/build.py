@@ -64,6 +64,7 @@ def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcesso
         sampling=build_frame_sampling(recipe),
         size=recipe.frames.size,
         max_tokens=recipe.text.max_tokens,
+        trust_remote_code=recipe.student.trust_remote_code,
     )
 
 
@@ -174,7 +175,7 @@ def build_blocks(recipe: Recipe) -> Blocks:
 
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
     """Return what the numbers of a run depend on: the recipe without folders, workers and other matters of speed."""
-    values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation"})
+    values = recipe.model_dump(mode="json", exclude={"output", "stores", "evaluation", "card"})
     frames, plain = (
         values["frames"],
         {"temporal_augmentation": 1, "on_error": "skip"},
@@ -198,6 +199,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "student": (
+        "trust_remote_code",
         "attention",
         "attention_input",
         "attention_rescale",

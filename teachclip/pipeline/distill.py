@@ -11,6 +11,7 @@ import torch
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
 from teachclip.evaluation.splits import evaluate_split
+from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
@@ -25,6 +26,7 @@ from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
+from teachclip.scorer import FeatureScorer
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -113,7 +115,7 @@ def _build_training(
 
 
 def _evaluation(
-    work: Workspace, student: StudentModel, split_name: str, *, cost: bool = False
+    work: Workspace, student: FeatureScorer, split_name: str, *, cost: bool = False
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
@@ -134,6 +136,9 @@ def _measure(
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if split is not None:
             results[name] = _evaluation(work, student, name, cost=name == "test")()
+    last = "test" if "test" in results else "validation"
+    if last in results:  # what the student is compared with in its card
+        results["zero_shot"] = {last: _evaluation(work, MeanPooling(work.backbone).to(work.device), last)()}
     return results
 
 

@@ -45,7 +45,10 @@ def evaluate(
         scorer = MeanPooling(work.backbone)
     else:
         path = recipe.output / "student" if model == "student" else Path(model)
-        scorer = load_student(path, mask_padding=recipe.student.mask_padding)
+        section = recipe.student
+        scorer = load_student(path, mask_padding=section.mask_padding, trust_remote_code=section.trust_remote_code)
+        if scorer.processor is not None:  # another backbone reads other tokens and pixels
+            scorer.preprocessing = scorer.processor.preprocessing
     scorer = scorer.to(device).eval()
     inputs = work.inputs_for(scorer, videos)
     results = work.stamp(model=model)

@@ -16,41 +16,15 @@ from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import quiet_loading
 from teachclip.models.layouts import to_official_types
-from teachclip.models.student import StudentModel, load_student, student_to_official
+from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
+from teachclip.models.student_folder import CARD_FILE, CODE_FILE, SENTENCE_TRANSFORMERS
+from teachclip.pipeline.model_card import model_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-from teachclip.reports.tables import results_table
-
-_METHOD = {"method_output_name": "pooler_output"}
-SENTENCE_TRANSFORMERS = {
-    "modules.json": [
-        {
-            "idx": 0,
-            "name": "0",
-            "path": "",
-            "type": "sentence_transformers.base.modules.transformer.Transformer",
-        },
-        {
-            "idx": 1,
-            "name": "1",
-            "path": "1_Normalize",
-            "type": "sentence_transformers.base.modules.normalize.Normalize",
-        },
-    ],
-    "sentence_bert_config.json": {
-        "modality_config": {
-            "text": {"method": "get_text_features", **_METHOD},
-            "video": {"method": "get_video_features", **_METHOD},
-        },
-        "module_output_name": "sentence_embedding",
-    },
-}
-"""Files with which `SentenceTransformer(folder)` loads the student, after `import teachclip.models`."""
-
 
 OWN_FILES = {
     *SENTENCE_TRANSFORMERS,
-    *("README.md", "config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"),
+    *(CARD_FILE, CODE_FILE, "config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
     *("vocab.txt", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 }
@@ -74,7 +48,7 @@ def export_student(
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")
     results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
-    student = load_student(source)
+    student = load_student(source, trust_remote_code=recipe.student.trust_remote_code)
     if layout == "official":
         write_official_file(student, out, dtype=dtype)
     else:
@@ -92,7 +66,8 @@ def write_student_folder(
 ) -> None:
     """Write the student, its processor and a model card to `folder`, whole or not at all.
 
-    `dtype` is `float32` or `float16`. Raises CheckpointError if the folder cannot be written or holds something else.
+    `dtype` of the stored weights is `float32` or `float16`; either loads as float32 unless another is asked for.
+    Raises CheckpointError if the folder cannot be written or holds something else.
     """
     if student.processor is None:
         raise CheckpointError("the student has no processor (tokenizer and decoding settings) to export")
@@ -101,13 +76,10 @@ def write_student_folder(
     before = folder.with_name(f".{folder.name}.before")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        processor = student.processor
+        student.card = model_card(results, recipe)
         with quiet_loading():
             student.to(getattr(torch, dtype)).save_pretrained(temporary)
-            processor.save_pretrained(temporary)
-        for name, content in SENTENCE_TRANSFORMERS.items():
-            (temporary / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        (temporary / "README.md").write_text(model_card(results, recipe), encoding="utf-8")
+        _load_as_float32(temporary / "config.json")
         for path in temporary.rglob("*"):  # some writers make files that only their owner may read
             path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
@@ -120,6 +92,12 @@ def write_student_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def _load_as_float32(path: Path) -> None:
+    """Name float32 in a configuration: transformers loads weights in the type named there, not as they are stored."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_official_file(student: StudentModel, path: Path, *, dtype: str = "float16") -> None:
@@ -146,89 +124,13 @@ def _check_folder(folder: Path) -> None:
     if names and names - OWN_FILES:
         other = ", ".join(sorted(names - OWN_FILES)[:3])
         raise CheckpointError(f"{folder} holds {other}, which is no export of ours; choose another folder")
-    if names and SENTENCE_TRANSFORMERS.keys() - names:
+    if names and _model_type(folder) != StudentConfig.model_type:
         raise CheckpointError(f"{folder} holds another model; choose another folder")
 
 
-def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
-    """Write a model card in the Hub's format from measured results."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    names = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10"}
-    measured = [
-        EvalResult(
-            task_type="text-to-video-retrieval",
-            task_name="Text-to-video retrieval",
-            dataset_type=recipe.name,
-            dataset_name=f"{recipe.name} (test)",
-            metric_type=name,
-            metric_name=label,
-            metric_value=round(float(results["test"]["t2v"][name]), 2),
-        )
-        for name, label in names.items()
-        if "test" in results
-    ]
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["video-text-retrieval", "teachclip"],
-        model_name=recipe.name,
-        eval_results=measured or None,
-    )
-    teachers = ", ".join(teacher.label for teacher in recipe.teachers) or "none (undistilled)"
-    body = _BODY.format(
-        name=recipe.name,
-        teachers=teachers,
-        backbone=recipe.student.backbone,
-        layers=recipe.student.temporal_layers,
-        options=_options(recipe, results),
-        frames=recipe.frames.count,
-        sampling=recipe.frames.sampling,
-        selected=results.get("selected_on", "validation"),
-        seed=results.get("seed", recipe.seed),
-        table=results_table([results]),
-    )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
-
-
-def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
-    """Say what the student has or learned from beyond the paper."""
-    student, losses = recipe.student, recipe.losses
-    factor = results.get("temperature_scaling", {}).get("factor", 1)
-    options = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
-    options += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
-    options += ["rescaled input of frame attention"] if student.attention_rescale else []
-    options += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
-    options += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
-    options += ["frame-set distillation"] if losses.uses_frame_sets else []
-    if recipe.teachers:
-        options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
-        options += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
-    return "".join(f"; {text}" for text in options)
-
-
-_BODY = """
-# {name}
-
-A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
-A video is one vector, a query is one vector, and their dot product is the score.
-
-- Teachers: {teachers}
-- Backbone: `{backbone}`; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
-- Frames: {frames} per video, sampling `{sampling}`
-- Checkpoint, and pooling temperature if scaled, selected on: {selected}; one training run, seed {seed}
-
-```python
-from teachclip import load_student
-
-student = load_student("THIS_FOLDER")
-videos = student.encode_video(["a.mp4", "b.mp4"])
-texts = student.encode_text(["a man plays a drum"])
-scores = texts @ videos.T  # (texts, videos), higher is closer
-```
-
-## Measured results
-
-{table}
-"""
+def _model_type(folder: Path) -> str | None:
+    """Return the model type in a folder's configuration, or None if there is none that can be read."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None

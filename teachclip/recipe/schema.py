@@ -7,7 +7,7 @@ directory; `${NAME}` and `${NAME:-default}` are from the environment. `teachclip
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,6 +51,9 @@ class Student(Section):
         description="dual encoder to start from (CLIP, SigLIP, SigLIP 2, MetaCLIP 2, ALIGN, AltCLIP, Chinese-CLIP): "
         "hub id, folder, or file of an official CLIP state dict; a folder or JSON file with a configuration alone "
         "starts from random weights"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that the backbone's tokenizer brings; false: it is refused"
     )
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
@@ -199,6 +202,20 @@ class Evaluation(Section):
     video_block: Count = Field(512, description="videos scored at once")
 
 
+class Card(Section):
+    """What the model card of the exported student claims; nothing else is."""
+
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = Field(
+        None, description="licence of the student by its name on the Hub, such as apache-2.0; null: none is claimed"
+    )
+    language: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]] = Field(
+        default_factory=list, description="languages of the captions, such as en"
+    )
+    datasets: list[Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$")]] = Field(
+        default_factory=list, description="hub ids of the data sets that it was trained on"
+    )
+
+
 class Recipe(Section):
     """A whole experiment."""
 
@@ -216,6 +233,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     train: Train
     evaluation: Evaluation = Evaluation()
+    card: Card = Card()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -15,14 +15,15 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def render_page(template_name: str, **values: object) -> str:
     """Return the page that a template of `templates/` makes of some values, as text that can be written as UTF-8.
 
     Every value is escaped where the template inserts it; control characters and lone surrogates, which HTML does not
-    allow, become U+FFFD. Raises jinja2.UndefinedError if the template uses a value that is not given.
+    allow, and marks that turn the order of letters become U+FFFD. Raises jinja2.UndefinedError if the template uses a
+    value that is not given.
     """
     return _ENVIRONMENT.get_template(template_name).render(values)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from teachclip.console import visible
 from teachclip.evaluation.intervals import spread
 
 COLUMNS = {
@@ -61,7 +63,7 @@ def difference_cell(item: Mapping[str, Any]) -> str:
 
 def markdown_table(table: Table) -> str:
     """Return an aligned Markdown table: first column to the left, the others to the right where they hold numbers."""
-    columns = [_align(column) for column in zip(table.header, *table.rows, strict=True)]
+    columns = [_align([*map(_cell, column)]) for column in zip(table.header, *table.rows, strict=True)]
     widths = [max(map(len, column)) for column in columns]
     right = table.is_numeric or [index > 0 for index in range(len(columns))]  # without rows as with numbers
 
@@ -80,6 +82,31 @@ def _align(column: Sequence[str]) -> list[str]:
     return [cell if SPREAD in cell or index == 0 else cell + " " * room for index, cell in enumerate(column)]
 
 
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#!&~$:@]|(?<=www)\.")  # colon, @ and www. would make links
+
+
+def markdown_text(text: str) -> str:
+    """Return a text from outside, such as a name, that Markdown shows as it is, on one line, also in a table."""
+    return _MARKDOWN.sub(r"\\\g<0>", _one_line(text))
+
+
+def code_text(text: str) -> str:
+    """Return a text from outside as code in Markdown, on one line."""
+    line = _one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if "`" in line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays one cell of a table, in a terminal too."""
+    return visible(re.sub(r"\s", " ", text)).replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
 def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of evaluations: one line per model, split and direction."""
     lines = [
@@ -92,7 +119,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
                 if split in result:
                     metrics = result[split][direction]
                     values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
-                    lines.append(f"| {result['model']} | {split} | {label} | {values} |")
+                    lines.append(f"| {_cell(str(result['model']))} | {split} | {label} | {values} |")
     notes = result_notes(results)
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 

@@ -236,7 +236,11 @@ def measure_student(
     work = _workspace(recipe)
     split = work.split(split_name)
     inputs = work.feature_inputs(split, work.backbone)
-    student = load_student(recipe.output / "student").eval().to(work.device)
+    student = (
+        load_student(recipe.output / "student", trust_remote_code=recipe.student.trust_remote_code)
+        .eval()
+        .to(work.device)
+    )
     measured: dict[str, Any] = {}
     for factor in factors:
         set_pooling_temperature(student, recipe.student.pooling_temperature / factor)

@@ -153,6 +153,19 @@ def test_state_dicts_of_clip_load_as_before(tmp_path: Path) -> None:
         assert_close(found.text_projection.weight, tiny_clip(heads=1).text_projection.weight)
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    for family in ("clip", "siglip"):
+        backbone = tiny_backbone(family)
+        backbone.vision_model.embeddings.patch_embedding.weight.data[0, 0, 0, 0] = math.inf
+        backbone.save_pretrained(tmp_path / family)
+        with pytest.raises(CheckpointError, match=r"1 of \d+ numbers of vision_model.*NaN or infinite"):
+            encoders.load_backbone(tmp_path / family)
+    state = tiny_clip().state_dict()
+    state["text_projection.weight"] = state["text_projection.weight"] * math.nan
+    with pytest.raises(CheckpointError, match=r"text_projection.weight are NaN or infinite"):
+        encoders.load_backbone(state)
+
+
 def test_other_models_are_refused_with_the_families_named(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(

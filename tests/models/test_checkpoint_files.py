@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from teachclip.errors import CheckpointError
-from teachclip.models.checkpoints import check_state, describe_checkpoint, load_tensors, to_float32
+from teachclip.models.checkpoints import check_finite, check_state, describe_checkpoint, load_tensors, to_float32
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -151,3 +151,9 @@ def test_a_check_names_a_few_of_all_differences() -> None:
         "1 entry (w0) of another shape (w0: (3,), expected (2,))"
     )
     check_state(expected, expected, source="best.bin")
+
+
+def test_large_numbers_are_finite_even_if_their_sum_is_not() -> None:
+    check_finite({"large": torch.full((4,), 6e4, dtype=torch.float16), "count": torch.ones(2).long()}, source="file")
+    with pytest.raises(CheckpointError, match="file: 2 of 3 numbers of w are NaN or infinite"):
+        check_finite({"w": torch.tensor([1.0, torch.inf, -torch.inf])}, source="file")

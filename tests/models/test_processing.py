@@ -9,14 +9,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_student, tiny_tokenizer
+from PIL import Image
+from sentence_transformers.base.modality import InputFormatter
+from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_processor, tiny_student, tiny_tokenizer
 from torch.testing import assert_close
 
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
 from teachclip.errors import CheckpointError, DataError, VideoError
-from teachclip.models.processing import StudentProcessor
+from teachclip.models.processing import StudentProcessor, check_texts
 
 
 def write_video(path: Path, *, frames: int = 16, seed: int = 0) -> Path:
@@ -32,11 +34,6 @@ def write_video(path: Path, *, frames: int = 16, seed: int = 0) -> Path:
         for packet in stream.encode():
             container.mux(packet)
     return path
-
-
-def tiny_processor(**options: object) -> StudentProcessor:
-    settings = {"frame_sampling": FrameSampling("per_second", FRAMES), "size": SIZE, "max_tokens": 10, **options}
-    return StudentProcessor(tiny_tokenizer(), **settings)  # type: ignore[arg-type]
 
 
 def test_files_are_read_by_the_plan_and_padded_with_zeros(tmp_path: Path) -> None:
@@ -99,13 +96,75 @@ def test_texts_that_would_end_early_are_named(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_settings_of_other_libraries_change_nothing_and_unknown_ones_are_named() -> None:
+def test_settings_of_other_libraries_hold_and_unknown_ones_are_named() -> None:
+    processor, text = tiny_processor(), ["a red circle over a sea", "sea"]
+    plain = processor(text=text)["input_ids"]
+    groups = {"text_kwargs": {"padding": True, "truncation": "longest_first"}, "videos_kwargs": {"fps": 2}}
+    assert torch.equal(processor(text=text, **groups, common_kwargs={"return_tensors": "pt"})["input_ids"], plain)
+    assert torch.equal(processor(text=text, truncation=True, padding="longest", max_length=99)["input_ids"], plain)
+    assert processor(text=text, text_kwargs={"max_length": 3})["input_ids"].shape == (2, 3)
+    assert processor(text="sea", padding="max_length")["attention_mask"].tolist() == [[1] * 3 + [0] * 7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 3}, "stride cannot be set here"),
+        ({"text_kwargs": {"add_special_tokens": False}}, "add_special_tokens cannot be set here"),
+        ({"padding": False}, "padding is False, allowed: True, 'longest', 'max_length'"),
+        ({"max_length": 1}, "max_length is 1, allowed: 3 tokens or more"),
+        ({"truncation": False, "max_length": 5}, "text 1 has 8 tokens, allowed: 5; or write truncation=True"),
+    ],
+)
+def test_settings_that_cannot_hold_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tiny_processor()(text=["sea", "a red circle over a sea"], **settings)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"film{ending}" for ending in (".webm", ".m4v", ".MPG", ".ts", ".3gp", ".ogv", ".mp4", ".m2ts")]
+    + ["/no such folder/a film.mp4", "C:\\my films\\a.avi", "https://example.org/a.mp4", Path("a.mp4")],
+)
+def test_the_path_of_a_video_is_not_taken_for_a_text(path: str | Path) -> None:
+    for encode in (lambda texts: tiny_processor()(text=texts), tiny_student().encode_text):
+        with pytest.raises(
+            DataError, match=r"text 1 is '.*', the path of a video: give it as a video \(encode_video"
+        ):
+            encode(["sea", path])
+
+
+def test_a_text_about_a_file_is_a_text(tmp_path: Path) -> None:
+    check_texts(["someone opens movie.mp4", "holiday.mp4 is played", "a sea.\n"])
+    spaced = tmp_path / "a film.mp4"
+    spaced.write_bytes(b"")
+    with pytest.raises(DataError, match="the path of a video"):
+        check_texts([str(spaced)])
+
+
+def test_lists_of_frames_are_videos(tmp_path: Path) -> None:
+    frames = torch.randint(0, 255, (3, 40, 50, 3), dtype=torch.uint8).numpy()
+    pictures = [Image.fromarray(frame) for frame in frames]
     processor = tiny_processor()
-    plain = processor(text=["a red circle"])
-    sent = processor(text=["a red circle"], text_kwargs={"max_length": 3}, common_kwargs={"return_tensors": "pt"})
-    assert torch.equal(sent["input_ids"], plain["input_ids"])
-    with pytest.raises(DataError, match="max_length cannot be set here"):
-        processor(text=["a red circle"], max_length=3)
+    wanted = processor(videos=[frames])["pixel_values"]
+    turned = frames[:, :, ::-1].copy()[:, :, ::-1]  # with a negative stride
+    every = [pictures, [pictures], (pictures,), list(frames), [list(frames)], frames, [turned], torch.tensor(frames)]
+    for videos in every:
+        assert torch.equal(processor(videos=videos)["pixel_values"], wanted)
+    assert processor(videos=[pictures, pictures[:2]])["frame_mask"].sum(dim=1).tolist() == [3, 2]
+    grey = [picture.convert("L") for picture in pictures]
+    assert processor(videos=[grey])["pixel_values"].shape == wanted.shape
+    student = tiny_student()
+    assert student.encode_video(pictures, progress=False).shape == (1, WIDTH)
+    client = InputFormatter("teachclip", supported_modalities=["text", "video"])
+    theirs = client.parse_inputs([{"video": pictures}])[1]["video"]
+    assert torch.equal(processor(videos=theirs)["pixel_values"], wanted)
+
+
+def test_frames_of_several_sizes_are_named() -> None:
+    frames = [Image.new("RGB", (40, 30)), Image.new("RGB", (20, 30))]
+    with pytest.raises(VideoError, match=r"frames of several shapes: \(30, 20, 3\), \(30, 40, 3\)"):
+        tiny_processor()(videos=[frames])
 
 
 def test_settings_survive_saving(tmp_path: Path) -> None:

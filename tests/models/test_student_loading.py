@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,12 @@ import pytest
 import torch
 from golden_models import openai_clip_shapes, rule_state, student_shapes
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_batch, tiny_student
+from tiny_models import tiny_batch, tiny_clip, tiny_student, tiny_tokenizer
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from teachclip.errors import CheckpointError
+from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
 
@@ -183,10 +183,10 @@ def drop_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def misspell(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["temporal_layer"] = config.pop("temporal_layers")
-    (folder / "config.json").write_text(json.dumps(config))
+def spoil_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["aggregation.hidden.bias"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def damage_processor(folder: Path) -> None:
@@ -202,8 +202,8 @@ def damage_processor(folder: Path) -> None:
             drop_weight,
             "1 weight missing (aggregation.score.bias); 1 weight of another shape (aggregation.hidden.bias)",
         ),
-        (misspell, "temporal_layer is unknown"),
         (damage_processor, "frame_sampling"),
+        (spoil_weight, "1 of 32 numbers of aggregation.hidden.bias are NaN or infinite"),
     ],
 )
 @pytest.mark.parametrize("load", [load_student, AutoModel.from_pretrained])
@@ -214,6 +214,46 @@ def test_a_damaged_folder_is_named(tmp_path: Path, damage: object, message: str,
         load(tmp_path)  # type: ignore[operator]
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_official_weights_that_are_infinite_are_named() -> None:
+    state = rule_state(SHAPES, 5)
+    state["frameLinear.bias"][0] = float("inf")
+    assert "1 of 64 numbers of frameLinear.bias are NaN or infinite" in error_of(state)
+
+
+def test_official_weights_of_a_compiled_or_wrapped_student_load() -> None:
+    state = rule_state(SHAPES, 5)
+    found = load_student({f"module._orig_mod.{key}": tensor for key, tensor in state.items()})
+    assert torch.equal(found.aggregation.hidden.bias, state["frameLinear.bias"])
+
+
+def zero_shot_folder(folder: Path) -> Path:
+    tiny_clip().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_plain_dual_encoder_gives_the_zero_shot_student(tmp_path: Path) -> None:
+    student, batch, clip = load_student(zero_shot_folder(tmp_path)), tiny_batch(), tiny_clip()
+    assert (student.config.pooling, student.config.temporal_layers) == ("mean", 0)
+    pooling = MeanPooling(clip)
+    wanted = pooling.encode_videos(batch["pixel_values"], batch["frame_mask"])["embeds"]
+    assert_close(student(**batch).video_embeds, wanted, atol=1e-6, rtol=0)
+    ids = batch["input_ids"]
+    wanted = pooling.encode_texts(ids, torch.ones_like(ids))["embeds"]
+    assert_close(student(**batch).text_embeds, wanted, atol=1e-6, rtol=0)
+    video = torch.zeros(20, 3, 40, 40, dtype=torch.uint8)
+    assert student.encode_video([video], progress=False).shape == (1, 32)
+    assert student.encode_text("a red circle", progress=False).shape == (1, 32)
+
+
+def test_other_models_and_encoders_without_weights_are_no_student(tmp_path: Path) -> None:
+    folder = zero_shot_folder(tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert "has a configuration but no weights" in error_of(folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert "model type 'bert' cannot be loaded as a student; known: teachclip, clip, " in error_of(folder)
 
 
 def test_a_damaged_configuration_file_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from torch.testing import assert_close
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, train_teacher
-from teachclip.models.backbone import SCALE_PARAMETERS, load_backbone
+from teachclip.models.backbone import SCALE_PARAMETERS, load_backbone, load_config
+from teachclip.pipeline.build import build_processor
+from teachclip.pipeline.teachers import open_teachers
+from teachclip.recipe.loading import load_recipe
 
 TEXTS = ["a red circle", "a blue square"]
 
@@ -166,3 +170,27 @@ def test_the_tokenizer_must_be_the_backbones(
     assert "its tokenizer cannot be loaded" in errors(capsys)[0]
     tiny_tokenizer_of("siglip").save_pretrained(tmp_path / "siglip")
     assert run(distill.main, recipe, "--dry-run") == 0
+
+
+def test_code_of_a_tokenizer_runs_only_where_a_recipe_says_so(project: Any) -> None:
+    folder = Path(shutil.copytree(project.root / "clip", project.folder / "clip"))
+    (folder / "theirs.py").write_text(
+        f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()\n"
+        "from transformers import CLIPTokenizer\nclass Theirs(CLIPTokenizer): pass\n"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    theirs = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **theirs}))
+    for trusted in (False, True):
+        teacher = {"name": "dual_encoder", "checkpoint": str(folder), "options": {"trust_remote_code": trusted}}
+        student = {"backbone": str(folder), "trust_remote_code": trusted}
+        recipe = load_recipe(project(student=student, teachers=[teacher]))
+        for load in (
+            lambda: build_processor(recipe, load_config(folder)),  # noqa: B023
+            lambda: open_teachers(recipe, torch.device("cpu"))["dual_encoder"].model,  # noqa: B023
+        ):
+            load()
+            assert (folder / "ran").exists() == trusted
+            (folder / "ran").unlink(missing_ok=True)
+            for name in [name for name in sys.modules if name.startswith("transformers_modules.")]:
+                del sys.modules[name]

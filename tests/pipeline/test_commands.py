@@ -16,11 +16,10 @@ from processes import launch, start
 from runs import assert_same_losses, logged_losses
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_models import tiny_student
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
-from teachclip.pipeline.export import model_card
-from teachclip.recipe.loading import load_recipe
 from teachclip.store.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
@@ -60,14 +59,31 @@ def test_a_finished_run_is_not_trained_again(project):
     assert (project.folder / "run" / "log.jsonl").read_bytes() == before
 
 
+def test_evaluate_runs_no_code_of_the_folder_it_gets(project, capsys, monkeypatch):
+    folder = project.folder / "theirs"
+    tiny_student().save_pretrained(folder)
+    (folder / "theirs.py").write_text(f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()\n")
+    theirs = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Theirs", None]}}
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **theirs}))
+    monkeypatch.setattr("builtins.input", lambda question="": "y")
+    assert run(evaluate.main, project(), "--model", folder) == 2
+    assert "contains custom code" in capsys.readouterr().err and not (folder / "ran").exists()
+
+
 def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     recipe = project()
     run(distill.main, recipe)
-    for model in ("student", "zero_shot", "xpool"):
-        assert run(evaluate.main, recipe, "--model", model, "--out", project.folder / f"{model}.json") == 0
+    clip = project.root / "clip"
+    for model in ("student", "zero_shot", "xpool", clip):
+        name = Path(model).name
+        assert run(evaluate.main, recipe, "--model", model, "--out", project.folder / f"{name}.json") == 0
     student = json.loads((project.folder / "student.json").read_text())
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert student["test"]["t2v"] == results["test"]["t2v"]
+    assert student["test"]["videos"] == 3 and set(results["zero_shot"]) == {"test"}
+    zero_shot, plain = (json.loads((project.folder / f"{n}.json").read_text())["test"] for n in ("zero_shot", "clip"))
+    assert zero_shot["t2v"] == plain["t2v"] == results["zero_shot"]["test"]["t2v"]
     teacher = json.loads((project.folder / "xpool.json").read_text())["test"]["cost"]
     assert teacher["bytes_per_video"] > 4 * 32 * 4 and teacher["flops_per_query"] > 10 * 2 * 32 * 1000
 
@@ -167,8 +183,9 @@ def test_an_exported_student_gives_the_same_embeddings_in_a_fresh_process(projec
     assert run(export.main, recipe, "--out", out, "--dtype", dtype) == 0
     video = project.root / "videos" / "clip3.mp4"
     code = (
-        "import json, sys\nfrom transformers import AutoModel\nimport teachclip.models.student\n"
-        "student = AutoModel.from_pretrained(sys.argv[1], dtype='float32')\n"
+        "import json, sys\nfrom transformers import AutoModel\nimport teachclip\n"
+        "student = AutoModel.from_pretrained(sys.argv[1])\n"
+        "assert str(student.dtype) == 'torch.float32', student.dtype\n"
         "print(json.dumps([student.encode_text(['a red circle'], progress=False)[0].tolist(),"
         " student.encode_video([sys.argv[2]], progress=False)[0].tolist()]))"
     )
@@ -181,9 +198,12 @@ def test_an_exported_student_gives_the_same_embeddings_in_a_fresh_process(projec
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "processor_config.json"} <= names
     weights = load_file(out / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in weights.values()} == {f"torch.{dtype}"}
+    for path in out.iterdir():
+        assert str(project.root).encode() not in path.read_bytes(), path.name
     assert not any("teacher" in name or "exp_avg" in name for name in weights)
     card = (out / "README.md").read_text()
-    assert "model-index" in card and "xpool" in card and "| student | test | text to video |" in card
+    assert "model-index" in card and "xpool" in card and "| student | test | text to video | 6 | 3 |" in card
 
 
 def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
@@ -191,34 +211,6 @@ def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
     assert run(distill.main, recipe) == 0
     assert "selected on the TEST split" in capsys.readouterr().out
     assert "selected on the TEST split" in (project.folder / "run" / "student" / "README.md").read_text()
-
-
-def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(project):
-    student = {
-        "attention": "sigmoid",
-        "attention_input": "before",
-        "attention_rescale": True,
-        "adapters": ["text"],
-        "temperature_scaling": [4.0],
-    }
-    frame_text = {"kind": "binary_cross_entropy", "targets": "video"}
-    sets = {"weight": 1, "count": 4, "texts": 4}
-    changes = {"student": student, "losses": {"frame_text": frame_text, "frame_sets": sets}}
-    recipe = load_recipe(project(**changes, teaching={"weighting": "confidence"}))
-    results = {"model": "student", "selected_on": "test", "temperature_scaling": {"factor": 4.0}}
-    card = model_card(results, recipe)
-    told = (
-        "; sigmoid frame attention; frame attention before the temporal transformer; rescaled input of frame "
-        "attention; pooling temperature divided by 4; residual adapters: text; frame-set distillation; frame targets "
-        "of the whole video; teachers by confidence\n"
-    )
-    assert told in card
-    assert "Checkpoint, and pooling temperature if scaled, selected on: test" in card
-    assert "pooling temperature divided" not in model_card(
-        {**results, "temperature_scaling": {"factor": 1.0}}, recipe
-    )
-    published = model_card({"model": "student"}, load_recipe(project("published.yaml")))
-    assert "frame-feature aggregation\n" in published
 
 
 def test_frame_targets_of_the_whole_video_change_only_the_frame_term(project):

@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
-HOSTILE = """</style></title><script>alert("a & b")</script>'" onload='x' {{ 7 * 7 }}\x00\x1b[31m\x9b\ud800"""
+HOSTILE = """</style></title><script>alert("a & b")</script>'" onload='x' {{ 7 * 7 }}\x00\x1b[31m\x9b\u202e\ud800"""
 """Tags, quotes, a template expression, control characters and a lone surrogate."""
 SHOWN = """</style></title><script>alert("a & b")</script>'" onload='x' {{ 7 * 7 }}\ufffd\ufffd[31m\ufffd\ufffd"""
 """The same text as a page shows it."""
@@ -11,7 +11,9 @@ SHOWN = """</style></title><script>alert("a & b")</script>'" onload='x' {{ 7 * 7
 
 def checked_page(page, *, images):
     """Return a page as a tree. It must be well-formed, refer to nothing outside, and show `images` images."""
-    assert page.encode("utf-8").decode("utf-8") == page and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
+    assert page.encode("utf-8").decode("utf-8") == page and not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page
+    )
     tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
     sources = [element.attrib["src"] for element in tree.iter() if "src" in element.attrib]
     assert len(sources) == images and all(re.match("data:image/(png|jpeg);base64,", source) for source in sources)

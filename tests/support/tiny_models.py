@@ -70,10 +70,14 @@ def tiny_student(*, seed: int = 0, heads: int = 2, **options: object) -> Student
         for name, parameter in student.named_parameters():
             if name.startswith(("temporal", "aggregation", "frame_position")) and parameter.ndim > 1:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    student.processor = StudentProcessor(
-        tiny_tokenizer(), FrameSampling("intervals", FRAMES), size=SIZE, max_tokens=10
-    )
+    student.processor = tiny_processor(frame_sampling=FrameSampling("intervals", FRAMES))
     return student
+
+
+def tiny_processor(**options: object) -> StudentProcessor:
+    """A processor of the tiny CLIP; `options` replace its settings."""
+    settings = {"frame_sampling": FrameSampling("per_second", FRAMES), "size": SIZE, "max_tokens": 10, **options}
+    return StudentProcessor(tiny_tokenizer(), **settings)  # type: ignore[arg-type]
 
 
 def tiny_batch(*, videos: int = 3, texts: int = 3, frames: int = FRAMES, seed: int = 0) -> dict[str, torch.Tensor]:

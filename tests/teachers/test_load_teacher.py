@@ -200,6 +200,23 @@ def test_weights_that_are_no_finite_numbers_are_named(name: str) -> None:
     assert "contains no CLIP: no name starts with clip." in str(error_of(name, without))
 
 
+class Unsound(torch.nn.Linear):
+    """A teacher of somebody's own whose folder holds weights that are no numbers."""
+
+    score = encode_texts = encode_videos = None
+
+    @classmethod
+    def from_source(cls, checkpoint: str) -> torch.nn.Module:
+        teacher = cls(2, 3)
+        teacher.weight.data[0] = torch.inf
+        return teacher
+
+
+def test_weights_of_a_teacher_from_a_folder_are_checked_too() -> None:
+    with pytest.raises(CheckpointError, match="theirs: 2 of 6 numbers of weight are NaN or infinite"):
+        load_teacher(f"{__name__}:Unsound", "theirs")
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

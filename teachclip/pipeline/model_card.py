@@ -1,0 +1,175 @@
+"""The model card of a student: how to load it, what it was made of, and what was measured, in the Hub's format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from teachclip.console import visible
+from teachclip.models.student_folder import read_card
+from teachclip.recipe.schema import Recipe
+from teachclip.reports.tables import COLUMNS, DIRECTIONS, code_text, markdown_text, result_notes
+
+
+def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
+    """Write a model card from measured results, without paths of this machine.
+
+    `results`: of a run; `zero_shot` in it are results by split of the backbone alone, with mean pooling.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    name = visible(" ".join(recipe.name.split()))
+    hub_id, backbone = _backbone(recipe.student.backbone)
+    measured = [
+        EvalResult(
+            task_type="text-to-video-retrieval",
+            task_name="Text-to-video retrieval",
+            dataset_type=name,
+            dataset_name=f"{name} (test)",
+            metric_type=metric,
+            metric_name=COLUMNS[metric],
+            metric_value=round(float(results["test"]["t2v"][metric]), 2),
+        )
+        for metric in ("recall_at_1", "recall_at_5", "recall_at_10")
+        if "test" in results
+    ]
+    data = ModelCardData(
+        license=recipe.card.license,
+        base_model=hub_id,
+        language=recipe.card.language or None,
+        datasets=recipe.card.datasets or None,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["video-text-retrieval", "teachclip"],
+        model_name=name,
+        eval_results=measured or None,
+    )
+    teachers = ", ".join(markdown_text(teacher.label) for teacher in recipe.teachers) or "none (undistilled)"
+    body = _BODY.format(
+        name=markdown_text(recipe.name),
+        teachers=teachers,
+        backbone=code_text(backbone),
+        license=_licenses(recipe),
+        layers=recipe.student.temporal_layers,
+        options=_options(recipe, results),
+        frames=recipe.frames.count,
+        sampling=recipe.frames.sampling,
+        selected=results.get("selected_on", "validation"),
+        seed=results.get("seed", recipe.seed),
+        table="\n".join(_table(results)),
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+
+
+def _backbone(source: str) -> tuple[str | None, str]:
+    """Return the hub id of a backbone, or None for a file or folder, and the name that a card may tell."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and not Path(source).exists()
+    return (source, source) if is_id else (None, re.split(r"[\\/]", source.rstrip("\\/"))[-1])
+
+
+def _licenses(recipe: Recipe) -> str:
+    """Say which licence the student has, and which its backbone names in its own card."""
+    own, header = recipe.card.license, (read_card(recipe.student.backbone) or "")[:10_000].split("\n---")[0]
+    known = re.search(r"^license: *['\"]?([\w.-]+)", header, re.MULTILINE)
+    claimed = f"this model: {code_text(own)}" if own else "none is claimed for this model"
+    named = code_text(known[1]) if known else "unknown here, see where you got it"
+    return f"{claimed}; its backbone: {named}"
+
+
+def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
+    """Say what the student has or learned from beyond the paper."""
+    student, losses = recipe.student, recipe.losses
+    factor = results.get("temperature_scaling", {}).get("factor", 1)
+    found = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
+    found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
+    found += ["rescaled input of frame attention"] if student.attention_rescale else []
+    found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
+    found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
+    found += ["frame-set distillation"] if losses.uses_frame_sets else []
+    if recipe.teachers:
+        found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
+        found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
+    return "".join(f"; {text}" for text in found)
+
+
+def _table(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table of results: the student, its backbone alone, and a random order."""
+    yield "| model | split | direction | queries | among | " + " | ".join(COLUMNS.values()) + " |"
+    yield "|---|---|---|---:|---:|" + "---:|" * len(COLUMNS)
+    zero_shot = results.get("zero_shot", {})
+    for split in ("validation", "test"):
+        if split not in results:
+            continue
+        numbers = {"t2v": ("captions", "videos"), "v2t": ("videos", "captions")}
+        for direction, label in DIRECTIONS.items():
+            queries, among = (results[split][name] for name in numbers[direction])
+            rows = {markdown_text(str(results["model"])): results[split][direction]}
+            if split in zero_shot:
+                rows["zero-shot mean pooling"] = zero_shot[split][direction]
+            if direction == "t2v":  # a video has several captions, in data of its own number
+                rows["chance"] = _chance(among)
+            for model, metrics in rows.items():
+                cells = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
+                yield f"| {model} | {split} | {label} | {queries:,} | {among:,} | {cells} |"
+    for note in result_notes([results]):
+        yield f"\n{markdown_text(note)}"
+
+
+def _chance(candidates: int) -> dict[str, float]:
+    """Return the expected metrics of a random order of candidates, one of which is right."""
+    recalls = {
+        name: min(100.0, 100 * int(name.rsplit("_", 1)[1]) / candidates) for name in COLUMNS if "recall" in name
+    }
+    return {**recalls, "median_rank": (candidates + 1) / 2, "mean_rank": (candidates + 1) / 2}
+
+
+_BODY = """
+# {name}
+
+A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
+A video is one vector, a query is one vector, and their dot product is the score.
+
+- Teachers: {teachers}
+- Backbone: {backbone}; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
+- Licence of {license}
+- Frames: {frames} per video, sampling `{sampling}`
+- Checkpoint, and pooling temperature if scaled, selected on: {selected}; one training run, seed {seed}
+
+## Use
+
+`pip install teachclip` first. THIS_FOLDER is this folder, or the id of this repository.
+
+```python
+from teachclip import load_student
+
+student = load_student("THIS_FOLDER")
+videos = student.encode_video(["a.mp4", "b.mp4"])
+texts = student.encode_text(["a man plays a drum"])
+scores = texts @ videos.T  # (texts, videos), higher is closer
+```
+
+With transformers and with Sentence Transformers, after `import teachclip`; with `trust_remote_code=True` no import is
+needed:
+
+```python
+import teachclip
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("THIS_FOLDER"), AutoProcessor.from_pretrained("THIS_FOLDER")
+scores = model(**processor(text=["a man plays a drum"], videos=["a.mp4", "b.mp4"])).logits_per_text
+```
+
+```python
+import teachclip
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("THIS_FOLDER")
+scores = model.encode(["a man plays a drum"]) @ model.encode([{{"video": "a.mp4"}}, {{"video": "b.mp4"}}]).T
+```
+
+## Measured results
+
+{table}
+"""
