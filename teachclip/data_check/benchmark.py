@@ -20,7 +20,7 @@ import numpy as np
 from teachclip.console import log
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import build_frame_store
-from teachclip.data.video.decode import decode_frames, load_decord
+from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.workers import Decoding, Failure, guarded_map, resident_memory
@@ -113,9 +113,10 @@ def time_file(path: str, frames: int, bare_first: bool) -> Timing:
 
 def _bare_decord(path: str, sampling: FrameSampling) -> np.ndarray:
     """Decode the sampled frames as a script with decord does: open the file and get the frames, nothing else."""
-    decord = load_decord()
-    if decord is None:
-        raise DataError("decord is not installed, so there is nothing to compare with")
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise DataError("decord is not installed, so there is nothing to compare with") from error
     reader = decord.VideoReader(path, num_threads=1)
     return reader.get_batch(sample_indices(sampling, len(reader), reader.get_avg_fps())).asnumpy()
 

@@ -22,7 +22,7 @@ import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from teachclip.data.annotations.records import Video
-from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decode import HINT, decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, TeachclipError
@@ -121,7 +121,7 @@ class Decoding:
             return failure
         with contextlib.closing(self._map([self._item(video, view, self.on_error)], 1)) as outcomes:
             outcome = next(outcomes)
-        return outcome if isinstance(outcome, Failure) else Decoded(outcome, failure.error)
+        return outcome if isinstance(outcome, Failure) else Decoded(outcome, failure.error.replace(HINT, ""))
 
     def _item(self, video: Video, view: int, on_error: str) -> tuple[Any, ...]:
         return str(video.path), self.sampling, self.transform, video.start, video.end, on_error, view

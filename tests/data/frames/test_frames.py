@@ -118,7 +118,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
     bad = [Video(name, folder / f"{name}.mp4") for name in ("junk", "empty", "cut", "vanished")]
     store = build([videos[0], *bad, videos[1]], tmp_path)
     assert list(store.failures) == ["junk", "empty", "cut", "vanished"]
-    errors = {"junk": "cannot be opened", "empty": "0 bytes", "cut": "PyAV", "vanished": "does not exist"}
+    errors = {"junk": "cannot be opened", "empty": "0 bytes", "cut": "is truncated", "vanished": "does not exist"}
     for name, error in errors.items():
         assert error in store.failures[name] and f"{name}.mp4" in store.failures[name]
     assert store.read([0, 5])[1].any(dim=1).all()
