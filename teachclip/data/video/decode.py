@@ -91,7 +91,8 @@ class VideoSource:
         """
         facts, total = self.facts, len(self.facts.timeline.times)
         if facts.truncated and facts.frames == total:
-            raise VideoError(f"the file is truncated or damaged; how much is missing is unknown ({total} frames)")
+            whole = facts.declared_frames if facts.declared_frames > total else "an unknown number"
+            raise VideoError(f"the file is truncated or damaged: it has {total} frames of {whole}")
         # frames are stored out of order: which of the last ones is missing is not known
         most = facts.frames - REORDERED if facts.truncated else facts.frames
         if numbers[-1] >= most:

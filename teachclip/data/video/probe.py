@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.timeline import Timeline
 from teachclip.errors import VideoError
@@ -260,7 +261,9 @@ def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> Vide
         raise VideoError("is a still image (gif), not a video")
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     short = declared_bytes(read_head(file)) > file.stat().st_size and stream.frames != len(packets.stamps)
-    truncated = packets.damaged or short or is_short(container, stream, packets, fps)
+    short = short or is_short(container, stream, packets, fps)
+    expected = expected_frames(container, stream, fps) if _has_gap(file, container) else 0
+    truncated = packets.damaged or short or expected > shown + 1
     declared = declared_frames(container, stream, packets, fps, truncated)
     truncated = truncated or declared > shown
     timeline = timeline_of(packets, stream.time_base or Fraction(1), fps, max(shown, declared), truncated)
@@ -277,7 +280,7 @@ def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> Vide
         varies=timeline.varies,
         duration=timeline.duration,
         frames=shown,
-        declared_frames=int(stream.frames),
+        declared_frames=expected or int(stream.frames),
         truncated=truncated,
         pixel_format=codec.pix_fmt or "",
         bit_depth=max((part.bits for part in codec.format.components), default=8) if codec.format else 8,
@@ -323,6 +326,18 @@ def is_short(container: Any, stream: Any, packets: Packets, fps: float) -> bool:
         return ends < own - max(2.5 / fps if fps > 0 else 0, 0.1)
     whole = float(container.duration or 0) / 1e6 - 1
     return ends < whole and _others_end(container, stream) < whole
+
+
+def _has_gap(file: Path, container: Any) -> bool:
+    """Return whether bytes between the frames of a Matroska file are damaged: frames in them are skipped silently."""
+    return bool(container.format.name.startswith("matroska")) and first_gap(file) is not None
+
+
+def expected_frames(container: Any, stream: Any, fps: float) -> int:
+    """Return how many frames the duration in the header makes at the rate in the header, 0 if it has none."""
+    seconds = _tagged_seconds(stream)
+    frames = (float(container.duration or 0) / 1e6 if seconds is None else seconds) * fps
+    return int(frames + 0.5) if frames <= MAX_FRAMES else 0
 
 
 def _tagged_seconds(stream: Any) -> float | None:

@@ -6,10 +6,11 @@ import threading
 import av
 import numpy as np
 import pytest
-from video_files import read_number, read_numbers, write_video
+from video_files import cut_file, read_number, read_numbers, write_video
 
 from teachclip.data.video.decode import VideoSource, decode_frames
 from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, runs_for
+from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.probe import Packets, probe_video
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import VideoError
@@ -111,6 +112,42 @@ def test_a_film_that_ends_long_before_the_duration_in_its_header_is_not_a_short_
     assert facts.truncated and facts.frames < 10 and len(facts.timeline.times) == 60
     assert "of 60 is missing" in verdict(path)
     assert decode_frames(path, PER_SECOND, on_error="use_decodable").shape[0] == 1
+
+
+def webm_of_clusters(path):
+    """Six seconds, a cluster in each."""
+    with av.open(str(path), "w", options={"cluster_time_limit": "900"}) as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.gop_size = 64, 64, 10
+        noise = np.random.RandomState(0)
+        for _ in range(60):
+            frame = av.VideoFrame.from_ndarray(noise.randint(0, 255, (64, 64, 3)).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_frames_that_are_lost_in_the_middle_of_a_webm_file_are_counted(tmp_path):
+    source, path = webm_of_clusters(tmp_path / "whole.webm"), tmp_path / "a.webm"
+    content, places = bytearray(source.read_bytes()), packets_of(source)
+    assert first_gap(source) is None and not probe_video(source).truncated
+    start, stop = places[22][0], places[27][0]
+    content[start - 20 : stop] = bytes(stop - start + 20)
+    path.write_bytes(content)
+    facts = probe_video(path)
+    assert facts.truncated and 40 < facts.frames < 58 and facts.declared_frames == 60
+    assert f"damaged: it has {facts.frames} frames of 60; frames.on_error" in verdict(path)
+    assert len(decode_frames(path, PER_SECOND, on_error="use_decodable")) >= 5
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_every_whole_matroska_file_is_without_a_gap_and_a_cut_one_is_not(tmp_path, codec):
+    path = write_video(tmp_path / "a.mkv", codec=codec)
+    assert first_gap(path) is None
+    for share in (0.3, 0.9):
+        assert first_gap(cut_file(path, tmp_path / "cut.mkv", share=share)) is not None
+    path.write_bytes(b"\x1a\x45\xdf\xa3")
+    assert first_gap(path) is None, "an element without a size: FFmpeg says what is wrong"
 
 
 def remux(source, path, change):
