@@ -20,9 +20,10 @@ from torch import Tensor
 
 from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, runs_for
 from teachclip.data.video.orientation import orientation_of
-from teachclip.data.video.probe import REORDERED, Packets, VideoFacts, check_video_file, read_facts
+from teachclip.data.video.probe import REORDERED, Packets, VideoFacts, read_facts
 from teachclip.data.video.sampling import FrameSampling, augmentation_generator, choose_frames
 from teachclip.data.video.timeline import Span, find_span
+from teachclip.data.video.video_file import check_video_file
 from teachclip.errors import VideoError
 
 _ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,28 +15,14 @@ import numpy as np
 from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.timeline import Timeline
+from teachclip.data.video.video_file import check_video_file, declared_bytes, read_head
 from teachclip.errors import VideoError
 
 MAX_FRAMES = 10_000_000
 """Four days at 30 frames per second: a header that declares more is wrong."""
 
-MAX_BYTES = 1 << 40
-"""A terabyte, two days of the video of a cinema: a larger file is no video, or one that was never written."""
-
 REORDERED = 16
 """Frames at the end of a truncated file among which one may be missing: codecs store frames out of order."""
-
-HEAD_BYTES = 4096
-
-NOT_VIDEOS = {
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "an XML file",
-    b"{": "a JSON file",
-    b"#extm3u": "a playlist",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself",
-}
-"""How text begins that may be served or stored in place of a video."""
 
 ATTACHED_PICTURE = 0x400
 """FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the cover of a piece of music."""
@@ -119,59 +104,6 @@ def probe_video(path: str | os.PathLike[str]) -> VideoFacts:
     sides = (facts.shown_width, facts.shown_height)
     width, height = sides[::-1] if turn.swapped else sides
     return replace(facts, rotation=turn.rotation, mirrored=turn.mirrored, shown_width=width, shown_height=height)
-
-
-def check_video_file(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a file that may be a video.
-
-    Raises VideoError for a path that does not exist, a broken link, a folder, a device, an empty file, one of more
-    than a terabyte, a file without read permission, and text such as an error page under the name of a video.
-    """
-    try:
-        file = Path(os.path.abspath(path))
-        if file.is_symlink() and not file.exists():
-            raise VideoError(f"{path}: is a link to {os.readlink(file)}, which does not exist")
-        status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise VideoError(f"{path}: is a folder, not a video file")
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(f"{path}: is a device or a pipe, not a video file")
-        if status.st_size == 0:
-            raise VideoError(f"{path}: is empty (0 bytes)")
-        if status.st_size > MAX_BYTES:
-            raise VideoError(
-                f"{path}: has {status.st_size / 1e12:,.1f} TB; no video is larger than {MAX_BYTES / 1e12:.1f}"
-            )
-        head = read_head(file)
-    except FileNotFoundError as error:
-        raise VideoError(f"{path}: does not exist") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
-    for beginning, what in NOT_VIDEOS.items():
-        if start.startswith(beginning):
-            raise VideoError(f"{path}: is {what}, not a video")
-    return file
-
-
-def read_head(file: Path) -> bytes:
-    """Return the first bytes of a file. Raises OSError."""
-    with open(file, "rb") as stream:
-        return stream.read(HEAD_BYTES)
-
-
-def declared_bytes(head: bytes) -> int:
-    """Return the file size that the header of an AVI or Matroska file declares, else 0 (mp4 has an index instead)."""
-    if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
-    position = head.find(b"\x18\x53\x80\x67")  # the id of the Matroska segment, which contains everything
-    if head[:4] != b"\x1a\x45\xdf\xa3" or position < 0 or len(head) < position + 13 or head[position + 4] == 0:
-        return 0
-    length = 9 - head[position + 4].bit_length()  # the leading zeros of the first byte encode the length
-    field = head[position + 4 : position + 4 + length]
-    size = int.from_bytes(field, "big") - (1 << (7 * length))
-    unknown = (1 << (7 * length)) - 1  # a live recording
-    return 0 if size == unknown else position + 4 + length + size
 
 
 def read_facts(file: Path) -> tuple[VideoFacts, Packets]:

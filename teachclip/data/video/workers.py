@@ -43,7 +43,9 @@ WATCH_SECONDS = 0.05
 OUT_OF_MEMORY = 86
 """Exit status of a worker that used too much memory; usual programs do not use it."""
 
-TRANSIENT = ("took longer than", "its process died", "used more than")
+CHANGED = "the file changed while"
+
+TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED)
 """How errors begin that may be due to the machine instead of the item."""
 
 OnError = Literal["skip", "use_decodable"]

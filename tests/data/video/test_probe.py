@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from teachclip.data.video.probe import declared_bytes, probe_video
+from teachclip.data.video.probe import probe_video
+from teachclip.data.video.video_file import declared_bytes
 
 
 def test_facts_of_a_plain_file(tmp_path):
