@@ -1,6 +1,6 @@
 """The student's processor, from strings and video files to the inputs of the model; saved with the model.
 
-Only this module and `preprocessing` import `teachclip.data` here: for the decoder and the image transform.
+Only this module, `videos` and `preprocessing` import `teachclip.data` here: for the decoder and the image transform.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
@@ -19,8 +18,9 @@ from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
-from teachclip.errors import CheckpointError, DataError, VideoError
+from teachclip.errors import CheckpointError, DataError
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
+from teachclip.models.videos import frames_of, list_videos, part_of, thin
 
 PROCESSOR_FILE = "processor_config.json"
 SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
@@ -86,7 +86,8 @@ class StudentProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prepare texts, videos or both.
 
-        `videos`: paths, or uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), or one of them.
+        `videos`: paths, parts of files as (path, start, end) in seconds, or uint8 arrays (frames, 3, height, width)
+        or (frames, height, width, 3), or one of them. Files are decoded in this process, one after the other.
         Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values` (videos, frames, 3, size, size)
         with `frame_mask` (videos, frames); a video with fewer frames than the sampling's count is padded with zeros.
         The groups of settings that other libraries pass (`text_kwargs`, `common_kwargs`, ...) are accepted and
@@ -102,8 +103,7 @@ class StudentProcessor(ProcessorMixin):
         if text is not None:
             data |= self._tokenize([text] if isinstance(text, str) else list(text))
         if videos is not None:
-            single = isinstance(videos, str | os.PathLike) or (hasattr(videos, "ndim") and videos.ndim == 4)
-            data |= self._read([videos] if single else list(videos))
+            data |= self._read(list_videos(videos))
         return BatchFeature(data, tensor_type=return_tensors)
 
     @classmethod
@@ -165,22 +165,26 @@ class StudentProcessor(ProcessorMixin):
         return self.tokenizer.unk_token_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]
 
     def _read(self, videos: list[Any]) -> dict[str, Tensor]:
+        frames = []
+        for video in videos:
+            part = part_of(video)
+            if part is None:
+                frames.append(self.transform(thin(frames_of(video), self.sampling.count)))
+            else:
+                frames.append(self.transform(decode_frames(part[0], self.sampling, start=part[1], end=part[2])))
+        return self.batch(frames)
+
+    def batch(self, videos: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Normalise and pad decoded videos, each uint8 (frames, 3, size, size), at most `sampling.count` frames.
+
+        Returns `pixel_values` (videos, frames, 3, size, size) and `frame_mask` (videos, frames), as a call does.
+        """
         pixels = torch.zeros(len(videos), self.sampling.count, 3, self.size, self.size)
         mask = torch.zeros(len(videos), self.sampling.count, dtype=torch.bool)
-        for number, video in enumerate(videos):
-            if isinstance(video, str | os.PathLike):
-                frames = decode_frames(video, self.sampling)
-            else:
-                frames = self._subsample(_as_frames(video))
-            pixels[number, : len(frames)] = normalize(self.transform(frames), self.mean, self.std)
+        for number, frames in enumerate(videos):
+            pixels[number, : len(frames)] = normalize(frames, self.mean, self.std)
             mask[number, : len(frames)] = True
         return {"pixel_values": pixels, "frame_mask": mask}
-
-    def _subsample(self, frames: Tensor) -> Tensor:
-        """Return `sampling.count` evenly spread frames of an array that has more, as published."""
-        if len(frames) <= self.sampling.count:
-            return frames
-        return frames[np.linspace(0, len(frames) - 1, self.sampling.count, dtype=int)]
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -188,19 +192,6 @@ def check_texts(texts: Sequence[str]) -> None:
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"text {number} is {text!r}, expected a text that is not empty")
-
-
-def _as_frames(video: Any) -> Tensor:
-    """Return an array as uint8 (frames, 3, height, width). Raises VideoError for anything else."""
-    frames = torch.as_tensor(video) if isinstance(video, np.ndarray | Tensor) else None
-    if frames is None or frames.ndim != 4 or not len(frames) or frames.dtype != torch.uint8:
-        kind = type(video).__name__ if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
-        raise VideoError(f"a video is a {kind}, expected a path or a uint8 array (frames, 3, height, width)")
-    if frames.shape[1] == 3:
-        return frames
-    if frames.shape[3] == 3:
-        return frames.permute(0, 3, 1, 2)
-    raise VideoError(f"a video has shape {tuple(frames.shape)}, expected 3 channels in axis 1 or in the last axis")
 
 
 def load_processor(source: Any) -> StudentProcessor | None:

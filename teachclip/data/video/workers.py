@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeoutError
@@ -200,15 +201,50 @@ def guarded_map(
         pool.join()
 
 
-def _context() -> BaseContext:
-    """Return the start method of workers: never a fork of this process, as threads and CUDA do not survive a fork.
+_HIDING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the module of the running script: a new process would run it again, and the script start new processes.
+
+    Workers need nothing of it: what they run is imported by name.
+    """
+    with _HIDING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_SERVED = "forkserver" in multiprocessing.get_all_start_methods()
+_START = multiprocessing.get_context("forkserver" if _SERVED else "spawn")
+
+
+class _Worker(_START.Process):  # type: ignore[name-defined,misc]
+    """A process that does not import the module of the running script."""
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        with _hidden_main():
+            return _START.Process._Popen(process)  # type: ignore[attr-defined]
+
+
+class _Context(type(_START)):  # type: ignore[misc]
+    """How workers start: never by a fork of this process, as threads and CUDA do not survive a fork.
 
     A fork server imports the decoders once and then starts workers in milliseconds. Windows only has `spawn`.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+
+    Process = _Worker
+
+
+def _context() -> BaseContext:
+    context: BaseContext = _Context()
+    if _SERVED:
+        context.set_forkserver_preload([PRELOADED])
     return context
 
 
