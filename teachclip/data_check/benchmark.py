@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from teachclip.console import log
+from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import build_frame_store
 from teachclip.data.video.decode import decode_frames
@@ -34,7 +35,6 @@ DISTINCT = 8
 REALISTIC = {"preset": "medium", "crf": "23", "g": "250", "threads": "2"}
 
 STORE_SECONDS = 3.0
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 GOALS = {"decode": 0.9, "store": 20.0}
 """Speed of decoding as a share of bare decord's, and of reading stored frames as a multiple of decoding."""
 
@@ -195,9 +195,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _files_of(folder: Path, count: int) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not files:
-        raise DataError(f"{folder} contains no video ({', '.join(VIDEO_SUFFIXES)})")
+        raise DataError(f"{folder} contains no video ({', '.join(EXTENSIONS)})")
     return [files[number % len(files)] for number in range(count)]
 
 

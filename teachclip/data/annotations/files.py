@@ -23,8 +23,9 @@ from teachclip.store.files import file_hash, write_atomic
 EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
     *(".m4v", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
+    *(".mts", ".m2ts", ".vob", ".ogv", ".ogg", ".gif"),
 )
-"""Of files that differ in the extension only, the one that comes first here is used. A .gif counts as an image."""
+"""Of files that differ in the extension only, the one that comes first here is used."""
 
 
 def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from video_files import read_number, read_numbers, write_video
 from teachclip.data.video.decode import VideoSource, decode_frames
 from teachclip.data.video.probe import probe_video
 from teachclip.data.video.sampling import FrameSampling, sample_indices
+from teachclip.errors import VideoError
 
 PER_SECOND = FrameSampling("per_second", 12)
 INTERVALS = FrameSampling("intervals", 12)
@@ -65,6 +66,34 @@ def test_decoded_frames_are_exactly_those_of_the_sampling(folder, name):
         assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 64, 10), sampling
     assert read_numbers(decode_frames(path, PER_SECOND, start=2, end=4)) == [20, 30, 40]
     assert read_numbers(decode_frames(path, FrameSampling("intervals", 2), start=2, end=4)) == [24, 34]
+
+
+CONTAINERS = {
+    "a.mts": {},
+    "a.m2ts": {},
+    "a.vob": {"codec": "mpeg2video", "fps": 25},
+    "a.mpg": {"codec": "mpeg1video", "fps": 25},
+    "a.ts": {"codec": "mpeg2video", "fps": 25},
+    "a.ogv": {"codec": "libvpx"},
+    "a.ogg": {"codec": "libvpx"},
+    "a.gif": {"codec": "gif", "pixels": "rgb8"},
+    "a.wmv": {"codec": "wmv2"},
+    "a.flv": {},
+    "a.3gp": {"codec": "mpeg4"},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_other_containers_are_read(folder, name):
+    options = {"fps": 10, **CONTAINERS[name]}
+    path = write_once(folder, name, **options)
+    for sampling in SAMPLINGS:
+        assert read_numbers(decode_frames(path, sampling)) == sample_indices(sampling, 64, options["fps"]), sampling
+
+
+def test_a_gif_that_does_not_move_is_a_picture(tmp_path):
+    with pytest.raises(VideoError, match="is a still image"):
+        decode_frames(write_video(tmp_path / "a.gif", codec="gif", pixels="rgb8", frames=1), PER_SECOND)
 
 
 @pytest.mark.parametrize("name", HELD)
