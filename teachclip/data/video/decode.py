@@ -23,10 +23,10 @@ from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.probe import REORDERED, Packets, VideoFacts, read_facts
 from teachclip.data.video.sampling import FrameSampling, augmentation_generator, choose_frames
 from teachclip.data.video.timeline import Span, find_span
-from teachclip.data.video.video_file import check_video_file
+from teachclip.data.video.video_file import check_video_file, is_of_the_machine, machine_error
 from teachclip.errors import VideoError
 
-_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError)
+_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
 
 HINT = "; frames.on_error=use_decodable (in Python on_error) uses what can be decoded of a damaged file"
 """What ends the error of a damaged file that `skip` refuses."""
@@ -50,7 +50,8 @@ def decode_frames(
     What a player shows is used. What is missing, by the duration in the header of the file, or what FFmpeg marks as
     corrupt, and all that depends on it, is not: `skip` raises an error if a frame of the sampling is among it.
     `use_decodable` then treats the file as the shorter video of its other frames. Raises VideoError with the path and
-    the first error; never returns a made-up frame. The result depends on the bytes of the file alone.
+    the first error; never returns a made-up frame. The result depends on the bytes of the file alone; if the machine
+    fails (memory, open files, a disk), the error says so.
     """
     source = VideoSource.open(path)
     generator = functools.partial(augmentation_generator, sampling, view, source.file.name, start)
@@ -61,15 +62,19 @@ def decode_frames(
         try:
             frames = source.take(distinct.tolist())
         except _ERRORS as error:
+            if is_of_the_machine(error):
+                raise
             if on_error == "skip":
                 raise VideoError(f"{_first_line(error)}{HINT}") from error
+            problem = _first_line(error)
             try:
                 frames, places = source.take_decodable(sampling, span, generator())
-            except _ERRORS as other:
-                problem = f"{_first_line(error)}; and of its decodable frames: {_first_line(other)}"
-                raise VideoError(problem) from other
-    except VideoError as error:
-        raise VideoError(f"{path}: cannot be decoded ({error})") from error
+            except VideoError as other:
+                raise VideoError(f"{problem}; and of its decodable frames: {other}") from other
+    except _ERRORS as error:
+        if is_of_the_machine(error):
+            raise machine_error(path, error) from error
+        raise VideoError(f"{path}: cannot be decoded ({_first_line(error)})") from error
     return torch.from_numpy(frames[places] if len(places) > len(frames) else frames).permute(0, 3, 1, 2)
 
 

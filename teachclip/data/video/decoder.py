@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import av
 
 from teachclip.data.video.probe import Packets, video_stream
+from teachclip.data.video.video_file import is_of_the_machine
 
 MARKED = ("flv1", "h263", "h264", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2")
 """Codecs in which FFmpeg marks every frame with concealed damage. In the others it is told to stop at the damage: of
@@ -56,7 +56,7 @@ def decode_packets(
 
     A run above 0 starts at a keyframe; frames that are stored after it and shown before it are left out. `wanted`:
     frames outside it that no other frame depends on may be left out, too. Fills `found`. One thread: parallelism
-    comes from processes. Raises OSError if the file cannot be opened.
+    comes from processes. Raises OSError if the file cannot be opened, and errors of the machine.
     """
     left = list(reversed(runs))
     with av.open(path) as container:
@@ -87,10 +87,18 @@ def decode_packets(
 def _numbered(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
     """Yield the packets with data and their numbers, up to where the file cannot be read any further."""
     numbers = itertools.count()
-    with contextlib.suppress(av.FFmpegError):
-        for packet in container.demux(stream):
-            if packet.size:
-                yield next(numbers), packet
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError as error:
+            if is_of_the_machine(error):
+                raise
+            return
+        if packet.size:
+            yield next(numbers), packet
 
 
 def _is_before(packets: Packets, number: int, key: int) -> bool:
@@ -112,6 +120,8 @@ def _decode(decoder: Any, packet: Any | None, number: int, found: Found) -> Iter
     except av.EOFError:
         return
     except av.FFmpegError as error:
+        if is_of_the_machine(error):
+            raise
         found.broken.setdefault(number, str(error.strerror))
         return
     for frame in frames:

@@ -15,7 +15,13 @@ import numpy as np
 from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.timeline import Timeline
-from teachclip.data.video.video_file import check_video_file, declared_bytes, read_head
+from teachclip.data.video.video_file import (
+    check_video_file,
+    declared_bytes,
+    is_of_the_machine,
+    machine_error,
+    read_head,
+)
 from teachclip.errors import VideoError
 
 MAX_FRAMES = 10_000_000
@@ -118,7 +124,9 @@ def read_facts(file: Path) -> tuple[VideoFacts, Packets]:
             return _facts_of(file, container, stream, packets), packets
     except VideoError as error:
         raise VideoError(f"{file}: {error}") from error
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
+        if is_of_the_machine(error):
+            raise machine_error(file, error) from error
         raise VideoError(f"{file}: cannot be opened as a video ({getattr(error, 'strerror', error)})") from error
 
 
@@ -173,7 +181,9 @@ def _walk(container: Any, stream: Any) -> Packets:
                 latest, duration = stamp, packet.duration or 0
             else:
                 grows = False
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        if is_of_the_machine(error):
+            raise
         damaged = True
     if decoding_times and times and stream.codec_context.has_b_frames:  # a frame is shown one frame later
         times = [*times[1:], times[-1] + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -27,6 +28,23 @@ NOT_VIDEOS = {
 """How text begins that may be served or stored in place of a video."""
 
 
+MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors that say nothing about the file: too little memory, too many open files, a disk or network that fails."""
+
+MACHINE_FAILED = "the machine could not read"
+"""How the error begins that such an error becomes; a later run tries again."""
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Return whether an error is due to the machine instead of the file."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in MACHINE
+
+
+def machine_error(path: str | os.PathLike[str], error: BaseException) -> VideoError:
+    """Return the error for a file of which nothing is known, as the machine failed."""
+    return VideoError(f"{MACHINE_FAILED} {path}: {getattr(error, 'strerror', None) or type(error).__name__}")
+
+
 def check_video_file(path: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a file that may be a video.
 
@@ -45,6 +63,8 @@ def check_video_file(path: str | os.PathLike[str]) -> Path:
     except FileNotFoundError as error:
         raise VideoError(f"{path}: does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        if is_of_the_machine(error):
+            raise machine_error(path, error) from error
         raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
     for beginning, what in NOT_VIDEOS.items():

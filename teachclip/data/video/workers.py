@@ -26,6 +26,7 @@ from teachclip.data.annotations.records import Video
 from teachclip.data.video.decode import HINT, decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.video_file import MACHINE_FAILED
 from teachclip.errors import DataError, TeachclipError
 from teachclip.processes import usable_cores
 
@@ -46,7 +47,7 @@ OUT_OF_MEMORY = 86
 
 CHANGED = "the file changed while"
 
-TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED)
+TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED, MACHINE_FAILED)
 """How errors begin that may be due to the machine instead of the item."""
 
 OnError = Literal["skip", "use_decodable"]

@@ -1,5 +1,6 @@
 """Whether a damaged file is accepted: by its bytes alone, and by what a player shows of it."""
 
+import errno
 import os
 import threading
 
@@ -13,6 +14,7 @@ from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, ru
 from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.probe import Packets, probe_video
 from teachclip.data.video.sampling import FrameSampling
+from teachclip.data.video.workers import is_transient
 from teachclip.errors import VideoError
 
 PER_SECOND = FrameSampling("per_second", 12)
@@ -227,3 +229,16 @@ def test_packets_that_no_frame_needs_are_not_decoded(folder):
     wanted = source._packets_of([55])
     assert [number for number, _ in decode_packets(str(source.file), source.packets, [Run(50, 58)], found, wanted)]
     assert min(found.fed) == 50 and len(found.shown) < len(found.fed), "frames that none depends on are left out"
+
+
+@pytest.mark.parametrize("module", ["probe", "decode"])
+def test_a_failing_machine_is_no_verdict_on_the_file(folder, monkeypatch, module):
+    def fails(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    path = whole(folder, "a.mp4")
+    name = {"probe": "probe.av.open", "decode": "decode.decode_packets"}[module]
+    monkeypatch.setattr(f"teachclip.data.video.{name}", fails)
+    for on_error in ("skip", "use_decodable"):
+        error = verdict(path, on_error=on_error)
+        assert error == f"the machine could not read {path}: Too many open files" and is_transient(error)
