@@ -12,8 +12,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Distil: decode and precompute what is missing, train, select, evaluate, export."""
     parser = recipe_parser(
         "distill",
-        "Distil the teachers of a recipe into its student: decode videos and compute relevance not yet stored, train, "
-        "select on validation, evaluate on test, export. After an interruption the same command continues.\n\n"
+        "Distil the teachers of a recipe into its student: decode videos and compute relevance not yet stored, "
+        "train, select on validation, evaluate on test, export. After an interruption the same command continues.\n\n"
         "  accelerate launch tools/distill.py RECIPE [KEY=VALUE ...]         in a checkout\n"
         "  accelerate launch -m teachclip distill RECIPE [KEY=VALUE ...]     installed\n\n"
         "Without teachers (teachers=[]) it trains the same student undistilled.",

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from teachclip.console import log
+from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import build_frame_store
-from teachclip.data.video.decode import decode_frames, load_decord
+from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.workers import Decoding, Failure, guarded_map, resident_memory
@@ -34,7 +35,6 @@ DISTINCT = 8
 REALISTIC = {"preset": "medium", "crf": "23", "g": "250", "threads": "2"}
 
 STORE_SECONDS = 3.0
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 GOALS = {"decode": 0.9, "store": 20.0}
 """Speed of decoding as a share of bare decord's, and of reading stored frames as a multiple of decoding."""
 
@@ -113,9 +113,10 @@ def time_file(path: str, frames: int, bare_first: bool) -> Timing:
 
 def _bare_decord(path: str, sampling: FrameSampling) -> np.ndarray:
     """Decode the sampled frames as a script with decord does: open the file and get the frames, nothing else."""
-    decord = load_decord()
-    if decord is None:
-        raise DataError("decord is not installed, so there is nothing to compare with")
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise DataError("decord is not installed, so there is nothing to compare with") from error
     reader = decord.VideoReader(path, num_threads=1)
     return reader.get_batch(sample_indices(sampling, len(reader), reader.get_avg_fps())).asnumpy()
 
@@ -194,9 +195,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _files_of(folder: Path, count: int) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not files:
-        raise DataError(f"{folder} contains no video ({', '.join(VIDEO_SUFFIXES)})")
+        raise DataError(f"{folder} contains no video ({', '.join(EXTENSIONS)})")
     return [files[number % len(files)] for number in range(count)]
 
 

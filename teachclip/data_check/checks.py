@@ -101,6 +101,8 @@ def file_suspicions(facts: VideoFacts, seconds: float, frames: int, *, sampled: 
         suspicions.append(Suspicion("wrong frame count", message))
     if facts.rotation:
         suspicions.append(Suspicion("rotated", f"rotated by {facts.rotation} degrees (applied)"))
+    if facts.mirrored:
+        suspicions.append(Suspicion("mirrored", "mirrored (applied)"))
     if facts.varies:
         message = "its frame rate varies (frames are sampled by time)"
         suspicions.append(Suspicion("variable frame rate", message))

@@ -88,7 +88,7 @@ def check_dataset(recipe: Recipe, catalog: Catalog, processor: StudentProcessor)
         }
     _probe_files(build_decoding(recipe, processor.transform), catalog, videos)
     strips, store_error = _check_frames(recipe, catalog, processor, videos)
-    facts = file_facts(catalog.videos, hashes_file(recipe), progress=True)
+    facts = file_facts(catalog.videos, hashes_file(recipe), progress=True, time_limit=recipe.frames.time_limit)
     preprocessing = processor.preprocessing
     captions = {
         split.name: caption_statistics(split, _token_counts(split, preprocessing.tokenizer), preprocessing.max_tokens)

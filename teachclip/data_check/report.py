@@ -104,7 +104,7 @@ def _problems_table(checks: Sequence[VideoCheck]) -> Table:
 
 def _files_table(checks: Sequence[VideoCheck]) -> Table:
     files = {video.path: video.facts for video in checks if video.facts is not None}
-    kinds = Counter(f"{facts.codec} in {Path(path).suffix}, read by {facts.decoder}" for path, facts in files.items())
+    kinds = Counter(f"{facts.codec} in {Path(path).suffix}" for path, facts in files.items())
     sizes = Counter(f"{facts.shown_width} x {facts.shown_height}" for facts in files.values())
     rows = [[name, str(count)] for name, count in [*kinds.most_common(6), *sizes.most_common(4)]]
     return Table("Files", ["what", "files"], rows or [["no readable file", "0"]])

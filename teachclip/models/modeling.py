@@ -5,11 +5,10 @@ Texts and videos become one vector each, so that a search needs one dot product 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,15 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from teachclip.errors import DataError
+from teachclip.errors import DataError, VideoError
 from teachclip.models import backbone as encoders
 from teachclip.models.adapters import ResidualAdapters
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.frame_attention import AttentionOutput, FrameAttention, UniformAttention, complete_mask
-from teachclip.models.processing import check_texts, list_videos
+from teachclip.models.processing import StudentProcessor, check_texts
 from teachclip.models.student_files import StudentFiles
 from teachclip.models.temporal import StdLinear, TemporalTransformer
+from teachclip.models.videos import EncodedVideos, OnError, list_videos, read_videos
 from teachclip.models.warm_start import start_temporal, temporal_settings
 from teachclip.scorer import Tokens
 
@@ -312,47 +312,82 @@ class StudentModel(StudentFiles):
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_texts(texts)
-        return self._encode(texts, "text", batch_size=batch_size, progress=progress)
+        processor = self._checked_processor("text", batch_size)
+        embeddings = []
+        with evaluating(self), tqdm(total=len(texts), unit="text", desc="texts", disable=not progress) as bar:
+            for start in range(0, len(texts), batch_size):
+                batch = texts[start : start + batch_size]
+                embeddings.append(self._encode_inputs(processor(text=batch)).text_embeds.cpu())
+                bar.update(len(batch))
+        return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.width)
 
-    @torch.no_grad()
+    @overload
+    def encode_video(self, videos: Any, *, on_error: Literal["raise"] = "raise", **options: Any) -> Tensor: ...
+
+    @overload
+    def encode_video(
+        self, videos: Any, *, on_error: Literal["skip", "use_decodable"], **options: Any
+    ) -> EncodedVideos: ...
+
+    @torch.no_grad()  # type: ignore[misc]
     def encode_video(
         self,
-        videos: str | os.PathLike[str] | Sequence[Any],
+        videos: Any,
         *,
+        on_error: OnError = "raise",
         batch_size: int = 8,
         progress: bool = True,
-    ) -> Tensor:
-        """Encode video files, or arrays of frames as `StudentProcessor` takes them.
+        workers: int = 0,
+        time_limit: float = 60.0,
+        memory_limit: float = 4.0,
+    ) -> Tensor | EncodedVideos:
+        """Encode videos: paths, parts of files as (path, start, end) in seconds, or arrays of frames; or one of them.
 
-        Returns embeddings (videos, dim) on the CPU, L2-normalised, float32, in the order of the videos. Raises
-        DataError if the student has no processor, and VideoError for a video that cannot be read.
+        Files are decoded by `workers` processes (0: one per core) while the model works, each in at most `time_limit`
+        seconds and `memory_limit` GB per process. Returns embeddings (videos, dim) on the CPU, L2-normalised,
+        float32, in the order of the videos, and raises VideoError for the first video that cannot be read. With
+        `on_error` "skip" or "use_decodable" such a video costs no other one: the result is an `EncodedVideos`, which
+        names it; "use_decodable" uses what can be decoded of it. Raises DataError if the student has no processor.
         """
-        return self._encode(list_videos(videos), "video", batch_size=batch_size, progress=progress)
+        processor = self._checked_processor("video", batch_size)
+        items = list_videos(videos)
+        limits = {"workers": workers, "time_limit": time_limit, "memory_limit": memory_limit}
+        outcomes = read_videos(items, processor.sampling, processor.transform, on_error=on_error, **limits)  # type: ignore[arg-type]
+        result = EncodedVideos(torch.empty(0, self.config.width), [], {}, {})
+        waiting: list[Tensor] = []
+        embeddings: list[Tensor] = []
+        with (
+            closing(outcomes),
+            evaluating(self),
+            tqdm(total=len(items), unit="video", desc="videos", disable=not progress) as bar,
+        ):
+            for place, outcome in enumerate(outcomes):
+                if isinstance(outcome, tuple):
+                    waiting.append(torch.from_numpy(outcome.frames))
+                    result.kept.append(place)
+                    if outcome.error:
+                        result.partial[place] = outcome.error
+                elif on_error == "raise":
+                    raise VideoError(f'{outcome.error}; on_error="skip" leaves such videos out and names them')
+                else:
+                    result.failures[place] = outcome.error
+                if waiting and (len(waiting) == batch_size or place == len(items) - 1):
+                    embeddings.append(self._encode_inputs(processor.batch(waiting)).video_embeds.cpu())
+                    waiting = []
+                bar.update()
+        if embeddings:
+            result = result._replace(embeddings=torch.cat(embeddings))
+        return result.embeddings if on_error == "raise" else result
 
-    def _encode(self, items: Sequence[Any], kind: str, *, batch_size: int, progress: bool) -> Tensor:
+    def _checked_processor(self, kind: str, batch_size: int) -> StudentProcessor:
         if self.processor is None:
             raise DataError(f"encode_{kind} needs a processor, which this student does not have; set its .processor")
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, expected at least 1")
-        embeddings = []
-        with evaluating(self), tqdm(total=len(items), unit=kind, desc=f"{kind}s", disable=not progress) as bar:
-            for start in range(0, len(items), batch_size):
-                batch = items[start : start + batch_size]
-                embeddings.append(self._encode_batch(batch, kind).cpu())
-                bar.update(len(batch))
-        return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.width)
+        return self.processor
 
-    def _encode_batch(self, batch: Sequence[Any], kind: str) -> Tensor:
-        device = self.device
-        if kind == "text":
-            inputs = self.processor(text=batch)
-            outputs = self(
-                input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device)
-            )
-            return outputs.text_embeds
-        inputs = self.processor(videos=batch)
-        outputs = self(pixel_values=inputs["pixel_values"].to(device), frame_mask=inputs["frame_mask"].to(device))
-        return outputs.video_embeds
+    def _encode_inputs(self, inputs: Mapping[str, Tensor]) -> Any:
+        return self(**{name: values.to(self.device) for name, values in inputs.items()})
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The student's processor, from strings and video files to the inputs of the model; saved with the model.
 
-Only this module and `preprocessing` import `teachclip.data` here: for decoding, the image transform and file names.
+Only this module, `videos` and `preprocessing` import `teachclip.data` here: for decoding, the image transform
+and file names.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.utils import cached_file
@@ -21,10 +20,11 @@ from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
-from teachclip.errors import CheckpointError, DataError, VideoError
+from teachclip.errors import CheckpointError, DataError
 from teachclip.models.checkpoints import first_line
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.models.student_folder import PROCESSOR_AUTO_MAP, write_code_file
+from teachclip.models.videos import frames_of, list_videos, part_of, thin
 
 PROCESSOR_FILE = "processor_config.json"
 SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
@@ -93,8 +93,9 @@ class StudentProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prepare texts, videos or both.
 
-        `videos`: paths, uint8 arrays (frames, 3, height, width) or (frames, height, width, 3), lists of PIL images
-        or of such frames, or one of them. Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values`
+        `videos`: paths, parts of files as (path, start, end) in seconds, uint8 arrays (frames, 3, height, width) or
+        (frames, height, width, 3), lists of PIL images or of such frames; or one of them. Files are decoded in this
+        process, one after the other. Returns `input_ids`, `attention_mask` (texts, tokens), and `pixel_values`
         (videos, frames, 3, size, size) with `frame_mask` (videos, frames); a video with fewer frames than the
         sampling's count is padded with zeros.
 
@@ -211,22 +212,26 @@ class StudentProcessor(ProcessorMixin):
         return self.tokenizer.unk_token_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]
 
     def _read(self, videos: list[Any]) -> dict[str, Tensor]:
+        frames = []
+        for video in videos:
+            part = part_of(video)
+            if part is None:
+                frames.append(self.transform(thin(frames_of(video), self.sampling.count)))
+            else:
+                frames.append(self.transform(decode_frames(part[0], self.sampling, start=part[1], end=part[2])))
+        return self.batch(frames)
+
+    def batch(self, videos: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Normalise and pad decoded videos, each uint8 (frames, 3, size, size), at most `sampling.count` frames.
+
+        Returns `pixel_values` (videos, frames, 3, size, size) and `frame_mask` (videos, frames), as a call does.
+        """
         pixels = torch.zeros(len(videos), self.sampling.count, 3, self.size, self.size)
         mask = torch.zeros(len(videos), self.sampling.count, dtype=torch.bool)
-        for number, video in enumerate(videos):
-            if isinstance(video, str | os.PathLike):
-                frames = decode_frames(video, self.sampling)
-            else:
-                frames = self._subsample(_as_frames(video))
-            pixels[number, : len(frames)] = normalize(self.transform(frames), self.mean, self.std)
+        for number, frames in enumerate(videos):
+            pixels[number, : len(frames)] = normalize(frames, self.mean, self.std)
             mask[number, : len(frames)] = True
         return {"pixel_values": pixels, "frame_mask": mask}
-
-    def _subsample(self, frames: Tensor) -> Tensor:
-        """Return `sampling.count` evenly spread frames of an array that has more, as published."""
-        if len(frames) <= self.sampling.count:
-            return frames
-        return frames[np.linspace(0, len(frames) - 1, self.sampling.count, dtype=int)]
 
 
 def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,43 +266,6 @@ def _is_video_path(text: str) -> bool:
     if not name.lower().endswith(VIDEO_ENDINGS) or "\n" in name:
         return False
     return not any(map(str.isspace, name)) or "/" in name or "\\" in name or os.path.isfile(name)
-
-
-def list_videos(videos: Any) -> list[Any]:
-    """Return videos as a list: of the one that was given as a path, as an array or as a list of its frames."""
-    if isinstance(videos, str | os.PathLike) or getattr(videos, "ndim", None) == 4:
-        return [videos]
-    videos = list(videos)
-    if videos and all(map(_is_frame, videos)):
-        return [videos]
-    for number, video in enumerate(videos):  # Sentence Transformers gives the videos of each item, one here
-        if isinstance(video, list | tuple) and len(video) == 1 and not _is_frame(video[0]):
-            videos[number] = video[0]
-    return videos
-
-
-def _is_frame(value: Any) -> bool:
-    return isinstance(value, Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
-
-
-def _as_frames(video: Any) -> Tensor:
-    """Return an array, or a list of frames, as uint8 (frames, 3, height, width). Raises VideoError for others."""
-    if isinstance(video, list | tuple) and video and all(map(_is_frame, video)):
-        pictures = [np.array(frame.convert("RGB") if isinstance(frame, Image) else frame) for frame in video]
-        shapes = sorted({picture.shape for picture in pictures})
-        if len(shapes) > 1:
-            raise VideoError(f"a video has frames of several shapes: {', '.join(map(str, shapes[:3]))}")
-        return _as_frames(np.stack(pictures))
-    array = np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video  # torch knows no negative strides
-    frames = torch.as_tensor(array) if isinstance(array, np.ndarray | Tensor) else None
-    if frames is None or frames.ndim != 4 or not len(frames) or frames.dtype != torch.uint8:
-        kind = type(video).__name__ if frames is None else f"{frames.dtype} {tuple(frames.shape)}"
-        raise VideoError(f"a video is a {kind}, expected a path or a uint8 array (frames, 3, height, width)")
-    if frames.shape[1] == 3:
-        return frames
-    if frames.shape[3] == 3:
-        return frames.permute(0, 3, 1, 2)
-    raise VideoError(f"a video has shape {tuple(frames.shape)}, expected 3 channels in axis 1 or in the last axis")
 
 
 def load_processor(source: Any, *, trust_remote_code: bool = False, **hub: Any) -> StudentProcessor | None:

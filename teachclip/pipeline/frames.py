@@ -32,8 +32,11 @@ def build_frames(
     hashes = hashes_file(recipe)
     if recipe.frames.store == "none":
         decoding = build_decoding(recipe, transform, processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        limit = recipe.frames.time_limit
         return processes.main_first(
-            lambda: LiveFrames(videos, decoding, file_facts(videos, hashes, progress=processes.is_main))
+            lambda: LiveFrames(
+                videos, decoding, file_facts(videos, hashes, progress=processes.is_main, time_limit=limit)
+            )
         )
     return processes.main_first(
         lambda: build_frame_views(

@@ -107,7 +107,8 @@ def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]
     held_out = [video for split in _held_out(work) for video in split.videos]
     videos = [Video(f"{NAME}/{name}", path) for name, path in files.items()]
     hashes = hashes_file(work.recipe)
-    known, found = (file_facts(part, hashes, progress=False) for part in (held_out, videos))
+    limit = work.recipe.frames.time_limit
+    known, found = (file_facts(part, hashes, progress=False, time_limit=limit) for part in (held_out, videos))
     seen = {fact.get("sha256") for fact in known.values()} - {None}
     kept = [video for video in videos if found[video.id].get("sha256") not in seen]
     if len(kept) < len(videos):

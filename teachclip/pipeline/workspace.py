@@ -246,7 +246,8 @@ def build_workspace(
 
 def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
     """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
-    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False))
+    limit = recipe.frames.time_limit
+    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False, time_limit=limit))
     for line in describe_overlaps(shared):
         log(f"warning: {line}")
     return shared

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import secrets
+import stat
+import time
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,13 +41,25 @@ class _HashingFile:
         return self.file.write(data)
 
 
-def file_hash(path: str | Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal. Raises StoreError if it cannot be read."""
-    digest = hashlib.sha256()
+def check_regular(path: str | Path) -> None:
+    """Raise OSError if `path` is not a regular file: reading a pipe or a device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+
+
+def file_hash(path: str | Path, *, time_limit: float | None = None) -> str:
+    """Return the sha256 of a file's content, in hexadecimal.
+
+    Raises StoreError if it cannot be read, or not in `time_limit` seconds.
+    """
+    digest, started = hashlib.sha256(), time.monotonic()
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
+                if time_limit is not None and time.monotonic() - started > time_limit:
+                    raise StoreError(f"{path} cannot be read in {time_limit:g} seconds")
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
@@ -54,6 +68,7 @@ def file_hash(path: str | Path) -> str:
 def map_npy(path: Path) -> np.ndarray:
     """Map a `.npy` file read-only. Raises ValueError, with the cause, if the file is truncated or not `.npy`."""
     try:
+        check_regular(path)
         # A plain array keeps the map alive and is much faster to index than numpy.memmap.
         return np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachclip.errors import StoreError
-from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.files import check_regular, explain_failed_write, locked_folder, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
@@ -51,6 +51,7 @@ class Manifest:
         """Read the manifest in the folder `path`. Raises StoreError unless it is one of this format and version."""
         file = path / MANIFEST
         try:
+            check_regular(file)
             content = json.loads(file.read_bytes())
         except FileNotFoundError as error:
             raise StoreError(f"{path} is not a store: it has no {MANIFEST}") from error
@@ -161,6 +162,7 @@ class CommitRecord(NamedTuple):
     @classmethod
     def read(cls, file: Path) -> CommitRecord:
         """Read a record. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is damaged."""
+        check_regular(file)
         content = json.loads(file.read_bytes())
         failures, notes = (
             {int(row): str(text) for row, text in texts.items()}

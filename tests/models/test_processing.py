@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+import view_decoder
 from PIL import Image
 from sentence_transformers.base.modality import InputFormatter
 from tiny_models import FRAMES, SIZE, WIDTH, tiny_clip, tiny_processor, tiny_student, tiny_tokenizer
 from torch.testing import assert_close
+from video_files import cut_file
+from video_files import write_video as number_video
 
+from teachclip.data.video import workers
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, normalize, resize_and_crop
@@ -235,11 +240,80 @@ def test_videos_are_encoded_from_files_in_order_whatever_the_batch_size(tmp_path
     assert_close(student(**inputs).video_embeds, every, atol=1e-6, rtol=0)
 
 
-def test_an_unreadable_video_is_named(tmp_path: Path) -> None:
-    good, bad = write_video(tmp_path / "good.mp4"), tmp_path / "bad.mp4"
-    bad.write_bytes(b"no video at all")
-    with pytest.raises(VideoError, match=r"bad\.mp4"):
-        tiny_student().encode_video([good, bad], progress=False)
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two good films, one that is none, and one of which the end is missing."""
+    folder = tmp_path_factory.mktemp("films")
+    films = {name: write_video(folder / f"{name}.mp4", frames=32, seed=ord(name[0])) for name in ("good", "other")}
+    films["bad"] = folder / "bad.mp4"
+    films["bad"].write_bytes(b"no video at all")
+    whole = number_video(folder / "whole.mp4", frames=60, faststart=True)
+    films["cut"] = cut_file(whole, folder / "cut.mp4", share=0.7)
+    return films
+
+
+def test_an_unreadable_video_is_named(films: dict[str, Path]) -> None:
+    with pytest.raises(VideoError, match=r'bad\.mp4: .*; on_error="skip" leaves such videos out and names them'):
+        tiny_student().encode_video([films["good"], films["bad"]], progress=False)
+
+
+def test_one_bad_video_costs_no_other_one(films: dict[str, Path]) -> None:
+    student = tiny_student()
+    array = torch.randint(0, 255, (9, 3, 40, 50), dtype=torch.uint8)
+    videos = [films["good"], films["bad"], array, films["cut"], torch.zeros(3), str(films["other"])]
+    alone = student.encode_video([films["good"], array, films["other"]], progress=False)
+    found = student.encode_video(videos, on_error="skip", batch_size=2, progress=False)
+    assert found.kept == [0, 2, 5] and list(found.failures) == [1, 3, 4] and found.partial == {}
+    assert_close(found.embeddings, alone, atol=1e-6, rtol=0)
+    assert "bad.mp4" in found.failures[1] and "frames.on_error" in found.failures[3]
+    assert "expected a path, (path, start, end)" in found.failures[4]
+    found = student.encode_video(videos, on_error="use_decodable", progress=False)
+    assert found.kept == [0, 2, 3, 5] and list(found.failures) == [1, 4]
+    assert list(found.partial) == [3] and "frames.on_error" not in found.partial[3]
+
+
+def test_nothing_readable_gives_no_embeddings(films: dict[str, Path]) -> None:
+    found = tiny_student().encode_video(films["bad"], on_error="skip", progress=False)
+    assert found.embeddings.shape == (0, WIDTH) and list(found.failures) == [0]
+
+
+def test_parts_of_files_are_videos(films: dict[str, Path]) -> None:
+    student = tiny_student()
+    part = (films["good"], 1.0, 3.0)
+    every = student.encode_video([part, films["good"], (films["good"], None, None)], progress=False)
+    assert_close(every[1], every[2]) and not torch.equal(every[0], every[1])
+    assert_close(student.encode_video(part, progress=False), every[:1], atol=1e-6, rtol=0)
+    assert_close(student.processor(videos=part)["pixel_values"], student.processor(videos=[part])["pixel_values"])
+    with pytest.raises(VideoError, match="the span begins at 90 seconds"):
+        student.encode_video([(films["good"], 90, None)], progress=False)
+
+
+def test_a_file_that_hangs_costs_its_time_limit_and_no_other_one(
+    films: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "decode_file", view_decoder.failing)
+    videos = [tmp_path / "slow.mp4", tmp_path / "fine.mp4"]
+    found = tiny_student().encode_video(videos, on_error="skip", time_limit=1, workers=1, progress=False)
+    assert found.kept == [1] and found.failures == {0: f"{videos[0]}: took longer than 1 seconds"}
+
+
+@pytest.mark.parametrize("wrong", [{"on_error": "ignore"}, {"workers": -1}, {"time_limit": 0}, {"memory_limit": 0}])
+def test_limits_that_cannot_be_are_named(films: dict[str, Path], wrong: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        tiny_student().encode_video([films["good"]], progress=False, **wrong)
+
+
+@pytest.mark.parametrize("turn", [lambda video: video[:, ::-1], lambda video: video[::-1].transpose(0, 3, 1, 2)])
+def test_arrays_in_any_layout_are_taken(turn: Callable[[np.ndarray], np.ndarray]) -> None:
+    video = np.random.RandomState(0).randint(0, 255, (4, 40, 50, 3)).astype(np.uint8)
+    turned = turn(video)
+    turned.flags.writeable = False
+    student, plain = tiny_student(), np.ascontiguousarray(turned)
+    for one in (turned, [turned], torch.from_numpy(plain)):
+        assert torch.equal(
+            student.processor(videos=one)["pixel_values"], student.processor(videos=[plain])["pixel_values"]
+        )
+        assert_close(student.encode_video(one, progress=False), student.encode_video([plain], progress=False))
 
 
 def test_a_student_without_processor_says_so() -> None:

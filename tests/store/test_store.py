@@ -678,3 +678,14 @@ def test_a_folder_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(teachclip.store.files.FileLock, "acquire", refuse)
     assert fill(make(tmp_path / "s")).verify() == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.json", "scores-00001.npy"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path, name):
+    store = fill(make(tmp_path / "s"))
+    (store.path / name).unlink()
+    os.mkfifo(store.path / name)
+    with pytest.raises(StoreError, match="not a file"):
+        ArrayStore.open(store.path).read("scores", [5])
+    if name != "manifest.json":
+        assert any("not a file" in problem for problem in ArrayStore.open(store.path).verify())

@@ -108,11 +108,23 @@ def cut_file(source: Path, path: Path, *, share: float) -> Path:
     return path
 
 
-def turn_file(source: Path, path: Path, *, width: int, height: int = 64, turn: int = 90) -> Path:
-    """Write the turning matrix of a telephone into an mp4: `turn` degrees counter-clockwise, 90, 180 or 270."""
-    cos, sin = {90: (0, -1), 180: (-1, 0), 270: (0, 1)}[turn]
-    x, y = {90: (0, width), 180: (width, height), 270: (height, 0)}[turn]
-    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, x << 16, y << 16, 1 << 30)
+TURNS = {
+    "as stored": (1, 0, 0, 1),
+    "rotated by 90": (0, -1, 1, 0),
+    "rotated by 180": (-1, 0, 0, -1),
+    "rotated by 270": (0, 1, -1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1),
+    "rotated by 90, mirrored": (0, -1, -1, 0),
+    "rotated by 270, mirrored": (0, 1, 1, 0),
+}
+"""The display matrices (a, b, c, d) of cameras and of `-display_hflip`; angles are counter-clockwise."""
+
+
+def turn_file(source: Path, path: Path, turn: str) -> Path:
+    """Write one of `TURNS` into the header of an mp4 or mov file."""
+    a, b, c, d = TURNS[turn]
+    matrix = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     content = bytearray(source.read_bytes())
     start = content.index(b"tkhd") + 4 + 4 + 20 + 16
     content[start : start + 36] = struct.pack(">9i", *matrix)

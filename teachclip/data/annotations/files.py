@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import unicodedata
@@ -14,15 +15,17 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from teachclip.data.annotations.records import Catalog, Video
-from teachclip.errors import DataError, StoreError
+from teachclip.data.video.video_file import check_status
+from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.processes import usable_cores
 from teachclip.store.files import file_hash, write_atomic
 
 EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
     *(".m4v", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp"),
+    *(".mts", ".m2ts", ".vob", ".ogv", ".ogg", ".gif"),
 )
-"""Of files that differ in the extension only, the one that comes first here is used. A .gif counts as an image."""
+"""Of files that differ in the extension only, the one that comes first here is used."""
 
 
 def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -99,17 +102,20 @@ UNREADABLE = "unreadable"
 """Replaces the hash of a file that cannot be read."""
 
 
-def file_facts(videos: Sequence[Video], cache: Path, *, progress: bool) -> dict[str, dict[str, Any]]:
+def file_facts(
+    videos: Sequence[Video], cache: Path, *, progress: bool, time_limit: float | None = None
+) -> dict[str, dict[str, Any]]:
     """Return row, size in bytes and sha256 of the file of every video, by id; of a segment also its start and end.
 
     Threads hash in parallel, as hashlib releases the interpreter lock. `cache` keeps the hash of a file until its
-    size, inode or one of its times changes, so that a second run reads no file; deleting it is safe. A file that
-    cannot be read gets the hash `UNREADABLE`; decoding raises the error.
+    size, inode or one of its times changes, so that a second run reads no file; deleting it is safe. A file that is a
+    pipe or a device, larger than any video, or cannot be read in `time_limit` seconds gets the hash `UNREADABLE`;
+    decoding says why.
     """
     known = _read_cache(cache)
     paths = list(dict.fromkeys(os.path.abspath(video.path) for video in videos))  # segments of a file share its hash
     with ThreadPoolExecutor(min(8, usable_cores())) as executor:
-        results = executor.map(lambda path: _hash_file(path, known), paths)
+        results = executor.map(lambda path: _hash_file(path, known, time_limit), paths)
         bar = tqdm(results, total=len(paths), desc="hash", unit="video", delay=1, disable=not progress)
         facts = dict(zip(paths, bar, strict=True))
     fresh = {path: fact for path, fact in facts.items() if fact is not None}
@@ -124,15 +130,30 @@ def _fact(row: int, video: Video, fact: tuple[Stamp, str] | None) -> dict[str, A
     return {"row": row, "bytes": fact[0][0] if fact else 0, "sha256": fact[1] if fact else UNREADABLE, **span}
 
 
-def _hash_file(path: str, known: dict[str, tuple[Stamp, str]]) -> tuple[Stamp, str] | None:
+def _hash_file(path: str, known: dict[str, tuple[Stamp, str]], time_limit: float | None) -> tuple[Stamp, str] | None:
     """Return the stamp and hash of a file, or None if it cannot be read."""
     try:
         status = os.stat(path)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        fact = known.get(path)
-        return fact if fact and fact[0] == stamp else (stamp, file_hash(path))
-    except (OSError, StoreError):
+        check_status(path, status)
+        stamp, fact = _stamp(status), known.get(path)
+        if fact and fact[0] == stamp:
+            return fact
+        # some files of the system have no size and wait for ever when they are read
+        return stamp, file_hash(path, time_limit=time_limit) if status.st_size else hashlib.sha256().hexdigest()
+    except (OSError, StoreError, VideoError):
         return None
+
+
+def file_stamp(path: Path) -> Stamp | None:
+    """Return what changes when a file is written or replaced, None if there is none."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read_cache(path: Path) -> dict[str, tuple[Stamp, str]]:

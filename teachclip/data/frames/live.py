@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachclip.data.annotations.files import file_stamp
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import with_names
 from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
@@ -41,6 +42,7 @@ class LiveFrames:
         self.failures: dict[str, str] = {}
         self.partially_decoded: dict[str, str] = {}
         self._rows = {video.id: row for row, video in enumerate(self.videos)}
+        self._stamps = {video.path: file_stamp(video.path) for video in self.videos}
         self._prefetchers: list[_Prefetcher] = []
 
     def rows_of(self, video_ids: Iterable[str], views: int = 1) -> np.ndarray:
@@ -105,6 +107,10 @@ class LiveFrames:
         if isinstance(outcome, Failure) and is_transient(outcome.error):
             with contextlib.closing(self._decode([row])) as outcomes:
                 outcome = next(outcomes)
+        if file_stamp(video.path) != self._stamps[video.path]:
+            raise DataError(
+                f"video {video.id!r}: {video.path} changed since this run began; restore it, or start anew"
+            )
         if isinstance(outcome, Failure):
             transient = is_transient(outcome.error)
             hint = "raise frames.time_limit or frames.memory_limit" if transient else "fix the file"

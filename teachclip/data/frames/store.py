@@ -20,7 +20,7 @@ from tqdm import tqdm
 from teachclip.data.annotations.catalog import SHOWN
 from teachclip.data.annotations.files import UNREADABLE, file_facts
 from teachclip.data.annotations.records import Video
-from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
+from teachclip.data.video.workers import CHANGED, TRANSIENT, Decoded, Decoding, Failure, is_transient
 from teachclip.errors import DataError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import MANIFEST
@@ -130,7 +130,8 @@ def build_frame_store(
     videos, path = tuple(videos), Path(path)
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
-    facts = file_facts(videos, Path(hashes or path / "file-hashes.json"), progress=progress)
+    hashes = Path(hashes or path / "file-hashes.json")
+    facts = file_facts(videos, hashes, progress=progress, time_limit=decoding.time_limit)
     requested = facts.keys()
     videos, facts = _with_held(path, videos, facts)
     facts = with_names(facts, videos) if view else facts
@@ -150,11 +151,33 @@ def build_frame_store(
             for shard, places in todo.items():
                 counted = itertools.islice(_counted(outcomes, bar), len(places))
                 outcomes_by_row = dict(zip(places, counted, strict=True))
+                read = [videos[row] for row in places]
+                now = file_facts(read, hashes, progress=False, time_limit=decoding.time_limit)
+                outcomes_by_row |= {
+                    row: unlike_its_hash(facts[video.id], now[video.id], outcomes_by_row[row])
+                    for row, video in zip(places, read, strict=True)
+                }
                 changed = {videos[row].id: facts[videos[row].id] for row in places}
                 store = _write_shard(
                     store, shard, outcomes_by_row, changed, on_error=decoding.on_error, redo=shard not in missing
                 )
     return FrameStore(store, videos, on_error=decoding.on_error)
+
+
+def unlike_its_hash(
+    before: Mapping[str, Any], now: Mapping[str, Any], outcome: Decoded | Failure
+) -> Decoded | Failure:
+    """Return the frames of a video, or a failure if they need not be those of the file with the known hash.
+
+    `before`, `now`: the facts of the file before and after it was decoded.
+    """
+    if isinstance(outcome, Failure):
+        return outcome
+    if before["sha256"] != now["sha256"]:
+        return Failure(f"{CHANGED} it was decoded; run the command again when nothing writes it")
+    if before["sha256"] == UNREADABLE:
+        return Failure(f"{TRANSIENT[0]} frames.time_limit to hash")
+    return outcome
 
 
 def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, Any]:

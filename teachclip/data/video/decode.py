@@ -1,19 +1,16 @@
-"""Decode the frames of a video file: with decord where its frames are exact, with PyAV everywhere else.
+"""The frames of a video file that a frame sampling takes, as a player shows them.
 
-Only this module and `probe`, which reads packets, import a decoder.
+PyAV, which is FFmpeg, decodes every file. To be fast, packets are left out that no sampled frame needs. Nothing is
+guessed: where a frame is missing, damaged or out of order, the file is decoded from its start.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import math
 import os
-import re
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -21,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachclip.data.video.probe import REORDERED, VideoFacts, check_video_file, read_facts, video_stream
+from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, runs_for
+from teachclip.data.video.orientation import orientation_of
+from teachclip.data.video.probe import REORDERED, Packets, VideoFacts, read_facts
 from teachclip.data.video.sampling import FrameSampling, augmentation_generator, choose_frames
 from teachclip.data.video.timeline import Span, find_span
+from teachclip.data.video.video_file import check_video_file, is_of_the_machine, machine_error
 from teachclip.errors import VideoError
 
-_LOCK = threading.Lock()
+_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
 
-STRICT = {"err_detect": "explode"}
-"""FFmpeg options: report damaged data instead of concealing it with parts of other frames."""
+HINT = "; frames.on_error=use_decodable (in Python on_error) uses what can be decoded of a damaged file"
+"""What ends the error of a damaged file that `skip` refuses."""
 
 
 def decode_frames(
@@ -43,224 +43,204 @@ def decode_frames(
 ) -> Tensor:
     """Decode the frames that `sampling` takes of the file `path`.
 
-    Returns uint8 RGB (frames, 3, height, width) as a player shows them: rotated, with square pixels, deinterlaced;
-    frames is at most `sampling.count`. `start` and `end` are seconds. `view` 0 is the sampling itself, views above 0
-    are augmented (see `choose_frames`).
+    Returns uint8 RGB (frames, 3, height, width) as a player shows them: rotated and mirrored as the file says, with
+    square pixels, deinterlaced; frames is at most `sampling.count`. `start` and `end` are seconds. `view` 0 is the
+    sampling itself, views above 0 are augmented (see `choose_frames`).
 
-    decord is tried first where it gives the same frames as PyAV; where it does not, fails or is not installed, PyAV
-    is used. `skip` raises an error if a frame of the sampling cannot be decoded. `use_decodable` then treats the
-    file as the shorter video of its decodable frames; frames that depend on damaged ones do not count as decodable.
-    Raises VideoError with the path and the error of every decoder; never returns a made-up frame.
+    What a player shows is used. What is missing, by the duration in the header of the file, or what FFmpeg marks as
+    corrupt, and all that depends on it, is not: `skip` raises an error if a frame of the sampling is among it.
+    `use_decodable` then treats the file as the shorter video of its other frames. Raises VideoError with the path and
+    the first error; never returns a made-up frame. The result depends on the bytes of the file alone; if the machine
+    fails (memory, open files, a disk), the error says so.
     """
-    file = check_video_file(path)
-    facts = read_facts(file)
-    generator = functools.partial(augmentation_generator, sampling, view, file.name, start)
+    source = VideoSource.open(path)
+    generator = functools.partial(augmentation_generator, sampling, view, source.file.name, start)
     try:
-        span = find_span(facts.timeline, start, end)
-        indices = choose_frames(sampling, facts.timeline, span, generator())
-    except VideoError as error:
-        raise VideoError(f"{path}: {error}") from error
-    distinct, places = np.unique(indices, return_inverse=True)
-    errors = []
-    for name, decode in (("decord", _decode_decord), ("PyAV", _decode_pyav)):
+        span = find_span(source.facts.timeline, start, end)
+        indices = choose_frames(sampling, source.facts.timeline, span, generator())
+        distinct, places = np.unique(indices, return_inverse=True)
         try:
-            return _as_tensor(decode(str(file), distinct.tolist(), facts), places)
-        # Decoders raise their own classes: decord.DECORDError and RuntimeError, av.FFmpegError (partly a ValueError).
-        except (_decord_error(), VideoError, RuntimeError, ValueError, OSError, IndexError) as error:
-            errors.append(f"{name}: {_first_line(error)}")
-    if on_error == "use_decodable":
-        try:
-            return _decode_decodable(str(file), sampling, facts, span, generator())
-        except (VideoError, RuntimeError, ValueError, OSError) as error:
-            errors.append(f"the decodable frames: {_first_line(error)}")
-    raise VideoError(f"{path}: cannot be decoded ({'; '.join(errors)})")
+            frames = source.take(distinct.tolist())
+        except _ERRORS as error:
+            if is_of_the_machine(error):
+                raise
+            if on_error == "skip":
+                raise VideoError(f"{_first_line(error)}{HINT}") from error
+            problem = _first_line(error)
+            try:
+                frames, places = source.take_decodable(sampling, span, generator())
+            except VideoError as other:
+                raise VideoError(f"{problem}; and of its decodable frames: {other}") from other
+    except _ERRORS as error:
+        if is_of_the_machine(error):
+            raise machine_error(path, error) from error
+        raise VideoError(f"{path}: cannot be decoded ({_first_line(error)})") from error
+    return torch.from_numpy(frames[places] if len(places) > len(frames) else frames).permute(0, 3, 1, 2)
 
 
-def _decode_decodable(
-    path: str, sampling: FrameSampling, facts: VideoFacts, span: Span, generator: np.random.Generator | None
-) -> Tensor:
-    """Decode the frames that `sampling` takes of the shorter video of the decodable frames in `span`."""
-    ordinals, numbers = _decodable(path, facts)
-    inside = (numbers >= span.first) & (numbers < span.stop)
-    shorter = facts.timeline.without_gaps(numbers[inside])
-    indices = choose_frames(sampling, shorter, find_span(shorter, None, None), generator)
-    distinct, places = np.unique(ordinals[inside][indices], return_inverse=True)
-    return _as_tensor(_take(_decoded_frames(path, facts, strict=False), distinct.tolist(), facts), places)
+class VideoSource:
+    """A file whose packets have been read. Frames are numbered in the order in which they are shown."""
 
+    def __init__(self, file: Path, facts: VideoFacts, packets: Packets):
+        self.file, self.facts, self.packets = file, facts, packets
 
-def _as_tensor(distinct: np.ndarray, places: np.ndarray) -> Tensor:
-    """Return (frames, 3, height, width) from distinct frames (n, height, width, 3) and the index of each frame."""
-    return torch.from_numpy(distinct[places] if len(places) > len(distinct) else distinct).permute(0, 3, 1, 2)
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> VideoSource:
+        """Read the packets of a file. Raises VideoError, with the path, if it is not a video."""
+        file = check_video_file(path)
+        return cls(file, *read_facts(file))
 
+    def take(self, numbers: Sequence[int]) -> np.ndarray:
+        """Decode frames by number, ascending and distinct: uint8 (frames, height, width, 3).
 
-@functools.cache
-def load_decord() -> Any | None:
-    """Return decord, set to print errors only, or None: it has no wheels for macOS on arm64 and Linux on aarch64."""
-    try:
-        import decord
-    except (ImportError, OSError):
-        return None
-    decord.logging.set_level(decord.logging.ERROR)
-    return decord
+        Raises VideoError if one of them is missing, damaged, or depends on a damaged one.
+        """
+        facts, total = self.facts, len(self.facts.timeline.times)
+        if facts.truncated and facts.frames == total:
+            whole = facts.declared_frames if facts.declared_frames > total else "an unknown number"
+            raise VideoError(f"the file is truncated or damaged: it has {total} frames of {whole}")
+        # frames are stored out of order: which of the last ones is missing is not known
+        most = facts.frames - REORDERED if facts.truncated else facts.frames
+        if numbers[-1] >= most:
+            raise VideoError(f"frame {max(numbers[-1], most)} of {total} is missing; the file is truncated")
+        if facts.interlaced or not self.packets.in_order:
+            return self._in_output_order(numbers)
+        frames = self._by_packet(numbers, leave_out=True)
+        if frames is None:
+            frames = self._by_packet(numbers, leave_out=False)
+        return self._in_output_order(numbers) if frames is None else frames
 
+    def _packets_of(self, numbers: Sequence[int]) -> list[int]:
+        """Return the packet of each frame; `packets` must be in order."""
+        stamps, hidden = self.packets.stamps, self.packets.hidden
+        shown = np.array([stamp for number, stamp in enumerate(stamps) if number not in hidden])
+        numbered = np.array([number for number in range(len(stamps)) if number not in hidden])
+        return numbered[np.argsort(shown)][list(numbers)].tolist()
 
-def _decord_error() -> type[Exception]:
-    """Return decord's exception class, which is not a RuntimeError."""
-    decord = load_decord()
-    return VideoError if decord is None else decord.DECORDError
+    def _by_packet(self, numbers: Sequence[int], *, leave_out: bool) -> np.ndarray | None:
+        """Decode frames by the time stamps of their packets, uint8 (frames, height, width, 3).
+
+        With `leave_out`, packets that are not needed are left out, and anything unusual gives None. Without it None
+        means that the time stamps do not give the order of showing, and a frame that is damaged or missing raises
+        VideoError.
+        """
+        wanted = self._packets_of(numbers)
+        runs = runs_for(self.packets, wanted) if leave_out else [Run(0, max(wanted) + 1)]
+        found, frames = Found(), dict.fromkeys(wanted)
+        for number, frame in decode_packets(str(self.file), self.packets, runs, found, wanted if leave_out else None):
+            if number in frames and frames[number] is None:
+                frames[number] = self._as_shown(frame)
+        bad = damaged(self.packets, found)
+        lost = [number for number in wanted if frames[number] is None or number in bad]
+        stamps = [self.packets.stamps[number] or 0 for number in found.shown]
+        if any(later <= earlier for earlier, later in itertools.pairwise(stamps)) and not found.broken:
+            return None
+        if leave_out and (lost or found.broken or not {run.start for run in runs if run.start} <= found.whole):
+            return None
+        if lost:
+            raise VideoError(self._what_is_wrong(lost[0], numbers[wanted.index(lost[0])], found))
+        return np.stack([frames[number] for number in wanted])  # type: ignore[misc]
+
+    def _in_output_order(self, numbers: Sequence[int]) -> np.ndarray:
+        """Decode frames from the start, counting them. Raises VideoError at the first damage."""
+        found, taken, wanted = Found(), [], set(numbers)
+        runs = [Run(0, len(self.packets.stamps))]
+        output = decode_packets(str(self.file), self.packets, runs, found)
+        pictures = (frame for _, frame in output)
+        for place, frame in enumerate(self._deinterlaced(pictures)):
+            if place in wanted:
+                taken.append(self._as_shown(frame))
+            if place >= numbers[-1]:
+                break
+        if bad := damaged(self.packets, found):
+            raise VideoError(self._what_is_wrong(min(bad), None, found))
+        if len(taken) < len(numbers):
+            raise VideoError(f"frame {numbers[len(taken)]} of {len(self.facts.timeline.times)} is missing")
+        return np.stack(taken)
+
+    def take_decodable(
+        self, sampling: FrameSampling, span: Span, generator: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode the frames that `sampling` takes of the shorter video of the decodable frames in `span`.
+
+        Returns distinct frames, uint8 (n, height, width, 3), and the index of each frame of the sampling among them.
+        Raises VideoError if there is none.
+        """
+        found, runs = Found(), [Run(0, len(self.packets.stamps))]
+        for _ in decode_packets(str(self.file), self.packets, runs, found):
+            pass
+        bad = damaged(self.packets, found)
+        good = [number for number in found.shown if number not in bad]
+        if not good:
+            raise VideoError("there is none")
+        numbers = self._numbers_of(good)
+        inside = np.flatnonzero((numbers >= span.first) & (numbers < span.stop))
+        shorter = self.facts.timeline.without_gaps(numbers[inside])
+        indices = choose_frames(sampling, shorter, find_span(shorter, None, None), generator)
+        distinct, places = np.unique(inside[indices], return_inverse=True)
+        kept, wanted, taken = set(good), set(distinct.tolist()), []
+        output = decode_packets(str(self.file), self.packets, runs, Found())
+        pictures = (frame for number, frame in output if number in kept)
+        for place, frame in enumerate(self._deinterlaced(pictures)):
+            if place in wanted:
+                taken.append(self._as_shown(frame))
+            if place >= distinct[-1]:
+                break
+        return np.stack(taken), places
+
+    def _numbers_of(self, packets: list[int]) -> np.ndarray:
+        """Return the number of the frame of each packet, int64 (packets,): by time if it is known, or counted."""
+        ranks = np.array([self.packets.stamps[number] or 0 for number in packets])
+        if not self.packets.in_order or (np.diff(ranks) <= 0).any():
+            return np.arange(len(packets))
+        return np.searchsorted(np.array(self.packets.times), ranks)
+
+    def _what_is_wrong(self, packet: int, place: int | None, found: Found) -> str:
+        """Return the error for a frame that is lost: its number if it is known, and the damage it depends on."""
+        causes = [number for number in found.broken if number <= packet]
+        number = packet if place is None else place
+        total = len(self.facts.timeline.times)
+        if packet in found.broken:
+            return f"frame {number} of {total} cannot be decoded ({found.broken[packet]})"
+        if causes:
+            return f"frame {number} of {total} depends on a damaged one ({found.broken[max(causes)]})"
+        if packet in found.shown:
+            return f"frame {number} of {total} depends on a keyframe that is missing"
+        return f"frame {number} of {total} is missing"
+
+    def _deinterlaced(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """Deinterlace the frames that are marked as interlaced, one frame for each (FFmpeg's yadif)."""
+        if not self.facts.interlaced:
+            yield from frames
+            return
+        graph = None
+        for frame in itertools.chain(frames, [None]):  # None flushes the filter
+            if graph is None:
+                if frame is None:
+                    return
+                graph = _yadif(frame)
+            graph.vpush(frame)
+            while True:
+                try:
+                    yield graph.vpull()
+                except (av.BlockingIOError, av.EOFError):
+                    break
+
+    def _as_shown(self, frame: Any) -> np.ndarray:
+        """Return uint8 (height, width, 3) with square pixels, rotated and mirrored as the container says."""
+        width, height = self.facts.shown_width, self.facts.shown_height
+        return orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height))
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of a decoder's message without its time stamp and source line."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", lines[0]).strip()[:200]
+    """Return an error in one line; FFmpeg's own ones name the file again."""
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
-def _decode_decord(path: str, numbers: list[int], facts: VideoFacts) -> np.ndarray:
-    """Decode frames by number, ascending and distinct: uint8 (frames, height, width, 3).
-
-    Raises VideoError where decord is not exact. decord conceals damage with parts of other frames and only prints a
-    message. One thread per reader: parallelism comes from processes.
-    """
-    decord = load_decord()
-    if decord is None:
-        raise VideoError("is not installed")
-    if facts.decoder_reason:
-        raise VideoError(facts.decoder_reason)
-    with captured_stderr() as printed:
-        reader = decord.VideoReader(path, num_threads=1)
-        if len(reader) != facts.frames:
-            raise VideoError(f"seeking is not exact in it ({len(reader)} frames, {facts.frames} packets)")
-        frames = reader.get_batch(numbers).asnumpy()
-        if message := printed().strip():
-            raise VideoError(f"reports damage: {message.splitlines()[0]}")
-    return frames
-
-
-def _decode_pyav(path: str, numbers: list[int], facts: VideoFacts) -> np.ndarray:
-    """Decode frames by number, from the start up to the last one: uint8 (frames, height, width, 3).
-
-    Raises VideoError if one of them cannot be decoded.
-    """
-    total = len(facts.timeline.times)
-    if facts.truncated and facts.frames == total:
-        raise VideoError(f"the file is truncated or damaged; how much is missing is unknown ({total} frames)")
-    if facts.truncated and numbers[-1] >= facts.frames - REORDERED:
-        raise VideoError(f"frame {numbers[-1]} of {total} is missing; the file is truncated")
-    return _take(_decoded_frames(path, facts, strict=True), numbers, facts)
-
-
-def _take(frames: Iterable[Any], numbers: list[int], facts: VideoFacts) -> np.ndarray:
-    """Return the frames of some numbers as uint8 (frames, height, width, 3)."""
-    wanted, taken = set(numbers), []
-    for number, frame in enumerate(frames):
-        if number in wanted:
-            taken.append(_as_shown(frame, facts))
-        if number >= numbers[-1]:
-            break
-    if len(taken) < len(numbers):
-        missing = numbers[len(taken)]
-        raise VideoError(f"frame {missing} of {len(facts.timeline.times)} is missing")
-    return np.stack(taken)
-
-
-def _decodable(path: str, facts: VideoFacts) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index of each decodable frame among them and its number in the video: int64 (frames,) both."""
-    moments = [frame.time for frame in _decoded_frames(path, facts, strict=False)]
-    if facts.first_time is None or None in moments:
-        return np.arange(len(moments)), np.arange(len(moments))
-    numbers, places = np.unique(facts.timeline.shown_at(np.array(moments) - facts.first_time), return_index=True)
-    return places, numbers.astype(np.int64)
-
-
-def _decoded_frames(path: str, facts: VideoFacts, *, strict: bool) -> Iterator[Any]:
-    """Yield the frames of a file in the order they are shown.
-
-    `strict` raises VideoError at the first damage. Otherwise the frames from there to the next keyframe are skipped,
-    because they depend on damaged ones.
-    """
-    try:
-        with av.open(path) as container:
-            stream = video_stream(container)
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = STRICT
-            frames = _undamaged(container, stream, facts, strict)
-            yield from _deinterlaced(frames, stream) if facts.interlaced else frames
-    except av.FFmpegError as error:
-        raise VideoError(str(error.strerror)) from error
-
-
-def _undamaged(container: Any, stream: Any, facts: VideoFacts, strict: bool) -> Iterator[Any]:
-    """Yield decoded frames; see `_decoded_frames`."""
-    number = 0
-    whole: bool | None = None
-    resume: float | None = -math.inf
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-            if whole is None:
-                whole = bool(packet.is_keyframe)  # a stream may begin inside a group of pictures
-                if strict and not whole:
-                    raise VideoError("the stream does not start with a keyframe")
-            if packet.is_keyframe and resume is None:
-                # frames come out later than packets go in: the next keyframe to come out need not be this one
-                resume = -math.inf if packet.pts is None else packet.pts
-            if packet.is_corrupt:
-                raise av.InvalidDataError(0, "a packet is truncated")
-            frames = packet.decode()
-        except (StopIteration, av.EOFError):
-            return
-        except av.FFmpegError as error:
-            if strict:
-                where = f"after frame {max(number - 1, 0)} of {len(facts.timeline.times)}"
-                raise VideoError(f"decoding stops {where}: {error.strerror}") from error
-            whole, resume = False, None
-            continue
-        for frame in frames:
-            whole = whole or (frame.key_frame and resume is not None and (frame.pts or 0) >= resume)
-            if frame.is_corrupt:  # FFmpeg concealed an error in it
-                whole, resume = False, None
-            if strict and (frame.is_corrupt or facts.is_late(frame.time, number)):
-                raise VideoError(f"frame {number} of {len(facts.timeline.times)} cannot be decoded")
-            if whole:
-                yield frame
-            number += 1
-
-
-def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
-    """Deinterlace the frames that are marked as interlaced, one frame for each (FFmpeg's yadif)."""
+def _yadif(frame: Any) -> Any:
+    """Return FFmpeg's filter for frames like this one."""
     graph = av.filter.Graph()
-    nodes = [graph.add_buffer(template=stream), graph.add("yadif", "deint=interlaced"), graph.add("buffersink")]
-    graph.link_nodes(*nodes).configure()
-    for frame in itertools.chain(frames, [None]):  # None flushes the filter
-        graph.vpush(frame)
-        while True:
-            try:
-                yield graph.vpull()
-            except (av.BlockingIOError, av.EOFError):
-                break
-
-
-def _as_shown(frame: Any, facts: VideoFacts) -> np.ndarray:
-    """Return uint8 (height, width, 3) with square pixels, rotated as the container says (videos of phones)."""
-    pixels = frame.to_ndarray(format="rgb24", width=facts.shown_width, height=facts.shown_height)
-    return np.rot90(pixels, k=round(frame.rotation / 90))
-
-
-@contextlib.contextmanager
-def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Capture what C libraries print to the standard error of this process; the yielded function returns it.
-
-    The stream is the process's, not Python's, so one thread at a time can capture it, and what other threads print
-    meanwhile is captured as well.
-    """
-    with _LOCK, tempfile.TemporaryFile() as file:
-        descriptor = file.fileno()
-        before = os.dup(2)
-        os.dup2(descriptor, 2)
-        try:
-            yield lambda: os.pread(descriptor, 4096, 0).decode(errors="replace")
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
+    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    graph.link_nodes(buffer, graph.add("yadif", "deint=interlaced"), graph.add("buffersink")).configure()
+    return graph

@@ -1,12 +1,9 @@
-"""Properties of a video file from its header and packets, and the decoder that decodes it exactly."""
+"""Properties of a video file from its header and packets."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
 import os
-import stat
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +12,16 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from teachclip.data.video.timeline import TOLERANCE, Timeline
+from teachclip.data.video.matroska import first_gap
+from teachclip.data.video.orientation import orientation_of
+from teachclip.data.video.timeline import Timeline
+from teachclip.data.video.video_file import (
+    check_video_file,
+    declared_bytes,
+    is_of_the_machine,
+    machine_error,
+    read_head,
+)
 from teachclip.errors import VideoError
 
 MAX_FRAMES = 10_000_000
@@ -23,18 +29,6 @@ MAX_FRAMES = 10_000_000
 
 REORDERED = 16
 """Frames at the end of a truncated file among which one may be missing: codecs store frames out of order."""
-
-HEAD_BYTES = 4096
-
-NOT_VIDEOS = {
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "an XML file",
-    b"{": "a JSON file",
-    b"#extm3u": "a playlist",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself",
-}
-"""How text begins that may be served or stored in place of a video."""
 
 ATTACHED_PICTURE = 0x400
 """FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the cover of a piece of music."""
@@ -50,10 +44,10 @@ class VideoFacts:
     player shows them, with the aspect ratio of the pixels and the rotation applied. fps: mean frames per second
     according to the container. varies: see `Timeline`. duration: seconds. frames: counted. declared_frames: according
     to the header, 0 if unknown. truncated: the end of the file is missing or damaged. rotation: degrees,
-    counter-clockwise, that a player rotates the frames by; known if the first frame could be decoded (`probe_video`).
-    bit_depth: of one colour channel. pixel_aspect: width of a pixel divided by its height. decoder: decord or PyAV;
-    decoder_reason: why it is PyAV. timeline: of the frames in the file and, if it is truncated, of the declared ones.
-    first_time: the time stamp of the first frame in seconds, None where time stamps are unreliable.
+    counter-clockwise, that a player rotates the frames by, and mirrored: whether it then mirrors them left to right;
+    both known if the first frame could be decoded (`probe_video`). bit_depth: of one colour channel. pixel_aspect:
+    width of a pixel divided by its height. timeline: of the frames in the file and, if it is truncated, of the
+    declared ones.
     """
 
     container: str
@@ -73,36 +67,34 @@ class VideoFacts:
     interlaced: bool
     pixel_aspect: float
     has_audio: bool
-    decoder: str
-    decoder_reason: str
     timeline: Timeline = field(repr=False, compare=False)
-    first_time: float | None = field(repr=False, default=None)
     rotation: int = 0
-
-    def is_late(self, stamp: float | None, number: int) -> bool:
-        """Return whether a frame with this time stamp is too late for its number: one before it is missing."""
-        times = self.timeline.times
-        if self.first_time is None or stamp is None or number + 1 >= len(times):
-            return False
-        return bool(stamp - self.first_time >= times[number + 1] - TOLERANCE)
+    mirrored: bool = False
 
 
 class Packets(NamedTuple):
-    """What the packets of a stream say.
+    """What the packets of a stream say. They are numbered from 0 in the order in which they are stored.
 
-    times: of the shown frames, in time base units, ascending; None where packets have no time stamps of their own.
-    last_duration: of the last frame, in time base units. counted: packets with data. hidden: those that are not
-    shown. empty: packets that repeat the last frame. exact_seeks: whether decord seeks exactly. damaged: whether
-    reading failed or a packet is corrupt.
+    stamps: when each packet with data is shown, in time base units. keys: numbers of the keyframes. hidden: numbers
+    of the packets that are not shown. times: of the shown frames, in time base units, ascending; None where packets
+    have no time stamps of their own. in_order: whether sorting the packets by `stamps` gives the order in which their
+    frames are shown. last_duration: of the last frame, in time base units. empty: packets that repeat the last frame.
+    damaged: whether reading failed or a packet is corrupt.
     """
 
+    stamps: list[int | None]
+    keys: list[int]
+    hidden: frozenset[int]
     times: list[int] | None
+    in_order: bool
     last_duration: int
-    counted: int
-    hidden: int
     empty: int
-    exact_seeks: bool
     damaged: bool
+
+    @property
+    def shown(self) -> int:
+        """How many packets are shown."""
+        return len(self.stamps) - len(self.hidden)
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoFacts:
@@ -110,76 +102,31 @@ def probe_video(path: str | os.PathLike[str]) -> VideoFacts:
 
     Raises VideoError with the path and the error: no such file, not a video, audio only, a still image.
     """
-    facts = read_facts(check_video_file(path))
+    facts, _ = read_facts(check_video_file(path))
     frame = _first_frame(path)
     if frame is None:
         return facts
-    sideways = round(frame.rotation / 90) % 2
-    sides = (facts.shown_height, facts.shown_width) if sideways else (facts.shown_width, facts.shown_height)
-    return replace(facts, rotation=round(frame.rotation) % 360, shown_width=sides[0], shown_height=sides[1])
+    turn = orientation_of(frame)
+    sides = (facts.shown_width, facts.shown_height)
+    width, height = sides[::-1] if turn.swapped else sides
+    return replace(facts, rotation=turn.rotation, mirrored=turn.mirrored, shown_width=width, shown_height=height)
 
 
-def check_video_file(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a file that may be a video.
-
-    Raises VideoError for a path that does not exist, a broken link, a folder, a device, an empty file, a file without
-    read permission, and text such as an error page under the name of a video.
-    """
-    try:
-        file = Path(os.path.abspath(path))
-        if file.is_symlink() and not file.exists():
-            raise VideoError(f"{path}: is a link to {os.readlink(file)}, which does not exist")
-        status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise VideoError(f"{path}: is a folder, not a video file")
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(f"{path}: is a device or a pipe, not a video file")
-        if status.st_size == 0:
-            raise VideoError(f"{path}: is empty (0 bytes)")
-        head = read_head(file)
-    except FileNotFoundError as error:
-        raise VideoError(f"{path}: does not exist") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
-    for beginning, what in NOT_VIDEOS.items():
-        if start.startswith(beginning):
-            raise VideoError(f"{path}: is {what}, not a video")
-    return file
-
-
-def read_head(file: Path) -> bytes:
-    """Return the first bytes of a file. Raises OSError."""
-    with open(file, "rb") as stream:
-        return stream.read(HEAD_BYTES)
-
-
-def declared_bytes(head: bytes) -> int:
-    """Return the file size that the header of an AVI or Matroska file declares, else 0 (mp4 has an index instead)."""
-    if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
-    position = head.find(b"\x18\x53\x80\x67")  # the id of the Matroska segment, which contains everything
-    if head[:4] != b"\x1a\x45\xdf\xa3" or position < 0 or len(head) < position + 13 or head[position + 4] == 0:
-        return 0
-    length = 9 - head[position + 4].bit_length()  # the leading zeros of the first byte encode the length
-    field = head[position + 4 : position + 4 + length]
-    size = int.from_bytes(field, "big") - (1 << (7 * length))
-    unknown = (1 << (7 * length)) - 1  # a live recording
-    return 0 if size == unknown else position + 4 + length + size
-
-
-def read_facts(file: Path) -> VideoFacts:
-    """Return the properties of `file`, an absolute path, from its packets; the shown size is before rotation.
+def read_facts(file: Path) -> tuple[VideoFacts, Packets]:
+    """Return the properties of `file`, an absolute path, and its packets; the shown size is before rotation.
 
     Raises VideoError, with the path, if it contains no video.
     """
     try:
         with av.open(str(file)) as container:
             stream = video_stream(container)
-            return _facts_of(file, container, stream, _walk(container, stream))
+            packets = _walk(container, stream)
+            return _facts_of(file, container, stream, packets), packets
     except VideoError as error:
         raise VideoError(f"{file}: {error}") from error
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
+        if is_of_the_machine(error):
+            raise machine_error(file, error) from error
         raise VideoError(f"{file}: cannot be opened as a video ({getattr(error, 'strerror', error)})") from error
 
 
@@ -201,59 +148,68 @@ def video_stream(container: Any) -> Any:
 
 
 def _walk(container: Any, stream: Any) -> Packets:
-    """Count the shown frames and check whether decord seeks exactly.
+    """Read all packets of a stream.
 
-    decord seeks to the keyframe before a frame and counts from there. If frames that are shown before a keyframe are
-    stored after it (open groups of pictures, usual in HEVC), if packets have no time stamps of their own (AVI,
-    MPEG-TS) or are not shown (edit lists), it returns other frames than requested, without an error.
+    In AVI the time of a packet is the place of its frame in the order of decoding, with gaps where frames were
+    dropped, and FFmpeg guesses when it is shown. The same holds for files that were written without an order of
+    showing: their times only ever grow, although the codec stores frames out of order.
     """
+    decoding_times = container.format.name == "avi"
+    stamps: list[int | None] = []
+    keys: list[int] = []
+    hidden: set[int] = set()
     times: list[int] = []
-    counted = hidden = empty = duration = 0
-    damaged, exact = False, container.format.name.startswith(("mov", "matroska"))
-    latest, keyframe = -math.inf, math.inf
+    empty = duration = 0
+    damaged, grows, latest = False, True, -math.inf
     vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 empty += packet.dts is not None  # repeats the last frame; the one without a time ends the stream
                 continue
-            counted += 1
+            number, stamp = len(stamps), packet.dts if decoding_times else packet.pts
+            stamps.append(stamp)
             damaged = damaged or packet.is_corrupt
-            pts = packet.pts
-            time = -math.inf if pts is None else pts
             if packet.is_keyframe:
-                keyframe = time if time > latest else math.inf
-            exact = exact and time >= keyframe
+                keys.append(number)
             # VP8 has packets of their own for reference frames that are never shown; a bit says so
             if packet.is_discard or (vp8 and not bytes(packet)[0] & 0x10):
-                hidden += 1
-            elif pts is not None:
-                times.append(pts)
-            if time > latest:
-                latest, duration = time, packet.duration or 0
-    except av.FFmpegError:
+                hidden.add(number)
+            elif stamp is not None:
+                times.append(stamp)
+            if stamp is not None and stamp > latest:
+                latest, duration = stamp, packet.duration or 0
+            else:
+                grows = False
+    except av.FFmpegError as error:
+        if is_of_the_machine(error):
+            raise
         damaged = True
-    # The times in an AVI are decoding times; FFmpeg guesses the others.
-    known = len(times) == counted - hidden and len(set(times)) == len(times) and container.format.name != "avi"
-    exact = exact and known and not hidden
-    return Packets(sorted(times) if known else None, duration, counted, hidden, empty, exact, damaged)
+    if decoding_times and times and stream.codec_context.has_b_frames:  # a frame is shown one frame later
+        times = [*times[1:], times[-1] + 1]
+    known = len(times) == len(stamps) - len(hidden) and len(set(times)) == len(times)
+    in_order = known and not (grows and (decoding_times or stream.codec_context.has_b_frames))
+    return Packets(
+        stamps, keys, frozenset(hidden), sorted(times) if known else None, in_order, duration, empty, damaged
+    )
 
 
 def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> VideoFacts:
     """Combine what the header and the packets say."""
-    codec, shown = stream.codec_context, packets.counted - packets.hidden
+    codec, shown = stream.codec_context, packets.shown
     if not shown:
         raise VideoError("has no frame; is the file truncated?")
+    if container.format.name == "gif" and shown == 1:
+        raise VideoError("is a still image (gif), not a video")
     fps = float(stream.average_rate or stream.guessed_rate or 0)
-    short = declared_bytes(read_head(file)) > file.stat().st_size and stream.frames != packets.counted
-    truncated = packets.damaged or short
+    short = declared_bytes(read_head(file)) > file.stat().st_size and stream.frames != len(packets.stamps)
+    short = short or is_short(container, stream, packets, fps)
+    expected = expected_frames(container, stream, fps) if _has_gap(file, container) else 0
+    truncated = packets.damaged or short or expected > shown + 1
     declared = declared_frames(container, stream, packets, fps, truncated)
     truncated = truncated or declared > shown
     timeline = timeline_of(packets, stream.time_base or Fraction(1), fps, max(shown, declared), truncated)
     aspect = float(stream.sample_aspect_ratio or codec.sample_aspect_ratio or 1) or 1.0
-    depth = max((part.bits for part in codec.format.components), default=8) if codec.format else 8
-    interlaced = _is_interlaced(file, codec)
-    reason = reason_against_decord(container, codec, packets, depth, aspect, interlaced, truncated)
     return VideoFacts(
         container=container.format.name,
         codec=codec.codec.canonical_name,
@@ -266,17 +222,14 @@ def _facts_of(file: Path, container: Any, stream: Any, packets: Packets) -> Vide
         varies=timeline.varies,
         duration=timeline.duration,
         frames=shown,
-        declared_frames=int(stream.frames),
+        declared_frames=expected or int(stream.frames),
         truncated=truncated,
         pixel_format=codec.pix_fmt or "",
-        bit_depth=depth,
-        interlaced=interlaced,
+        bit_depth=max((part.bits for part in codec.format.components), default=8) if codec.format else 8,
+        interlaced=_is_interlaced(file, codec),
         pixel_aspect=aspect,
         has_audio=bool(container.streams.audio),
-        decoder="PyAV" if reason else "decord",
-        decoder_reason=reason,
         timeline=timeline,
-        first_time=None if packets.times is None else float(packets.times[0] * (stream.time_base or 1)),
     )
 
 
@@ -300,18 +253,72 @@ def _first_frame(path: str | os.PathLike[str]) -> Any | None:
         return None
 
 
+def is_short(container: Any, stream: Any, packets: Packets, fps: float) -> bool:
+    """Return whether the frames end before the duration in the header of a Matroska, FLV or ASF file does.
+
+    A tag of the stream says it to the frame. The duration of the file is that of its longest stream: it counts where
+    every stream ends more than a second before it.
+    """
+    if packets.times is None or not container.format.name.startswith(("matroska", "flv", "asf")):
+        return False
+    unit = float(stream.time_base or 1)
+    ends = packets.times[-1] * unit + (packets.last_duration * unit or (1 / fps if fps > 0 else 0))
+    own = _tagged_seconds(stream)
+    if own is not None:
+        return ends < own - max(2.5 / fps if fps > 0 else 0, 0.1)
+    whole = float(container.duration or 0) / 1e6 - 1
+    return ends < whole and _others_end(container, stream) < whole
+
+
+def _has_gap(file: Path, container: Any) -> bool:
+    """Return whether bytes between the frames of a Matroska file are damaged: frames in them are skipped silently."""
+    return bool(container.format.name.startswith("matroska")) and first_gap(file) is not None
+
+
+def expected_frames(container: Any, stream: Any, fps: float) -> int:
+    """Return how many frames the duration in the header makes at the rate in the header, 0 if it has none."""
+    seconds = _tagged_seconds(stream)
+    frames = (float(container.duration or 0) / 1e6 if seconds is None else seconds) * fps
+    return int(frames + 0.5) if frames <= MAX_FRAMES else 0
+
+
+def _tagged_seconds(stream: Any) -> float | None:
+    """Return the duration that the tags of a Matroska stream give, such as 00:00:03.000000000, None without one."""
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except (KeyError, ValueError):
+        return None
+
+
+def _others_end(container: Any, stream: Any) -> float:
+    """Return the second at which the last stream besides `stream` ends."""
+    others = [other for other in container.streams if other.index != stream.index]
+    latest = 0.0
+    try:
+        container.seek(0)
+        for packet in container.demux(others) if others else ():
+            if packet.pts is not None:
+                latest = max(latest, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.FFmpegError:
+        pass
+    return latest
+
+
 def declared_frames(container: Any, stream: Any, packets: Packets, fps: float, truncated: bool) -> int:
     """Return the number of frames that the complete file would have, 0 if unknown.
 
     If the file holds fewer, it is truncated; with this number the sampling takes a frame that is missing, and
-    decoding raises an error. The index of an mp4 is reliable; the number in the header of an AVI and the duration of
-    a Matroska file only if the file is shorter than declared. If some frames are hidden only the duration counts,
-    with a tolerance of one second.
+    decoding raises an error. The index of an mp4 is reliable; the duration in the header of another file only if the
+    file is shorter than declared. If some frames are hidden only the duration counts, with a tolerance of one second.
     """
     if packets.hidden:
         declared = int((float((stream.duration or 0) * (stream.time_base or 0)) - 1) * fps)
     elif container.format.name.startswith("mov"):
         declared = int(stream.frames) - packets.empty
+    elif truncated and packets.times is not None:
+        extent = (packets.times[-1] - packets.times[0] + packets.last_duration) * float(stream.time_base or 1)
+        declared = packets.shown + max(0, int(((container.duration or 0) / 1e6 - extent) * fps + 0.5))
     elif truncated:
         declared = max(int(stream.frames), int((container.duration or 0) / 1e6 * fps))
     else:
@@ -333,32 +340,3 @@ def timeline_of(packets: Packets, time_base: Fraction, fps: float, frames: int, 
     varies = len(reliable) > 1 and bool((np.abs(reliable - even) > even[1]).any())
     missing = times[-1] + step * np.arange(1, frames - len(times) + 1)
     return Timeline(np.append(times, missing), float(np.append(times, missing)[-1] + (last or step)), fps, varies)
-
-
-def reason_against_decord(
-    container: Any, codec: Any, packets: Packets, depth: int, aspect: float, interlaced: bool, truncated: bool
-) -> str:
-    """Return why decord does not decode a file exactly, "" if it does.
-
-    Measured with decord 0.6 against PyAV 18: frames are equal within one step of 255 (8 bit 4:2:0, 4:2:2, 4:4:4,
-    limited and full range, untagged, BT.601, 709, 2020, SMPTE 240M, RGB, rotated). They differ by up to 80 at sharp
-    edges with more than 8 bits and at the border of frames of odd width or height; decord ignores the aspect ratio of
-    pixels and does not deinterlace. Its FFmpeg has no AV1.
-    """
-    reasons = {
-        "it is not installed": not _has_decord(),
-        "it cannot decode AV1": codec.codec.canonical_name == "av1",
-        "seeking is not exact in it": not packets.exact_seeks,
-        "the file is truncated or damaged": truncated,
-        "more than 8 bits": depth > 8,
-        "odd width or height": bool(codec.width % 2 or codec.height % 2),
-        "pixels are not square": abs(aspect - 1) > 1e-6,
-        "interlaced": interlaced,
-        "more than one video stream": len(container.streams.video) > 1,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-@functools.cache
-def _has_decord() -> bool:
-    return importlib.util.find_spec("decord") is not None

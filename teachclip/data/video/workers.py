@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeoutError
@@ -22,9 +23,10 @@ import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from teachclip.data.annotations.records import Video
-from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decode import HINT, decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
+from teachclip.data.video.video_file import MACHINE_FAILED
 from teachclip.errors import DataError, TeachclipError
 from teachclip.processes import usable_cores
 
@@ -43,7 +45,9 @@ WATCH_SECONDS = 0.05
 OUT_OF_MEMORY = 86
 """Exit status of a worker that used too much memory; usual programs do not use it."""
 
-TRANSIENT = ("took longer than", "its process died", "used more than")
+CHANGED = "the file changed while"
+
+TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED, MACHINE_FAILED)
 """How errors begin that may be due to the machine instead of the item."""
 
 OnError = Literal["skip", "use_decodable"]
@@ -121,7 +125,7 @@ class Decoding:
             return failure
         with contextlib.closing(self._map([self._item(video, view, self.on_error)], 1)) as outcomes:
             outcome = next(outcomes)
-        return outcome if isinstance(outcome, Failure) else Decoded(outcome, failure.error)
+        return outcome if isinstance(outcome, Failure) else Decoded(outcome, failure.error.replace(HINT, ""))
 
     def _item(self, video: Video, view: int, on_error: str) -> tuple[Any, ...]:
         return str(video.path), self.sampling, self.transform, video.start, video.end, on_error, view
@@ -198,15 +202,50 @@ def guarded_map(
         pool.join()
 
 
-def _context() -> BaseContext:
-    """Return the start method of workers: never a fork of this process, as threads and CUDA do not survive a fork.
+_HIDING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the module of the running script: a new process would run it again, and the script start new processes.
+
+    Workers need nothing of it: what they run is imported by name.
+    """
+    with _HIDING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_SERVED = "forkserver" in multiprocessing.get_all_start_methods()
+_START = multiprocessing.get_context("forkserver" if _SERVED else "spawn")
+
+
+class _Worker(_START.Process):  # type: ignore[name-defined,misc]
+    """A process that does not import the module of the running script."""
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        with _hidden_main():
+            return _START.Process._Popen(process)  # type: ignore[attr-defined]
+
+
+class _Context(type(_START)):  # type: ignore[misc]
+    """How workers start: never by a fork of this process, as threads and CUDA do not survive a fork.
 
     A fork server imports the decoders once and then starts workers in milliseconds. Windows only has `spawn`.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+
+    Process = _Worker
+
+
+def _context() -> BaseContext:
+    context: BaseContext = _Context()
+    if _SERVED:
+        context.set_forkserver_preload([PRELOADED])
     return context
 
 

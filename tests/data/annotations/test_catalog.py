@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from teachclip.data.annotations.catalog import ValidationOptions, choose_held_out, load_catalog, require_readable
+from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.annotations.records import Caption, Catalog, Split, Video
 from teachclip.errors import DataError, RecipeError
 
@@ -138,7 +139,7 @@ def test_video_is_found_by_name_or_relative_path(tmp_path, name):
     assert catalog.videos[0].path == tmp_path / "videos" / "sub" / "clip.mp4"
 
 
-@pytest.mark.parametrize("file", ["v.1.mp4", "v.1.webm", "v.1.AVI", "v.1.mkv", "v.1.mov", "v.1.m4v", "v.1.wmv"])
+@pytest.mark.parametrize("file", [f"v.1{extension}" for extension in (*EXTENSIONS, ".AVI")])
 def test_usual_extensions_are_found_for_ids_with_dots(tmp_path, file):
     assert load_catalog(**own_data(tmp_path, ["v.1,text,train"], [file])).videos[0].path.name == file
 

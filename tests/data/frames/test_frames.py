@@ -118,7 +118,7 @@ def test_unreadable_videos_are_named_and_never_read_as_zeros(videos, tmp_path):
     bad = [Video(name, folder / f"{name}.mp4") for name in ("junk", "empty", "cut", "vanished")]
     store = build([videos[0], *bad, videos[1]], tmp_path)
     assert list(store.failures) == ["junk", "empty", "cut", "vanished"]
-    errors = {"junk": "cannot be opened", "empty": "0 bytes", "cut": "PyAV", "vanished": "does not exist"}
+    errors = {"junk": "cannot be opened", "empty": "0 bytes", "cut": "is truncated", "vanished": "does not exist"}
     for name, error in errors.items():
         assert error in store.failures[name] and f"{name}.mp4" in store.failures[name]
     assert store.read([0, 5])[1].any(dim=1).all()
@@ -447,7 +447,7 @@ def test_the_decodable_frames_of_a_damaged_video_are_used_only_on_request(videos
 def test_parts_of_one_file_are_videos_of_their_own(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "decode_file", span_decode)
     hashed = []
-    monkeypatch.setattr(files, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    monkeypatch.setattr(files, "file_hash", lambda path, **limit: hashed.append(path) or file_hash(path))
     parts = [Video("a", videos[3].path, 1.0, 2.0), Video("b", videos[3].path, 2.0, 3.5)]
     store = build(parts, tmp_path)
     assert store.read([0, 1])[0][:, 0, 0, 0, 0].tolist() == [12, 23]
@@ -511,3 +511,69 @@ def test_the_disk_space_is_logged_and_refused_if_it_is_not_free(videos, tmp_path
 )
 def test_sizes_are_written_for_a_person(size, text):
     assert frames.size_text(size) == text
+
+
+def replacing_decode(path, *options):
+    """Another program replaces a file while it is decoded."""
+    found = REAL_DECODE(path, *options)
+    if Path(path).stem.endswith("1 é"):
+        write_video(Path(path), frames=30, seed=50)
+    return found
+
+
+def test_a_video_that_is_replaced_between_hashing_and_decoding_is_noticed(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "decode_file", replacing_decode)
+    store = build(videos[:3], tmp_path)
+    assert (
+        list(store.failures) == [videos[1].id]
+        and "the file changed while it was decoded" in store.failures[videos[1].id]
+    )
+    monkeypatch.setattr(workers, "decode_file", REAL_DECODE)
+    again = build(videos[:3], tmp_path)
+    assert not again.failures, "the next run tries it again"
+    assert again.provenance_of([videos[1].id])["videos"][videos[1].id]["sha256"] == file_hash(videos[1].path)
+
+
+def special_files(folder):
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "zero.mp4").symlink_to("/dev/zero")
+    (folder / "messages.mp4").symlink_to("/proc/kmsg")
+    for name, size in (("huge.mp4", 1 << 40), ("hole.mp4", 1 << 33)):
+        with open(folder / name, "wb") as file:
+            file.truncate(size)
+    return {
+        "pipe": "is a device or a pipe",
+        "zero": "is a device or a pipe",
+        "messages": "is empty" if os.path.exists("/proc/kmsg") else "which does not exist",
+        "huge": "has 1,100 GB, a video at most 275",
+        "hole": "has 9 GB, of which next to nothing is stored",
+    }
+
+
+def test_special_files_are_refused_at_once(videos, tmp_path):
+    errors = special_files(tmp_path / "special")
+    special = [Video(name, tmp_path / "special" / f"{name}.mp4") for name in errors]
+    started = time.monotonic()
+    store = build([videos[0], *special], tmp_path)
+    assert time.monotonic() - started < 20
+    assert store.failures.keys() == errors.keys()
+    for name, error in errors.items():
+        assert error in store.failures[name]
+
+
+def test_a_file_that_cannot_be_hashed_in_time_is_not_used(videos, tmp_path, monkeypatch):
+    def slow(path, *, time_limit):
+        assert time_limit == 30
+        raise StoreError(f"{path} cannot be read in {time_limit:g} seconds")
+
+    monkeypatch.setattr(files, "file_hash", slow)
+    store = build(videos[:1], tmp_path)
+    assert store.failures[videos[0].id] == "took longer than frames.time_limit to hash"
+    monkeypatch.setattr(files, "file_hash", file_hash)
+    assert not build(videos[:1], tmp_path).failures
+
+
+def test_hashing_has_a_time_limit(videos):
+    with pytest.raises(StoreError, match="cannot be read in 0 seconds"):
+        file_hash(videos[0].path, time_limit=0)

@@ -159,3 +159,12 @@ def wait_for(condition):
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
     assert condition()
+
+
+def test_a_file_that_is_replaced_during_a_run_is_noticed(videos, tmp_path):
+    decodes = live(videos, tmp_path)
+    assert decodes.read([1])[1].any()
+    write_video(videos[1].path, frames=30, seed=9)
+    assert decodes.read([0])[1].any()
+    with pytest.raises(DataError, match=r"video 'v1': .*v1\.mp4 changed since this run began"):
+        decodes.read([1])

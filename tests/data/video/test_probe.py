@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from teachclip.data.video import probe
-from teachclip.data.video.probe import declared_bytes, probe_video
+from teachclip.data.video.probe import probe_video
+from teachclip.data.video.video_file import declared_bytes
 
 
 def test_facts_of_a_plain_file(tmp_path):
@@ -16,26 +16,7 @@ def test_facts_of_a_plain_file(tmp_path):
     assert facts.fps == pytest.approx(29.97, abs=1e-3) and facts.duration == pytest.approx(2.002, abs=1e-3)
     assert (facts.frames, facts.declared_frames, facts.rotation, facts.pixel_aspect) == (60, 60, 0, 1)
     assert not (facts.varies or facts.truncated or facts.interlaced or facts.has_audio)
-    assert (facts.decoder, facts.decoder_reason) == ("decord", "")
     assert np.allclose(facts.timeline.times, np.arange(60) * 1.001 / 30, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "reason"),
-    [
-        ("a.avi", {}, "seeking is not exact"),
-        ("a.mp4", {"codec": "libx265"}, "seeking is not exact"),
-        ("a.webm", {"codec": "libsvtav1"}, "AV1"),
-        ("a.mp4", {"pixels": "yuv420p10le"}, "more than 8 bits"),
-        ("a.webm", {"codec": "libvpx-vp9", "width": 65}, "odd width or height"),
-        ("a.mp4", {"settings": {"sample_aspect_ratio": Fraction(4, 3)}}, "not square"),
-        ("a.mp4", {"options": {"x264-params": "tff=1"}}, "interlaced"),
-        ("a.mp4", {"frames": 60, "start": -3}, "seeking is not exact"),
-    ],
-)
-def test_the_decoder_and_why_it_is_not_decord(tmp_path, name, options, reason):
-    facts = probe_video(write_video(tmp_path / name, **options))
-    assert facts.decoder == "PyAV" and reason in facts.decoder_reason
 
 
 def test_a_video_with_audio_has_both(tmp_path):
@@ -51,7 +32,7 @@ def test_a_video_with_audio_has_both(tmp_path):
             container.mux([*video.encode(frame), *audio.encode(samples)])
         container.mux([*video.encode(), *audio.encode()])
     facts = probe_video(path)
-    assert facts.has_audio and facts.frames == 10 and facts.decoder == "decord"
+    assert facts.has_audio and facts.frames == 10
 
 
 @pytest.mark.parametrize("steps", [1, 3], ids=["one late frame", "a pause of three"])
@@ -69,9 +50,3 @@ def test_the_length_that_a_header_promises(tmp_path):
         assert declared_bytes(short) == 0
     live = b"\x1a\x45\xdf\xa3" + b"\x18\x53\x80\x67\x01" + b"\xff" * 7 + bytes(8)
     assert declared_bytes(live) == 0, "a live recording does not know its length"
-
-
-def test_a_machine_without_decord_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "_has_decord", lambda: False)
-    facts = probe_video(write_video(tmp_path / "a.mp4"))
-    assert (facts.decoder, facts.decoder_reason) == ("PyAV", "it is not installed")

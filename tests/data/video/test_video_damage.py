@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from video_files import cut_file, read_number, read_numbers, write_cover, write_sound, write_video
+from video_files import cut_file, read_numbers, write_cover, write_sound, write_video
 
-from teachclip.data.video import decode as video
-from teachclip.data.video.decode import captured_stderr, decode_frames
+from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.probe import probe_video
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.errors import VideoError
@@ -149,13 +148,16 @@ def test_a_gap_is_closed_and_not_filled_with_repeats(tmp_path, folder):
         first, last = packets[22].pos, packets[24].pos  # in the third group of pictures
     content[first + 5 : last] = np.random.RandomState(0).bytes(last - first - 5)
     path.write_bytes(content)
-    assert "decoding stops" in refusal(path, EVERY)
+    assert "of 60 cannot be decoded" in refusal(path, EVERY)
     numbers = read_numbers(decode_frames(path, EVERY, on_error="use_decodable"))
     kept = sorted(set(numbers))
     assert numbers == kept + kept[-1:] * (60 - len(kept))
-    assert kept == [*range(20), *range(30, 60)], "what comes before the next keyframe is built on what is lost"
-    by_second = decode_frames(path, PER_SECOND, on_error="use_decodable")
-    assert read_numbers(by_second) == [kept[index] for index in sample_indices(PER_SECOND, len(kept), 10)]
+    # packets 20 and 21 are frames 20 and 24; what follows up to the next keyframe is built on what is lost
+    assert kept == [*range(20), 20, 24, *range(30, 60)]
+    assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20, 30, 40, 50], "none of them is damaged"
+    halves = FrameSampling("per_second", 12, rate=2)  # 25 is
+    by_half = decode_frames(path, halves, on_error="use_decodable")
+    assert read_numbers(by_half) == [kept[index] for index in sample_indices(halves, len(kept), 10)]
     part = decode_frames(path, FrameSampling("intervals", 2), start=2, end=4, on_error="use_decodable")
     assert all(20 <= number < 40 and number in kept for number in read_numbers(part))
 
@@ -184,8 +186,8 @@ def test_a_stream_without_any_keyframe_is_refused(tmp_path):
             if place and packet.size:
                 packet.stream = stream
                 target.mux(packet)
-    for on_error in ("skip", "use_decodable"):
-        assert "PyAV" in refusal(path, on_error=on_error)
+    assert "is missing" in refusal(path, FrameSampling("per_second", 1))
+    assert "and of its decodable frames: there is none" in refusal(path, on_error="use_decodable")
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -218,36 +220,6 @@ def test_interlaced_fields_are_joined_in_a_damaged_file_too(tmp_path):
     )
 
 
-def test_what_decord_paints_over_is_noticed(tmp_path, folder):
-    content, path = whole_file(folder, "a.mp4").read_bytes(), tmp_path / "a.mp4"
-    painted = wrong = 0
-    for seed in range(30):
-        state = np.random.RandomState(seed)
-        damaged = bytearray(content)
-        for place in state.randint(2500, len(content), size=3):  # behind the index
-            damaged[place] ^= 1 << state.randint(8)
-        path.write_bytes(damaged)
-        with contextlib.suppress(video.load_decord().DECORDError):
-            bare = video.load_decord().VideoReader(str(path), num_threads=1).get_batch(range(60)).asnumpy()
-            painted += [read_number(frame) for frame in bare] != list(range(60))
-        with contextlib.suppress(VideoError):
-            wrong += read_numbers(decode_frames(path, EVERY)) != list(range(60))
-    assert painted > 5, "decord returns frames made of parts of others, without an error"
-    assert wrong <= painted / 4, "only damage that is valid code may go unnoticed"
-
-
-def test_only_what_is_printed_meanwhile_is_caught(capfd):
-    with captured_stderr() as printed:
-        os.write(2, b"[h264] concealing errors\n")
-        assert printed() == "[h264] concealing errors\n"
-    os.write(2, b"after\n")
-    assert capfd.readouterr().err == "after\n"
-    with pytest.raises(ValueError, match="inside"), captured_stderr():
-        raise ValueError("inside")
-    os.write(2, b"still there\n")
-    assert capfd.readouterr().err == "still there\n"
-
-
 @pytest.mark.parametrize("count", [0, 3, 59, 2_000_000_000])
 def test_a_wrong_number_of_frames_in_the_header_of_a_whole_file_does_not_matter(tmp_path, folder, count):
     content = bytearray(whole_file(folder, "a.avi").read_bytes())
@@ -260,23 +232,6 @@ def test_a_wrong_number_of_frames_in_the_header_of_a_whole_file_does_not_matter(
     assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20, 30, 40, 50]
     facts = probe_video(path)
     assert facts.frames == 60 and (facts.declared_frames == count or count in (0, 2_000_000_000))
-
-
-def test_the_error_of_each_decoder_is_given(folder, tmp_path):
-    cut = cut_file(whole_file(folder, "a.mp4"), tmp_path / "cut.mp4", share=0.5)
-    assert "decord: the file is truncated" in refusal(cut) and "; PyAV: " in refusal(cut)
-
-
-def test_a_decoder_that_miscounts_is_not_believed(folder, monkeypatch):
-    path = whole_file(folder, "a.mkv")
-    real = video.load_decord()
-
-    class Short(real.VideoReader):
-        def __len__(self):
-            return 59
-
-    monkeypatch.setattr(real, "VideoReader", Short)
-    assert read_numbers(decode_frames(path, PER_SECOND)) == [0, 10, 20, 30, 40, 50]
 
 
 def test_paths_may_be_text_or_paths(folder):

@@ -1,6 +1,8 @@
 import os
 import signal
+import sys
 import time
+from types import ModuleType
 
 import pytest
 
@@ -128,3 +130,13 @@ def test_workers_that_cannot_start_raise_and_do_not_hang(monkeypatch):
     monkeypatch.setattr(workers, "_prepare_worker", cannot_start)
     with pytest.raises(DataError, match="worker processes cannot start"):
         list(guarded_map(double, [(1,)], workers=1, time_limit=30))
+
+
+def test_workers_do_not_run_the_script_again(tmp_path, monkeypatch):
+    """So a script needs no `if __name__ == "__main__"`: run again, it would start workers of its own."""
+    script, main = tmp_path / "script.py", ModuleType("__main__")
+    script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    main.__file__, main.__spec__ = str(script), None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert list(guarded_map(double, [(1,), (2,)], workers=1, time_limit=30)) == [2, 4]
+    assert not (tmp_path / "ran").exists() and sys.modules["__main__"] is main
