@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from tiny_backbones import tiny_backbone
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, train_teacher
 from teachclip.errors import RecipeError
+from teachclip.models.student import StudentModel
 from teachclip.pipeline.encoders import set_clip_weights
 from teachclip.training.checkpoint import newest_checkpoint
 from teachers import load_teacher
@@ -89,7 +89,7 @@ def test_a_teacher_s_training_is_checked_as_well(project, capsys):
 
 
 def test_towers_that_are_no_clip_are_refused_in_float16():
-    student = SimpleNamespace(backbone=tiny_backbone("siglip"))
+    student = StudentModel.from_backbone(tiny_backbone("siglip"), temporal_layers=0)
     with pytest.raises(RecipeError, match="float16 is for CLIP's encoders, these are of a SiglipModel"):
         set_clip_weights(student, "float16")
     set_clip_weights(student, "float32")

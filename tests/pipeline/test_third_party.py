@@ -15,7 +15,6 @@ from teachclip.models.clip import load_clip
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.store.array_store import ArrayStore
 
-pytestmark = pytest.mark.xdist_group("third party")
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(__file__).parents[1] / "support" / "mean_teacher"
 

@@ -83,7 +83,6 @@ def relative_ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndar
     return found
 
 
-@pytest.mark.xdist_group("float16 study")
 @pytest.mark.parametrize(("kind", "short"), [("float16", "fp16"), ("float32", "fp32")])
 def test_clip_moves_as_far_as_on_the_official_code(
     relative_ways: dict[str, np.ndarray], kind: str, short: str

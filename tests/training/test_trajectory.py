@@ -93,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Traject
     return make
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in RUNS])
+@pytest.fixture(scope="module", params=list(RUNS))
 def run(request: pytest.FixtureRequest, trained: Callable[[str], Trajectory]) -> tuple[str, Trajectory]:
     return request.param, trained(request.param)
 
