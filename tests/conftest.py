@@ -42,12 +42,17 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what `make test-fast` does not run."""
+    """Mark what `make test-fast` does not run, and start with it, so that no worker ends long after the others."""
     here = Path(__file__).parent
-    for item in items:
+
+    def is_slow(item):
         path = item.path.relative_to(here).as_posix()
-        if any(path == slow or path.startswith(f"{slow}/") for slow in SLOW):
+        return any(path == slow or path.startswith(f"{slow}/") for slow in SLOW)
+
+    for item in items:
+        if is_slow(item):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not is_slow(item))
 
 
 @pytest.fixture(scope="session")
