@@ -12,6 +12,11 @@ from teachclip.data.batches import BatchSampler, Tokenized
 from teachclip.errors import DataError, LaunchError
 
 START, END = 0, 1
+PINNED = {
+    "rows": [7, 1, 0, 6],
+    "views": [0, 2, 1, 1, 2, 0, 0, 0, 1, 2, 0, 1],
+    "views of -1": [2, 2, 1, 1, 1, 2, 1, 0, 0, 0, 0, 0],
+}
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +163,32 @@ def test_with_one_view_batches_are_as_they_were():
     plain, one = BatchSampler(60, 8, 3), BatchSampler(60, 8, 3, views=1)
     assert plain == one and not one.views_of(11, one.rows(11)).any()
     assert np.array_equal(plain.rows(11), BatchSampler(60, 8, 3, views=5).rows(11))
+
+
+def test_the_order_of_pairs_and_their_first_views_are_pinned():
+    # numbers of a run depend on these draws: a change would make results that were published before unreachable
+    assert BatchSampler(12, 4, seed=0).rows(0).tolist() == PINNED["rows"]
+    assert BatchSampler(12, 4, seed=0, views=3).views_of(0, np.arange(12)).tolist() == PINNED["views"]
+    assert BatchSampler(12, 4, seed=-1, views=3).views_of(0, np.arange(12)).tolist() == PINNED["views of -1"]
+
+
+def test_two_pairs_are_the_smallest_batch():
+    assert len(BatchSampler(pairs=2, batch_size=2, seed=0).rows(0)) == 2
+
+
+def test_the_first_caption_with_a_foreign_token_is_named_with_its_own(tokenizer):
+    with pytest.raises(DataError, match=r"caption 'v:1' \('c'\) has token id 30"):
+        Tokenized.from_captions(captions("a", "c", "z"), tokenizer, max_tokens=8, vocab_size=30)
+
+
+def test_the_last_token_counts_as_unknown_unless_it_ends_the_text():
+    class Words:
+        unk_token_id, eos_token_id = 9, 1
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [{"whole": [0, 5, 1], "cut": [0, 5, 9], "inner": [0, 9, 1]}[text] for text in texts]}
+
+    tokens = Tokenized.from_captions(captions("whole", "cut", "inner"), Words(), max_tokens=3)
+    assert tokens.unknown_count == 2
+    Words.unk_token_id = None
+    assert Tokenized.from_captions(captions("whole", "cut"), Words(), max_tokens=3).unknown_count == 0

@@ -511,3 +511,25 @@ def test_set_loss_is_the_divergence_of_what_each_text_finds() -> None:
     assert not frame_set_loss(student, target.requires_grad_()).requires_grad  # no gradient to who is imitated
     with pytest.raises(ValueError, match="must be equal"):
         frame_set_loss(draw(3, 5), draw(3, 4))
+
+
+# Weights of pairs.
+
+
+@pytest.mark.parametrize("kind", FRAME_KINDS)
+def test_a_pair_counts_as_often_as_its_weight_in_the_frame_text_mean(kind: str) -> None:
+    scores, target = draw(3, 5), relevance(3, 5)
+    weights = torch.tensor([0.5, 0.0, 2.0])
+    alone = [frame_text_loss(scores[k : k + 1], target[k : k + 1], kind=kind).item() for k in range(3)]
+    expected = (0.5 * alone[0] + 2.0 * alone[2]) / 3
+    assert frame_text_loss(scores, target, kind=kind, pair_weights=weights).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 5), ()])
+def test_weights_of_another_number_of_pairs_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"pair_weights has shape .*; needed \(3,\)"):
+        frame_text_loss(draw(3, 5), relevance(3, 5), pair_weights=torch.ones(shape))
+    with pytest.raises(ValueError, match="pair_weights needs one weight per pair"):
+        video_text_loss(draw(3, 3), draw(3, 3, seed=1), pair_weights=torch.ones(shape))

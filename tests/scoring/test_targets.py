@@ -219,7 +219,7 @@ def test_a_clipped_target_is_full_where_enough_of_the_confident_captions_agree()
     share = (confidence[:, None] * relative).sum(0)  # how many captions look at a frame: .5, .403, .5
     for saturation in (0.25, 0.45, 1.0):
         expected = np.minimum(share / saturation, 1)
-        found = video_frame_targets(relevance, confidence, owners, saturation=saturation)[0]
+        found = video_frame_targets(relevance, 3 * confidence, owners, saturation=saturation)[0]
         np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)
     assert video_frame_targets(relevance, confidence, owners, saturation=0.25)[0].tolist() == pytest.approx(
         [1 / 3] * 3
