@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from html_pages import HOSTILE, check_hostile_page
 from made_up_study import made_up_with_factors
 
 from teachclip.processes import environment
@@ -207,3 +208,19 @@ def test_weights_by_kind_add_up_to_one():
     shares = weight_by_kind(weights, kinds)
     assert shares["event"] == pytest.approx((0.5 + 1.0) / 2)
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_page_shows_hostile_texts_as_text(plan_of):
+    plan = plan_of("shapes_teachers")
+    report = build_study_report(plan, *made_up_with_factors(plan))
+    report["run"] = {"processes": 1}
+
+    def hostile(value):
+        if isinstance(value, str):
+            return HOSTILE
+        if isinstance(value, dict):
+            return {key: hostile(other) for key, other in value.items()}
+        return [hostile(other) for other in value] if isinstance(value, list | tuple) else value
+
+    shown = {key: hostile(report[key]) for key in ("title", "about", "warnings", "results", "tables", "commands")}
+    check_hostile_page(study_page({**report, **shown}, None), images=0)
