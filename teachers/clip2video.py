@@ -121,7 +121,7 @@ class CLIP2Video(nn.Module):
         """Build a teacher from an official state dict: CLIP under `clip.` with OpenAI's or transformers' names.
 
         The centres, the layers and how differences are projected are read off it; `center_weight` and
-        `temporal_heads` (None: width // 64) are not told by the weights. `clip_config`: of a CLIP that is not as
+        `temporal_heads` (None: width // 64) cannot be read off the weights. `clip_config`: of a CLIP that is not as
         OpenAI's. Raises CheckpointError, with `source` in front, if names or shapes do not fit.
         """
         head_state = {key: tensor for key, tensor in state.items() if not key.startswith("clip.")}
@@ -174,8 +174,8 @@ class CLIP2Video(nn.Module):
         return to_float32(clip | self._official_without_clip())
 
     def _options(self) -> dict[str, Any]:
-        told = max(1, self.clip.config.projection_dim // HEAD_WIDTH)
-        heads = {} if self.temporal_heads == told else {"temporal_heads": self.temporal_heads}
+        by_width = max(1, self.clip.config.projection_dim // HEAD_WIDTH)
+        heads = {} if self.temporal_heads == by_width else {"temporal_heads": self.temporal_heads}
         return {"center_weight": self.center_weight, **heads, **clip_options(self.clip.config, source="CLIP2Video")}
 
     def checkpoint(self) -> dict[str, Any]:

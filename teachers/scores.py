@@ -124,14 +124,14 @@ class Scores(nn.Module):
 
 
 class GivenRelevance:
-    """The relevance of all captions of a split, checked; `remarks` say what of it is worth knowing."""
+    """The relevance of all captions of a split, checked; `notes` say what of it is worth knowing."""
 
     def __init__(
         self, teacher: Scores, scores: Matrix, frames: Matrix | None, captions: Axis, caption_videos: np.ndarray
     ) -> None:
         self.teacher, self.scores, self.frames, self.captions = teacher, scores, frames, captions
         self.floor = np.empty(len(captions.ids), np.float32)
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
         self._look(caption_videos)
         for start in range(0, len(captions.ids) if frames is not None else 0, BLOCK):
             self._frame_rows(slice(start, start + BLOCK))
@@ -161,9 +161,9 @@ class GivenRelevance:
             self._refuse(rows, level, why)
             listed, total = listed + int((~absent).sum()), total + absent.size
             lost += int(absent[np.arange(len(block)), caption_videos[rows]].sum())
-        self.remarks.append(f"{self.teacher.path}: {listed:,} of {total:,} pairs are listed")
+        self.notes.append(f"{self.teacher.path}: {listed:,} of {total:,} pairs are listed")
         if lost:
-            self.remarks.append(f"{lost:,} of {len(self.floor):,} captions do not list their own video")
+            self.notes.append(f"{lost:,} of {len(self.floor):,} captions do not list their own video")
 
     def _refuse(self, rows: slice, wrong: np.ndarray, why: str, path: Path | None = None) -> None:
         if wrong.any():

@@ -122,7 +122,7 @@ def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
         relevance = handle.model.relevance_of(
             work.catalog.train, frames=work.recipe.frames.count, others=others, scratch=work.recipe.stores
         )
-        for line in relevance.remarks:
+        for line in relevance.notes:
             log(f"{handle.label}: {line}")
         return relevance
 

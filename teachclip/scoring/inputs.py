@@ -137,7 +137,7 @@ def decodes_when_read(inputs: Inputs) -> bool:
     return isinstance(inputs, PixelInputs) and isinstance(inputs.frames, LiveFrames)
 
 
-def read_ahead(inputs: Inputs, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
+def prefetch(inputs: Inputs, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
     """Return a context in which the videos of these rows are going to be read, batch by batch, in this order.
 
     Where frames are decoded when they are read, that is done in advance by other processes.
@@ -228,7 +228,7 @@ def encode_split(
         return concat_tokens(gathered)
 
     texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
-    with read_ahead(inputs, batches(inputs.video_count, batch_size)):
+    with prefetch(inputs, batches(inputs.video_count, batch_size)):
         videos = run(inputs.video_count, batch_size, "encode videos", inputs.videos, encode_video_batch)
     return texts, videos
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens
-from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, read_ahead, to_device
+from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, prefetch, to_device
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.fingerprint import fingerprint_of
 
@@ -67,7 +67,7 @@ def store_tokens(
 ) -> ArrayStore:
     """Encode items 0 to items - 1 into a store with one array per token name. Returns the complete store.
 
-    `ahead`, as `read_ahead`, is told what `encode` is going to be asked for. Raises StoreError if the store at `path`
+    `ahead`, as `prefetch`, gets the rows that `encode` will be asked for. Raises StoreError if the store at `path`
     was made under other provenance.
     """
     done = complete_store(path, provenance, processes)
@@ -135,7 +135,7 @@ def store_scorer_tokens(
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",
-        ahead=functools.partial(read_ahead, inputs),
+        ahead=functools.partial(prefetch, inputs),
     )
     return texts, videos
 

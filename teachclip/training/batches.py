@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
 from teachclip.processes import Processes
-from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, read_ahead
+from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
 from teachclip.training.frame_sets import FrameSetSampler
@@ -168,5 +168,5 @@ class TrainingBatches(Dataset[Batch]):
         with contextlib.ExitStack() as stack:
             for inputs in sources:
                 coming = (self._columns(step, self.sampler.local(step, *self.share)) for step in range(start, steps))
-                stack.enter_context(read_ahead(inputs, coming))
+                stack.enter_context(prefetch(inputs, coming))
             yield from loader

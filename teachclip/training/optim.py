@@ -76,7 +76,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the published groups of a model's trainable parameters, in the published order, without empty ones.
 
-    CLIP, new parameters, and the frame attention, told apart by the prefixes of their names, each with and
+    CLIP, new parameters, and the frame attention, distinguished by the prefixes of their names, each with and
     without decay; then, where there are any, the residual adapters, by default at the frame attention's rate. No
     decay is for names that end in `bias` and nothing else: the official rule also spares `LayerNorm` names, but its
     norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.

@@ -136,8 +136,8 @@ def test_a_pair_that_is_not_listed_gets_the_lowest_score_of_its_caption(tmp_path
     expected = MATRIX.copy()
     expected[1, 0] = MATRIX[1, 1:].min()
     np.testing.assert_array_equal(found.rows(slice(None))["video_text"], expected)
-    assert any("17 of 18 pairs" in line for line in found.remarks)
-    assert "1 of 6 captions do not list their own video" in found.remarks
+    assert any("17 of 18 pairs" in line for line in found.notes)
+    assert "1 of 6 captions do not list their own video" in found.notes
 
 
 def test_margin_lowers_what_is_not_listed_and_scale_multiplies_all(tmp_path):
