@@ -1,8 +1,8 @@
 """Video-text models of transformers as teachers: models that look at a whole video at once.
 
 Supported is what runs in the installed transformers: VideoPrism (Zhao et al., "VideoPrism: A Foundational Visual
-Encoder for Video Understanding", ICML 2024). Its video feature is one vector, which says nothing of single frames: such
-a teacher gives video-text relevance only. transformers' own `XCLIPModel` is Microsoft's video classifier and not the
+Encoder for Video Understanding", ICML 2024). Its video feature is one vector, which says nothing of single frames:
+such a teacher gives video-text relevance only. transformers' own `XCLIPModel` is Microsoft's video classifier and not the
 retrieval teacher `xclip`.
 """
 

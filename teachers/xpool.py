@@ -122,8 +122,8 @@ class XPool(nn.Module):
     ) -> XPool:
         """Build a teacher from an official state dict: CLIP under `clip.` with transformers' or OpenAI's names.
 
-        `heads`, `dropout`: cannot be read off the weights; 1 and 0.3 as published. `clip_config`: of a CLIP that is not
-        as OpenAI's. Raises CheckpointError, with `source` in front, if names or shapes do not fit.
+        `heads`, `dropout`: cannot be read off the weights; 1 and 0.3 as published. `clip_config`: of a CLIP that is
+        not as OpenAI's. Raises CheckpointError, with `source` in front, if names or shapes do not fit.
         """
         pooling = under(state, "pool_frames.")
         if not pooling:

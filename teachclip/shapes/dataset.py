@@ -213,7 +213,7 @@ def _annotations(
     texts = [(video_id(index), phrase.text) for index, phrases in enumerate(captions) for phrase in phrases]
     sentences = [{"caption": text, "video_id": name, "sen_id": number} for number, (name, text) in enumerate(texts)]
     # The description keeps its first wording, so that the file keeps its bytes and stores made from it stay valid.
-    info = {"contributor": "teachclip", "version": "1", "description": "The Shapes dataset"}
+    info = {"contributor": "teachclip", "version": "1", "description": "The embedded world of shapes"}
     return {"info": info, "videos": videos, "sentences": sentences}
 
 
