@@ -351,6 +351,25 @@ def test_verify_looks_at_the_stored_features_too(project, capsys):
     assert "its checksum differs" in capsys.readouterr().err
 
 
+def test_zeroed_frames_are_named_and_not_the_relevance_computed_from_them(project, capsys):
+    recipe = project()
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores" / "frames").glob("frames-*.npy"))
+    np.save(path, np.zeros_like(np.load(path)))
+    capsys.readouterr()
+    assert run(precompute.main, recipe, "--verify") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"{path} is damaged (its checksum differs)" in line
+
+
+def test_a_student_is_not_trained_on_relevance_that_was_changed(project, capsys):
+    recipe = project()
+    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    np.save(path, np.zeros_like(np.load(path)))
+    assert run(distill.main, recipe) == 2
+    assert f"error: {path} is damaged (its checksum differs)" in capsys.readouterr().err
+
+
 def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
     recipe = project()
     run(distill.main, recipe)
