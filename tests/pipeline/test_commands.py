@@ -2,6 +2,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from tiny_models import tiny_student
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
 from teachclip.store.array_store import ArrayStore
+from teachclip.store.files import OWNER, occupied_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,8 +283,8 @@ def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, mon
         assert (
             path.read_bytes() == (project.folder / "killed" / path.relative_to(project.folder / "whole")).read_bytes()
         )
-    names = [sorted(path.name for path in (project.folder / n).rglob("*")) for n in ("whole", "killed")]
-    assert names[0] == names[1]
+    whole, left = ({*files_below(project.folder / name)} for name in ("whole", "killed"))
+    assert {path for path in left if path.name != OWNER} == whole  # a killed run cannot delete its name
 
 
 SLOW_PRECOMPUTE = """
@@ -368,6 +370,18 @@ def test_a_student_is_not_trained_on_relevance_that_was_changed(project, capsys)
     np.save(path, np.zeros_like(np.load(path)))
     assert run(distill.main, recipe) == 2
     assert f"error: {path} is damaged (its checksum differs)" in capsys.readouterr().err
+
+
+def test_a_second_run_on_one_output_is_refused_in_one_line(project, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.store.files.PATIENCE", 0.1)
+    with occupied_folder(project.folder / "run", wait=False):
+        assert run(distill.main, project()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line == (
+        f"error: {project.folder / 'run'}: process {os.getpid()} on {socket.gethostname()} works there; "
+        "wait for it to end or stop it, or give another output="
+    )
+    assert not (project.folder / "run" / "log.jsonl").exists()
 
 
 def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
