@@ -130,7 +130,8 @@ def rename_all(places: Mapping[Path, Path]) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or none. Raises OSError."""
+    """Write a whole file or none; a link stays, and the file behind it is replaced. Raises OSError."""
+    path = Path(os.path.realpath(path))
     temporary, _ = write_temporary(path, lambda file: file.write(data))
     try:
         rename_all({temporary: path})

@@ -21,8 +21,9 @@ from tiny_models import tiny_student
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
+from teachclip.models.checkpoints import save_checkpoint
 from teachclip.store.array_store import ArrayStore
-from teachclip.store.files import OWNER, occupied_folder
+from teachclip.store.files import OWNER, occupied_folder, write_atomic
 
 ROOT = Path(__file__).parents[2]
 
@@ -372,6 +373,18 @@ def test_a_student_is_not_trained_on_relevance_that_was_changed(project, capsys)
     assert f"error: {path} is damaged (its checksum differs)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_written_to_a_link_keeps_the_link(tmp_path, exists):
+    out, link = tmp_path / "real", tmp_path / "link"
+    if exists:
+        out.write_bytes(b"before")
+    link.symlink_to(out)
+    save_checkpoint({"weights": torch.ones(2)}, link)
+    assert link.is_symlink() and torch.equal(torch.load(out)["weights"], torch.ones(2))
+    write_atomic(link, b"new")
+    assert link.is_symlink() and out.read_bytes() == b"new"
+
+
 def test_a_second_run_on_one_output_is_refused_in_one_line(project, capsys, monkeypatch):
     monkeypatch.setattr("teachclip.store.files.PATIENCE", 0.1)
     with occupied_folder(project.folder / "run", wait=False):
@@ -389,7 +402,9 @@ def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
     run(distill.main, recipe)
     out = project.folder / "export"
     assert run(export.main, recipe, "--out", out) == 0
-    assert run(export.main, recipe, "--out", out) == 0
+    (project.folder / "link").symlink_to(out)
+    assert run(export.main, recipe, "--out", project.folder / "link") == 0
+    assert (project.folder / "link").is_symlink() and out.is_dir()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
     (out / "notes.txt").write_text("mine")
     for folder in (out, project.root / "clip", project.root / "captions.csv"):
