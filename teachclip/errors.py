@@ -25,6 +25,10 @@ class StoreError(TeachclipError):
     """An on-disk array store is incomplete, damaged or made under other provenance."""
 
 
+class BusyError(TeachclipError):
+    """Another run works in a folder that only one may write to."""
+
+
 class LaunchError(TeachclipError):
     """The processes were not started in a way that can train together."""
 

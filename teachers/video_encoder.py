@@ -2,8 +2,8 @@
 
 Supported is what runs in the installed transformers: VideoPrism (Zhao et al., "VideoPrism: A Foundational Visual
 Encoder for Video Understanding", ICML 2024). Its video feature is one vector, which says nothing of single frames:
-such a teacher gives video-text relevance only. transformers' own `XCLIPModel` is Microsoft's video classifier and not the
-retrieval teacher `xclip`.
+such a teacher gives video-text relevance only. transformers' own `XCLIPModel` is Microsoft's video classifier and not
+the retrieval teacher `xclip`.
 """
 
 from __future__ import annotations

@@ -10,14 +10,18 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from teachclip.console import logging_to_console, visible
 from teachclip.errors import TeachclipError
 from teachclip.registry import closest
 
-_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""A full disk and missing permissions: not mistakes of the program, so no traceback."""
+_ENVIRONMENT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""A full disk, missing permissions, paths that cannot be: not mistakes of the program, so no traceback."""
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -110,6 +114,13 @@ def positive_count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def path_argument(text: str) -> Path:
+    """Read a path from the command line; `~/` in `--out=~/x` is not expanded by every shell."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("a path cannot contain a NUL character")
+    return Path(os.path.expanduser(text))
 
 
 def _without_traceback(message: str) -> str:

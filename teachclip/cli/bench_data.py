@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import CommandParser, command, positive_count
+from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
 from teachclip.processes import usable_cores
 
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--processes", type=positive_count, default=usable_cores(), help="worker processes (default: all cores)"
     )
-    parser.add_argument("--videos", type=Path, help="folder of your own videos (default: synthetic ones)")
+    parser.add_argument("--videos", type=path_argument, help="folder of your own videos (default: synthetic ones)")
     parser.add_argument(
         "--kind",
         choices=("realistic", "small"),
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="which synthetic videos (default realistic)",
     )
     parser.add_argument("--frames", type=positive_count, default=12, help="frames per video (default 12)")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--json", type=path_argument, help="write the results to this file")
     args = parser.parse_args(argv)
     from teachclip.data_check.benchmark import benchmark
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_parser
+from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.errors import RecipeError
 
 
@@ -19,14 +18,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "diagnosis.html and diagnosis.json.",
     )
     parser.add_argument(
-        "--student", type=Path, help="folder or file of a student (default: the exported one of the recipe's run)"
+        "--student",
+        type=path_argument,
+        help="folder or file of a student (default: the exported one of the recipe's run)",
     )
     parser.add_argument("--teacher", metavar="LABEL", help="a teacher of the recipe (default: the first)")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument(
         "--worst", type=int, default=20, metavar="N", help="number of queries that are shown (default 20)"
     )
-    parser.add_argument("--out", type=Path, help="folder to write (default: <output>/diagnosis)")
+    parser.add_argument("--out", type=path_argument, help="folder to write (default: <output>/diagnosis)")
     args = parser.parse_intermixed_args(argv)
     if args.worst < 0:
         raise RecipeError(f"--worst is {args.worst}; allowed: 0 or more")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_parser
+from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.console import log
 
 
@@ -24,14 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "the recipe, or the folder or file of a student",
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--out", type=Path, help="also write the results as JSON to this file")
+    parser.add_argument("--out", type=path_argument, help="also write the results as JSON to this file")
     args = parser.parse_intermixed_args(argv)
     from teachclip.pipeline.evaluate import evaluate
     from teachclip.reports.tables import results_table
+    from teachclip.store.files import write_atomic
 
     results = evaluate(args.recipe, args.overrides, model=args.model, split=args.split)
     print(results_table([results]), flush=True)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_atomic(args.out, json.dumps(results, indent=1).encode())
         log(f"results: {args.out}")

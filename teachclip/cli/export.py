@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_parser
+from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.console import log
 
 
@@ -18,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "settings and a model card with the measured results. With --layout official it is one file, a state "
         "dict that TeachCLIP's own code reads (best_model.bin).",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; with --layout official, file")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="folder to write; with --layout official, file"
+    )
     parser.add_argument(
         "--layout", choices=["transformers", "official"], default="transformers", help="default: transformers"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import command, recipe_parser
+from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.errors import RecipeError
 
 
@@ -20,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "  teachclip import-relevance RECIPE --teacher LABEL [FILE]  read a .csv, .parquet or .npy",
     )
     parser.add_argument("--teacher", metavar="LABEL", help="which teacher of the recipe; default: the only 'scores'")
-    parser.add_argument("--write-ids", type=Path, metavar="FOLDER", help="write the ids instead")
+    parser.add_argument("--write-ids", type=path_argument, metavar="FOLDER", help="write the ids instead")
     args = parser.parse_intermixed_args(argv)
     files = [text for text in args.overrides if "=" not in text]
     overrides = [text for text in args.overrides if "=" in text]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from teachclip.cli.arguments import CommandParser, command
+from teachclip.cli.arguments import CommandParser, command, path_argument
 from teachclip.console import log
 
 
@@ -29,14 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="presets:\n" + "\n".join(f"  {name:12} {preset.summary}" for name, preset in PRESETS.items()),
         formatter_class=_Help,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="folder of the dataset")
+    parser.add_argument("--out", type=path_argument, default=Path("runs/shapes"), help="folder of the dataset")
     parser.add_argument("--preset", default="default", help="what is hard in the dataset; see below")
     default = "(default: that of the preset)"
     parser.add_argument("--train-videos", type=int, help=f"training videos, with noisy captions {default}")
     parser.add_argument("--test-videos", type=int, help=f"test videos, with clean captions {default}")
     parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-from", type=Path, help="copy the CLIP of this Shapes dataset instead of training one")
+    parser.add_argument(
+        "--clip-from", type=path_argument, help="copy the CLIP of this Shapes dataset instead of training one"
+    )
     parser.add_argument("--workers", type=int, default=2, help="videos that are drawn and encoded at the same time")
     args = parser.parse_args(argv)
     from teachclip.shapes.dataset import make_shapes, read_manifest

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from teachclip.cli.arguments import CommandParser, command, recipe_parser
+from teachclip.cli.arguments import CommandParser, command, path_argument, recipe_parser
 
 
 @command
@@ -39,9 +38,11 @@ def _init(argv: Sequence[str]) -> None:
         description="Write a recipe for a folder with your own videos and their captions: a CSV, JSONL or Parquet "
         "file of video,caption[,start,end,split], or one text file per video beside it, a caption per line.",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder with the videos, in sub-folders or not")
-    parser.add_argument("--captions", type=Path, help="file of captions; default: the only one in FOLDER")
-    parser.add_argument("--out", type=Path, help="recipe to write (default: FOLDER/recipe.yaml)")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=path_argument, help="folder with the videos, in sub-folders or not"
+    )
+    parser.add_argument("--captions", type=path_argument, help="file of captions; default: the only one in FOLDER")
+    parser.add_argument("--out", type=path_argument, help="recipe to write (default: FOLDER/recipe.yaml)")
     parser.add_argument("--backbone", default=STUDENT, help=f"what the student starts from (default: {STUDENT})")
     parser.add_argument("--teacher", default=TEACHER, help=f"dual encoder that teaches, or none (default: {TEACHER})")
     args = parser.parse_args(argv)

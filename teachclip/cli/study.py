@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from teachclip.cli.arguments import CommandParser, command, positive_count
+from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
 
 DESCRIPTION = (
     "Compare variants, ways to train the student of a recipe, on your own data or on Shapes datasets. Every variant "
@@ -22,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Tune every variant on the dev seeds, run the chosen settings on the test seeds, and report."""
     parser = CommandParser(prog="teachclip study", description=DESCRIPTION)
     parser.add_argument("study", metavar="STUDY", help="study file, or the name of one in recipes/studies")
-    parser.add_argument("--recipe", type=Path, help="recipe in place of the one that the study file names")
+    parser.add_argument("--recipe", type=path_argument, help="recipe in place of the one that the study file names")
     parser.add_argument(
-        "--out", type=Path, help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick])"
+        "--out", type=path_argument, help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick])"
     )
     parser.add_argument("--preset", help="another preset of the Shapes dataset than the study file names")
     parser.add_argument("--processes", type=positive_count, help="trials at once (default: all cores; with a GPU 1)")

@@ -16,7 +16,7 @@ from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import FORMATS
 from teachclip.errors import DataError, RecipeError
 from teachclip.registry import resolve
-from teachclip.store.files import write_atomic
+from teachclip.store.files import make_folder, write_atomic
 
 STUDENT = "openai/clip-vit-base-patch32"
 TEACHER = "openai/clip-vit-large-patch14"
@@ -44,11 +44,12 @@ def init_recipe(
 
     Raises DataError if no captions are found, RecipeError if the recipe exists.
     """
-    folder = Path(folder).resolve()
-    out = out or folder / "recipe.yaml"
+    folder = Path(os.path.expanduser(folder)).resolve()
+    out = Path(os.path.expanduser(out)) if out else folder / "recipe.yaml"
     if out.exists():
         raise RecipeError(f"{out} exists; remove it or give another --out")
-    source = find_captions(folder, captions)
+    source = find_captions(folder, Path(os.path.expanduser(captions)) if captions else None)
+    make_folder(out.parent)
     write_atomic(out, recipe_text(folder, source, out, backbone=backbone, teacher=teacher).encode())
     log(f"recipe: {out}")
     log(f"next:   teachclip prepare {_shell(out)}")
@@ -114,6 +115,8 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     validation = "validation: {share: 0.05}   # of the training videos, held out to select the checkpoint"
     if source.annotations.validation is not None:
         validation = "# The captions have a validation split."
+    # beside a recipe that lies elsewhere: the data may be read-only
+    home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
     teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
     return f"""# Your own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
 #
@@ -122,8 +125,8 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
 # Train and export:  accelerate launch -m teachclip distill {_shell(out)}
 # All keys:          teachclip keys
 name: {_quoted(name)}
-output: {_quoted(str(folder / "teachclip" / "run"))}
-stores: {_quoted(str(folder / "teachclip" / "stores"))}
+output: {_quoted(str(home / "run"))}
+stores: {_quoted(str(home / "stores"))}
 data:
   format: {source.format}
   videos: {_quoted(str(folder))}

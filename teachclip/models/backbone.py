@@ -58,6 +58,7 @@ def load_backbone(
     """
     if isinstance(source, Mapping):
         return load_clip(source)
+    source = os.path.expanduser(source)
     path = Path(source)
     if path.is_file() and path.suffix != ".json":
         return load_clip(source)

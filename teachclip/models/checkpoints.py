@@ -126,6 +126,7 @@ def save_checkpoint(content: object, path: Path) -> None:
 
     Raises CheckpointError if it cannot be written.
     """
+    path = Path(os.path.realpath(path))  # the file behind a link, and not the link, is replaced
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,7 @@ def load_student(
         raise TypeError(f"load_student has no argument {unknown[0]!r}{closest(unknown[0], known)}")
     if isinstance(source, Mapping):
         return _from_official(unwrap_state(source, source="student state dict"), "student state dict", mask_padding)
+    source = os.path.expanduser(source)
     path = Path(source)
     if path.is_file():
         return _from_official(load_tensors(path), str(path), mask_padding)

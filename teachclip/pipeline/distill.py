@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
@@ -49,6 +50,18 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
         mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
     )
     work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
+    with run.opened():
+        if work.processes.is_main:
+            write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
+        results = _train(work, unpaired, run, accelerator)
+        work.processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
+    return results
+
+
+def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Accelerator) -> dict[str, Any]:
+    """Train and select, evaluate and export the student. Returns its results."""
+    recipe, train = work.recipe, work.recipe.train
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
@@ -70,13 +83,11 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     results = _measure(work, student, select, progress.best_step)
     if work.processes.is_main:
         _export(work, student, results)
-    work.processes.wait()
-    accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
 
 
 def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tuple[Workspace, Unpaired | None, Run]:
-    """Check everything that can be checked, read and decode the data, and open the run folder."""
+    """Check everything that can be checked, and read and decode the data. The run is not opened yet."""
     teachers = open_teachers(recipe, device)
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
@@ -91,11 +102,7 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
     )
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = training_content(work) | (unpaired.content() if unpaired else {})
-    run = Run(recipe.output, {**run.settings, "content": content}, processes)
-    run.open()
-    if processes.is_main:
-        write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
-    return work, unpaired, run
+    return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes)
 
 
 def _build_training(

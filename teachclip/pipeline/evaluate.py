@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def evaluate(
     """
     recipe = load_recipe(recipe, overrides)
 
+    model = os.path.expanduser(model)
     known = ["student", "zero_shot", *(section.label for section in recipe.teachers)]
     if model not in known and not Path(model).exists():
         raise RecipeError(f"--model {model!r}: allowed: {', '.join(known)}, or a path{closest(model, known)}")

@@ -43,7 +43,7 @@ def export_student(
 
     `recipe`, `overrides`: as of `distill`. Returns `out`. Raises CheckpointError if the run has no student yet.
     """
-    recipe, out = load_recipe(recipe, overrides), Path(out)
+    recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
     source = recipe.output / "student"
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")
@@ -71,6 +71,7 @@ def write_student_folder(
     """
     if student.processor is None:
         raise CheckpointError("the student has no processor (tokenizer and decoding settings) to export")
+    folder = Path(os.path.realpath(folder))  # the folder behind a link, and not the link, is replaced
     _check_folder(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     before = folder.with_name(f".{folder.name}.before")

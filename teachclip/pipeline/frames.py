@@ -15,6 +15,7 @@ from teachclip.data.video.workers import Decoding
 from teachclip.pipeline.build import build_frame_sampling
 from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.schema import Recipe
+from teachclip.store.files import occupied_folder
 
 
 def build_frames(
@@ -38,17 +39,21 @@ def build_frames(
                 videos, decoding, file_facts(videos, hashes, progress=processes.is_main, time_limit=limit)
             )
         )
-    return processes.main_first(
-        lambda: build_frame_views(
-            videos,
-            training,
-            build_decoding(recipe, transform),
-            path=recipe.stores / name,
-            views=recipe.frames.temporal_augmentation,
-            hashes=hashes,
-            progress=processes.is_main,
-        )
-    )
+
+    def build() -> Frames:
+        path = recipe.stores / name
+        with occupied_folder(path, wait=True):  # another run that decodes the same videos is waited for
+            return build_frame_views(
+                videos,
+                training,
+                build_decoding(recipe, transform),
+                path=path,
+                views=recipe.frames.temporal_augmentation,
+                hashes=hashes,
+                progress=processes.is_main,
+            )
+
+    return processes.main_first(build)
 
 
 def hashes_file(recipe: Recipe) -> Path:

@@ -31,16 +31,17 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
             work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in work.catalog.splits
         ]
     problems: list[str] = []
+    if verify:  # what relevance is computed from comes first: a sample that differs then blames the right store
+        problems += work.frames.verify()
+        for inputs in features:
+            problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
     for handle in teachers.values():
         store = teacher_relevance(work, handle)
         log(f"{handle.label}: {store.path} ({store.rows} captions)")
         if verify:
-            problems += verify_teacher(work, handle, store)
+            problems += verify_teacher(work, handle, store, sample=not problems)
         handle.release()
     if verify:
-        for inputs in features:
-            problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
-        problems += work.frames.verify()
         if problems:
             raise StoreError("\n".join(problems))
         log("verified: every checksum is right and a recomputed sample agrees")

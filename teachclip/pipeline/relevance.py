@@ -67,15 +67,20 @@ def teacher_relevance(work: Workspace, handle: TeacherHandle) -> ArrayStore:
     return store_relevance(path, rows, processes=work.processes, **options)
 
 
-def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore) -> list[str]:
-    """Check a teacher's stores: every checksum, and a sample of rows computed or read again from the start."""
-    problems = []
+def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore, *, sample: bool = True) -> list[str]:
+    """Check a teacher's stores: every checksum, and a `sample` of rows computed or read again from the start.
+
+    No sample is taken where a checksum is wrong: what it is computed from may be at fault.
+    """
+    split, problems = work.catalog.train, []
     if not handle.reads_relevance:
+        inputs = work.inputs_for(handle.model, split, work.views)
         problems = [problem for tokens in _tokens(work, handle) for problem in tokens.verify()]
+        if inputs.frames is not work.frames:
+            problems += inputs.frames.verify()
     problems += store.verify()
-    if problems:
+    if problems or not sample:
         return problems
-    split = work.catalog.train
     rows = np.unique(np.linspace(0, store.rows - 1, min(SAMPLE, store.rows)).astype(np.int64))
     if handle.reads_relevance:
         columns = np.arange(len(split.videos))
@@ -83,7 +88,6 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore) ->
     else:
         videos = np.unique(split.caption_videos[rows])
         columns = np.concatenate([view * len(split.videos) + videos for view in range(work.views)])
-        inputs = work.inputs_for(handle.model, split, work.views)
         again = recompute(
             handle.model, inputs, split.caption_videos, rows, columns, views=work.views, device=work.device
         )

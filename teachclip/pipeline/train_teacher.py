@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
@@ -62,8 +63,24 @@ def train_teacher(
     if checkpoint.exists() and not (folder / "settings.json").exists():
         raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
     work, run = _prepare(recipe, section, training, folder, processes_of(accelerator), accelerator.device)
+    with run.opened():
+        _train(work, section, training, run, accelerator, checkpoint)
+        work.processes.wait()
+    accelerator.end_training()  # ends the trackers and, in several processes, their connection
+    return checkpoint
+
+
+def _train(
+    work: Workspace,
+    section: TeacherSection,
+    training: TeacherTraining,
+    run: Run,
+    accelerator: Accelerator,
+    checkpoint: Path,
+) -> None:
+    """Train and select the teacher, and write its checkpoint."""
     model, batches, select = _build_training(work, section, training)
-    accelerator.init_trackers(recipe.name)
+    accelerator.init_trackers(work.recipe.name)
     progress = fit(
         TeacherTask(model),
         build.build_optimizer_for(model, training.optimizer),
@@ -83,9 +100,6 @@ def train_teacher(
         save_checkpoint(model.float().checkpoint(), checkpoint)
         selection = work.selection_split().name
         log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection})")
-    work.processes.wait()
-    accelerator.end_training()  # ends the trackers and, in several processes, their connection
-    return checkpoint
 
 
 def _prepare(
@@ -96,7 +110,7 @@ def _prepare(
     processes: Processes,
     device: torch.device,
 ) -> tuple[Workspace, Run]:
-    """Read and decode the data, and open the run folder of the teacher."""
+    """Read and decode the data. The run of the teacher is not opened yet."""
     run = Run(folder, build.run_settings(recipe, teacher=section), processes)
     run.check()
     work = build_workspace(
@@ -106,9 +120,7 @@ def _prepare(
         teachers={},
         check=lambda catalog: build.check_training(recipe, training.train, catalog, processes),
     )
-    run = Run(folder, {**run.settings, "content": training_content(work)}, processes)
-    run.open()
-    return work, run
+    return work, Run(folder, {**run.settings, "content": training_content(work)}, processes)
 
 
 def _build_training(

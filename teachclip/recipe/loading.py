@@ -79,7 +79,7 @@ def _recipe_path(source: str | Path) -> Path:
 
 def _read_mapping(path: Path, model: type[BaseModel], what: str) -> dict[str, Any]:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{path}: cannot read the {what}: {reason}") from error
@@ -215,7 +215,7 @@ def _expand(value: Any, where: str, problems: list[str]) -> Any:
         return value
 
     text = _VARIABLE.sub(replace, value)
-    return os.path.expanduser(text) if text.startswith("~/") else text
+    return os.path.expanduser(text) if re.match(r"~[\w.-]*/", text) else text
 
 
 def _explain(item: Any, root: type[BaseModel]) -> str:

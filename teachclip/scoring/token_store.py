@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens
 from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, prefetch, to_device
 from teachclip.store.array_store import ArraySpec, ArrayStore
+from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
 
 Encode = Callable[[np.ndarray], Tokens]
@@ -70,9 +71,35 @@ def store_tokens(
     `ahead`, as `prefetch`, gets the rows that `encode` will be asked for. Raises StoreError if the store at `path`
     was made under other provenance.
     """
-    done = complete_store(path, provenance, processes)
-    if done is not None:
-        return done
+    with _store_to_make(path, provenance, processes) as done:
+        if done is not None:
+            return done
+        _write_tokens(
+            path,
+            items=items,
+            encode=encode,
+            provenance=provenance,
+            batch_size=batch_size,
+            rows_per_shard=rows_per_shard,
+            processes=processes,
+            label=label,
+            ahead=ahead,
+        )
+    return ArrayStore.open(path, provenance=provenance)
+
+
+def _write_tokens(
+    path: Path,
+    *,
+    items: int,
+    encode: Encode,
+    provenance: Mapping[str, Any],
+    batch_size: int,
+    rows_per_shard: int,
+    processes: Processes,
+    label: str,
+    ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None,
+) -> None:
     sample = encode(np.arange(1))
     arrays = {
         name: ArraySpec(str(tensor.numpy(force=True).dtype), tuple(tensor.shape[1:]))
@@ -88,8 +115,6 @@ def store_tokens(
             parts = [encode(rows) for rows in batches[shard]]
             joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
             store.write_shard(shard, joined)
-    processes.wait()
-    return ArrayStore.open(path, provenance=provenance)
 
 
 def _batches(rows: range, size: int) -> list[np.ndarray]:
@@ -163,9 +188,23 @@ def store_relevance(
     provenance, or if a logit does not fit into `precision`.
     """
     provenance = {**provenance, "precision": precision}
-    done = complete_store(path, provenance, processes)
-    if done is not None:
-        return done
+    with _store_to_make(path, provenance, processes) as done:
+        if done is not None:
+            return done
+        _write_relevance(path, compute, captions, videos, provenance, precision, processes, label)
+    return ArrayStore.open(path, provenance=provenance)
+
+
+def _write_relevance(
+    path: Path,
+    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    captions: int,
+    videos: int,
+    provenance: Mapping[str, Any],
+    precision: str,
+    processes: Processes,
+    label: str,
+) -> None:
     arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
     row_bytes = videos * np.dtype(precision).itemsize
     rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
@@ -175,8 +214,24 @@ def store_relevance(
     for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
         tokens = compute(np.asarray(store.shard_rows(shard)))
         store.write_shard(shard, {name: array.astype(precision) for name, array in tokens.items()})
-    processes.wait()
-    return ArrayStore.open(path, provenance=provenance)
+
+
+@contextmanager
+def _store_to_make(path: Path, provenance: Mapping[str, Any], processes: Processes) -> Iterator[ArrayStore | None]:
+    """Give the store at `path` if it is complete, or else None and hold its folder: other runs wait and find it made.
+
+    All processes enter and leave together.
+    """
+    done = complete_store(path, provenance, processes)
+    if done is not None:
+        yield done
+        return
+    with ExitStack() as stack:
+        if processes.is_main:
+            stack.enter_context(occupied_folder(path, wait=True))
+        processes.wait()
+        yield complete_store(path, provenance, processes)
+        processes.wait()
 
 
 def complete_store(path: Path, provenance: Mapping[str, Any], processes: Processes) -> ArrayStore | None:

@@ -14,19 +14,24 @@ A store is a folder. Any program in any language can write one:
      "rows_per_shard": 512,              shard k holds rows k*512 .. (k+1)*512 - 1, the last one the rest
      "arrays": {"video_text": {"dtype": "float16", "shape": [9000]}},   shape of ONE row, numpy names of types
      "provenance": {...},                all that the numbers depend on, as JSON
-     "fingerprint": "..."}               optional: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
+     "fingerprint": "...",               optional: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
                                          no spaces, no escapes beyond those that JSON demands (best without fractions)
+     "store": "...",                     optional: any text; the commit records of this store name the same one
+     "seal": "..."}                      optional: what `teachclip.store.fingerprint.seal` adds, to notice edits
 
 `shard-00003.json` is one JSON object:
 
     {"shard": 3,
      "sha256": {"video_text": "..."},            of each whole `.npy` file
      "failures": {"1540": "..."},                why a row has no value; rows are counted over the whole store
-     "notes": {"1541": "..."}}                   optional: what to know about a row
+     "notes": {"1541": "..."},                   optional: what to know about a row
+     "store": "...", "seal": "..."}              as in the manifest; optional there and here
 
 Write the arrays under temporary names ending in `.tmp`, flush them to the disk, rename them, and only then write the
 commit record in the same way. So a shard exists or it does not, whenever a writer is killed; several processes may
 write different shards. A shard that exists is never changed: to compute one again, delete its commit record.
+
+Who reads checks the checksum of each file before its first row is used, so that damage is found and never trained on.
 """
 
 from __future__ import annotations
@@ -50,12 +55,16 @@ from teachclip.store.files import (
     write_npy,
 )
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
-from teachclip.store.manifest import ArraySpec, CommitRecord, Manifest
+from teachclip.store.manifest import MANIFEST, ArraySpec, CommitRecord, Manifest
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 
 Texts = Mapping[int, str] | None
 MAPPED_FILES = 256  # a mapped file holds a file descriptor, of which a process often has only 1024
+
+
+class _StrangerError(StoreError):
+    """A shard that is whole, but of another store."""
 
 
 class ArrayStore:
@@ -68,6 +77,7 @@ class ArrayStore:
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self._records: dict[int, CommitRecord] = {}
+        self._whole: set[tuple[str, int]] = set()  # files whose checksum was found right
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(ArrayStore.open, complete=False), (self.path,)  # a worker process maps the files anew
@@ -150,7 +160,8 @@ class ArrayStore:
             for name, file in zip(self.arrays, files, strict=True):
                 temporary, checksums[name] = write_npy(file, arrays[name])
                 temporaries[temporary] = file
-            temporary, _ = write_json(record, CommitRecord(checksums, failures, notes or {}).to_json(shard))
+            content = CommitRecord(shard, self._manifest.store, checksums, failures, notes or {})
+            temporary, _ = write_json(record, content.to_json())
             temporaries[temporary] = record
             with locked_folder(self.path):
                 if not all(file.exists() for file in temporaries.values()):
@@ -204,19 +215,28 @@ class ArrayStore:
         return {row: note for record in self._all_records() for row, note in record.notes.items()}
 
     def verify(self) -> list[str]:
-        """Read every file and compare its checksum. Returns one line per problem, none if the store is whole."""
+        """Read every file; compare its checksum, and see that its numbers are finite.
+
+        Returns one line per problem, none if the store is whole.
+        """
         missing = self.missing_shards()
         problems = [f"{self.path}: {len(missing)} of {self.shards} shards are missing"] if missing else []
-        for shard in sorted(set(range(self.shards)) - set(missing)):
+        present = sorted(set(range(self.shards)) - set(missing))
+        strangers = []
+        for shard in present:
             self._forget(shard)
-            for name, file in zip(self.arrays, self._files(shard), strict=False):
-                try:
-                    self._map(name, shard)
-                    if file_hash(file) != self._record(shard).checksums.get(name):
-                        raise self._damaged(file, shard, "its checksum differs")
-                except StoreError as error:
-                    problems.append(str(error))
-        return list(dict.fromkeys(problems))
+            try:
+                failures = self._record(shard).failures
+                arrays = {name: self._map(name, shard) for name in self.arrays}
+                self._manifest.check_shard(self.shard_rows(shard), arrays, failures)
+            except _StrangerError as error:
+                strangers.append(str(error))
+            except StoreError as error:
+                problems.append(str(error))
+        if len(strangers) == len(present) > 1:  # then it is the manifest that does not belong here
+            manifest = self.path / MANIFEST
+            strangers = [f"{manifest} is of another store than all shards beside it; delete the folder and run again"]
+        return problems + strangers
 
     def _files(self, shard: int) -> list[Path]:
         names = [f"{name}-{shard:05d}.npy" for name in self.arrays]
@@ -234,7 +254,17 @@ class ArrayStore:
                 raise StoreError(f"{self.path}: shard {shard} is missing; run the command again") from error
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._damaged(file, shard, repr(error)) from error
+            self._check_belongs(self._records[shard], file, shard)
         return self._records[shard]
+
+    def _check_belongs(self, record: CommitRecord, file: Path, shard: int) -> None:
+        """Raise StoreError unless a record is of this store and this shard."""
+        if record.shard == shard and record.store == self._manifest.store:
+            return
+        del self._records[shard]
+        if record.shard != shard:
+            raise self._damaged(file, shard, f"it is the record of shard {record.shard}")
+        raise _StrangerError(str(self._damaged(file, shard, f"it is of another store than {MANIFEST}")))
 
     def _map(self, name: str, shard: int) -> np.ndarray:
         """Return one shard of one array, memory-mapped: (rows of the shard, ...)."""
@@ -247,6 +277,10 @@ class ArrayStore:
             shape = (len(self.shard_rows(shard)), *self.arrays[name].shape)
             if array.dtype != np.dtype(self.arrays[name].dtype) or array.shape != shape:
                 raise self._damaged(file, shard, f"it holds {array.dtype} {array.shape}, not {shape}")
+            if (name, shard) not in self._whole:
+                if file_hash(file) != self._record(shard).checksums.get(name):
+                    raise self._damaged(file, shard, "its checksum differs")
+                self._whole.add((name, shard))
             if len(self._maps) >= MAPPED_FILES:
                 self._maps.pop(next(iter(self._maps)))
             self._maps[name, shard] = array
@@ -256,6 +290,7 @@ class ArrayStore:
         self._records.pop(shard, None)
         for name in self.arrays:
             self._maps.pop((name, shard), None)
+            self._whole.discard((name, shard))
 
     def _damaged(self, file: Path, shard: int, cause: str) -> StoreError:
         record = self._files(shard)[-1].name

@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
+import socket
 import stat
 import time
 import tokenize
@@ -19,12 +21,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from teachclip.errors import StoreError
+from teachclip.errors import BusyError, StoreError
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """The file in a folder that the processes which write there lock; its content means nothing."""
+
+OWNER = ".owner"
+"""The file in a folder that says which process works there; `.owner.lock` beside it is what that process locks."""
 
 PATIENCE = 10.0
 """Seconds to wait for a lock before a log line says so."""
@@ -125,7 +130,8 @@ def rename_all(places: Mapping[Path, Path]) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or none. Raises OSError."""
+    """Write a whole file or none; a link stays, and the file behind it is replaced. Raises OSError."""
+    path = Path(os.path.realpath(path))
     temporary, _ = write_temporary(path, lambda file: file.write(data))
     try:
         rename_all({temporary: path})
@@ -150,6 +156,39 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 lock.acquire()
             stack.callback(lock.release)
         yield
+
+
+@contextlib.contextmanager
+def occupied_folder(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold `folder` for as long as a run works there. `locked_folder` is for single writes, also inside of this one.
+
+    While another process holds it, waits with one log line that names its host and process id, or, without `wait`,
+    raises BusyError after `PATIENCE` seconds. The operating system releases the lock of a process that dies.
+    """
+    lock, owner = FileLock(folder / f"{OWNER}.lock"), folder / OWNER
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # as in `locked_folder`
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                if not wait:
+                    raise BusyError(f"{folder}: {_named(owner)} works there; wait for it to end or stop it") from None
+                log.warning("%s: %s works there; waiting until it finishes", folder, _named(owner))
+                lock.acquire()
+            stack.callback(lock.release)
+            write_atomic(owner, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            stack.callback(owner.unlink, missing_ok=True)
+        yield
+
+
+def _named(owner: Path) -> str:
+    """Return what an owner's file says on its first line."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        check_regular(owner)
+        if match := re.match(r"process \d+ on [\w.-]+$", owner.read_text(encoding="utf-8"), re.MULTILINE):
+            return match[0]
+    return "another process"
 
 
 def explain_failed_write(error: OSError, path: Path, what: str, size: int) -> StoreError:

@@ -28,6 +28,22 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(differences[:SHOWN]) + more
 
 
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON content with the key `seal`: the sha256 of all its other keys. `check_seal` finds any change."""
+    return {**content, "seal": _seal_of(content)}
+
+
+def check_seal(content: Mapping[str, Any]) -> None:
+    """Raise ValueError if sealed content was changed. Content without a seal passes: other programs write it so."""
+    if "seal" in content and content["seal"] != _seal_of(content):
+        raise ValueError("it was edited or damaged: its seal does not match")
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "seal"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _canonical(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text, and 1, 1.0 and true differ."""
     try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from teachclip.errors import StoreError
 from teachclip.store.files import check_regular, explain_failed_write, locked_folder, write_atomic
-from teachclip.store.fingerprint import describe_difference, fingerprint_of
+from teachclip.store.fingerprint import check_seal, describe_difference, fingerprint_of, seal
 
 FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
 
@@ -29,13 +29,17 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a `manifest.json`. Raises StoreError for values that no store can have."""
+    """The content of a `manifest.json`. Raises StoreError for values that no store can have.
+
+    `store` is what the commit records of its shards name too; None where another program wrote them without it.
+    """
 
     path: Path
     rows: int
     rows_per_shard: int
     arrays: Mapping[str, ArraySpec]
     provenance: Mapping[str, Any]
+    store: str | None = None
 
     def __post_init__(self) -> None:
         if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
@@ -67,16 +71,22 @@ class Manifest:
         try:
             specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in content["arrays"].items()}
             rows, per_shard = int(content["rows"]), int(content["rows_per_shard"])
-            manifest = cls(path, rows, per_shard, specs, dict(content["provenance"]))
+            manifest = cls(path, rows, per_shard, specs, dict(content["provenance"]), content.get("store"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{file} is not the manifest of a store: {error!r}") from error
         if content.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
             raise StoreError(f"{file}: the fingerprint does not match the provenance; the file was edited or damaged")
+        try:
+            check_seal(content)
+        except ValueError as error:
+            raise StoreError(
+                f"{file}: {error}; restore it, or delete the folder and run the command again"
+            ) from error
         return manifest
 
     def create_or_read(self) -> Manifest:
         """Write this manifest to its folder unless there is one; return the one that is there. Safe in a race."""
-        data = self.to_json()
+        data = replace(self, store=self._new_store()).to_json()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked_folder(self.path):
@@ -104,6 +114,11 @@ class Manifest:
             raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
         return Manifest.read(self.path)
 
+    def _new_store(self) -> str:
+        """Return what a new store is called in its commit records: a hash of all that it is to hold."""
+        layout = {"rows": self.rows, "rows_per_shard": self.rows_per_shard, "arrays": self.arrays}
+        return fingerprint_of({**layout, "provenance": self.provenance})
+
     @property
     def fingerprint(self) -> str:
         """The sha256 of the provenance."""
@@ -118,8 +133,9 @@ class Manifest:
         """Return the content of the file."""
         arrays = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in self.arrays.items()}
         head = {"format": FORMAT, "version": VERSION, "rows": self.rows, "rows_per_shard": self.rows_per_shard}
+        head |= {} if self.store is None else {"store": self.store}
         body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "provenance": self.provenance}
-        return json.dumps(body, indent=1).encode()
+        return json.dumps(seal(body), indent=1).encode()
 
     def check_provenance(self, wanted: Mapping[str, Any]) -> None:
         """Raise StoreError, naming the difference, unless the store has the provenance `wanted`."""
@@ -155,6 +171,8 @@ class Manifest:
 class CommitRecord(NamedTuple):
     """The commit record of a shard: sha256 by array, error by failed row, note by row (rows of the whole store)."""
 
+    shard: int
+    store: str | None
     checksums: Mapping[str, str]
     failures: Mapping[int, str]
     notes: Mapping[int, str]
@@ -164,17 +182,19 @@ class CommitRecord(NamedTuple):
         """Read a record. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is damaged."""
         check_regular(file)
         content = json.loads(file.read_bytes())
+        check_seal(content)
         failures, notes = (
             {int(row): str(text) for row, text in texts.items()}
             for texts in (content["failures"], content.get("notes", {}))
         )
-        return cls(dict(content["sha256"]), failures, notes)
+        return cls(int(content["shard"]), content.get("store"), dict(content["sha256"]), failures, notes)
 
-    def to_json(self, shard: int) -> dict[str, Any]:
-        """Return the content of the file; the key `notes` is absent without notes."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the file; the keys `store` and `notes` are absent where there are none."""
         failures, notes = (
             {str(row): " ".join(str(text).split()) for row, text in sorted(texts.items())}
             for texts in (self.failures, self.notes)
         )
-        content = {"shard": shard, "sha256": dict(self.checksums), "failures": failures}
-        return {**content, "notes": notes} if notes else content
+        store = {} if self.store is None else {"store": self.store}
+        content = {"shard": self.shard, **store, "sha256": dict(self.checksums), "failures": failures}
+        return seal({**content, "notes": notes} if notes else content)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
+from teachclip.errors import TrainingError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
@@ -22,6 +25,12 @@ from teachclip.store.array_store import ArrayStore
 from teachclip.training.frame_sets import FrameSetSampler
 
 log = logging.getLogger(__name__)
+
+PREFETCHED = 2
+"""Batches that each loading process prepares in advance, as torch does by default."""
+
+LOADING_LIMIT = 1800
+"""Seconds to wait for a batch of the loading processes before they count as stuck."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +166,13 @@ class TrainingBatches(Dataset[Batch]):
         live = any(map(decodes_when_read, sources))
         if live and workers:
             log.info("frames are decoded by processes of their own: train.workers=%d is not used", workers)
+        workers = 0 if live or start >= steps else workers_that_fit(workers, self[start]) if workers else 0
         loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, steps),  # type: ignore[arg-type]
-            num_workers=0 if live else workers,
+            num_workers=workers,
+            timeout=LOADING_LIMIT if workers else 0,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )
@@ -169,4 +180,34 @@ class TrainingBatches(Dataset[Batch]):
             for inputs in sources:
                 coming = (self._columns(step, self.sampler.local(step, *self.share)) for step in range(start, steps))
                 stack.enter_context(prefetch(inputs, coming))
-            yield from loader
+            try:
+                yield from loader
+            except RuntimeError as error:
+                if "DataLoader" not in str(error) or "Original Traceback" in str(error):
+                    raise
+                cause = str(error).splitlines()[0]
+                raise TrainingError(
+                    f"the processes that load batches cannot go on: {cause}; lower train.workers (0: none) or give "
+                    f"more shared memory (docker run --shm-size), and run again"
+                ) from error
+
+
+def workers_that_fit(workers: int, batch: Batch, *, folder: str = "/dev/shm") -> int:
+    """Return how many loading processes may run at once, at most `workers`: their batches wait in shared memory.
+
+    Each keeps `PREFETCHED` batches the size of `batch` there; where the memory is full they would hang. Fewer ones
+    than asked for are logged. All processes of this machine share the memory.
+    """
+    try:
+        free = shutil.disk_usage(folder).free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except (OSError, ValueError):  # a system that shares memory in another way
+        return workers
+    size = sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
+    fit = min(workers, int(max(0.0, 0.9 * free / max(1, size) - 1) // PREFETCHED))
+    if fit < workers:
+        log.info(
+            "%s has %.0f MB free and a batch takes %.1f MB: train.workers is %d in place of %d "
+            "(docker run --shm-size gives more)",
+            *(folder, free / 1e6, size / 1e6, fit, workers),
+        )
+    return fit

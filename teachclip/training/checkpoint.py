@@ -2,6 +2,7 @@
 
 A checkpoint is a folder `step-00000300` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
 written under a temporary name, flushed to disk and renamed. `best-00000200` holds the weights that validation chose.
+`state.json` has the checksums of all files, its own too: a run never goes on from a damaged checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachclip.errors import CheckpointError
+from teachclip.errors import CheckpointError, StoreError
+from teachclip.store.files import check_regular, file_hash
+from teachclip.store.fingerprint import check_seal, seal
 
 Tensors = Mapping[str, Tensor]
 
@@ -34,14 +37,16 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensors], sta
         for part, values in tensors.items():
             cpu = {key: value.detach().cpu().contiguous().clone() for key, value in values.items()}
             save_file(cpu, temporary / f"{part}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sums = {path.name: file_hash(path) for path in temporary.iterdir()}
+        content = seal({"sha256": sums, "state": state})
+        (temporary / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, StoreError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{target}: cannot write the checkpoint: {error}") from error
     return target
@@ -73,19 +78,40 @@ def drop_after(folder: Path, kind: str, step: int) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's `state.json`. Raises CheckpointError if it is damaged."""
-    try:
-        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'state.json'}: cannot read the checkpoint: {error}") from error
+    """Read the state in a checkpoint's `state.json`. Raises CheckpointError if it is damaged."""
+    return dict(_read_state(path)["state"])
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
     """Read one safetensors file of a checkpoint. Raises CheckpointError if it is missing or damaged."""
+    file, wanted = path / f"{part}.safetensors", _read_state(path)["sha256"]
     try:
-        return dict(load_file(path / f"{part}.safetensors"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / part}.safetensors: cannot read the checkpoint: {error}") from error
+        if file_hash(file) != wanted.get(file.name):
+            raise _damaged(file, "its checksum differs")
+        return dict(load_file(file))
+    except (OSError, SafetensorError, StoreError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the whole content of `state.json`: `sha256` by file name, and `state`."""
+    file = path / "state.json"
+    try:
+        check_regular(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not {"sha256", "state", "seal"} <= content.keys():
+            raise ValueError("it has no checksums")
+        check_seal(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, str(error)) from error
+    return content
+
+
+def _damaged(file: Path, cause: str) -> CheckpointError:
+    folder = file.parent.name
+    return CheckpointError(
+        f"{file}: cannot read the checkpoint: {cause}; delete {folder} and run again to go on from the one before"
+    )
 
 
 def _flush(path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teachclip.errors import CheckpointError
+from teachclip.errors import BusyError, CheckpointError
 from teachclip.processes import Processes
 from teachclip.store.array_store import describe_difference
-from teachclip.store.files import write_atomic
+from teachclip.store.files import occupied_folder, write_atomic
 from teachclip.training.checkpoint import (
     checkpoint_name,
     drop_after,
@@ -80,6 +80,24 @@ class Run:
         except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot make the run folder: {error}") from error
         self.processes.wait()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Open the folder and hold it, so that no other run writes there.
+
+        Raises BusyError, naming the other run's host and process, while there is one, and what `open` raises.
+        """
+        with ExitStack() as stack:
+            busy = ""
+            if self.processes.is_main:
+                try:
+                    stack.enter_context(occupied_folder(self.folder, wait=False))
+                except BusyError as error:
+                    busy = f"{error}, or give another output="
+            if busy := self.processes.gather(busy)[0]:
+                raise BusyError(busy)
+            self.open()
+            yield
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Progress:
         """Load the newest whole checkpoint, if there is one, and cut the log back to it."""

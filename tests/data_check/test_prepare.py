@@ -306,3 +306,18 @@ def test_thumbnails_keep_proportions_and_colours():
     frames[:, 0] = 255
     small = thumbnails(frames)
     assert small.shape == (2, 72, 144, 3) and (small == [255, 0, 0]).all()
+
+
+def test_init_elsewhere_keeps_output_and_stores_beside_the_recipe_and_expands_home(project, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(project.root / "videos", folder)
+    names = sorted(path.name for path in folder.glob("*.mp4"))[:2]
+    (folder / "list.csv").write_text("video,caption\n" + "".join(f"{name},a circle\n" for name in names))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(prepare.main, "init", folder, "--out=~/new/holiday.yaml") == 0
+    recipe = load_recipe("~/new/holiday.yaml")
+    home = tmp_path / "home" / "new" / "teachclip" / "holiday"
+    assert (recipe.output, recipe.stores) == (home / "run", home / "stores")
+    assert load_recipe("~/new/holiday.yaml", ["output=~/x"]).output == tmp_path / "home" / "x"
+    assert run(prepare.main, "init", folder) == 0
+    assert load_recipe(folder / "recipe.yaml").output == folder / "teachclip" / "run"

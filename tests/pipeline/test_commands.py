@@ -2,6 +2,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,9 @@ from tiny_models import tiny_student
 
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
+from teachclip.models.checkpoints import save_checkpoint
 from teachclip.store.array_store import ArrayStore
+from teachclip.store.files import OWNER, occupied_folder, write_atomic
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,8 +284,8 @@ def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, mon
         assert (
             path.read_bytes() == (project.folder / "killed" / path.relative_to(project.folder / "whole")).read_bytes()
         )
-    names = [sorted(path.name for path in (project.folder / n).rglob("*")) for n in ("whole", "killed")]
-    assert names[0] == names[1]
+    whole, left = ({*files_below(project.folder / name)} for name in ("whole", "killed"))
+    assert {path for path in left if path.name != OWNER} == whole  # a killed run cannot delete its name
 
 
 SLOW_PRECOMPUTE = """
@@ -351,12 +354,57 @@ def test_verify_looks_at_the_stored_features_too(project, capsys):
     assert "its checksum differs" in capsys.readouterr().err
 
 
+def test_zeroed_frames_are_named_and_not_the_relevance_computed_from_them(project, capsys):
+    recipe = project()
+    assert run(precompute.main, recipe) == 0
+    path = next((project.folder / "stores" / "frames").glob("frames-*.npy"))
+    np.save(path, np.zeros_like(np.load(path)))
+    capsys.readouterr()
+    assert run(precompute.main, recipe, "--verify") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"{path} is damaged (its checksum differs)" in line
+
+
+def test_a_student_is_not_trained_on_relevance_that_was_changed(project, capsys):
+    recipe = project()
+    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    np.save(path, np.zeros_like(np.load(path)))
+    assert run(distill.main, recipe) == 2
+    assert f"error: {path} is damaged (its checksum differs)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_written_to_a_link_keeps_the_link(tmp_path, exists):
+    out, link = tmp_path / "real", tmp_path / "link"
+    if exists:
+        out.write_bytes(b"before")
+    link.symlink_to(out)
+    save_checkpoint({"weights": torch.ones(2)}, link)
+    assert link.is_symlink() and torch.equal(torch.load(out)["weights"], torch.ones(2))
+    write_atomic(link, b"new")
+    assert link.is_symlink() and out.read_bytes() == b"new"
+
+
+def test_a_second_run_on_one_output_is_refused_in_one_line(project, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.store.files.PATIENCE", 0.1)
+    with occupied_folder(project.folder / "run", wait=False):
+        assert run(distill.main, project()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line == (
+        f"error: {project.folder / 'run'}: process {os.getpid()} on {socket.gethostname()} works there; "
+        "wait for it to end or stop it, or give another output="
+    )
+    assert not (project.folder / "run" / "log.jsonl").exists()
+
+
 def test_an_export_never_replaces_a_folder_that_is_not_one(project, capsys):
     recipe = project()
     run(distill.main, recipe)
     out = project.folder / "export"
     assert run(export.main, recipe, "--out", out) == 0
-    assert run(export.main, recipe, "--out", out) == 0
+    (project.folder / "link").symlink_to(out)
+    assert run(export.main, recipe, "--out", project.folder / "link") == 0
+    assert (project.folder / "link").is_symlink() and out.is_dir()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.iterdir())
     (out / "notes.txt").write_text("mine")
     for folder in (out, project.root / "clip", project.root / "captions.csv"):

@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +21,9 @@ import pytest
 from store_writer import PROVENANCE, rows_of
 
 import teachclip.store.files
-from teachclip.errors import StoreError
+from teachclip.errors import BusyError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
-from teachclip.store.files import LOCK, locked_folder
+from teachclip.store.files import LOCK, locked_folder, occupied_folder
 
 ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parents[1] / "support" / "store_writer.py"
@@ -397,7 +398,7 @@ def test_notes_are_kept_with_rows_that_can_be_read(tmp_path):
     assert again.notes() == {5: "only a part", 6: "looked at twice"} and again.failures() == {6: "gone"}
     assert again.read("count", [5]).tolist() == [5]
     records = [json.loads((store.path / f"shard-0000{shard}.json").read_text()) for shard in (0, 1)]
-    assert "notes" not in records[0] and set(records[1]) == {"shard", "sha256", "failures", "notes"}
+    assert "notes" not in records[0] and set(records[1]) == {*records[0], "notes"}
 
 
 def test_the_provenance_of_a_store_can_be_replaced(tmp_path):
@@ -625,18 +626,22 @@ def test_several_processes_write_one_store(tmp_path, disjoint):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from teachclip.store.files import locked_folder
-with locked_folder(Path(sys.argv[1])):
+from teachclip.store.files import locked_folder, occupied_folder
+folder = Path(sys.argv[1])
+with HOW:
     print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def hold_lock(folder):
-    """Start a process that holds the lock of a folder."""
+def hold_lock(folder, how="locked_folder(folder)"):
+    """Start a process that holds a folder in the given way."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", HOLDER.replace("HOW", how), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert holder.stdout.readline() == "locked\n"
     return holder
@@ -651,6 +656,39 @@ def test_the_lock_of_a_process_that_died_is_taken_over_after_one_log_line(tmp_pa
     with locked_folder(tmp_path):
         assert holder.wait() == -9 and time.monotonic() - begin > 0.5
     assert caplog.messages == [f"{tmp_path}: another process is writing there; waiting until it finishes"]
+
+
+def test_a_run_in_a_folder_of_a_living_run_waits_or_is_refused_and_takes_over_from_a_dead_one(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(teachclip.store.files, "PATIENCE", 0.2)
+    holder = hold_lock(tmp_path, "occupied_folder(folder, wait=False)")
+    named = f"{tmp_path}: process {holder.pid} on {socket.gethostname()} works there; "
+    try:
+        with pytest.raises(BusyError) as error, occupied_folder(tmp_path, wait=False):
+            pass
+        assert message(error) == named + "wait for it to end or stop it"
+        threading.Timer(0.8, holder.kill).start()
+        with occupied_folder(tmp_path, wait=True):
+            assert holder.wait() == -9
+            assert (tmp_path / ".owner").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+        assert caplog.messages == [named + "waiting until it finishes"]
+    finally:
+        holder.kill()
+    assert not (tmp_path / ".owner").exists()
+    with occupied_folder(tmp_path, wait=False), locked_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "process 1", "process 1 on \x1b[2J", "\xff", None])
+def test_an_owner_that_cannot_be_read_is_another_process(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(teachclip.store.files, "PATIENCE", 0.05)
+    with occupied_folder(tmp_path, wait=False):
+        (tmp_path / ".owner").unlink()
+        if text is not None:
+            (tmp_path / ".owner").write_bytes(text.encode("latin-1"))
+        with pytest.raises(BusyError, match=": another process works there"), occupied_folder(tmp_path, wait=False):
+            pass
 
 
 def test_threads_exclude_each_other_from_a_folder(tmp_path):

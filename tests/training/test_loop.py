@@ -223,12 +223,45 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
         train(tmp_path, 2, settings={"optimizer": {"lr": 1e-2}})
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    train(tmp_path, 4)
-    path = newest_checkpoint(tmp_path / "checkpoints", "step") / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot read the checkpoint"):
-        train(tmp_path, 6)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, 4)
+    return folder
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", lambda file: file.write_bytes(file.read_bytes()[:100])),
+        ("model.safetensors", lambda file: flip(file, -3)),
+        ("optimizer.safetensors", lambda file: flip(file, -3)),
+        ("optimizer.safetensors", lambda file: shutil.copy(file.with_name("model.safetensors"), file)),
+        ("model.safetensors", lambda file: file.unlink()),
+        ("state.json", lambda file: file.write_text(file.read_text().replace('"step": 4', '"step": 3'))),
+        ("state.json", lambda file: file.write_text('{"progress": {"step": 4}}')),
+        ("state.json", lambda file: file.write_text("[" * 100_000)),
+        ("state.json", lambda file: file.write_bytes(b"\xff")),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_never_gone_on_from(tmp_path, trained, name, damage):
+    shutil.copytree(trained, tmp_path / "run")
+    path = newest_checkpoint(tmp_path / "run" / "checkpoints", "step") / name
+    damage(path)
+    with pytest.raises(CheckpointError) as error:
+        train(tmp_path / "run", 6)
+    message = str(error.value)
+    assert message.startswith(f"{path}: cannot read the checkpoint: ") and "\n" not in message
+    assert f"delete {path.parent.name} and run again" in message
+    shutil.rmtree(path.parent)  # the remedy that the message names
+    _, progress = train(tmp_path / "run", 6)
+    assert progress.step == 6
 
 
 def test_the_logit_scale_never_exceeds_ln_100(tmp_path):

@@ -1,0 +1,47 @@
+"""Stores of tokens that several runs want at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import torch
+
+from teachclip.processes import Processes
+from teachclip.scoring.token_store import store_tokens
+
+
+def test_a_second_run_waits_for_the_store_that_another_makes_and_computes_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("teachclip.store.files.PATIENCE", 0.05)
+    started, go_on = threading.Event(), threading.Event()
+    encoded = {"first": [], "second": []}
+
+    def make(who):
+        def encode(rows):
+            encoded[who] += rows.tolist()
+            started.set()
+            assert go_on.wait(20)
+            return {"pooled": torch.from_numpy(rows).float()[:, None]}
+
+        return store_tokens(
+            tmp_path / "s",
+            items=6,
+            encode=encode,
+            provenance={"model": 1},
+            batch_size=2,
+            rows_per_shard=4,
+            processes=Processes(),
+            label="tokens",
+        )
+
+    first = threading.Thread(target=make, args=("first",))
+    first.start()
+    assert started.wait(20)
+    threading.Timer(0.3, go_on.set).start()
+    store = make("second")
+    first.join()
+    assert store.read("pooled", [5, 0]).tolist() == [[5.0], [0.0]]
+    assert encoded == {"first": [0, 0, 1, 2, 3, 4, 5], "second": []}
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    assert caplog.messages == [f"{tmp_path / 's'}: {owner} works there; waiting until it finishes"]
