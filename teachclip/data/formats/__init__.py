@@ -1,4 +1,5 @@
-"""Readers of annotation files: one small module per published format, and `custom` and `text_files` for other data.
+"""Readers of annotation files: one small module per published format, and `custom` and `text_files` for one's own
+data. The published formats are read strictly; one's own as people have it, and what was understood is shown.
 
 A reader is a function `read(*, annotations, train, validation, test) -> Annotations`;
 see `teachclip.data.annotations.catalog.load_catalog`.
@@ -17,5 +18,6 @@ FORMATS: Mapping[str, str] = {
     "parquet": "teachclip.data.formats.custom:read_parquet",
     "text_files": "teachclip.data.formats.text_files:read",
     "vatex": "teachclip.data.formats.vatex:read",
+    "xlsx": "teachclip.data.formats.custom:read_xlsx",
 }
 """The formats by the name that a recipe gives them."""
