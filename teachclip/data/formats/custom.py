@@ -32,13 +32,18 @@ from teachclip.data.formats.own_tables import (
     read_workbook,
 )
 from teachclip.data.formats.own_text import own_lines
-from teachclip.data.formats.own_values import SPLITS, has_decimal_commas, seconds, shown_number, split_of, video_name
+from teachclip.data.formats.own_values import (
+    SHOWN_ROWS,
+    SPLITS,
+    has_decimal_commas,
+    seconds,
+    shown_number,
+    split_of,
+    video_name,
+)
 from teachclip.data.formats.problems import Problems
 from teachclip.data.formats.tables import kind_of, parse_json
 from teachclip.errors import DataError
-
-SHOWN_ROWS = 3
-"""Rows that show how a file was understood."""
 
 
 def read_csv(

@@ -12,6 +12,9 @@ from typing import Any
 from teachclip.data.formats.tables import kind_of
 from teachclip.errors import DataError
 
+SHOWN_ROWS = 3
+"""Rows that show how a file was understood."""
+
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
