@@ -25,6 +25,11 @@ class Problems:
         else:
             self._more += 1
 
+    @property
+    def count(self) -> int:
+        """How many problems there are."""
+        return len(self._shown) + self._more
+
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
         """Add the DataError of a block instead of raising it."""

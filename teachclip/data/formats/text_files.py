@@ -62,7 +62,7 @@ def own_files(
     Ignored are the `lists`, what is no data, and a README or licence that has no video beside it. Raises DataError if
     no file remains, or if two of them are of one video.
     """
-    require_folder(folder, "one text file per video")
+    require_folder(folder, f"one {extensions[0]} file per video")
     listed = {path.resolve() for path in lists if path is not None}
     files: dict[str, Path] = {}
     ignored: list[str] = []
@@ -71,7 +71,7 @@ def own_files(
         relative = path.relative_to(folder)
         if path.suffix.lower() not in extensions or path.resolve() in listed or path.is_dir():
             continue
-        if any(map(is_junk, relative.parts)) or (is_about(path.stem) and not _has_video(path)):
+        if any(map(is_junk, relative.parts)) or (is_about(path.stem) and not has_video(path)):
             ignored.append(relative.as_posix())
             continue
         other = files.setdefault(relative.with_suffix("").as_posix(), path)
@@ -90,7 +90,8 @@ def ignored_fact(ignored: Sequence[str]) -> list[str]:
     return [f"ignored: {', '.join(ignored[:SHOWN_ROWS])}{more}"] if ignored else []
 
 
-def _has_video(path: Path) -> bool:
+def has_video(path: Path) -> bool:
+    """Return whether a video lies beside a file, with the same name but for the extension."""
     return any(path.with_suffix(extension).exists() for extension in EXTENSIONS)
 
 
