@@ -16,7 +16,7 @@ All problems of a file are in one DataError, and what was understood of it is in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,24 +165,19 @@ class _Rows:
 
     def add(self, record: Record, problems: Problems, *, decimal_commas: bool) -> None:
         """Add a row; what is wrong with it goes to `problems`."""
-        where, values = record
-        parts: dict[str, Any] = {}
-        for role in REQUIRED:
-            with problems.collected():
-                parts[role] = _text(record, role)
-        for role in ("start", "end"):
-            with problems.collected():
-                parts[role] = seconds(values.get(role), where, role, decimal_commas=decimal_commas)
-        with problems.collected():
-            parts["split"] = split_of(values.get("split"), where)
-        if len(parts) == len(COLUMNS):
-            with problems.collected():
-                self._add(where, named=bool(str(values.get("split") or "").strip()), **parts)
+        try:
+            parts = {name: parse(record, decimal_commas) for name, parse in _CELLS.items()}
+            self._add(record, **parts)
+        except DataError as error:
+            wrong = [*_wrong_cells(record, decimal_commas)]
+            for problem in wrong or [str(error)]:
+                problems.add(problem)
 
     def _add(
-        self, where: str, *, video: str, caption: str, start: float | None, end: float | None, split: str, named: bool
+        self, record: Record, *, video: str, caption: str, start: float | None, end: float | None, split: str
     ) -> None:
         """Add the values of a row. Raises DataError if they contradict each other or a row above."""
+        where = record.where
         start = start or None  # 0 is the beginning
         if start is not None and end is not None and start >= end:
             raise DataError(f"{where}: 'start' is {start:g}, which is not before 'end', {end:g}")
@@ -197,10 +192,29 @@ class _Rows:
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         self._numbers[name] += 1
-        self.without_split += not named
+        self.without_split += not str(record.values.get("split") or "").strip()
         if len(self.first) < SHOWN_ROWS:
             shown = {"start": shown_number(start), "end": shown_number(end)}
             self.first.append({"video": video, "caption": caption, **shown, "split": split})
+
+
+_CELLS: dict[str, Callable[[Record, bool], Any]] = {
+    "video": lambda record, commas: _text(record, "video"),
+    "caption": lambda record, commas: _text(record, "caption"),
+    "start": lambda record, commas: seconds(record.values.get("start"), record.where, "start", decimal_commas=commas),
+    "end": lambda record, commas: seconds(record.values.get("end"), record.where, "end", decimal_commas=commas),
+    "split": lambda record, commas: split_of(record.values.get("split"), record.where),
+}
+"""What each cell of a row means, given whether commas are decimal; raises DataError."""
+
+
+def _wrong_cells(record: Record, decimal_commas: bool) -> Iterator[str]:
+    """Yield the problem of each cell of a row that has one."""
+    for parse in _CELLS.values():
+        try:
+            parse(record, decimal_commas)
+        except DataError as error:
+            yield str(error)
 
 
 def _understood(path: Path, table: OwnTable, rows: _Rows) -> Understood:

@@ -129,7 +129,8 @@ def read_separated(path: Path, problems: Problems) -> OwnTable:
     where, header = next((line for line in lines if any(line[1])), (f"{path}: line 1", []))
     chosen = assign_columns(where, header)
     places = {role: header.index(name) for role, name in chosen.items()}
-    rows = []
+    rows: list[Record] = []
+    long_rows: list[str] = []
     lines = _lines(path, text, separator, problems)
     for _, values in lines:
         if any(values):
@@ -147,8 +148,16 @@ def read_separated(path: Path, problems: Problems) -> OwnTable:
             )
             problems.add(f"{where} has {count} values, the header has {len(header)}{hint}")
             continue
+        joined = "".join(values)
+        if "\n" in joined or "\r" in joined:
+            long_rows.append(where)
         rows.append(Record(where, {role: values[place] for role, place in places.items()}))
     facts, doubts = describe_columns(where, header, chosen)
+    if long_rows:  # a double quote too many would take the rows up to the next one for one value
+        which = "1 row goes" if len(long_rows) == 1 else f"{len(long_rows):,} rows go"
+        doubts.append(
+            f"{long_rows[0]}: {which} over several lines; check that their double quotes close where they should"
+        )
     facts = [source.encoding, f"separated by {SEPARATORS[separator]}", *facts]
     return OwnTable(rows, chosen, facts, [*source.doubts, *doubts])
 

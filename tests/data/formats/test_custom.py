@@ -230,6 +230,11 @@ def test_ignored_columns_that_look_like_times_are_doubts(tmp_path):
     assert "column 'start_ms' is ignored; times are read from columns 'start' and 'end', in seconds" in doubt
 
 
+def test_rows_over_several_lines_are_doubts_as_a_quote_too_many_makes_them(tmp_path):
+    (doubt,) = read_bytes(tmp_path, b'video,caption\nw,fine\nx,"a dog\ny,a cat\nz,a pup"\n').understood.doubts
+    assert "line 3: 1 row goes over several lines; check that their double quotes close where they should" in doubt
+
+
 def test_all_problems_of_a_table_are_in_one_report(tmp_path):
     content = b'video,caption,start,split\nx,,soon,exam\ny,a\nz,"a" b,,\nv,fine,0:45,\n,a,,\nw,"open\n'
     with pytest.raises(DataError) as caught:
