@@ -234,7 +234,7 @@ def test_init_shows_how_a_table_of_excel_was_understood(tmp_path, capsys):
     ]
     assert "C:/me/clip.mp4" in row and "café \\| xxx" in row and "45 |" in row and "62.5 |" in row and len(row) < 160
     assert "please confirm: " in captured.err and "line 3 is not UTF-8 (byte 0xe9)" in captured.err
-    assert "1 video is named otherwise than their files" in captured.err
+    assert "1 video has another name or path than the file in" in captured.err
     assert "found:  1 of 1 videos and 1 captions, format csv" in captured.err
 
 

@@ -99,8 +99,8 @@ def _tell(root: Path, found: Mapping[str, Path]) -> None:
     """Log how many names were read in another way than they are written, and the first of them."""
     if found:
         name, path = next(iter(found.items()))
-        what = "1 video is" if len(found) == 1 else f"{len(found):,} videos are"
-        logger.warning(f"{what} named otherwise than their files below {root}, such as {name!r} for {path}")
+        what = "1 video has" if len(found) == 1 else f"{len(found):,} videos have"
+        logger.warning(f"{what} another name or path than the file in {root}: {name!r} is taken for {path}")
 
 
 def find_videos(root: Path) -> dict[str, Path]:

@@ -39,7 +39,7 @@ def test_names_of_ones_own_tables_are_found_and_the_log_tells(root, caplog, name
     assert locate_videos(root, names, tolerant=True) == {
         name: root / file for name, file in zip(names, files, strict=True)
     }
-    told = [record for record in caplog.records if "named otherwise than their files" in record.getMessage()]
+    told = [record for record in caplog.records if "is taken for" in record.getMessage()]
     assert len(told) == any(name not in (file, Path(file).name) for name, file in zip(names, files, strict=True))
 
 
