@@ -35,8 +35,9 @@ def _init(argv: Sequence[str]) -> None:
 
     parser = CommandParser(
         prog="prepare init",
-        description="Write a recipe for a folder with your own videos and their captions: a CSV, JSONL or Parquet "
-        "file of video,caption[,start,end,split], or one text file per video beside it, a caption per line.",
+        description="Write a recipe for a folder with your own videos and their captions: a table (.csv, .tsv, "
+        ".xlsx, .jsonl or .parquet) of video,caption[,start,end,split], or a text beside each video with a caption "
+        "in each line, or subtitles (.srt, .vtt). How they were understood is printed with the first rows.",
     )
     parser.add_argument(
         "folder", metavar="FOLDER", type=path_argument, help="folder with the videos, in sub-folders or not"

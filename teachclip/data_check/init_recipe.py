@@ -12,15 +12,19 @@ import yaml
 from teachclip.console import log
 from teachclip.data.annotations.catalog import SHOWN
 from teachclip.data.annotations.files import locate_videos
+from teachclip.data.annotations.own_names import is_junk
 from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import FORMATS
+from teachclip.data.formats.subtitles import EXTENSIONS as SUBTITLES
+from teachclip.data.formats.text_files import own_files
+from teachclip.data_check.understanding import print_understood
 from teachclip.errors import DataError, RecipeError
 from teachclip.registry import resolve
 from teachclip.store.files import make_folder, write_atomic
 
 STUDENT = "openai/clip-vit-base-patch32"
 TEACHER = "openai/clip-vit-large-patch14"
-TABLES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
 """Suffix of a table of captions -> its format."""
 
 
@@ -66,7 +70,12 @@ def find_captions(folder: Path, captions: Path | None = None) -> CaptionSource:
     )
     splits = [split for split in (annotations.train, annotations.validation, annotations.test) if split is not None]
     names = list(dict.fromkeys(_file_of(annotations, caption.video_id) for split in splits for caption in split))
-    located = locate_videos(folder, names)
+    if annotations.understood is not None:
+        print_understood(annotations.understood)
+    others = {video.file: video.other_names for video in annotations.segments.values()}
+    wanted = list(dict.fromkeys(other for name in names for other in (name, *others.get(name, ()))))
+    paths = locate_videos(folder, wanted, tolerant=annotations.tolerant_names)
+    located = {name for name in names if any(other in paths for other in (name, *others.get(name, ())))}
     if not located:
         raise DataError(f"{path} names {len(names)} videos, such as {names[0]!r}, but none of them is below {folder}")
     rows = sum(map(len, splits))
@@ -84,14 +93,35 @@ def _file_of(annotations: Annotations, video_id: str) -> str:
 
 def _format_of(path: Path) -> str:
     if path.is_dir():
-        return "text_files"
+        formats = [format for format, holds in _folder_formats(path).items() if holds]
+        if len(formats) == 1:
+            return formats[0]
+        what = "text files and subtitles; keep one of them" if formats else "neither text files nor subtitles"
+        raise DataError(f"{path} holds {what}")
+    if path.suffix.lower() in SUBTITLES:
+        return "subtitles"
     if path.suffix.lower() not in TABLES:
-        raise DataError(f"{path} is not a table of captions; allowed suffixes: {', '.join(TABLES)}")
+        raise DataError(f"{path} is not a table of captions; allowed suffixes: {', '.join((*TABLES, *SUBTITLES))}")
     return TABLES[path.suffix.lower()]
 
 
+def _folder_formats(folder: Path) -> dict[str, bool]:
+    """Return whether a folder holds files of captions, by their format."""
+    found = {}
+    for format, extensions in (("text_files", (".txt",)), ("subtitles", SUBTITLES)):
+        try:
+            found[format] = bool(own_files(folder, extensions))
+        except DataError:
+            found[format] = False
+    return found
+
+
 def _find(folder: Path) -> tuple[Path, str]:
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES)
+    tables = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in TABLES and not is_junk(path.name) and path.is_file()
+    )
     if len(tables) == 1:
         return tables[0], _format_of(tables[0])
     if tables:
@@ -99,11 +129,11 @@ def _find(folder: Path) -> tuple[Path, str]:
         raise DataError(
             f"{folder} holds {len(tables)} tables ({names}); name the one with the captions: --captions FILE"
         )
-    if next(folder.rglob("*.txt"), None) is not None:
-        return folder, "text_files"
+    if any(_folder_formats(folder).values()):
+        return folder, _format_of(folder)
     raise DataError(
-        f"{folder} holds no captions: expected a .csv, .jsonl or .parquet file of video,caption[,start,end,split], "
-        "or a text file beside each video (clip.mp4 and clip.txt)"
+        f"{folder} holds no captions: expected a table ({', '.join(TABLES)}) of "
+        "video,caption[,start,end,split], or a file beside each video: clip.txt, clip.srt or clip.vtt"
     )
 
 

@@ -36,6 +36,7 @@ from teachclip.data_check.report import (
     thumbnails,
     write_check_report,
 )
+from teachclip.data_check.understanding import print_table, print_understood
 from teachclip.errors import DataError, StoreError
 from teachclip.models.backbone import load_config
 from teachclip.models.processing import StudentProcessor
@@ -44,7 +45,6 @@ from teachclip.pipeline.frames import build_decoding, build_frames, hashes_file
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-from teachclip.reports.tables import markdown_table
 from teachclip.store.files import make_folder
 
 USABLE_STRIPS = 6
@@ -61,10 +61,12 @@ def prepare(recipe: RecipeSource, overrides: Sequence[str] = ()) -> DatasetCheck
     make_folder(recipe.output)  # now, not after an hour of decoding
     tolerant = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_missing": 1.0})})
     catalog = build.build_catalog(tolerant)
+    if catalog.understood is not None:
+        print_understood(catalog.understood)
     processor = build.build_processor(recipe, load_config(recipe.student.backbone))
     check = check_dataset(recipe, catalog, processor)
     for table in tables(check):
-        print(f"{visible(table.title)}\n{markdown_table(table)}\n", flush=True)
+        print_table(table)
     for line in [*named_problems(check), *notes(check)]:
         print(visible(line), flush=True)
     for path in write_check_report(check, recipe.output):

@@ -219,6 +219,9 @@ def build_workspace(
     The main process decodes; the others wait for it.
     """
     catalog = build_catalog(recipe)
+    if catalog.understood is not None and processes.is_main:
+        for doubt in catalog.understood.doubts:
+            log(doubt)
     if check is not None:
         check(catalog)
     backbone = build_backbone(recipe)

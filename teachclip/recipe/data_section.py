@@ -53,8 +53,8 @@ class Data(Section):
     """Which videos and captions."""
 
     format: str = Field(
-        description="msrvtt, msvd, vatex, didemo, activitynet, lsmdc; own data: csv, jsonl, parquet, text_files; or "
-        "module:name of a reader"
+        description="msrvtt, msvd, vatex, didemo, activitynet, lsmdc; own data: csv, xlsx, jsonl, parquet, "
+        "text_files, subtitles; or module:name of a reader"
     )
     videos: PathValue = Field(description="folder with the video files, searched with its sub-folders")
     annotations: PathValue = Field(

@@ -113,6 +113,7 @@ def test_excluded_videos_are_counted_and_training_continues_without_them(project
 def test_usable_data_has_no_suspicions(project, capsys):
     assert run(prepare.main, project()) == 0
     captured = capsys.readouterr()
+    assert captured.out.startswith("captions.csv, as it was understood: UTF-8; separated by comma; rows: train ")
     assert "no video is excluded" in captured.out and "| none |" in captured.out.replace(" " * 2, "")
     assert not [name for name, entry in report_of(project)["videos"].items() if entry["suspicions"]]
 
@@ -214,12 +215,52 @@ def test_init_takes_text_files_beside_the_videos(tmp_path, capsys):
     assert "2 of 2 videos and 4 captions" in capsys.readouterr().err
 
 
+def test_init_shows_how_a_table_of_excel_was_understood(tmp_path, capsys):
+    (tmp_path / "Clip.MP4").write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    for name in ("._captions.csv", "~$captions.csv", "Thumbs.db", "README.txt", "other/LICENSE.txt"):
+        (tmp_path / name).write_bytes(b"\x00")
+    rows = ["sep=;", "Dateiname;File;Text;Start;End", f"7;C:\\me\\clip.mp4;caf\xe9 | {'x' * 90};0:45;62,5"]
+    (tmp_path / "captions.csv").write_bytes("\r\n".join(rows).encode("cp1252"))
+    assert run(prepare.main, "init", tmp_path) == 0
+    captured = capsys.readouterr()
+    title, header, _, row = captured.out.strip().splitlines()
+    assert title == (
+        "captions.csv, as it was understood: Windows-1252; separated by semicolon; ignored columns: Dateiname; "
+        "rows: train 1"
+    )
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        *("video (File)", "caption (Text)", "start, seconds (Start)", "end, seconds (End)")
+    ]
+    assert "C:/me/clip.mp4" in row and "café \\| xxx" in row and "45 |" in row and "62.5 |" in row and len(row) < 160
+    assert "please confirm: " in captured.err and "line 3 is not UTF-8 (byte 0xe9)" in captured.err
+    assert "1 video has another name or path than the file in" in captured.err
+    assert "found:  1 of 1 videos and 1 captions, format csv" in captured.err
+
+
+def test_init_takes_subtitles_and_tables_of_tabs(tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "clip.en.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    assert run(prepare.main, "init", tmp_path) == 0
+    assert load_recipe(tmp_path / "recipe.yaml").data.format == "subtitles"
+    captured = capsys.readouterr()
+    assert "1 of 1 videos and 1 captions" in captured.err and "1 files of subtitles" in captured.out
+    (tmp_path / "own.tsv").write_text("video\tcaption\nclip\thello, you\n")
+    assert run(prepare.main, "init", tmp_path, "--out", tmp_path / "two.yaml") == 0
+    assert load_recipe(tmp_path / "two.yaml").data.format == "csv" and "separated by tab" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no captions: expected a .csv, .jsonl or .parquet file"),
+        ({}, "holds no captions: expected a table (.csv, .tsv, .jsonl, .parquet, .xlsx) of video,caption"),
         ({"a.csv": "video,caption\nx,y\n", "b.csv": ""}, "holds 2 tables (a.csv, b.csv); name the one"),
-        ({"a.csv": "clip,text\nx,y\n"}, "a.csv: line 1 has no column 'video'"),
+        ({"a.csv": "film,text\nx,y\n"}, "a.csv: line 1 has no column 'video'"),
+        ({"README.txt": "hello", "LICENSE.txt": "mine"}, "holds no captions"),
+        (
+            {"a.txt": "hello", "a.srt": "00:00:01,000 --> 00:00:02,000\na\n"},
+            "holds text files and subtitles; keep one",
+        ),
         ({"a.csv": "video,caption\nx,y\n", "z.mp4": "v"}, "names 1 videos, such as 'x', but none of them is below"),
     ],
 )
@@ -237,9 +278,9 @@ def test_a_folder_that_cannot_be_used_gets_one_line(tmp_path, capsys, files, mes
 def test_a_folder_that_does_not_exist_and_another_kind_of_table_are_named(tmp_path, capsys):
     assert run(prepare.main, "init", tmp_path / "none") == 2
     assert "none: no such folder" in capsys.readouterr().err
-    (tmp_path / "list.xlsx").touch()
-    assert run(prepare.main, "init", tmp_path, "--captions", tmp_path / "list.xlsx") == 2
-    assert "allowed suffixes: .csv, .jsonl, .parquet" in capsys.readouterr().err
+    (tmp_path / "list.xls").touch()
+    assert run(prepare.main, "init", tmp_path, "--captions", tmp_path / "list.xls") == 2
+    assert "allowed suffixes: .csv, .tsv, .jsonl, .parquet, .xlsx, .srt, .vtt" in capsys.readouterr().err
 
 
 # The checks

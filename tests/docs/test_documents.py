@@ -173,3 +173,11 @@ def test_a_data_set_is_added_by_the_words_of_the_page(project, tmp_path, monkeyp
     with pytest.raises(DataError, match=r"kitchen.csv: line 5: part is 'tain'; allowed: train, val, test"):
         prepare(recipe)
     sys.modules.pop("my_kitchen", None)
+
+
+def test_the_names_of_columns_are_documented():
+    from teachclip.data.formats.own_tables import COLUMNS
+
+    text = (ROOT / "teachclip" / "data" / "README.md").read_text(encoding="utf-8")
+    for column, names in COLUMNS.items():
+        assert f"| `{column}` | {', '.join(names)} |\n" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 from teachclip.data.annotations.files import locate_videos
 from teachclip.data.annotations.records import Annotations, Caption, Catalog, Segment, Split, Video, hash_of
 from teachclip.data.formats import FORMATS
+from teachclip.data.formats.problems import Problems
 from teachclip.errors import DataError
 from teachclip.registry import resolve
 
@@ -51,7 +52,7 @@ def load_catalog(
     )
     groups = {name: _by_video(captions) for name, captions in named if captions is not None}
     ids = list(dict.fromkeys(video_id for group in groups.values() for video_id in group))
-    located = _locate(Path(videos), ids, read_annotations.segments)
+    located = _locate(Path(videos), ids, read_annotations)
     absent = {video_id: "no such file" for video_id in ids if video_id not in located}
     missing = {
         **absent,
@@ -65,7 +66,8 @@ def load_catalog(
         name: (*(key for key in group if key in absent), *read_annotations.excluded.get(name, ()))
         for name, group in groups.items()
     }
-    catalog = Catalog(splits["train"], splits.get("validation"), splits.get("test"), missing, excluded_ids)
+    named_splits = (splits["train"], splits.get("validation"), splits.get("test"))
+    catalog = Catalog(*named_splits, missing, excluded_ids, read_annotations.understood)
     if catalog.validation is None and isinstance(validation, ValidationOptions):
         return _hold_out(catalog, validation)
     return catalog
@@ -93,14 +95,17 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
         )
         for split in catalog.splits
     }
-    return Catalog(splits["train"], splits.get("validation"), splits.get("test"), excluded, excluded_ids)
+    named = (splits["train"], splits.get("validation"), splits.get("test"))
+    return Catalog(*named, excluded, excluded_ids, catalog.understood)
 
 
-def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> dict[str, Video]:
-    """Find the files of the videos. Raises DataError if two of them are the same segment of the same file."""
-    places = {video_id: segments.get(video_id) or Segment(video_id) for video_id in ids}
+def _locate(root: Path, ids: Sequence[str], annotations: Annotations) -> dict[str, Video]:
+    """Find the files of the videos. Raises DataError for all that are the same segment of the same file."""
+    places = {video_id: annotations.segments.get(video_id) or Segment(video_id) for video_id in ids}
     names = {video_id: (place.file, *place.other_names) for video_id, place in places.items()}
-    paths = locate_videos(root, list(dict.fromkeys(name for choice in names.values() for name in choice)))
+    wanted = list(dict.fromkeys(name for choice in names.values() for name in choice))
+    paths = locate_videos(root, wanted, tolerant=annotations.tolerant_names)
+    problems = Problems()
     located: dict[str, Video] = {}
     owners: dict[tuple[Path, float | None, float | None], str] = {}
     for video_id, place in places.items():
@@ -110,10 +115,9 @@ def _locate(root: Path, ids: Sequence[str], segments: Mapping[str, Segment]) -> 
         owner = owners.setdefault((path, place.start, place.end), video_id)
         if owner != video_id:
             what = "file" if place.start is place.end is None else "segment of the file"
-            raise DataError(
-                f"videos {owner!r} and {video_id!r} are the same {what} {path}; spell its name in one way"
-            )
+            problems.add(f"videos {owner!r} and {video_id!r} are the same {what} {path}; spell its name in one way")
         located[video_id] = Video(video_id, path, place.start, place.end)
+    problems.raise_all()
     return located
 
 

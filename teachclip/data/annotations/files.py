@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from teachclip.data.annotations.own_names import is_junk, paths_below
 from teachclip.data.annotations.records import Catalog, Video
+from teachclip.data.formats.problems import Problems
 from teachclip.data.video.video_file import check_status
 from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.processes import usable_cores
 from teachclip.store.files import file_hash, write_atomic
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
@@ -28,25 +33,74 @@ EXTENSIONS = (
 """Of files that differ in the extension only, the one that comes first here is used."""
 
 
-def locate_videos(root: Path, names: Sequence[str]) -> dict[str, Path]:
+def locate_videos(root: Path, names: Sequence[str], *, tolerant: bool = False) -> dict[str, Path]:
     """Find a file for each name, walking the folder `root` once.
 
-    A name is a file name or a path relative to `root`, with or without one of `EXTENSIONS`. Names without a file are
-    absent from the result; several names may give one file. Raises DataError if `root` is not a folder or has no
-    video, or if a name matches files in several folders.
+    A name is a file name or a path relative to `root`, with or without one of `EXTENSIONS`. `tolerant`: it may also
+    be an absolute path, of this or another computer, and differ from its file in upper and lower case; a message of
+    the log says so. Names without a file are absent from the result; several names may give one file.
+
+    Raises DataError if `root` is not a folder or has no video, and for all names that match several files.
     """
-    _check_folder(root)
-    index: dict[str, list[PurePosixPath]] = {}
-    for file in _walk(root):
-        for key in {str(file), str(file.with_suffix("")), file.name, file.stem}:
-            index.setdefault(_normal(key), []).append(file)
-    if not index:
-        raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
+    files = list(find_videos(root))
+    index = _index(map(PurePosixPath, files), _normal)
     located: dict[str, Path] = {}
+    others: list[str] = []
+    problems = Problems()
     for name in names:
-        if matches := index.get(_normal(str(PurePosixPath(name)))):
-            located[name] = root / _choose(root, name, matches)
+        with problems.collected():
+            if matches := index.get(_normal(str(PurePosixPath(name)))):
+                located[name] = root / _choose(root, name, matches)
+            else:
+                others.append(name)
+    if tolerant and others:
+        folded = _index(map(PurePosixPath, files), _folded)
+        found = _locate_otherwise(root, others, index, folded, problems)
+        located.update(found)
+        _tell(root, found)
+    problems.raise_all()
     return located
+
+
+_Index = dict[str, list[PurePosixPath]]
+
+
+def _index(files: Iterable[PurePosixPath], normal: Callable[[str], str]) -> _Index:
+    """Return the files by their paths and names, with and without extension, as `normal` writes them."""
+    index: _Index = {}
+    for file in files:
+        for key in {normal(key) for key in (str(file), str(file.with_suffix("")), file.name, file.stem)}:
+            index.setdefault(key, []).append(file)
+    return index
+
+
+def _locate_otherwise(
+    root: Path, names: Sequence[str], index: _Index, folded: _Index, problems: Problems
+) -> dict[str, Path]:
+    """Find files for names by other paths and in any case; names that match several files go to `problems`."""
+    found: dict[str, Path] = {}
+    paths = paths_below(root, names)
+    for name in names:
+        with problems.collected():
+            for path in (name, *paths.get(name, ())):
+                if matches := index.get(_normal(path)):
+                    found[name] = root / _choose(root, path, matches)
+                elif matches := folded.get(_folded(path)):
+                    found[name] = root / _choose(root, path, matches, _folded)
+                if name in found:
+                    break
+            else:
+                if os.path.isabs(name) and os.path.isfile(name) and name.lower().endswith(EXTENSIONS):
+                    found[name] = Path(name)
+    return found
+
+
+def _tell(root: Path, found: Mapping[str, Path]) -> None:
+    """Log how many names were read in another way than they are written, and the first of them."""
+    if found:
+        name, path = next(iter(found.items()))
+        what = "1 video has" if len(found) == 1 else f"{len(found):,} videos have"
+        logger.warning(f"{what} another name or path than the file in {root}: {name!r} is taken for {path}")
 
 
 def find_videos(root: Path) -> dict[str, Path]:
@@ -75,20 +129,36 @@ def _walk(root: Path) -> Iterator[PurePosixPath]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_junk(name))
         below = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        yield from (below / name for name in sorted(files) if PurePosixPath(name).suffix.lower() in EXTENSIONS)
+        videos = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in EXTENSIONS]
+        yield from (below / name for name in videos if not is_junk(name))
 
 
-def _choose(root: Path, name: str, matches: Sequence[PurePosixPath]) -> PurePosixPath:
-    """Return the matching file: the exact path, else the first extension in the one folder that has the name."""
-    wanted = _normal(str(PurePosixPath(name)))
-    exact = [file for file in matches if wanted in (_normal(str(file)), _normal(str(file.with_suffix(""))))]
-    candidates = exact or list(matches)
-    if len({file.parent for file in candidates}) > 1:
-        places = " and ".join(str(root / file) for file in candidates[:2])
+def _choose(
+    root: Path, name: str, matches: Sequence[PurePosixPath], normal: Callable[[str], str] | None = None
+) -> PurePosixPath:
+    """Return the matching file: the exact path, else the first extension in the one folder that has the name.
+
+    `normal`: how names are compared if not exactly. Raises DataError for files of several folders, or if they differ
+    in more than the extension.
+    """
+    spell = normal or _normal
+    wanted = spell(str(PurePosixPath(name)))
+    exact = [file for file in matches if wanted in (spell(str(file)), spell(str(file.with_suffix(""))))]
+    first, *others = exact or matches
+    other = next((file for file in others if file.with_suffix("") != first.with_suffix("")), None)
+    if normal is not None and len({file.suffix.lower() for file in (first, *others)}) <= len(others):
+        other = other or others[0]  # clip.MP4 and clip.mp4
+    if other is not None and (normal is not None or other.parent != first.parent):
+        places = f"{root / first} and {root / other}"
         raise DataError(f"video {name!r} matches {places}; give the path below {root} or remove one of the files")
-    return min(candidates, key=lambda file: (EXTENSIONS.index(file.suffix.lower()), file))
+    return min((first, *others), key=lambda file: (EXTENSIONS.index(file.suffix.lower()), file))
+
+
+def _folded(name: str) -> str:
+    """Return one spelling of upper and lower case, and of the separators of folders."""
+    return _normal(name.replace("\\", "/")).casefold()
 
 
 def _normal(name: str) -> str:

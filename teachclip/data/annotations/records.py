@@ -50,11 +50,27 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Understood:
+    """How a file of one's own was understood, for people to confirm: a table of its first rows.
+
+    `title`: the file, its encoding, separator and the like. `header`: what each column is, and what the file calls
+    it. `doubts`: lines on what another reader could understand otherwise.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Annotations:
     """The captions of each split in the order of the file; None where there is no split.
 
     `segments`: by video id, for videos whose id is not the name of their file or that are a segment of it.
     `excluded`: by split and video id, why a listed video is not used; these videos count as missing.
+    `understood`: how a file of one's own was understood. `tolerant_names`: whether names of videos may be paths of
+    another computer, or differ from their files in upper and lower case.
     """
 
     train: Sequence[Caption]
@@ -62,6 +78,8 @@ class Annotations:
     test: Sequence[Caption] | None = None
     segments: Mapping[str, Segment] = field(default_factory=dict)
     excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    understood: Understood | None = None
+    tolerant_names: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +136,7 @@ class Catalog:
     """All splits. No video is in two of them.
 
     `excluded`: why a video is not used, by its id. `excluded_ids`: the ids of these videos, by the name of their
-    split. Raises DataError for a video in two splits.
+    split. `understood`: how annotations of one's own were understood. Raises DataError for a video in two splits.
     """
 
     train: Split
@@ -126,6 +144,7 @@ class Catalog:
     test: Split | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
     excluded_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    understood: Understood | None = None
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}

@@ -1,4 +1,6 @@
-"""Readers of annotation files: one small module per published format, and `custom` and `text_files` for other data.
+"""Readers of annotation files: a module per published format; `custom`, `text_files`, `subtitles` for one's own.
+
+The published formats are read strictly; one's own as people have it, and what was understood is shown.
 
 A reader is a function `read(*, annotations, train, validation, test) -> Annotations`;
 see `teachclip.data.annotations.catalog.load_catalog`.
@@ -15,7 +17,9 @@ FORMATS: Mapping[str, str] = {
     "msrvtt": "teachclip.data.formats.msrvtt:read",
     "msvd": "teachclip.data.formats.msvd:read",
     "parquet": "teachclip.data.formats.custom:read_parquet",
+    "subtitles": "teachclip.data.formats.subtitles:read",
     "text_files": "teachclip.data.formats.text_files:read",
     "vatex": "teachclip.data.formats.vatex:read",
+    "xlsx": "teachclip.data.formats.custom:read_xlsx",
 }
 """The formats by the name that a recipe gives them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +32,23 @@ class Line(NamedTuple):
 def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file, with or without byte order mark. Raises DataError."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
         raise DataError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if not text.strip():
         raise DataError(f"{path} is empty")
     return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises DataError if it cannot be read, or would block as pipes and devices do."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise DataError(f"{path} is a pipe or a device; give a regular file")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
