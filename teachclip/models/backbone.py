@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from teachclip.errors import CheckpointError, DataError
-from teachclip.models.checkpoints import check_finite, first_line
+from teachclip.models.checkpoints import check_finite, explained_loading
 from teachclip.models.clip import check_loading_info, check_token_ids, load_clip, quiet_loading
 from teachclip.models.families import (
     family_of,
@@ -70,13 +69,10 @@ def load_backbone(
             raise CheckpointError(f"{source}: has a configuration but no weights")
         log.warning("%s has a configuration but no weights: the %s starts from random weights", source, family.name)
         return new_backbone(config).eval()
-    try:
-        with quiet_loading():
-            model, info = MODEL_MAPPING[type(config)].from_pretrained(
-                str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: cannot be loaded as a {family.name}: {first_line(error)}") from error
+    with explained_loading(source, f"a {family.name}"), quiet_loading():
+        model, info = MODEL_MAPPING[type(config)].from_pretrained(
+            str(source), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub
+        )
     check_loading_info(info, source=str(source), allow_unexpected=True)
     check_finite(model.state_dict(), source=str(source))
     return model.eval()
@@ -87,11 +83,9 @@ def load_config(source: str | os.PathLike[str], **hub: Any) -> PreTrainedConfig:
 
     `hub`: as of `load_backbone`. Raises CheckpointError if there is none, or if its family is not supported.
     """
-    try:
+    with explained_loading(source, "a dual encoder"):
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, **hub)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: cannot be loaded as a dual encoder: {first_line(error)}") from error
-    family_of(config, source=str(source))
+        family_of(config, source=str(source))
     return config
 
 

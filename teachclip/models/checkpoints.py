@@ -10,11 +10,12 @@ import errno
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -139,6 +140,22 @@ def save_checkpoint(content: object, path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+@contextlib.contextmanager
+def explained_loading(source: object, what: str) -> Iterator[None]:
+    """Raise CheckpointError, in one line, for whatever transformers raises on a damaged or hostile folder.
+
+    It checks few of the values that it reads: a wrong type or size in a JSON file shows anywhere, as any error.
+    """
+    try:
+        yield
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+        *(SafetensorError, StrictDataclassError),
+    ) as error:
+        cause = first_line(error)[:300] or type(error).__name__
+        raise CheckpointError(f"{source}: cannot be loaded as {what}: {cause}") from error
 
 
 TEACHCLIP_STUDENT = "a TeachCLIP student checkpoint"

@@ -23,6 +23,7 @@ from teachclip.models.checkpoints import (
     check_state,
     count_layers,
     describe_checkpoint,
+    explained_loading,
     load_tensors,
     tensor_of,
     to_float32,
@@ -108,9 +109,10 @@ def load_student(
     if kind in FAMILIES:
         model = _zero_shot(source, trust_remote_code, hub)
     else:
-        model = StudentModel.from_pretrained(
-            str(source), dtype=torch.float32, trust_remote_code=trust_remote_code, **hub
-        )
+        with explained_loading(source, "a student"):
+            model = StudentModel.from_pretrained(
+                str(source), dtype=torch.float32, trust_remote_code=trust_remote_code, **hub
+            )
     if mask_padding is not None:
         model.config.mask_padding = mask_padding
     return model
@@ -120,9 +122,10 @@ def _model_type(source: str | os.PathLike[str], hub: Mapping[str, Any]) -> str |
     """Return the model type that a folder's or repository's configuration names, or None if it cannot be read."""
     try:
         content, _ = PreTrainedConfig.get_config_dict(str(source), **hub)
-    except (OSError, ValueError):
+        kind = content.get("model_type")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None  # the student's own loading says what is wrong
-    return content.get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def _zero_shot(source: str | os.PathLike[str], trust_remote_code: bool, hub: Mapping[str, Any]) -> StudentModel:

@@ -23,6 +23,12 @@ from teachclip.registry import closest
 
 AnySection = typing.TypeVar("AnySection", bound=BaseModel)
 
+DEEPEST = 32
+"""The most parts of the key of an override; no recipe key has so many."""
+
+SHOWN = 200
+"""How many characters of a wrong value a message shows."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -39,6 +45,13 @@ def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
         if not overrides:
             return source
         source = source.model_dump(mode="json")
+    try:
+        return _load(source, overrides)
+    except RecursionError as error:
+        raise RecipeError("the recipe is nested too deeply") from error
+
+
+def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     if isinstance(source, Mapping):
         where, values = str(source.get("name", "recipe")), copy.deepcopy(dict(source))
     else:
@@ -74,7 +87,7 @@ def _recipe_path(source: str | Path) -> Path:
     """Return the file of a recipe; a bare name such as `shapes_xpool` is one of the project's recipes."""
     path = Path(source)
     is_bare = not path.suffix and path.name == str(source)
-    return find_recipe(f"{path.name}.yaml") if is_bare and not path.exists() else path
+    return find_recipe(f"{path.name}.yaml") if is_bare and not os.path.exists(path) else path
 
 
 def _read_mapping(path: Path, model: type[BaseModel], what: str) -> dict[str, Any]:
@@ -138,7 +151,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"override {override!r}: write it as section.key=value")
     parts = key.split(".")
-    value = _override_value(text, _annotation(parts), where=f"override {override!r}")
+    if len(parts) > DEEPEST:
+        raise RecipeError(f"override {_shown(override)}: a key has at most {DEEPEST} parts")
+    value = _override_value(text, _annotation(parts), where=f"override {_shown(override)}")
     node: Any = values
     for depth, part in enumerate(parts[:-1]):
         where = ".".join(parts[: depth + 1])
@@ -149,7 +164,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 node[part] = {}
             node = node[part]
         if not isinstance(node, (dict, list)):
-            raise RecipeError(f"override {override!r}: {where} is a value, not a section")
+            raise RecipeError(f"override {_shown(override)}: {where} is a value, not a section")
     if isinstance(node, list):
         node[_position(node, parts[-1], override)] = value
     else:
@@ -187,10 +202,11 @@ def _override_value(text: str, annotation: Any, *, where: str) -> Any:
 
 
 def _position(items: list[Any], part: str, override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(items):
         allowed = f"0 to {len(items) - 1}" if items else "nothing: the list is empty"
         raise RecipeError(
-            f"override {override!r}: {part!r} is not an item of a list of {len(items)}; allowed: {allowed}"
+            f"override {_shown(override)}: {_shown(part)} is not an item of a list of {len(items)}; "
+            f"allowed: {allowed}"
         )
     return int(part)
 
@@ -235,8 +251,16 @@ def _explain(item: Any, root: type[BaseModel]) -> str:
     if not location:
         return message
     if isinstance(item.get("input"), (str, int, float, bool, type(None))):
-        return f"{key}: {message}, got {item['input']!r}"
+        return f"{key}: {message}, got {_shown(item['input'])}"
     return f"{key}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it, on one short line."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 77 digits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _known_names(location: Sequence[str | int], root: type[BaseModel]) -> list[str]:
@@ -254,6 +278,6 @@ def find_recipe(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     places = [Path("recipes") / name, package.parent / "recipes" / name, package / "recipes" / name]
     for place in places:
-        if place.exists():
+        if os.path.exists(place):  # False for a name that no file can have
             return place
-    raise RecipeError(f"{name} is in none of: {', '.join(str(place.parent) for place in places)}")
+    raise RecipeError(f"{name[:SHOWN]} is in none of: {', '.join(str(place.parent) for place in places)}")

@@ -6,6 +6,7 @@ text, and never a boolean, a date or an octal number by surprise. `1e-4` is a nu
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import typing
@@ -20,6 +21,9 @@ from teachclip.errors import RecipeError
 
 MOST_VALUES = 100_000
 """A file that says more, most likely by aliases of aliases, is refused."""
+
+MOST_NESTED = 200
+"""The deepest nesting of brackets."""
 
 NULLS = ("", "~", "null", "Null", "NULL")
 MAP, SEQ = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
@@ -50,7 +54,12 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text[2:] if base != 10 else text, base)
 
 
+def _no_binary(loader: _Loader, node: yaml.Node) -> Any:
+    raise yaml.constructor.ConstructorError(None, None, "binary data has no place here", node.start_mark)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:binary", _no_binary)
 
 
 def parse_yaml(text: str, annotation: Any = Any, *, where: str) -> Any:
@@ -59,8 +68,12 @@ def parse_yaml(text: str, annotation: Any = Any, *, where: str) -> Any:
     Raises RecipeError, beginning with `where` and the line, for text that is not valid YAML, has a duplicate key or a
     value that cannot be read, nests too deeply, or expands to more than `MOST_VALUES` values.
     """
-    loader = _Loader(text)
+    loader: _Loader | None = None
+    depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    if max(depths, default=0) > MOST_NESTED:  # the time to find out grows with the square of the depth
+        raise RecipeError(f"{where}: not valid YAML: it is nested too deeply")
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -69,13 +82,15 @@ def parse_yaml(text: str, annotation: Any = Any, *, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise RecipeError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from error
     except RecursionError as error:
         raise RecipeError(f"{where}: not valid YAML: it is nested too deeply") from error
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, LookupError) as error:
         raise RecipeError(f"{where}: not valid YAML: a value cannot be read ({error})") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:

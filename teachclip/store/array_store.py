@@ -195,6 +195,8 @@ class ArrayStore:
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise StoreError(f"{self.path}: rows {wanted.min()} to {wanted.max()} of {self.rows} do not exist")
         spec = self.arrays[name]
+        if wanted.size:  # a manifest may name rows of any size: see that they exist before taking memory for them
+            self._map(name, int(wanted[0]) // self.rows_per_shard)
         result = np.empty((len(wanted), *spec.shape), spec.dtype)
         shards, offsets = np.divmod(wanted.astype(np.int64), self.rows_per_shard)
         order = np.argsort(shards, kind="stable")
@@ -252,8 +254,8 @@ class ArrayStore:
                 self._records[shard] = CommitRecord.read(file)
             except FileNotFoundError as error:
                 raise StoreError(f"{self.path}: shard {shard} is missing; run the command again") from error
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise self._damaged(file, shard, repr(error)) from error
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                raise self._damaged(file, shard, repr(error)[:200]) from error
             self._check_belongs(self._records[shard], file, shard)
         return self._records[shard]
 
@@ -263,7 +265,7 @@ class ArrayStore:
             return
         del self._records[shard]
         if record.shard != shard:
-            raise self._damaged(file, shard, f"it is the record of shard {record.shard}")
+            raise self._damaged(file, shard, f"it is the record of shard {str(record.shard)[:20]}")
         raise _StrangerError(str(self._damaged(file, shard, f"it is of another store than {MANIFEST}")))
 
     def _map(self, name: str, shard: int) -> np.ndarray:

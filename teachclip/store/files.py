@@ -70,14 +70,26 @@ def file_hash(path: str | Path, *, time_limit: float | None = None) -> str:
     return digest.hexdigest()
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises OSError, or ValueError in one line if it is not JSON in UTF-8."""
+    check_regular(path)
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def map_npy(path: Path) -> np.ndarray:
     """Map a `.npy` file read-only. Raises ValueError, with the cause, if the file is truncated or not `.npy`."""
     try:
         check_regular(path)
         # A plain array keeps the map alive and is much faster to index than numpy.memmap.
         return np.asarray(np.lib.format.open_memmap(path, mode="r"))
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    except (
+        *(OSError, ValueError, SyntaxError, TypeError, KeyError, OverflowError, tokenize.TokenError),
+        *(RecursionError, MemoryError),  # of a header that is nested deeply
+    ) as error:
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def write_npy(path: Path, array: np.ndarray) -> tuple[Path, str]:

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachclip.errors import StoreError
-from teachclip.store.files import check_regular, explain_failed_write, locked_folder, write_atomic
+from teachclip.store.files import explain_failed_write, locked_folder, read_json, write_atomic
 from teachclip.store.fingerprint import check_seal, describe_difference, fingerprint_of, seal
 
 FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
+
+MOST_SHARDS, MOST_VALUES = 10**6, 10**12
+"""The most shards of a store, rows of a store and numbers in a row: more than any disk holds."""
 
 
 class ArraySpec(NamedTuple):
@@ -45,18 +48,23 @@ class Manifest:
         if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
             counts = f"{self.rows} rows, {self.rows_per_shard} rows per shard and {len(self.arrays)} arrays"
             raise StoreError(f"{self.path}: a store cannot have {counts}")
+        if self.rows > MOST_VALUES or self.rows_per_shard > MOST_VALUES or self.shards > MOST_SHARDS:
+            allowed = f"at most {MOST_SHARDS:,} shards and {MOST_VALUES:,} rows"
+            raise StoreError(f"{self.path}: a store has {allowed}, not the number that its manifest names")
         for name, spec in self.arrays.items():
             known = re.fullmatch("bool|u?int(8|16|32|64)|float(16|32|64)", spec.dtype)
-            if not known or not re.fullmatch("[a-z][a-z0-9_]*", name) or min(spec.shape, default=1) < 1:
-                raise StoreError(f"{self.path}: array {name!r} of {spec.dtype} {spec.shape} cannot be stored")
+            named = re.fullmatch("[a-z][a-z0-9_]{,99}", name)
+            fits = len(spec.shape) <= 32 and min(spec.shape, default=1) >= 1 and math.prod(spec.shape) <= MOST_VALUES
+            if not known or not named or not fits:
+                what = f"array {name!r} of {spec.dtype!r} {spec.shape}"
+                raise StoreError(f"{self.path}: {what if len(what) < 300 else what[:297] + '...'} cannot be stored")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read the manifest in the folder `path`. Raises StoreError unless it is one of this format and version."""
         file = path / MANIFEST
         try:
-            check_regular(file)
-            content = json.loads(file.read_bytes())
+            content = read_json(file)
         except FileNotFoundError as error:
             raise StoreError(f"{path} is not a store: it has no {MANIFEST}") from error
         except (OSError, ValueError) as error:
@@ -65,15 +73,15 @@ class Manifest:
             raise StoreError(f'{file} is not the manifest of a store: "format" is not "{FORMAT}"')
         if content.get("version") != VERSION:
             raise StoreError(
-                f"{path} has format version {content.get('version')}, this version of teachclip reads {VERSION}; "
-                "delete the folder and run the command that made it again"
+                f"{path} has format version {str(content.get('version'))[:20]}, this version of teachclip reads "
+                f"{VERSION}; delete the folder and run the command that made it again"
             )
         try:
             specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in content["arrays"].items()}
             rows, per_shard = int(content["rows"]), int(content["rows_per_shard"])
             manifest = cls(path, rows, per_shard, specs, dict(content["provenance"]), content.get("store"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{file} is not the manifest of a store: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise StoreError(f"{file} is not the manifest of a store: {repr(error)[:200]}") from error
         if content.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
             raise StoreError(f"{file}: the fingerprint does not match the provenance; the file was edited or damaged")
         try:
@@ -127,7 +135,7 @@ class Manifest:
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return math.ceil(self.rows / self.rows_per_shard)
+        return -(-self.rows // self.rows_per_shard)
 
     def to_json(self) -> bytes:
         """Return the content of the file."""
@@ -179,9 +187,8 @@ class CommitRecord(NamedTuple):
 
     @classmethod
     def read(cls, file: Path) -> CommitRecord:
-        """Read a record. Raises OSError, ValueError, KeyError, TypeError or AttributeError if it is damaged."""
-        check_regular(file)
-        content = json.loads(file.read_bytes())
+        """Read a record. Raises OSError, ValueError, LookupError, TypeError and others if it is damaged."""
+        content = read_json(file)
         check_seal(content)
         failures, notes = (
             {int(row): str(text) for row, text in texts.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from teachclip.errors import CheckpointError, StoreError
-from teachclip.store.files import check_regular, file_hash
+from teachclip.store.files import file_hash, read_json
 from teachclip.store.fingerprint import check_seal, seal
 
 Tensors = Mapping[str, Tensor]
@@ -54,7 +55,7 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, Tensors], sta
 
 def newest_checkpoint(folder: Path, kind: str) -> Path | None:
     """Return the newest whole checkpoint `kind-<step>` of a folder, or None."""
-    complete = sorted(path for path in folder.glob(f"{kind}-[0-9]*") if (path / "state.json").is_file())
+    complete = [path for path in _checkpoints(folder, kind) if (path / "state.json").exists()]
     return complete[-1] if complete else None
 
 
@@ -65,21 +66,24 @@ def checkpoint_name(kind: str, step: int) -> str:
 
 def keep_newest(folder: Path, kind: str, *, count: int) -> None:
     """Delete all but the newest `count` checkpoints of a kind. Call it after a new one is whole."""
-    folders = sorted(path for path in folder.glob(f"{kind}-[0-9]*"))
+    folders = _checkpoints(folder, kind)
     for path in folders[: max(0, len(folders) - count)]:
         shutil.rmtree(path)
 
 
 def drop_after(folder: Path, kind: str, step: int) -> None:
     """Delete checkpoints of a kind from later steps: a resumed run will make them again."""
-    for path in folder.glob(f"{kind}-[0-9]*"):
+    for path in _checkpoints(folder, kind):
         if int(path.name.rpartition("-")[2]) > step:
             shutil.rmtree(path)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read the state in a checkpoint's `state.json`. Raises CheckpointError if it is damaged."""
-    return dict(_read_state(path)["state"])
+    state = _read_state(path)["state"]
+    if not isinstance(state, dict):
+        raise damaged_checkpoint(path / "state.json", "it has no state")
+    return state
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
@@ -87,28 +91,35 @@ def load_part(path: Path, part: str) -> dict[str, Tensor]:
     file, wanted = path / f"{part}.safetensors", _read_state(path)["sha256"]
     try:
         if file_hash(file) != wanted.get(file.name):
-            raise _damaged(file, "its checksum differs")
+            raise damaged_checkpoint(file, "its checksum differs")
         return dict(load_file(file))
     except (OSError, SafetensorError, StoreError) as error:
-        raise _damaged(file, str(error)) from error
+        raise damaged_checkpoint(file, str(error)) from error
+
+
+def _checkpoints(folder: Path, kind: str) -> list[Path]:
+    """Return the checkpoints of a kind, oldest first; other files and folders are not ours."""
+    return sorted(
+        path for path in folder.glob(f"{kind}-*") if re.fullmatch(r"\w+-\d{8,}", path.name) and path.is_dir()
+    )
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     """Return the whole content of `state.json`: `sha256` by file name, and `state`."""
     file = path / "state.json"
     try:
-        check_regular(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if not isinstance(content, dict) or not {"sha256", "state", "seal"} <= content.keys():
             raise ValueError("it has no checksums")
         check_seal(content)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise damaged_checkpoint(file, str(error)) from error
     return content
 
 
-def _damaged(file: Path, cause: str) -> CheckpointError:
-    folder = file.parent.name
+def damaged_checkpoint(file: Path, cause: str) -> CheckpointError:
+    """Return the error of a file of a checkpoint that cannot be used, with what to do about it."""
+    cause, folder = " ".join(cause.split())[:300], file.parent.name
     return CheckpointError(
         f"{file}: cannot read the checkpoint: {cause}; delete {folder} and run again to go on from the one before"
     )

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from teachclip.errors import BusyError, CheckpointError
 from teachclip.processes import Processes
 from teachclip.store.array_store import describe_difference
-from teachclip.store.files import occupied_folder, write_atomic
+from teachclip.store.files import check_regular, occupied_folder, read_json, write_atomic
 from teachclip.training.checkpoint import (
     checkpoint_name,
+    damaged_checkpoint,
     drop_after,
     keep_newest,
     load_part,
@@ -38,6 +39,19 @@ class Progress:
     step: int = 0
     best: float = float("-inf")
     best_step: int = -1
+
+    @classmethod
+    def of(cls, values: Any) -> Progress:
+        """Return the progress that a checkpoint tells. Raises ValueError for values that it cannot have."""
+        kinds: dict[str, Any] = {"step": int, "best": (int, float), "best_step": int}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise ValueError("it tells no progress")
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                raise ValueError(f"its {name} is no number")
+        if not 0 <= values["step"] < 10**12:
+            raise ValueError("its step is not a number of steps")
+        return cls(**values)
 
 
 @dataclass
@@ -60,8 +74,18 @@ class Run:
         Only the settings that are known so far are compared: those of this object.
         """
         path = self.folder / "settings.json"
+        if not path.exists() and newest_checkpoint(self.checkpoints, "step") is not None:
+            raise CheckpointError(
+                f"{self.folder} holds checkpoints but no {path.name}; give another output= or delete it"
+            )
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                before = read_json(path)
+            except (OSError, ValueError) as error:
+                message = f"{path} cannot be read: {error}; give another output= or delete {self.folder}"
+                raise CheckpointError(message) from error
+            if not isinstance(before, dict):
+                raise CheckpointError(f"{path} holds no settings; give another output= or delete {self.folder}")
             before = {key: value for key, value in before.items() if key in self.settings}
             if before != json.loads(json.dumps(self.settings)):
                 difference = describe_difference(before, self.settings)
@@ -105,12 +129,15 @@ class Run:
         if newest is None:
             progress = Progress()
         else:
-            model.load_state_dict(load_part(newest, "model"))
-            load_optimizer_tensors(optimizer, trained_names(model), load_part(newest, "optimizer"))
             state = load_state(newest)
-            if scaler is not None and state.get("scaler"):
-                scaler.load_state_dict(state["scaler"])
-            progress = Progress(**state["progress"])
+            try:
+                progress = Progress.of(state.get("progress"))
+                model.load_state_dict(load_part(newest, "model"))
+                load_optimizer_tensors(optimizer, trained_names(model), load_part(newest, "optimizer"))
+                if scaler is not None and state.get("scaler"):
+                    scaler.load_state_dict(state["scaler"])
+            except (ValueError, RuntimeError, KeyError, TypeError) as error:
+                raise damaged_checkpoint(newest / "state.json", str(error)) from error
         self.processes.wait()
         if self.processes.is_main:
             drop_after(self.checkpoints, "best", progress.step)
@@ -166,12 +193,17 @@ class Run:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
+        try:
+            check_regular(path)
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; delete it and run again") from error
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in text.splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):  # a line cut short by the end of the process
+            except (ValueError, LookupError, TypeError, RecursionError):  # cut short by the end of the process
                 continue
         write_atomic(path, "".join(kept).encode())
 

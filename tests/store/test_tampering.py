@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,68 @@ def test_a_file_is_hashed_once_however_often_it_is_read(made, tmp_path, monkeypa
     for rows in ([0, 5], [6, 1], [0, 7]):
         store.read("scores", rows)
     assert hashed == ["scores-00000.npy", "scores-00001.npy"]
+
+
+def unsealed(name, change):
+    """Change a file in a way that no seal shows, as in a store of another program."""
+
+    def apply(path):
+        content = json.loads((path / name).read_text())
+        del content["seal"]
+        content.pop("fingerprint", None)
+        change(content)
+        (path / name).write_text(json.dumps(content))
+
+    return apply
+
+
+def npy(header):
+    head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    return lambda path: (path / "scores-00001.npy").write_bytes(head)
+
+
+BOMBS = {
+    **{
+        f"{name}: {content[:9]!r}": (lambda path, name=name, content=content: (path / name).write_bytes(content))
+        for name in ("manifest.json", "shard-00001.json", "scores-00001.npy")
+        for content in (b"", b"null", b"3", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"9" * 6000)
+    },
+    **{
+        f"{key} = {str(value)[:9]}": unsealed(
+            "manifest.json", lambda content, key=key, value=value: content.update({key: value})
+        )
+        for key in ("rows", "rows_per_shard", "version", "arrays")
+        for value in (10**15, 10**400, -1, float("inf"), "x", None, [[1]])
+    },
+    **{
+        f"shape = {str(shape)[:9]}": unsealed(
+            "manifest.json", lambda content, shape=shape: content["arrays"]["scores"].update(shape=shape)
+        )
+        for shape in ([10**9], [10**15], [10**400], [10**6, 10**6], [1] * 100, [-1], ["x"], None)
+    },
+    "dtype with a line break": unsealed(
+        "manifest.json", lambda content: content["arrays"]["scores"].update(dtype="float32\n")
+    ),
+    **{
+        f"record {key} = {str(value)[:9]}": unsealed(
+            "shard-00001.json", lambda content, key=key, value=value: content.update({key: value})
+        )
+        for key in ("shard", "sha256", "failures")
+        for value in (10**30, float("inf"), "x", None, [1], {"9" * 5000: "x"})
+    },
+    "npy: nested": npy(b"-" * 9000),
+    "npy: a large shape": npy(b"{'descr':'<f4','fortran_order':False,'shape':(1000000000000000,)}"),
+    "npy: many digits": npy(b"{'descr':'<f4','fortran_order':False,'shape':(" + b"9" * 5000 + b",)}"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_hostile_store_is_refused_in_one_short_line_at_once(made, tmp_path, name):
+    path = Path(shutil.copytree(made / "own", tmp_path / "own"))
+    BOMBS[name](path)
+    begin = time.perf_counter()
+    with pytest.raises(StoreError) as error:
+        ArrayStore.open(path).read("scores", [1, 5])
+    assert time.perf_counter() - begin < 2
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+    assert all("\n" not in problem for problem in problems_of(path))

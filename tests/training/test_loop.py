@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from processes import start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_batches, tiny_optimizer, tiny_schedule, tiny_student
 
 from teachclip.errors import CheckpointError, TrainingError
+from teachclip.store.files import file_hash
+from teachclip.store.fingerprint import seal
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.loop import fit
@@ -262,6 +264,76 @@ def test_a_damaged_checkpoint_is_named_and_never_gone_on_from(tmp_path, trained,
     shutil.rmtree(path.parent)  # the remedy that the message names
     _, progress = train(tmp_path / "run", 6)
     assert progress.step == 6
+
+
+def with_state(change):
+    """Change the state in a checkpoint in a way that no checksum shows."""
+
+    def apply(folder):
+        file = newest_checkpoint(folder / "checkpoints", "step") / "state.json"
+        content = json.loads(file.read_text())
+        del content["seal"]
+        change(content)
+        file.write_text(json.dumps(seal(content)))
+
+    return apply
+
+
+def progress(**values):
+    return with_state(lambda content: content["state"].update(progress=values))
+
+
+def other_weights(folder):
+    file = newest_checkpoint(folder / "checkpoints", "step") / "model.safetensors"
+    save_file({"x": torch.ones(1)}, file)
+    with_state(lambda content: content["sha256"].update({file.name: file_hash(file)}))(folder)
+
+
+def pipe(folder):
+    (folder / "settings.json").unlink()
+    os.mkfifo(folder / "settings.json")
+
+
+HOSTILE = {
+    "settings: empty": lambda folder: (folder / "settings.json").write_text(""),
+    "settings: a list": lambda folder: (folder / "settings.json").write_text("[]"),
+    "settings: nested": lambda folder: (folder / "settings.json").write_text("[" * 100_000),
+    "settings: not UTF-8": lambda folder: (folder / "settings.json").write_bytes(b"\xff"),
+    "settings: a pipe": pipe,
+    "settings: gone": lambda folder: (folder / "settings.json").unlink(),
+    "log: a folder": lambda folder: ((folder / "log.jsonl").unlink(), (folder / "log.jsonl").mkdir()),
+    "state: none": with_state(lambda content: content.update(state=None)),
+    "state: a list": with_state(lambda content: content.update(state=[1])),
+    "progress: none": with_state(lambda content: content.update(state={})),
+    "progress: too little": progress(step=4),
+    "progress: text": progress(step="x", best=0.0, best_step=0),
+    "progress: negative": progress(step=-5, best=0.0, best_step=0),
+    "progress: half a step": progress(step=2.5, best=0.0, best_step=0),
+    "progress: no best": progress(step=4, best=None, best_step=0),
+    "weights of another model": other_weights,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_wrong_in_a_run_folder_is_said_in_one_line(tmp_path, trained, name):
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    HOSTILE[name](folder)
+    with pytest.raises(CheckpointError) as error:
+        train(folder, 6)
+    message = str(error.value)
+    assert message.startswith(str(folder)) and "delete" in message
+    assert "\n" not in message and len(message) < 700
+
+
+def test_lines_that_are_no_log_and_folders_that_are_no_checkpoints_are_passed_over(tmp_path, trained):
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    with open(folder / "log.jsonl", "ab") as file:
+        for line in (b"[]", b"3", b"null", b'{"step": "x"}', b'{"step": null}', b"[" * 100_000, b'"step"', b"\xff"):
+            file.write(line + b"\n")
+    (folder / "checkpoints" / "best-0x").mkdir()
+    (folder / "checkpoints" / "step-00000009").write_text("")
+    _, progress = train(folder, 6)
+    assert progress.step == 6 and list(losses(folder)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_logit_scale_never_exceeds_ln_100(tmp_path):
