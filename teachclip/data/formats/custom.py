@@ -42,7 +42,7 @@ from teachclip.data.formats.own_values import (
     video_name,
 )
 from teachclip.data.formats.problems import Problems
-from teachclip.data.formats.tables import kind_of, parse_json
+from teachclip.data.formats.tables import kind_of, parse_json, require_regular
 from teachclip.errors import DataError
 
 
@@ -104,6 +104,7 @@ def read_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(f"{annotations}: Parquet needs pyarrow: pip install 'teachclip[parquet]'") from error
+    require_regular(annotations)
     try:
         with parquet.ParquetFile(annotations) as file:
             columns = file.schema_arrow.names

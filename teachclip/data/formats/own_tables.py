@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from teachclip.data.formats.own_text import read_own_text
 from teachclip.data.formats.problems import Problems
+from teachclip.data.formats.tables import require_regular
 from teachclip.errors import DataError
 from teachclip.registry import closest
 
@@ -23,9 +24,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("file", "file name", "file path", "path", "clip", "clip id", "clip name"),
     ),
     "caption": ("caption", "captions", "text", "sentence", "sentences", "description", "query"),
-    "start": ("start", "start time", "start s", "start sec", "start seconds", "begin", "from"),
-    "end": ("end", "end time", "end s", "end sec", "end seconds", "stop", "to"),
-    "split": ("split", "subset", "partition", "set"),
+    "start": ("start", "start time", "start s", "start sec", "start seconds", "begin"),
+    "end": ("end", "end time", "end s", "end sec", "end seconds", "stop"),
+    "split": ("split", "subset", "partition"),
 }
 """The columns of a table and the names that a header may give them, in any case; blanks, _, - and () do not count.
 The first name of a column is preferred where a table has several of them."""
@@ -215,8 +216,7 @@ def read_workbook(path: Path) -> OwnTable:
         import openpyxl
     except ImportError as error:
         raise DataError(f"{path}: workbooks need openpyxl: pip install 'teachclip[xlsx]'") from error
-    if not path.is_file():
-        raise DataError(f"{path} cannot be read: {'it is no regular file' if path.exists() else 'No such file'}")
+    require_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())

@@ -42,13 +42,22 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises DataError if it cannot be read, or would block as pipes and devices do."""
+    """Return the content of a file. Raises DataError if it is no regular file or cannot be read."""
+    require_regular(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-            raise DataError(f"{path} is a pipe or a device; give a regular file")
         return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def require_regular(path: Path) -> None:
+    """Raise DataError unless there is a file or folder; a pipe or a device may wait for ever when it is read."""
+    try:
+        mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path} is a pipe or a device; give a regular file")
 
 
 def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:

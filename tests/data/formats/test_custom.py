@@ -1,6 +1,7 @@
 import datetime
 import json
 import math
+import os
 
 import openpyxl
 import pyarrow as pa
@@ -433,3 +434,11 @@ def test_damaged_workbooks_are_named(tmp_path):
         with pytest.raises(DataError, match=r"own\.xlsx cannot be read as an \.xlsx workbook: ") as caught:
             read_bytes(tmp_path, content, "xlsx")
         assert "\n" not in str(caught.value)
+
+
+@each_table
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_refused_at_once(tmp_path, kind):
+    os.mkfifo(tmp_path / f"own.{kind}")
+    with pytest.raises(DataError, match=rf"own\.{kind} is a pipe or a device; give a regular file"):
+        TABLES[kind][1](annotations=tmp_path / f"own.{kind}")
