@@ -271,6 +271,7 @@ class ArrayStore:
     def _map(self, name: str, shard: int) -> np.ndarray:
         """Return one shard of one array, memory-mapped: (rows of the shard, ...)."""
         if (name, shard) not in self._maps:
+            checksums = self._record(shard).checksums
             file = self._files(shard)[list(self.arrays).index(name)]
             try:
                 array = map_npy(file)
@@ -280,7 +281,7 @@ class ArrayStore:
             if array.dtype != np.dtype(self.arrays[name].dtype) or array.shape != shape:
                 raise self._damaged(file, shard, f"it holds {array.dtype} {array.shape}, not {shape}")
             if (name, shard) not in self._whole:
-                if file_hash(file) != self._record(shard).checksums.get(name):
+                if file_hash(file) != checksums.get(name):
                     raise self._damaged(file, shard, "its checksum differs")
                 self._whole.add((name, shard))
             if len(self._maps) >= MAPPED_FILES:
