@@ -159,7 +159,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK)
     with contextlib.ExitStack() as stack:
-        # Some network file systems have no locks, and a folder may be read-only; renames are atomic all the same.
+        # A folder may be read-only (OSError), and filelock raises NotImplementedError on network file systems
+        # without locks; renames are atomic all the same.
         with contextlib.suppress(OSError, NotImplementedError):
             try:
                 lock.acquire(timeout=PATIENCE)

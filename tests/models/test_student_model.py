@@ -118,7 +118,7 @@ def test_all_trainable_parameters_take_part_in_one_distributed_forward(tmp_path:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         model = DistributedDataParallel(student)
-        for _ in range(2):  # the second forward fails if a parameter was left out of the first
+        for _ in range(2):  # the second forward fails if a parameter was not used in the first
             out = model(**batch)
             (out.logits_per_text.diagonal().sum() + out.frame_weights.square().sum()).backward()
     finally:

@@ -12,7 +12,7 @@ MAX_SHOWN = 20
 
 
 class Problems:
-    """Collects what is wrong with a file, so that a user can mend all of it at once."""
+    """Collects what is wrong with a file, so that a user can fix all of it at once."""
 
     def __init__(self) -> None:
         self._shown: list[str] = []

@@ -1,7 +1,7 @@
 """One's own data as subtitles: clip.srt or clip.vtt for clip.mp4, each cue a caption of its seconds.
 
 `annotations` is the folder of the files, searched with its sub-folders, or one file; lists are as in `text_files`. A
-language may follow the name, as in clip.en.srt. Tags are removed, and cues without text are left out.
+language may follow the name, as in clip.en.srt. Tags are removed, and cues without text are skipped.
 
 Nothing is lost unseen: a time that cannot be read, a cue that ends before it begins, and text without a time are
 problems of the file. That is why no library reads them: pysubs2 and webvtt-py leave out such cues silently.

@@ -21,7 +21,7 @@ STRICT = {"err_detect": "explode"}
 """FFmpeg options: report damaged data instead of concealing it with parts of other frames."""
 
 SKIPPABLE = ("h264", "mpeg2video", "mpeg4")
-"""Codecs whose frames that no other frame depends on can be left out, by a mark in the packet itself."""
+"""Codecs whose frames that no other frame depends on can be skipped, by a flag in the packet itself."""
 
 INTRA = 1
 """FFmpeg's AV_PICTURE_TYPE_I: a picture that depends on no other."""
@@ -54,8 +54,8 @@ def decode_packets(
 ) -> Iterator[tuple[int, Any]]:
     """Decode `runs` of packets, ascending. Yields the number of the packet and the frame, in the order of output.
 
-    A run above 0 starts at a keyframe; frames that are stored after it and shown before it are left out. `wanted`:
-    frames outside it that no other frame depends on may be left out, too. Fills `found`. One thread: parallelism
+    A run above 0 starts at a keyframe; frames that are stored after it and shown before it are skipped. `wanted`:
+    frames outside it that no other frame depends on may be skipped, too. Fills `found`. One thread: parallelism
     comes from processes. Raises OSError if the file cannot be opened, and errors of the machine.
     """
     left = list(reversed(runs))

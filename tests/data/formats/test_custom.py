@@ -437,7 +437,6 @@ def test_damaged_workbooks_are_named(tmp_path):
 
 
 @each_table
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
 def test_a_pipe_is_refused_at_once(tmp_path, kind):
     os.mkfifo(tmp_path / f"own.{kind}")
     with pytest.raises(DataError, match=rf"own\.{kind} is a pipe or a device; give a regular file"):

@@ -228,7 +228,7 @@ def test_packets_that_no_frame_needs_are_not_decoded(folder):
     source, found = VideoSource.open(whole(folder, "a.mp4")), Found()
     wanted = source._packets_of([55])
     assert [number for number, _ in decode_packets(str(source.file), source.packets, [Run(50, 58)], found, wanted)]
-    assert min(found.fed) == 50 and len(found.shown) < len(found.fed), "frames that none depends on are left out"
+    assert min(found.fed) == 50 and len(found.shown) < len(found.fed), "frames that none depends on are skipped"
 
 
 @pytest.mark.parametrize("module", ["probe", "decode"])
