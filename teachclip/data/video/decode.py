@@ -105,9 +105,9 @@ class VideoSource:
             raise VideoError(f"frame {max(numbers[-1], most)} of {total} is missing; the file is truncated")
         if facts.interlaced or not self.packets.in_order:
             return self._in_output_order(numbers)
-        frames = self._by_packet(numbers, skip=True)
+        frames = self._by_packet(numbers, only_needed=True)
         if frames is None:
-            frames = self._by_packet(numbers, skip=False)
+            frames = self._by_packet(numbers, only_needed=False)
         return self._in_output_order(numbers) if frames is None else frames
 
     def _packets_of(self, numbers: Sequence[int]) -> list[int]:
@@ -117,17 +117,17 @@ class VideoSource:
         numbered = np.array([number for number in range(len(stamps)) if number not in hidden])
         return numbered[np.argsort(shown)][list(numbers)].tolist()
 
-    def _by_packet(self, numbers: Sequence[int], *, skip: bool) -> np.ndarray | None:
+    def _by_packet(self, numbers: Sequence[int], *, only_needed: bool) -> np.ndarray | None:
         """Decode frames by the time stamps of their packets, uint8 (frames, height, width, 3).
 
-        With `skip`, packets that are not needed are skipped, and anything unusual gives None. Without it None
+        With `only_needed`, packets that are not needed are skipped, and anything unusual gives None. Without it None
         means that the time stamps do not give the order of showing, and a frame that is damaged or missing raises
         VideoError.
         """
         wanted = self._packets_of(numbers)
-        runs = runs_for(self.packets, wanted) if skip else [Run(0, max(wanted) + 1)]
+        runs = runs_for(self.packets, wanted) if only_needed else [Run(0, max(wanted) + 1)]
         found, frames = Found(), dict.fromkeys(wanted)
-        for number, frame in decode_packets(str(self.file), self.packets, runs, found, wanted if skip else None):
+        for number, frame in decode_packets(str(self.file), self.packets, runs, found, wanted if only_needed else None):
             if number in frames and frames[number] is None:
                 frames[number] = self._as_shown(frame)
         bad = damaged(self.packets, found)
@@ -135,7 +135,7 @@ class VideoSource:
         stamps = [self.packets.stamps[number] or 0 for number in found.shown]
         if any(later <= earlier for earlier, later in itertools.pairwise(stamps)) and not found.broken:
             return None
-        if skip and (lost or found.broken or not {run.start for run in runs if run.start} <= found.whole):
+        if only_needed and (lost or found.broken or not {run.start for run in runs if run.start} <= found.whole):
             return None
         if lost:
             raise VideoError(self._what_is_wrong(lost[0], numbers[wanted.index(lost[0])], found))

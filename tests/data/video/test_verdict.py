@@ -218,9 +218,9 @@ def test_damage_reaches_to_the_next_keyframe_and_to_what_is_shown_before_it():
 def test_leaving_out_packets_changes_no_picture(folder):
     for name in ("a.mp4", "a.mkv", "a.webm", "a.mov"):
         source = VideoSource.open(whole(folder, name))
-        every = source._by_packet(list(range(60)), leave_out=False)
+        every = source._by_packet(list(range(60)), only_needed=False)
         for numbers in ([0], [59], [7, 8], [9, 10, 11, 33], list(range(1, 60, 7))):
-            some = source._by_packet(numbers, leave_out=True)
+            some = source._by_packet(numbers, only_needed=True)
             assert some is not None and np.array_equal(some, every[numbers]), (name, numbers)
 
 
