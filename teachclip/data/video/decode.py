@@ -127,7 +127,8 @@ class VideoSource:
         wanted = self._packets_of(numbers)
         runs = runs_for(self.packets, wanted) if only_needed else [Run(0, max(wanted) + 1)]
         found, frames = Found(), dict.fromkeys(wanted)
-        for number, frame in decode_packets(str(self.file), self.packets, runs, found, wanted if only_needed else None):
+        kept = wanted if only_needed else None
+        for number, frame in decode_packets(str(self.file), self.packets, runs, found, kept):
             if number in frames and frames[number] is None:
                 frames[number] = self._as_shown(frame)
         bad = damaged(self.packets, found)
