@@ -74,47 +74,22 @@ def store_tokens(
     with _store_to_make(path, provenance, processes) as done:
         if done is not None:
             return done
-        _write_tokens(
-            path,
-            items=items,
-            encode=encode,
-            provenance=provenance,
-            batch_size=batch_size,
-            rows_per_shard=rows_per_shard,
-            processes=processes,
-            label=label,
-            ahead=ahead,
+        sample = encode(np.arange(1))
+        arrays = {
+            name: ArraySpec(str(tensor.numpy(force=True).dtype), tuple(tensor.shape[1:]))
+            for name, tensor in sample.items()
+        }
+        store = ArrayStore.open_or_create(
+            path, provenance=provenance, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
         )
+        missing = store.missing_shards(processes.index, processes.count)
+        batches = {shard: _batches(store.shard_rows(shard), batch_size) for shard in missing}
+        with ahead(itertools.chain.from_iterable(batches.values())) if ahead else nullcontext():
+            for shard in _bar(missing, label, processes):
+                parts = [encode(rows) for rows in batches[shard]]
+                joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
+                store.write_shard(shard, joined)
     return ArrayStore.open(path, provenance=provenance)
-
-
-def _write_tokens(
-    path: Path,
-    *,
-    items: int,
-    encode: Encode,
-    provenance: Mapping[str, Any],
-    batch_size: int,
-    rows_per_shard: int,
-    processes: Processes,
-    label: str,
-    ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None,
-) -> None:
-    sample = encode(np.arange(1))
-    arrays = {
-        name: ArraySpec(str(tensor.numpy(force=True).dtype), tuple(tensor.shape[1:]))
-        for name, tensor in sample.items()
-    }
-    store = ArrayStore.open_or_create(
-        path, provenance=provenance, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
-    )
-    missing = store.missing_shards(processes.index, processes.count)
-    batches = {shard: _batches(store.shard_rows(shard), batch_size) for shard in missing}
-    with ahead(itertools.chain.from_iterable(batches.values())) if ahead else nullcontext():
-        for shard in _bar(missing, label, processes):
-            parts = [encode(rows) for rows in batches[shard]]
-            joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
-            store.write_shard(shard, joined)
 
 
 def _batches(rows: range, size: int) -> list[np.ndarray]:
@@ -191,29 +166,16 @@ def store_relevance(
     with _store_to_make(path, provenance, processes) as done:
         if done is not None:
             return done
-        _write_relevance(path, compute, captions, videos, provenance, precision, processes, label)
+        arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
+        row_bytes = videos * np.dtype(precision).itemsize
+        rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
+        store = ArrayStore.open_or_create(
+            path, provenance=provenance, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
+        )
+        for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
+            tokens = compute(np.asarray(store.shard_rows(shard)))
+            store.write_shard(shard, {name: array.astype(precision) for name, array in tokens.items()})
     return ArrayStore.open(path, provenance=provenance)
-
-
-def _write_relevance(
-    path: Path,
-    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    captions: int,
-    videos: int,
-    provenance: Mapping[str, Any],
-    precision: str,
-    processes: Processes,
-    label: str,
-) -> None:
-    arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
-    row_bytes = videos * np.dtype(precision).itemsize
-    rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
-    store = ArrayStore.open_or_create(
-        path, provenance=provenance, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
-    )
-    for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
-        tokens = compute(np.asarray(store.shard_rows(shard)))
-        store.write_shard(shard, {name: array.astype(precision) for name, array in tokens.items()})
 
 
 @contextmanager
