@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
-from teachclip.scoring.token_store import store_relevance, store_scorer_tokens
-from teachclip.store.array_store import ArrayStore
+from teachclip.scoring.relevance_store import Compute, store_relevance
+from teachclip.scoring.token_store import store_scorer_tokens
 from teachclip.store.fingerprint import fingerprint_of
+from teachclip.store.row_plan import row_keys
+from teachclip.store.stored_items import StoredItems
 
 SAMPLE = 8
 """Captions whose relevance is computed again to verify a store."""
-
-Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def training_content(work: Workspace) -> dict[str, str]:
@@ -46,28 +46,38 @@ def training_content(work: Workspace) -> dict[str, str]:
     }
 
 
-def teacher_relevance(work: Workspace, handle: TeacherHandle) -> ArrayStore:
-    """Return the relevance of a teacher for the training split; compute or read it if it is not stored yet."""
+def teacher_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems:
+    """Return the relevance of a teacher for the training split; compute or read what is not stored yet."""
     split = work.catalog.train
     options: dict[str, Any] = {
-        "captions": len(split.captions),
-        "videos": len(split.videos) * work.views,
-        "provenance": _provenance(work, handle),
+        "provenance": _common_provenance(work, handle),
         "precision": work.recipe.teaching.precision,
         "label": f"{handle.label} relevance",
     }
     path = work.recipe.stores / work.training_name(f"relevance-{handle.section.folder}")
     if handle.reads_relevance:  # its file is read by one process: it may be large
         compute = _from_file(work, handle)
+        ids = [(caption.id, caption.video_id, caption.text) for caption in split.captions]
+        options |= {"captions": row_keys(ids), "videos": row_keys(video.id for video in split.videos)}
         return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
     texts, videos = _tokens(work, handle)
-    rows = functools.partial(
-        relevance_rows, handle.model, texts, videos, split.caption_videos, views=work.views, device=work.device
+    inputs = work.inputs_for(handle.model, split, work.views)
+    captions, columns = inputs.text_keys(), inputs.video_keys()
+    own = columns.reshape(work.views, -1, columns.shape[1])[:, split.caption_videos]
+    pairs = np.concatenate([captions[None], own]).swapaxes(0, 1)  # frame relevance is of a caption and its video
+    return store_relevance(
+        path,
+        functools.partial(
+            relevance_rows, handle.model, texts, videos, split.caption_videos, views=work.views, device=work.device
+        ),
+        captions=row_keys(pair.tobytes() for pair in pairs),
+        videos=columns,
+        processes=work.processes,
+        **options,
     )
-    return store_relevance(path, rows, processes=work.processes, **options)
 
 
-def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore, *, sample: bool = True) -> list[str]:
+def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *, sample: bool = True) -> list[str]:
     """Check a teacher's stores: every checksum, and a `sample` of rows computed or read again from the start.
 
     No sample is taken where a checksum is wrong: what it is computed from may be at fault.
@@ -96,11 +106,18 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: ArrayStore, *,
 
 def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
     """Return everything that a teacher's relevance for the training split depends on."""
-    teacher, options = handle.model, {"name": handle.section.name, **handle.section.options}
+    if handle.reads_relevance:
+        return {**_common_provenance(work, handle), "split": work.catalog.train.provenance()}
+    return work.provenance(work.catalog.train, handle.model, _options(handle), views=work.views)
+
+
+def _common_provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
+    """Return what a teacher's relevance depends on besides the captions and videos."""
     if not handle.reads_relevance:
-        return work.provenance(work.catalog.train, teacher, options, views=work.views)
+        inputs = work.inputs_for(handle.model, work.catalog.train, work.views)
+        return work.common_provenance(handle.model, _options(handle), inputs, work.views)
     # The content of its files counts, not where they lie.
-    files = teacher.files()
+    files = handle.model.files()
     facts = file_facts(
         [Video(name, path) for name, path in files.items()],
         work.recipe.stores / "score-file-hashes.json",
@@ -108,13 +125,16 @@ def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
     )
     return {
         "model": {
-            "class": type(teacher).__name__,
-            "options": {key: value for key, value in options.items() if key not in files},
+            "class": type(handle.model).__name__,
+            "options": {key: value for key, value in _options(handle).items() if key not in files},
             "files": {name: {"bytes": fact["bytes"], "sha256": fact["sha256"]} for name, fact in facts.items()},
         },
-        "split": work.catalog.train.provenance(),
         "frames": work.recipe.frames.count,
     }
+
+
+def _options(handle: TeacherHandle) -> dict[str, Any]:
+    return {"name": handle.section.name, **handle.section.options}
 
 
 def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
@@ -130,16 +150,26 @@ def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
             log(f"{handle.label}: {line}")
         return relevance
 
-    return lambda rows: opened().rows(rows)  # type: ignore[no-any-return]
+    def rows(
+        captions: np.ndarray, videos: np.ndarray | None = None, *, with_frames: bool = True
+    ) -> Mapping[str, np.ndarray]:
+        values = dict(opened().rows(captions))
+        if videos is not None:
+            values["video_text"] = values["video_text"][:, videos]
+        if not with_frames:
+            values.pop("frame_text", None)
+        return values
+
+    return rows
 
 
-def _tokens(work: Workspace, handle: TeacherHandle) -> tuple[ArrayStore, ArrayStore]:
+def _tokens(work: Workspace, handle: TeacherHandle) -> tuple[StoredItems, StoredItems]:
     """Return the stored tokens of the training texts and videos; compute them if they are not stored yet."""
     return store_scorer_tokens(
         work.recipe.stores / work.training_name(f"tokens-{handle.section.folder}"),
         handle.model,
         work.inputs_for(handle.model, work.catalog.train, work.views),
-        provenance=_provenance(work, handle),
+        provenance=_common_provenance(work, handle),
         batch_size=work.recipe.teaching.batch_size,
         device=work.device,
         processes=work.processes,

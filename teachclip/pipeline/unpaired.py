@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,11 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
     videos = list(train.videos[:1])
     if term.videos is not None:
         videos = _without_held_out(work, find_videos(term.videos))
-        suffix = _name({"videos": [video.id for video in videos]})
         frames = work.recipe.frames.model_copy(update={"temporal_augmentation": 1})
         recipe, every = work.recipe.model_copy(update={"frames": frames}), tuple(videos)
 
         def decode(transform: Any, name: str) -> Any:
-            return build_frames(recipe, work.processes, every, (), transform, f"{name}-{suffix}")
+            return build_frames(recipe, work.processes, every, (), transform, f"{name}-{NAME}")
 
         decoded = decode(work.processor.transform, "frames")
         for video_id, reason in sorted(decoded.failures.items()):
@@ -102,7 +101,7 @@ def check_unpaired(recipe: Recipe) -> None:
         _read_captions(term.captions)
 
 
-def _without_held_out(work: Workspace, files: Mapping[str, Path]) -> list[Video]:
+def _without_held_out(work: Workspace, files: dict[str, Path]) -> list[Video]:
     """Return the unpaired videos but for those whose content is that of a video to validate or test on."""
     held_out = [video for split in _held_out(work) for video in split.videos]
     videos = [Video(f"{NAME}/{name}", path) for name, path in files.items()]
@@ -172,10 +171,4 @@ def _as_split(videos: Sequence[Video], texts: Sequence[str]) -> Split:
     count = max(len(videos), len(texts))
     rows = sorted(range(count), key=lambda row: row % len(videos))
     captions = [Caption(f"{NAME}:{row}", videos[row % len(videos)].id, texts[row % len(texts)]) for row in rows]
-    name = _name({"videos": [video.id for video in videos], "texts": list(texts)})
-    return Split(name, tuple(videos), tuple(captions))
-
-
-def _name(content: Mapping[str, Any]) -> str:
-    """Return the name of a store: other videos or captions, another store."""
-    return f"{NAME}-{fingerprint_of(content)[:8]}"
+    return Split(NAME, tuple(videos), tuple(captions))

@@ -155,15 +155,25 @@ class Workspace:
 
     def provenance(self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
-        how = teacher_traits(model).preprocessing or self.preprocessing
         inputs = self.inputs_for(model, split)
         ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
         token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
+        common = self.common_provenance(model, options, inputs, views)
+        return common | {
+            "split": split.provenance(),
+            "tokens": {**common["tokens"], "sha256": token_hash},
+            "frames": inputs.frames.provenance_of([video.id for video in split.videos], views),
+        }
+
+    def common_provenance(
+        self, model: nn.Module, options: dict[str, Any], inputs: PixelInputs, views: int = 1
+    ) -> dict[str, Any]:
+        """Return what a model's numbers on any text and video of `inputs` depend on besides that text and video."""
+        how = teacher_traits(model).preprocessing or self.preprocessing
         return {
             "model": {"options": options, **self._identity(model)},
-            "split": split.provenance(),
-            "tokens": {"max_tokens": how.max_tokens, "sha256": token_hash},
-            "frames": inputs.frames.provenance_of([video.id for video in split.videos], views),
+            "tokens": {"max_tokens": how.max_tokens},
+            "frames": inputs.frames.provenance(views),
             "normalisation": {"mean": list(how.mean), "std": list(how.std)},
         }
 
@@ -186,11 +196,12 @@ class Workspace:
         scorer = EncoderFeatures(clip).to(self.device).eval()
         name = split.name if views == 1 else self.training_name(split.name)
         folder = self.recipe.stores / f"features-{self._identity(scorer)['weights'][:8]}" / name
+        inputs = self.pixel_inputs(split, views=views)
         texts, videos = store_scorer_tokens(
             folder,
             scorer,
-            self.pixel_inputs(split, views=views),
-            provenance=self.provenance(split, scorer, {}, views),
+            inputs,
+            provenance=self.common_provenance(scorer, {}, inputs, views),
             batch_size=self.recipe.teaching.batch_size,
             device=self.device,
             processes=self.processes,

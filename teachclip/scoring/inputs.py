@@ -24,7 +24,8 @@ from teachclip.data.video.transform import normalize
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
 from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
-from teachclip.store.array_store import ArrayStore
+from teachclip.store.row_plan import row_keys
+from teachclip.store.stored_items import StoredItems
 
 Batch = dict[str, Tensor]
 
@@ -83,6 +84,15 @@ class PixelInputs:
         """Number of videos, each of their views counted."""
         return len(self.frame_rows)
 
+    def text_keys(self) -> np.ndarray:
+        """Return what tells each caption's tokens from any other: uint8 (captions, 16)."""
+        tokens = zip(self.tokenized.input_ids, self.tokenized.lengths.tolist(), strict=True)
+        return row_keys(ids[:length].astype("<i4").tobytes() for ids, length in tokens)
+
+    def video_keys(self) -> np.ndarray:
+        """Return what tells each video's frames from any other: uint8 (videos, 16)."""
+        return self.frames.keys(self.frame_rows)
+
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `input_ids` and `attention_mask`, both (texts, tokens), cut to the longest of these texts."""
         input_ids, attention_mask = self.tokenized.batch(rows)
@@ -98,8 +108,8 @@ class PixelInputs:
 class FeatureInputs:
     """Stored raw features of frozen CLIP encoders; kept in memory, they are small."""
 
-    text_store: ArrayStore
-    video_store: ArrayStore
+    text_store: StoredItems
+    video_store: StoredItems
     text_features: Tensor = field(init=False, repr=False)
     frame_features: Tensor = field(init=False, repr=False)
     frame_mask: Tensor = field(init=False, repr=False)

@@ -11,7 +11,7 @@ from teachclip.errors import DataError
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, select_tokens
 from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.scoring.token_store import read_tokens
-from teachclip.store.array_store import ArrayStore
+from teachclip.store.stored_items import StoredItems
 
 SUM_TOLERANCE = 0.02
 """How far from 1 the frame relevance of a pair may sum: half precision rounds each of its numbers."""
@@ -20,24 +20,28 @@ SUM_TOLERANCE = 0.02
 @torch.no_grad()
 def relevance_rows(
     teacher: Teacher,
-    texts: ArrayStore,
-    videos: ArrayStore,
+    texts: StoredItems,
+    videos: StoredItems,
     caption_videos: np.ndarray,
     rows: np.ndarray,
+    columns: np.ndarray | None = None,
     *,
+    with_frames: bool = True,
     views: int = 1,
     video_block: int = 1024,
     device: torch.device | str,
 ) -> dict[str, np.ndarray]:
     """Return `video_text` (rows, videos) of some captions and, if it is given, `frame_text` (rows, frames), float32.
 
-    `texts` and `videos` are the teacher's token stores. With several `views` there is a column for each view of each
+    `texts` and `videos` are the teacher's stored tokens. `columns`: the videos to score, None: all. `with_frames`:
+    whether `frame_text` is wanted. With several `views` there is a column for each view of each
     video, all of view 0 first, and `frame_text` is (rows, views, frames).
     """
     text_tokens = read_tokens(texts, rows, device)
     blocks = []
-    for start in range(0, videos.rows, video_block):
-        block = read_tokens(videos, slice(start, min(start + video_block, videos.rows)), device)
+    columns = np.arange(videos.rows) if columns is None else columns
+    for start in range(0, len(columns), video_block):
+        block = read_tokens(videos, columns[start : start + video_block], device)
         scores = teacher.score(text_tokens, block).float().cpu()
         expected = len(rows), len(next(iter(block.values())))
         if scores.shape != expected:
@@ -47,7 +51,7 @@ def relevance_rows(
             )
         blocks.append(scores)
     relevance = {"video_text": torch.cat(blocks, dim=1).numpy()}
-    if gives_frame_relevance(teacher):
+    if with_frames and gives_frame_relevance(teacher):
         relevance["frame_text"] = _frame_text(
             teacher,
             text_tokens,
@@ -104,7 +108,7 @@ def recompute(
 
 
 def verify_relevance(
-    store: ArrayStore, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
+    store: StoredItems, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
 ) -> list[str]:
     """Compare stored relevance of captions `rows` and videos `columns` with `again`. Returns a line per difference.
 

@@ -1,6 +1,6 @@
-"""Compute once, keep on disk: tokens of texts and videos, and the teachers' relevance.
+"""Compute once, keep on disk: tokens of texts and videos.
 
-Each function is resumable, may run in several processes at once, and refuses a store made under other provenance.
+It is resumable, may run in several processes at once, and refuses a store made under other provenance.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from tqdm import tqdm
 
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens
-from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, prefetch, to_device
+from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_video_batch, prefetch, to_device
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
+from teachclip.store.manifest import MANIFEST
+from teachclip.store.row_plan import as_bytes
+from teachclip.store.stored_items import StoredItems
 
 Encode = Callable[[np.ndarray], Tokens]
 
@@ -50,65 +53,82 @@ def architecture_hash(module: nn.Module) -> str:
     return fingerprint_of({"parts": parts})
 
 
-TEXTS_PER_SHARD, VIDEOS_PER_SHARD, RELEVANCE_PER_SHARD = 4096, 128, 512
+TEXTS_PER_SHARD, VIDEOS_PER_SHARD = 4096, 128
 """The most rows of a shard, and so the most that a crash loses."""
 
 
 def store_tokens(
     path: Path,
     *,
-    items: int,
+    keys: np.ndarray,
     encode: Encode,
     provenance: Mapping[str, Any],
     batch_size: int,
     rows_per_shard: int,
     processes: Processes,
     label: str,
+    what: str,
     ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None = None,
-) -> ArrayStore:
-    """Encode items 0 to items - 1 into a store with one array per token name. Returns the complete store.
+) -> StoredItems:
+    """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
-    `ahead`, as `prefetch`, gets the rows that `encode` will be asked for. Raises StoreError if the store at `path`
-    was made under other provenance.
+    What the store at `path` holds already is not encoded again. `encode` gets numbers of items. `ahead`, as
+    `prefetch`, gets the items that `encode` will be asked for. `what` are the items, such as videos. Returns all
+    items. Raises StoreError if the store was made under other provenance.
     """
-    with _store_to_make(path, provenance, processes) as done:
+    with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
             return done
-        sample = encode(np.arange(1))
-        arrays = {
-            name: ArraySpec(str(tensor.numpy(force=True).dtype), tuple(tensor.shape[1:]))
-            for name, tensor in sample.items()
-        }
-        store = ArrayStore.open_or_create(
-            path, provenance=provenance, arrays=arrays, rows=items, rows_per_shard=rows_per_shard
+        if (path / MANIFEST).exists():
+            arrays = ArrayStore.open(path, complete=False).arrays
+        else:
+            sample = encode(np.arange(1)).items()
+            arrays = {name: ArraySpec(str(t.numpy(force=True).dtype), tuple(t.shape[1:])) for name, t in sample}
+        store = processes.main_first(
+            lambda: ArrayStore.open_or_create(
+                path, provenance=provenance, arrays=arrays, keys=keys, rows_per_shard=rows_per_shard, what=what
+            )
         )
         missing = store.missing_shards(processes.index, processes.count)
-        batches = {shard: _batches(store.shard_rows(shard), batch_size) for shard in missing}
+        items = items_of_shards(store, keys, missing)
+        batches = {shard: _batches(items[shard], batch_size) for shard in missing}
         with ahead(itertools.chain.from_iterable(batches.values())) if ahead else nullcontext():
-            for shard in _bar(missing, label, processes):
+            for shard in shard_bar(missing, label, processes):
                 parts = [encode(rows) for rows in batches[shard]]
                 joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
                 store.write_shard(shard, joined)
-    return ArrayStore.open(path, provenance=provenance)
+    return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
 
-def _batches(rows: range, size: int) -> list[np.ndarray]:
-    return [np.asarray(rows[start : start + size]) for start in range(0, len(rows), size)]
+def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:
+    """Return which items, by their `keys`, the rows of some shards are of."""
+    number = {key: item for item, key in enumerate(as_bytes(keys))}
+    return {
+        shard: np.array([number[key] for key in as_bytes(store.keys_of(store.shard_rows(shard)))], dtype=np.int64)
+        for shard in shards
+    }
+
+
+def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @torch.no_grad()
 def store_scorer_tokens(
     folder: Path,
     scorer: Scorer,
-    inputs: Inputs,
+    inputs: PixelInputs,
     *,
     provenance: Mapping[str, Any],
     batch_size: int,
     device: torch.device | str,
     processes: Processes,
     label: str,
-) -> tuple[ArrayStore, ArrayStore]:
-    """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`."""
+) -> tuple[StoredItems, StoredItems]:
+    """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`.
+
+    `provenance`: what they depend on besides the texts and videos.
+    """
 
     def encode_texts(rows: np.ndarray) -> Tokens:
         return encode_text_batch(scorer, to_device(inputs.texts(rows), device))
@@ -118,73 +138,58 @@ def store_scorer_tokens(
 
     texts = store_tokens(
         folder / "texts",
-        items=inputs.text_count,
+        keys=inputs.text_keys(),
         encode=encode_texts,
         provenance={**provenance, "of": "texts"},
         batch_size=8 * batch_size,
         rows_per_shard=TEXTS_PER_SHARD,
         processes=processes,
         label=f"{label}: texts",
+        what="captions",
     )
     videos = store_tokens(
         folder / "videos",
-        items=inputs.video_count,
+        keys=inputs.video_keys(),
         encode=encode_videos,
         provenance={**provenance, "of": "videos"},
         batch_size=batch_size,
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",
+        what="videos",
         ahead=functools.partial(prefetch, inputs),
     )
     return texts, videos
 
 
-def read_tokens(store: ArrayStore, rows: slice | np.ndarray, device: torch.device | str) -> Tokens:
+def read_tokens(store: StoredItems, rows: slice | np.ndarray, device: torch.device | str) -> Tokens:
     """Read the tokens of some items from a token store."""
     return {name: torch.from_numpy(np.array(store.read(name, rows))).to(device) for name in store.arrays}
 
 
-def store_relevance(
-    path: Path,
-    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    *,
-    captions: int,
-    videos: int,
-    provenance: Mapping[str, Any],
-    precision: str,
-    processes: Processes,
-    label: str,
-) -> ArrayStore:
-    """Store a teacher's relevance: `video_text` (captions, videos) logits; if given, `frame_text` (captions, frames).
+def complete_items(path: Path, keys: np.ndarray, provenance: Mapping[str, Any]) -> StoredItems | None:
+    """Return the items with these keys from the store at `path`; None if some of them are still to be computed.
 
-    `compute` returns both of some captions by name, as `relevance_rows` does; not called if the store is complete. A
-    row holds all videos: a shard is as many captions as fit into about 64 MB. Raises StoreError on other
-    provenance, or if a logit does not fit into `precision`.
+    Raises StoreError if the store was made under other provenance.
     """
-    provenance = {**provenance, "precision": precision}
-    with _store_to_make(path, provenance, processes) as done:
-        if done is not None:
-            return done
-        arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in compute(np.arange(1)).items()}
-        row_bytes = videos * np.dtype(precision).itemsize
-        rows_per_shard = int(np.clip(2**26 // row_bytes, 1, RELEVANCE_PER_SHARD))
-        store = ArrayStore.open_or_create(
-            path, provenance=provenance, arrays=arrays, rows=captions, rows_per_shard=rows_per_shard
-        )
-        for shard in _bar(store.missing_shards(processes.index, processes.count), label, processes):
-            tokens = compute(np.asarray(store.shard_rows(shard)))
-            store.write_shard(shard, {name: array.astype(precision) for name, array in tokens.items()})
-    return ArrayStore.open(path, provenance=provenance)
+    if not (path / MANIFEST).exists():
+        return None
+    store = ArrayStore.open(path, provenance=provenance, complete=False)
+    return StoredItems.of(store, keys) if store.complete and store.holds(keys).all() else None
 
 
 @contextmanager
-def _store_to_make(path: Path, provenance: Mapping[str, Any], processes: Processes) -> Iterator[ArrayStore | None]:
-    """Give the store at `path` if it is complete, or else None and hold its folder: other runs wait and find it made.
+def to_make(path: Path, look: Callable[[], StoredItems | None], processes: Processes) -> Iterator[StoredItems | None]:
+    """Give what `look` finds, or else None and hold the folder `path`: other runs wait and find it made.
 
-    All processes enter and leave together.
+    All processes enter and leave together, and get the same answer: each looks before any goes on to write.
     """
-    done = complete_store(path, provenance, processes)
+
+    def found_by_all() -> StoredItems | None:
+        found = look()
+        return found if all(processes.gather(found is not None)) else None
+
+    done = found_by_all()
     if done is not None:
         yield done
         return
@@ -192,22 +197,10 @@ def _store_to_make(path: Path, provenance: Mapping[str, Any], processes: Process
         if processes.is_main:
             stack.enter_context(occupied_folder(path, wait=True))
         processes.wait()
-        yield complete_store(path, provenance, processes)
+        yield found_by_all()
         processes.wait()
 
 
-def complete_store(path: Path, provenance: Mapping[str, Any], processes: Processes) -> ArrayStore | None:
-    """Return the store at `path` if it is complete and was made under `provenance`; None if it is still to make.
-
-    All processes get the same answer: each looks before any of them goes on to write. Raises StoreError if the store
-    was made under other provenance.
-    """
-    opened = None
-    if (path / "manifest.json").exists():
-        store = ArrayStore.open(path, provenance=provenance, complete=False)
-        opened = store if store.complete else None
-    return opened if all(processes.gather(opened is not None)) else None
-
-
-def _bar(shards: list[int], label: str, processes: Processes) -> Any:
+def shard_bar(shards: list[int], label: str, processes: Processes) -> Any:
+    """Return the shards, with a progress bar on the main process as they are taken."""
     return tqdm(shards, desc=label, unit="shard", disable=not processes.is_main)

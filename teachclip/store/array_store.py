@@ -12,6 +12,8 @@ A store is a folder. Any program in any language can write one:
     {"format": "teachclip-store", "version": 2,
      "rows": 9000,                       rows of every array, over all shards
      "rows_per_shard": 512,              shard k holds rows k*512 .. (k+1)*512 - 1, the last one the rest
+     "shard_sizes": [512, 88, 12],       optional: the rows of each shard, where they are other ones
+     "keys": {"file": "keys-1f0a.npy", "sha256": "..."},   optional: what each row is of, see below
      "arrays": {"video_text": {"dtype": "float16", "shape": [9000]}},   shape of ONE row, numpy names of types
      "provenance": {...},                all that the numbers depend on, as JSON
      "fingerprint": "...",               optional: sha256 of `provenance` as JSON in UTF-8 with sorted keys,
@@ -25,20 +27,27 @@ A store is a folder. Any program in any language can write one:
      "sha256": {"video_text": "..."},            of each whole `.npy` file
      "failures": {"1540": "..."},                why a row has no value; rows are counted over the whole store
      "notes": {"1541": "..."},                   optional: what to know about a row
+     "keys": "...",                              of a store with keys: sha256 of the keys of its rows
      "store": "...", "seal": "..."}              as in the manifest; optional there and here
 
 Write the arrays under temporary names ending in `.tmp`, flush them to the disk, rename them, and only then write the
 commit record in the same way. So a shard exists or it does not, whenever a writer is killed; several processes may
 write different shards. A shard that exists is never changed: to compute one again, delete its commit record.
 
+A store may have keys: a `.npy` file, uint8 (rows, 16), that says by a hash which item each row is of. Its provenance
+then holds for every row alike. Other items add rows for those that are new, in shards of their own, and change no row
+that is there; an item that left the data keeps its row, which is not read.
+
 Who reads checks the checksum of each file before its first row is used, so that damage is found and never trained on.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +65,11 @@ from teachclip.store.files import (
 )
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 from teachclip.store.manifest import MANIFEST, ArraySpec, CommitRecord, Manifest
+from teachclip.store.row_plan import RowPlan, as_bytes, plan_rows
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
+
+log = logging.getLogger(__name__)
 
 Texts = Mapping[int, str] | None
 MAPPED_FILES = 256  # a mapped file holds a file descriptor, of which a process often has only 1024
@@ -75,12 +87,14 @@ class ArrayStore:
         self.path, self.rows, self.rows_per_shard = manifest.path, manifest.rows, manifest.rows_per_shard
         self.arrays, self.provenance = manifest.arrays, manifest.provenance
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
+        self._starts = manifest.shard_starts()
+        self.keys = manifest.read_keys()  # of all rows, uint8 (rows, 16); None for a store without
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self._records: dict[int, CommitRecord] = {}
         self._whole: set[tuple[str, int]] = set()  # files whose checksum was found right
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(ArrayStore.open, complete=False), (self.path,)  # a worker process maps the files anew
+        return functools.partial(ArrayStore.open, complete=False), (self.path,)  # a worker maps the files anew
 
     @classmethod
     def open_or_create(
@@ -89,20 +103,43 @@ class ArrayStore:
         *,
         provenance: Mapping[str, Any],
         arrays: Mapping[str, ArraySpec],
-        rows: int,
         rows_per_shard: int,
+        rows: int = 0,
+        keys: np.ndarray | None = None,
+        what: str = "rows",
     ) -> ArrayStore:
         """Open the store at `path` for writing, or create it. Several processes may do so at once.
 
-        A store that exists keeps its own `rows_per_shard`. Raises StoreError, naming the difference, if it has
-        another provenance, other arrays or another number of rows.
+        It has `rows` rows, or with `keys`, uint8 (items, 16), a row for each of these items; a store that lacks some
+        gets rows for them, and a log line says how many of `what` are new. A store that exists keeps its own
+        `rows_per_shard` in the shards that it has. Raises StoreError, naming the difference, if it has another
+        provenance, other arrays or, without keys, another number of rows.
         """
         specs = {name: ArraySpec(spec.dtype, tuple(map(int, spec.shape))) for name, spec in arrays.items()}
         wanted = Manifest(Path(path), int(rows), int(rows_per_shard), specs, provenance)
         manifest = wanted.create_or_read()
         manifest.check_provenance(provenance)
-        manifest.check_arrays(wanted.rows, specs)
-        return cls(manifest)
+        manifest.check_arrays(None if keys is not None else wanted.rows, specs)
+        return cls(manifest) if keys is None else cls(manifest)._with_rows_of(keys, int(rows_per_shard), what)
+
+    def _with_rows_of(self, keys: np.ndarray, rows_per_shard: int, what: str) -> ArrayStore:
+        """Return the store with a row for every item; what it lacks is planned, by one process at a time."""
+        if self.keys is None and self.rows:
+            raise StoreError(f"{self.path} does not say what its rows are of; delete the folder and run again")
+        if self._plan(keys, rows_per_shard) is None:
+            return self
+        with locked_folder(self.path):
+            store = ArrayStore(Manifest.read(self.path))
+            plan = store._plan(keys, rows_per_shard)
+            if plan is None:  # another process was faster
+                return store
+            if plan.kept or plan.removed:
+                log.info("%s: %s", self.path, plan.describe(what))
+            return ArrayStore(store._manifest.rewrite(plan.keys, plan.sizes))
+
+    def _plan(self, keys: np.ndarray, rows_per_shard: int) -> RowPlan | None:
+        held = np.empty((0, keys.shape[1]), np.uint8) if self.keys is None else self.keys
+        return plan_rows(held, np.diff(self._starts).tolist(), self.missing_shards(), keys, rows_per_shard)
 
     @classmethod
     def open(
@@ -121,9 +158,24 @@ class ArrayStore:
             raise StoreError(f"{path}: {len(missing)} of {store.shards} shards are missing; run the command again")
         return store
 
-    def with_provenance(self, provenance: Mapping[str, Any]) -> ArrayStore:
-        """Replace the provenance on disk; the caller knows that no stored row depends on the change."""
-        return ArrayStore(self._manifest.rewrite(provenance))
+    def rows_of(self, keys: np.ndarray) -> np.ndarray:
+        """Return the rows of the items with these keys, uint8 (items, 16): (items,) int64, -1 where there is none."""
+        if self.keys is None:
+            return np.full(len(keys), -1)
+        rows = {key: row for row, key in enumerate(as_bytes(self.keys))}
+        return np.array([rows.get(key, -1) for key in as_bytes(keys)], dtype=np.int64)
+
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the keys of some rows, uint8 (rows, 16). Raises StoreError for a store without keys."""
+        if self.keys is None:
+            raise StoreError(f"{self.path} does not say what its rows are of; delete the folder and run again")
+        return self.keys[np.asarray(rows, dtype=np.int64)]
+
+    def holds(self, keys: np.ndarray) -> np.ndarray:
+        """Return which of the items with these keys, uint8 (items, 16), have a row that is written: bool (items,)."""
+        rows = self.rows_of(keys)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        return (rows >= 0) & ~np.isin(shards, self.missing_shards())
 
     @property
     def complete(self) -> bool:
@@ -140,7 +192,11 @@ class ArrayStore:
         """Return the rows of one shard. Raises StoreError if there is no such shard."""
         if not 0 <= shard < self.shards:
             raise StoreError(f"{self.path} has no shard {shard}, only 0 to {self.shards - 1}")
-        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows))
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
+    def shard_of(self, row: int) -> int:
+        """Return the shard that holds a row."""
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def write_shard(
         self, shard: int, arrays: Mapping[str, np.ndarray], *, failures: Texts = None, notes: Texts = None
@@ -160,7 +216,8 @@ class ArrayStore:
             for name, file in zip(self.arrays, files, strict=True):
                 temporary, checksums[name] = write_npy(file, arrays[name])
                 temporaries[temporary] = file
-            content = CommitRecord(shard, self._manifest.store, checksums, failures, notes or {})
+            store, keys = self._manifest.store, self._keys_hash(shard)
+            content = CommitRecord(shard, store, checksums, failures, notes or {}, keys)
             temporary, _ = write_json(record, content.to_json())
             temporaries[temporary] = record
             with locked_folder(self.path):
@@ -196,9 +253,10 @@ class ArrayStore:
             raise StoreError(f"{self.path}: rows {wanted.min()} to {wanted.max()} of {self.rows} do not exist")
         spec = self.arrays[name]
         if wanted.size:  # a manifest may name rows of any size: see that they exist before taking memory for them
-            self._map(name, int(wanted[0]) // self.rows_per_shard)
+            self._map(name, self.shard_of(int(wanted[0])))
         result = np.empty((len(wanted), *spec.shape), spec.dtype)
-        shards, offsets = np.divmod(wanted.astype(np.int64), self.rows_per_shard)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        offsets = wanted.astype(np.int64) - self._starts[shards]
         order = np.argsort(shards, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if wanted.size else []:
             shard = int(shards[places[0]])
@@ -225,6 +283,10 @@ class ArrayStore:
         problems = [f"{self.path}: {len(missing)} of {self.shards} shards are missing"] if missing else []
         present = sorted(set(range(self.shards)) - set(missing))
         strangers = []
+        try:
+            self.keys = self._manifest.read_keys()
+        except StoreError as error:  # which says more than each of its shards could
+            return [*problems, str(error)]
         for shard in present:
             self._forget(shard)
             try:
@@ -261,12 +323,21 @@ class ArrayStore:
 
     def _check_belongs(self, record: CommitRecord, file: Path, shard: int) -> None:
         """Raise StoreError unless a record is of this store and this shard."""
-        if record.shard == shard and record.store == self._manifest.store:
+        keys = self._keys_hash(shard)
+        if record.shard == shard and record.store == self._manifest.store and record.keys == keys:
             return
         del self._records[shard]
         if record.shard != shard:
             raise self._damaged(file, shard, f"it is the record of shard {str(record.shard)[:20]}")
+        if record.store == self._manifest.store:
+            raise self._damaged(file, shard, f"it is of other rows than {MANIFEST} says")
         raise _StrangerError(str(self._damaged(file, shard, f"it is of another store than {MANIFEST}")))
+
+    def _keys_hash(self, shard: int) -> str | None:
+        """Return the sha256 of the keys of a shard's rows; None for a store without keys."""
+        if self.keys is None:
+            return None
+        return hashlib.sha256(self.keys[self._starts[shard] : self._starts[shard + 1]].tobytes()).hexdigest()
 
     def _map(self, name: str, shard: int) -> np.ndarray:
         """Return one shard of one array, memory-mapped: (rows of the shard, ...)."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachclip.errors import StoreError
-from teachclip.store.files import explain_failed_write, locked_folder, read_json, write_atomic
+from teachclip.store.files import (
+    explain_failed_write,
+    file_hash,
+    locked_folder,
+    map_npy,
+    read_json,
+    rename_all,
+    write_atomic,
+    write_npy,
+)
 from teachclip.store.fingerprint import check_seal, describe_difference, fingerprint_of, seal
 
 FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
+
+KEY_BYTES = 16
+"""The length of a row's key: half a sha256 tells any contents apart."""
 
 MOST_SHARDS, MOST_VALUES = 10**6, 10**12
 """The most shards of a store, rows of a store and numbers in a row: more than any disk holds."""
@@ -35,6 +47,8 @@ class Manifest:
     """The content of a `manifest.json`. Raises StoreError for values that no store can have.
 
     `store` is what the commit records of its shards name too; None where another program wrote them without it.
+    `shard_sizes`: rows of each shard, if they are not `rows_per_shard` in all but the last. `keys`: the file with the
+    keys of all rows, and its sha256; None for a store without keys.
     """
 
     path: Path
@@ -43,8 +57,13 @@ class Manifest:
     arrays: Mapping[str, ArraySpec]
     provenance: Mapping[str, Any]
     store: str | None = None
+    shard_sizes: tuple[int, ...] | None = None
+    keys: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        sizes = self.shard_sizes
+        if sizes is not None and (sum(sizes) != self.rows or min(sizes, default=1) < 1):
+            raise StoreError(f"{self.path}: the shards of {self.rows} rows cannot have {sum(sizes)} rows together")
         if not self.arrays or self.rows < 0 or self.rows_per_shard < 1:
             counts = f"{self.rows} rows, {self.rows_per_shard} rows per shard and {len(self.arrays)} arrays"
             raise StoreError(f"{self.path}: a store cannot have {counts}")
@@ -79,7 +98,17 @@ class Manifest:
         try:
             specs = {n: ArraySpec(str(s["dtype"]), tuple(map(int, s["shape"]))) for n, s in content["arrays"].items()}
             rows, per_shard = int(content["rows"]), int(content["rows_per_shard"])
-            manifest = cls(path, rows, per_shard, specs, dict(content["provenance"]), content.get("store"))
+            sizes, keys = content.get("shard_sizes"), content.get("keys")
+            manifest = cls(
+                path,
+                rows,
+                per_shard,
+                specs,
+                dict(content["provenance"]),
+                content.get("store"),
+                None if sizes is None else tuple(map(int, sizes)),
+                None if keys is None else {"file": Path(str(keys["file"])).name, "sha256": str(keys["sha256"])},
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(f"{file} is not the manifest of a store: {repr(error)[:200]}") from error
         if content.get("fingerprint", manifest.fingerprint) != manifest.fingerprint:
@@ -111,15 +140,43 @@ class Manifest:
             raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
         return Manifest.read(self.path)
 
-    def rewrite(self, provenance: Mapping[str, Any]) -> Manifest:
-        """Replace this manifest on disk by one with other provenance and return it."""
-        changed = replace(self, provenance=provenance)
-        data = changed.to_json()
+    def read_keys(self) -> np.ndarray | None:
+        """Return the keys of all rows, uint8 (rows, 16); None for a store without. Raises StoreError on damage."""
+        if self.keys is None:
+            return None
+        file = self.path / self.keys["file"]
         try:
-            with locked_folder(self.path):
-                write_atomic(self.path / MANIFEST, data)
+            keys = map_npy(file)
+            if file_hash(file) != self.keys["sha256"]:
+                raise ValueError("its checksum differs")
+            if keys.dtype != np.uint8 or keys.shape != (self.rows, KEY_BYTES):
+                raise ValueError(f"it holds {keys.dtype} {keys.shape}, not uint8 {(self.rows, KEY_BYTES)}")
+        except ValueError as error:
+            raise StoreError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
+        return np.array(keys)
+
+    def rewrite(self, keys: np.ndarray, shard_sizes: Sequence[int]) -> Manifest:
+        """Replace this manifest on disk by one with other rows, and return it. The caller holds the folder's lock.
+
+        `keys`: of all rows, uint8 (rows, 16). The keys are whole on the disk before the manifest names them.
+        """
+        temporary = None
+        try:
+            temporary, checksum = write_npy(self.path / "keys.npy", keys)
+            file = self.path / f"keys-{checksum[:8]}.npy"
+            rename_all({temporary: file})
+            content = {"file": file.name, "sha256": checksum}
+            changed = replace(self, rows=len(keys), shard_sizes=tuple(shard_sizes), keys=content)
+            write_atomic(self.path / MANIFEST, changed.to_json())
         except OSError as error:
-            raise explain_failed_write(error, self.path, MANIFEST, len(data)) from error
+            raise explain_failed_write(error, self.path, "the keys of the rows", keys.nbytes) from error
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+        current = {file.name, *([self.keys["file"]] if self.keys else [])}  # a run may be about to read the last ones
+        for old in self.path.glob("keys*.npy*"):
+            if old.name not in current:
+                old.unlink(missing_ok=True)
         return Manifest.read(self.path)
 
     def _new_store(self) -> str:
@@ -135,13 +192,21 @@ class Manifest:
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return -(-self.rows // self.rows_per_shard)
+        return len(self.shard_sizes) if self.shard_sizes is not None else -(-self.rows // self.rows_per_shard)
+
+    def shard_starts(self) -> np.ndarray:
+        """Return the first row of each shard, and behind them the number of rows: (shards + 1,) int64."""
+        if self.shard_sizes is not None:
+            return np.concatenate([[0], np.cumsum(self.shard_sizes, dtype=np.int64)])
+        return np.minimum(np.arange(self.shards + 1, dtype=np.int64) * self.rows_per_shard, self.rows)
 
     def to_json(self) -> bytes:
         """Return the content of the file."""
         arrays = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in self.arrays.items()}
         head = {"format": FORMAT, "version": VERSION, "rows": self.rows, "rows_per_shard": self.rows_per_shard}
         head |= {} if self.store is None else {"store": self.store}
+        head |= {} if self.shard_sizes is None else {"shard_sizes": list(self.shard_sizes)}
+        head |= {} if self.keys is None else {"keys": dict(self.keys)}
         body = {**head, "arrays": arrays, "fingerprint": self.fingerprint, "provenance": self.provenance}
         return json.dumps(seal(body), indent=1).encode()
 
@@ -150,9 +215,9 @@ class Manifest:
         if difference := describe_difference(self.provenance, wanted):
             raise StoreError(f"{self.path} has another provenance: {difference}; delete the folder or choose another")
 
-    def check_arrays(self, rows: int, arrays: Mapping[str, ArraySpec]) -> None:
-        """Raise StoreError, naming the difference, unless the store holds `arrays` of `rows` rows."""
-        held, wanted = {"rows": self.rows, **self.arrays}, {"rows": rows, **arrays}
+    def check_arrays(self, rows: int | None, arrays: Mapping[str, ArraySpec]) -> None:
+        """Raise StoreError, naming the difference, unless the store holds `arrays` of `rows` rows (None: of any)."""
+        held, wanted = {"rows": rows if rows is None else self.rows, **self.arrays}, {"rows": rows, **arrays}
         if difference := describe_difference(held, wanted):
             raise StoreError(f"{self.path} holds other arrays: {difference}; delete the folder or choose another")
 
@@ -177,13 +242,17 @@ class Manifest:
 
 
 class CommitRecord(NamedTuple):
-    """The commit record of a shard: sha256 by array, error by failed row, note by row (rows of the whole store)."""
+    """The commit record of a shard: sha256 by array, error by failed row, note by row (rows of the whole store).
+
+    `keys`: the sha256 of the keys of its rows; None for a store without keys.
+    """
 
     shard: int
     store: str | None
     checksums: Mapping[str, str]
     failures: Mapping[int, str]
     notes: Mapping[int, str]
+    keys: str | None = None
 
     @classmethod
     def read(cls, file: Path) -> CommitRecord:
@@ -194,14 +263,16 @@ class CommitRecord(NamedTuple):
             {int(row): str(text) for row, text in texts.items()}
             for texts in (content["failures"], content.get("notes", {}))
         )
-        return cls(int(content["shard"]), content.get("store"), dict(content["sha256"]), failures, notes)
+        checksums = dict(content["sha256"])
+        return cls(int(content["shard"]), content.get("store"), checksums, failures, notes, content.get("keys"))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of the file; the keys `store` and `notes` are absent where there are none."""
+        """Return the content of the file; `store`, `keys` and `notes` are absent where there are none."""
         failures, notes = (
             {str(row): " ".join(str(text).split()) for row, text in sorted(texts.items())}
             for texts in (self.failures, self.notes)
         )
         store = {} if self.store is None else {"store": self.store}
+        store |= {} if self.keys is None else {"keys": self.keys}
         content = {"shard": self.shard, **store, "sha256": dict(self.checksums), "failures": failures}
         return seal({**content, "notes": notes} if notes else content)

@@ -22,6 +22,7 @@ from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
+from teachclip.store.stored_items import StoredItems
 from teachclip.training.frame_sets import FrameSetSampler
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ LOADING_LIMIT = 1800
 """Seconds to wait for a batch of the loading processes before they count as stuck."""
 
 
+RelevanceStore = ArrayStore | StoredItems
+
+
 @dataclass(frozen=True)
 class StoredRelevance:
     """A teacher's stored relevance for the training pairs.
@@ -42,14 +46,14 @@ class StoredRelevance:
     video here, all of view 0 first, and `frame_text` of the store is (captions, views, frames).
     """
 
-    store: ArrayStore
+    store: RelevanceStore
     video_targets: np.ndarray | None = None
     frame_temperature: float = 1.0
 
     @classmethod
     def build(
         cls,
-        store: ArrayStore,
+        store: RelevanceStore,
         split: Split,
         *,
         targets: str,
@@ -99,7 +103,7 @@ class StoredRelevance:
         return torch.from_numpy(video_text), tempered
 
 
-def _columns_of(store: ArrayStore, columns: slice, rows: slice) -> np.ndarray:
+def _columns_of(store: RelevanceStore, columns: slice, rows: slice) -> np.ndarray:
     return store.read("video_text", rows)[:, columns]
 
 

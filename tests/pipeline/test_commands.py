@@ -14,7 +14,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from processes import launch, start
-from runs import assert_same_losses, logged_losses
+from runs import assert_same_losses, logged_losses, relevance_store
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import tiny_student
@@ -22,7 +22,6 @@ from tiny_models import tiny_student
 from teachclip import load_student
 from teachclip.cli import distill, evaluate, export, precompute, train_teacher
 from teachclip.models.checkpoints import save_checkpoint
-from teachclip.store.array_store import ArrayStore
 from teachclip.store.files import OWNER, occupied_folder, write_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -116,10 +115,10 @@ def test_precompute_fills_the_stores_and_verify_finds_a_changed_number(project, 
     recipe = project()
     assert run(precompute.main, recipe, "--verify") == 0
     assert "verified" in capsys.readouterr().err
-    store = ArrayStore.open(project.folder / "stores" / "relevance-xpool")
+    store = relevance_store(project.folder / "stores", "xpool")
     assert store.rows == 16 and store.read("video_text", [0]).shape == (1, 8)
     assert np.allclose(store.read("frame_text", slice(None)).astype(np.float32).sum(axis=1), 1, atol=2e-3)
-    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    path = next((project.folder / "stores" / "relevance-xpool").glob("*/video_text-*.npy"))
     content = bytearray(path.read_bytes())
     content[-3] ^= 0xFF
     path.write_bytes(content)
@@ -132,7 +131,6 @@ def test_precompute_fills_the_stores_and_verify_finds_a_changed_number(project, 
     [
         ({"text": {"max_tokens": 6}}, "tokens.max_tokens"),
         ({"frames": {"sampling": "per_second"}}, "sampling.kind"),
-        ({"data": {"validation": {"videos": 4}}}, "split"),
         ({"teaching": {"precision": "float32"}}, "precision"),
     ],
 )
@@ -253,16 +251,20 @@ def test_two_launched_processes_store_and_train_as_one_does(project):
             assert run(distill.main, recipe) == 0
         else:
             accelerate_launch(ROOT / "tools" / "distill.py", recipe)
-    assert len(list((project.folder / "2" / "stores" / "relevance-xpool").glob("shard-*.json"))) == 4
+    assert len(list((project.folder / "2" / "stores" / "relevance-xpool").glob("*/shard-*.json"))) == 4
     for name in ("video_text", "frame_text"):
-        one, two = (ArrayStore.open(project.folder / n / "stores" / "relevance-xpool") for n in "12")
+        one, two = (relevance_store(project.folder / n / "stores", "xpool") for n in "12")
         assert np.array_equal(one.read(name, slice(None)), two.read(name, slice(None)))
     assert_same_losses(*(logged_losses(project.folder / n / "run") for n in "12"), steps=4)
 
 
 def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, monkeypatch):
-    for name, rows in {"TEXTS": 5, "VIDEOS": 3, "RELEVANCE": 4}.items():
-        monkeypatch.setattr(f"teachclip.scoring.token_store.{name}_PER_SHARD", rows)
+    for name, rows in {
+        "token_store.TEXTS_PER": 2,
+        "token_store.VIDEOS_PER": 2,
+        "relevance_store.ROWS_PER": 4,
+    }.items():
+        monkeypatch.setattr(f"teachclip.scoring.{name}_SHARD", rows)
     whole = project("whole.yaml", stores=str(project.folder / "whole"))
     assert run(precompute.main, whole) == 0
     killed = project("killed.yaml", stores=str(project.folder / "killed"))
@@ -291,8 +293,9 @@ def test_killed_at_random_moments_precompute_ends_in_the_same_store(project, mon
 SLOW_PRECOMPUTE = """
 import sys, time
 import teachclip.store.array_store as store
-import teachclip.scoring.token_store as precompute
-precompute.TEXTS_PER_SHARD, precompute.VIDEOS_PER_SHARD, precompute.RELEVANCE_PER_SHARD = 5, 3, 4
+import teachclip.scoring.relevance_store as relevance
+import teachclip.scoring.token_store as tokens
+tokens.TEXTS_PER_SHARD, tokens.VIDEOS_PER_SHARD, relevance.ROWS_PER_SHARD = 2, 2, 4
 write = store.ArrayStore.write_shard
 def slow(self, *arguments, **options):
     time.sleep(0.2)
@@ -367,7 +370,7 @@ def test_zeroed_frames_are_named_and_not_the_relevance_computed_from_them(projec
 
 def test_a_student_is_not_trained_on_relevance_that_was_changed(project, capsys):
     recipe = project()
-    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    path = next((project.folder / "stores" / "relevance-xpool").glob("*/video_text-*.npy"))
     np.save(path, np.zeros_like(np.load(path)))
     assert run(distill.main, recipe) == 2
     assert f"error: {path} is damaged (its checksum differs)" in capsys.readouterr().err
@@ -434,7 +437,7 @@ def test_what_is_wrong_is_said_before_anything_is_decoded(project, capsys):
 def test_an_error_in_a_loader_process_is_one_line(project, capsys):
     recipe = project(train={"workers": 1})
     assert run(precompute.main, recipe) == 0
-    path = next((project.folder / "stores" / "relevance-xpool").glob("video_text-*.npy"))
+    path = next((project.folder / "stores" / "relevance-xpool").glob("*/video_text-*.npy"))
     path.write_bytes(path.read_bytes()[:150])
     capsys.readouterr()
     assert run(distill.main, recipe) == 2

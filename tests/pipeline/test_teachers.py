@@ -9,14 +9,13 @@ import pytest
 import torch
 from other_teachers import Pixels
 from processes import launch
-from runs import assert_same_losses
+from runs import assert_same_losses, relevance_store
 from runs import logged_losses as losses
 from tiny_models import FRAMES, tiny_clip
 
 from teachclip.cli import distill, evaluate, import_relevance, precompute
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.recipe.schema import Teacher
-from teachclip.store.array_store import ArrayStore
 from teachers.xclip import XCLIP
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +109,7 @@ def test_two_processes_store_and_train_with_every_kind_as_one_does(project, kind
             done = launch(count, tool, recipe, paths=(ROOT / "tests" / "support", ROOT))
             assert done.returncode == 0, done.stderr
     for label in kinds:
-        one, two = (ArrayStore.open(project.folder / n / "stores" / f"relevance-{label}") for n in "12")
+        one, two = (relevance_store(project.folder / n / "stores", label) for n in "12")
         assert np.array_equal(one.read("video_text", slice(None)), two.read("video_text", slice(None)))
     assert_same_losses(*(losses(project.folder / n / "run") for n in "12"), steps=4)
 
@@ -155,7 +154,7 @@ def test_another_frame_temperature_needs_no_other_store(project, capsys):
         )
         assert run(distill.main, recipe) == 0
         store = project.folder / "stores" / "relevance-xpool"
-        found[temperature] = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+        found[temperature] = {path: path.stat().st_mtime_ns for path in store.rglob("*-0*")}
     assert found[1.0] == found[0.05]
     plain, sharp = (losses(project.folder / name) for name in ("1.0", "0.05"))
     assert plain[0, 1] == sharp[0, 1] and plain[-1, 2] != sharp[-1, 2]
@@ -165,7 +164,7 @@ def test_verify_recomputes_from_a_teachers_own_inputs_and_from_files(project, ki
     recipe = project(teachers=list(kinds.values()))
     assert run(precompute.main, recipe, "--verify") == 0
     assert "verified" in capsys.readouterr().err
-    provenance = ArrayStore.open(project.folder / "stores" / "relevance-pixels").provenance
+    provenance = relevance_store(project.folder / "stores", "pixels").provenance
     assert provenance["tokens"]["max_tokens"] == 6 and provenance["normalisation"]["mean"] == [0.4] * 3
     assert provenance["frames"]["size"] == 16 and "stretched" in provenance["frames"]["transform"]
     assert run(precompute.main, recipe, "teachers.3.options.max_tokens=4") == 2
@@ -223,7 +222,7 @@ def test_import_writes_the_store_that_distill_reads(project, kinds, capsys):
     assert run(import_relevance.main, recipe, "--teacher", "file", top) == 0
     message = capsys.readouterr().err
     assert "48 of 128 pairs are listed" in message and f"teachers.0.checkpoint={top}" in message
-    store = ArrayStore.open(project.folder / "stores" / "relevance-file")
+    store = relevance_store(project.folder / "stores", "file")
     found = store.read("video_text", slice(None))
     assert found.shape == (16, 8) and [len(set(row)) for row in found.tolist()] == [3] * 16
     assert run(distill.main, recipe) == 2  # the recipe names another file

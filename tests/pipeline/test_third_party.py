@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from processes import start
+from runs import relevance_store
 
 from teachclip.models.clip import load_clip
 from teachclip.models.mean_pooling import MeanPooling
-from teachclip.store.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(__file__).parents[1] / "support" / "mean_teacher"
@@ -44,7 +44,7 @@ def test_an_installed_package_teaches_under_its_own_name(project, installed):
     assert "| mean | test | text to video |" in done.stdout
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert results["test"]["videos"] == 3
-    store = ArrayStore.open(project.folder / "stores" / "relevance-mean")
+    store = relevance_store(project.folder / "stores", "mean")
     np.testing.assert_allclose(store.read("frame_text", slice(None)).astype(np.float32).sum(axis=1), 1, atol=2e-3)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from teachclip.processes import Processes
 from teachclip.scoring.token_store import store_tokens
+from teachclip.store.row_plan import row_keys
 
 
 def test_a_second_run_waits_for_the_store_that_another_makes_and_computes_nothing(tmp_path, monkeypatch, caplog):
@@ -26,13 +27,14 @@ def test_a_second_run_waits_for_the_store_that_another_makes_and_computes_nothin
 
         return store_tokens(
             tmp_path / "s",
-            items=6,
+            keys=row_keys(range(6)),
             encode=encode,
             provenance={"model": 1},
             batch_size=2,
             rows_per_shard=4,
             processes=Processes(),
             label="tokens",
+            what="videos",
         )
 
     first = threading.Thread(target=make, args=("first",))

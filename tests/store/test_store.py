@@ -401,16 +401,6 @@ def test_notes_are_kept_with_rows_that_can_be_read(tmp_path):
     assert "notes" not in records[0] and set(records[1]) == {*records[0], "notes"}
 
 
-def test_the_provenance_of_a_store_can_be_replaced(tmp_path):
-    store = fill(make(tmp_path / "s"))
-    wanted = {**store.provenance, "files": ["another"]}
-    replaced = store.with_provenance(wanted)
-    assert replaced.provenance == wanted and replaced.read("count", [5]).tolist() == [5]
-    assert ArrayStore.open(tmp_path / "s", provenance=wanted).fingerprint == replaced.fingerprint
-    with pytest.raises(StoreError, match="files"):
-        ArrayStore.open(tmp_path / "s", provenance=store.provenance)
-
-
 def test_processes_share_the_shards_whatever_is_done_already(tmp_path):
     store = make(tmp_path / "s", rows=40)
     mine = [store.missing_shards(index, 3) for index in range(3)]

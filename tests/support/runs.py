@@ -1,4 +1,4 @@
-"""Compare the losses that runs wrote into their logs."""
+"""What runs wrote: the losses of their logs, and their stores of relevance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+
+from teachclip.store.array_store import ArrayStore
 
 TERMS = ("loss", "video_text", "frame_text")
 
@@ -26,3 +28,9 @@ def assert_same_losses(one: np.ndarray, other: np.ndarray, steps: int) -> None:
     assert len(one) == len(other) == steps
     np.testing.assert_allclose(other[0], one[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(other[1:], one[1:], rtol=2e-4, atol=2e-4)
+
+
+def relevance_store(stores: Path, name: str) -> ArrayStore:
+    """Open the only store of a teacher's relevance below the folder `stores`."""
+    (manifest,) = (stores / f"relevance-{name}").glob("*/manifest.json")
+    return ArrayStore.open(manifest.parent)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from teachclip.data.annotations.files import file_stamp
 from teachclip.data.annotations.records import Video
-from teachclip.data.frames.store import with_names
+from teachclip.data.frames.store import video_keys, with_names
 from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
 from teachclip.errors import DataError
 
@@ -58,6 +58,17 @@ class LiveFrames:
         facts = self.facts if views == 1 else with_names(self.facts, self.videos)
         videos = {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}
         provenance = {**self.decoding.provenance(augmented=views > 1), "videos": videos}
+        return provenance if views == 1 else {**provenance, "views": views}
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Return what tells the content of these rows from any other: uint8 (rows, 16), as of stored frames."""
+        views, videos = np.divmod(np.asarray(rows), len(self.videos))
+        keys = [video_keys(self.videos, self.facts, view) for view in range(int(views.max(initial=0)) + 1)]
+        return np.stack(keys)[views, videos]
+
+    def provenance(self, views: int = 1) -> dict[str, Any]:
+        """Return what the frames of all videos depend on, whatever the videos are: the same as for stored frames."""
+        provenance = self.decoding.provenance(augmented=views > 1)
         return provenance if views == 1 else {**provenance, "views": views}
 
     def read(self, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:

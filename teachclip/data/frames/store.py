@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,49 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from teachclip.data.annotations.catalog import SHOWN
 from teachclip.data.annotations.files import UNREADABLE, file_facts
 from teachclip.data.annotations.records import Video
 from teachclip.data.video.workers import CHANGED, TRANSIENT, Decoded, Decoding, Failure, is_transient
 from teachclip.errors import DataError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import MANIFEST
+from teachclip.store.row_plan import as_bytes, row_keys
 
 SHARD_BYTES, SHARD_ROWS = 1 << 28, 256
 """The largest shard, and so the most that a crash loses."""
+
+log = logging.getLogger(__name__)
 
 NO_FRAMES = "no frame of it can be decoded"
 """Note on a failed row of a video that `on_error=use_decodable` could not save either: it is not tried again."""
 
 
 class FrameStore:
-    """Decoded frames of some videos; row i is `videos[i]`.
+    """Decoded frames of some videos. The store may hold more rows: of videos that left the data, or came since.
 
     Videos that could only be decoded in part are in `partially_decoded`, or with `on_error="skip"` in `failures`.
     """
 
-    def __init__(self, store: ArrayStore, videos: Sequence[Video], *, on_error: str = "skip"):
+    def __init__(
+        self, store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], keys: np.ndarray, *, on_error: str
+    ):
+        """`facts`: of the files of these videos, by id. `keys`: of their rows, as `video_keys` returns them."""
         self.store = store
         self.videos = tuple(videos)
+        self.facts = facts
         self.on_error = on_error
-
-    @classmethod
-    def open(cls, path: str | Path, videos: Sequence[Video], *, on_error: str = "skip") -> FrameStore:
-        """Open a complete store for reading; the files of `videos` are not checked for changes.
-
-        Raises StoreError if it is incomplete or holds other videos.
-        """
-        store = ArrayStore.open(path)
-        held = store.provenance.get("videos", {})
-        if {video.id: row for row, video in enumerate(videos)} != {key: fact["row"] for key, fact in held.items()}:
-            raise StoreError(f"{path} holds {len(held)} videos, not the {len(videos)} requested ones in their order")
-        return cls(store, videos, on_error=on_error)
+        self._rows = dict(zip((video.id for video in videos), store.rows_of(keys).tolist(), strict=True))
 
     @functools.cached_property
     def failures(self) -> dict[str, str]:
         """The errors of videos without frames, by video id."""
-        return {self.videos[row].id: error for row, error in sorted(self._failed.items())}
+        return {key: self._failed[row] for key, row in self._rows.items() if row in self._failed}
 
     @functools.cached_property
     def partially_decoded(self) -> dict[str, str]:
         """The errors of videos of which only some frames could be decoded, by video id."""
-        rows = sorted(self.store.notes().items())
-        return {self.videos[row].id: error for row, error in rows if row not in self._failed}
+        notes = self.store.notes()
+        return {key: notes[row] for key, row in self._rows.items() if row in notes and row not in self._failed}
 
     @functools.cached_property
     def _failed(self) -> dict[int, str]:
@@ -78,10 +73,6 @@ class FrameStore:
         except KeyError as error:
             raise StoreError(f"{self.store.path} has no frames of video {error.args[0]!r}") from error
 
-    @functools.cached_property
-    def _rows(self) -> dict[str, int]:
-        return {video.id: row for row, video in enumerate(self.videos)}
-
     def read(self, rows: Sequence[int] | np.ndarray | slice) -> tuple[Tensor, Tensor]:
         """Return uint8 (videos, frames, 3, size, size) and the frame mask, bool (videos, frames).
 
@@ -90,7 +81,7 @@ class FrameStore:
         """
         frames = torch.from_numpy(self.store.read("frames", rows))
         if self._failed:
-            numbers = np.arange(len(self.videos))[rows].tolist()
+            numbers = np.arange(self.store.rows)[rows].tolist()
             if failed := [row for row in numbers if row in self._failed]:
                 raise StoreError(f"{self.store.path}: row {failed[0]} is a damaged video: {self._failed[failed[0]]}")
         counts = torch.from_numpy(self.store.read("frame_count", rows))
@@ -98,9 +89,13 @@ class FrameStore:
 
     def provenance_of(self, video_ids: Iterable[str]) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
-        facts = self.store.provenance["videos"]
-        shared = {key: value for key, value in self.store.provenance.items() if key != "videos"}
+        facts = with_names(self.facts, self.videos) if "view" in self.store.provenance else self.facts
+        shared = self.store.provenance
         return {**shared, "videos": {key: {**facts[key], "row": row} for row, key in enumerate(video_ids)}}
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Return what tells the content of these rows from any other: uint8 (rows, 16)."""
+        return self.store.keys_of(rows)
 
 
 def build_frame_store(
@@ -119,49 +114,58 @@ def build_frame_store(
 
     A file that cannot be read, takes too long or kills its process is in `FrameStore.failures`; it never stops the
     run. Finished shards are kept, so that a second run continues where the first one stopped. A second run also
-    retries videos that took too long or killed their process, and failed videos whose file has been replaced.
-    A complete store may hold more videos: those that have been removed from the annotations since.
-    Several runs at once are safe, but each does all the work.
+    retries videos that took too long or killed their process. Rows are keyed by content: a video that is new, or
+    whose file was replaced, is decoded alone, one that left the data keeps its row, which is not used. Several runs
+    at once are safe, but each does all the work.
 
-    Raises StoreError, naming the difference, if `path` holds other videos, another sampling or size, if it holds
-    frames of a file that has changed since, or if the missing frames do not fit on the disk. Raises DataError without
-    videos.
+    Raises StoreError, naming the difference, if `path` holds frames of another sampling or size, or if the missing
+    frames do not fit on the disk. Raises DataError without videos.
     """
     videos, path = tuple(videos), Path(path)
     if not videos:
         raise DataError(f"{path}: there are no videos to decode")
     hashes = Path(hashes or path / "file-hashes.json")
     facts = file_facts(videos, hashes, progress=progress, time_limit=decoding.time_limit)
-    requested = facts.keys()
-    videos, facts = _with_held(path, videos, facts)
-    facts = with_names(facts, videos) if view else facts
+    keys = video_keys(videos, facts, view)
     row_bytes = bytes_per_video(decoding)
     what = f"{len(videos):,} videos x {decoding.sampling.count} frames x {decoding.transform.size}^2"
-    check_space(path, what, need=row_bytes * rows_to_write(path, len(videos)), whole=row_bytes * len(videos))
-    store = _open(path, videos, facts, decoding, view)
-    todo = rows_to_decode(store, videos, facts, decoding.on_error, requested)
-    if todo:
-        rows = [row for shard in todo.values() for row in shard]
+    check_space(path, what, need=row_bytes * rows_to_write(path, keys), whole=row_bytes * len(videos))
+    store = _open(path, keys, decoding, view)
+    if todo := rows_to_decode(store, keys, decoding.on_error):
+        by_key = dict(zip(as_bytes(keys), videos, strict=True))
+        shards = {shard: [by_key[key] for key in as_bytes(store.keys_of(rows))] for shard, rows in todo.items()}
+        count = sum(map(len, shards.values()))
         bar = tqdm(
-            total=len(videos), initial=len(videos) - len(rows), desc="decode", unit="video", disable=not progress
+            total=len(videos), initial=max(0, len(videos) - count), desc="decode", unit="video", disable=not progress
         )
         missing = store.missing_shards()
-        outcomes = decoding.run((videos[row], view) for row in rows)
+        outcomes = decoding.run((video, view) for of_shard in shards.values() for video in of_shard)
         with bar, contextlib.closing(outcomes):
-            for shard, places in todo.items():
-                counted = itertools.islice(_counted(outcomes, bar), len(places))
-                outcomes_by_row = dict(zip(places, counted, strict=True))
-                read = [videos[row] for row in places]
-                now = file_facts(read, hashes, progress=False, time_limit=decoding.time_limit)
-                outcomes_by_row |= {
-                    row: unlike_its_hash(facts[video.id], now[video.id], outcomes_by_row[row])
-                    for row, video in zip(places, read, strict=True)
-                }
-                changed = {videos[row].id: facts[videos[row].id] for row in places}
-                store = _write_shard(
-                    store, shard, outcomes_by_row, changed, on_error=decoding.on_error, redo=shard not in missing
-                )
-    return FrameStore(store, videos, on_error=decoding.on_error)
+            for shard, of_shard in shards.items():
+                decoded = list(itertools.islice(_counted(outcomes, bar), len(of_shard)))
+                now = file_facts(of_shard, hashes, progress=False, time_limit=decoding.time_limit)
+                checked = [
+                    unlike_its_hash(facts[video.id], now[video.id], outcome)
+                    for video, outcome in zip(of_shard, decoded, strict=True)
+                ]
+                outcomes_by_row = dict(zip(todo[shard], checked, strict=True))
+                _write_shard(store, shard, outcomes_by_row, on_error=decoding.on_error, redo=shard not in missing)
+    return FrameStore(store, videos, facts, keys, on_error=decoding.on_error)
+
+
+def video_keys(videos: Iterable[Video], facts: Mapping[str, Any], view: int = 0) -> np.ndarray:
+    """Return the keys of the rows of some videos, uint8 (videos, 16): of the content of the file, and the segment.
+
+    `facts`: of their files, by id. Videos of equal content have one key, but a file that cannot be read has none to
+    compare, so its id tells it from others. An augmented `view` depends on the name of the file too.
+    """
+
+    def content(video: Video) -> dict[str, Any]:
+        known = {name: value for name, value in facts[video.id].items() if name != "row"}
+        augmented = {"name": video.path.name, "view": view} if view else {}
+        return known | augmented | ({"id": video.id} if known["sha256"] == UNREADABLE else {})
+
+    return row_keys(map(content, videos))
 
 
 def unlike_its_hash(
@@ -185,50 +189,20 @@ def with_names(facts: Mapping[str, Any], videos: Iterable[Video]) -> dict[str, A
     return {video.id: {"name": video.path.name, **facts[video.id]} for video in videos}
 
 
-def _with_held(
-    path: Path, videos: Sequence[Video], facts: dict[str, dict[str, Any]]
-) -> tuple[tuple[Video, ...], dict[str, dict[str, Any]]]:
-    """Return the videos and facts of the complete store at `path` if it holds all `videos`, and maybe more.
-
-    So a video may be removed from the annotations without decoding the others again. Otherwise returns the arguments.
-    """
-    if not (path / MANIFEST).exists():
-        return tuple(videos), facts
-    store = ArrayStore.open(path, complete=False)
-    held: dict[str, dict[str, Any]] = store.provenance.get("videos", {})
-    span = ("start", "end")
-    if not store.complete or not all(
-        key in held and all(fact.get(name) == held[key].get(name) for name in span) for key, fact in facts.items()
-    ):
-        return tuple(videos), facts
-    videos_by_id = {video.id: video for video in videos}
-    order = sorted(held, key=lambda key: held[key]["row"])
-    both = {key: {**facts[key], "row": held[key]["row"]} if key in facts else held[key] for key in order}
-    return tuple(videos_by_id.get(key, Video(key, Path(key))) for key in order), both
-
-
 def bytes_per_video(decoding: Decoding) -> int:
     """Return the bytes of a row: its frames and their number."""
     return math.prod(decoding.shape) + 2
 
 
-def _open(path: Path, videos: Sequence[Video], facts: Mapping[str, Any], decoding: Decoding, view: int) -> ArrayStore:
-    """Open or create the store. Only changed files are accepted here; any other difference raises StoreError."""
-    held: Mapping[str, Any] = {}
-    if (path / MANIFEST).exists():
-        held = ArrayStore.open(path, complete=False).provenance.get("videos", {})
-    content = ("bytes", "sha256")
-    as_held = {key: fact | {name: held.get(key, fact)[name] for name in content} for key, fact in facts.items()}
+def _open(path: Path, keys: np.ndarray, decoding: Decoding, view: int) -> ArrayStore:
+    """Open or create the store, with a row for each of `keys`. Raises StoreError for one of other provenance."""
     return ArrayStore.open_or_create(
         path,
-        provenance={
-            **decoding.provenance(augmented=view > 0),
-            **({"view": view} if view else {}),
-            "videos": as_held,
-        },
+        provenance={**decoding.provenance(augmented=view > 0), **({"view": view} if view else {})},
         arrays={"frames": ArraySpec("uint8", decoding.shape), "frame_count": ArraySpec("int16", ())},
-        rows=len(videos),
+        keys=keys,
         rows_per_shard=min(SHARD_ROWS, max(1, SHARD_BYTES // math.prod(decoding.shape))),
+        what="videos",
     )
 
 
@@ -243,15 +217,13 @@ def _write_shard(
     store: ArrayStore,
     shard: int,
     outcomes: Mapping[int, Decoded | Failure],
-    facts: Mapping[str, Any],
     *,
     on_error: str,
     redo: bool,
-) -> ArrayStore:
+) -> None:
     """Write the `outcomes` by row of one shard; `redo` replaces an existing shard and keeps its other rows.
 
-    `facts`: of the files of these videos, by video id; they enter the provenance of the store, which is returned. A
-    crash here loses this shard only.
+    A crash here loses this shard only.
     """
     rows = store.shard_rows(shard)
     arrays = {name: np.zeros((len(rows), *spec.shape), spec.dtype) for name, spec in store.arrays.items()}
@@ -276,67 +248,28 @@ def _write_shard(
             notes[row] = outcome.error
     if redo:
         store.discard(shard)
-    held = store.provenance["videos"]
-    if any(held[key] != fact for key, fact in facts.items()):
-        store = store.with_provenance({**store.provenance, "videos": {**held, **facts}})
     store.write_shard(shard, arrays, failures=failures, notes=notes)
-    return store
 
 
-def rows_to_decode(
-    store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any], on_error: str, requested: Collection[str]
-) -> dict[int, list[int]]:
-    """Return the rows to decode by shard: missing ones, and failed `requested` videos that are worth a retry.
-
-    Raises StoreError if files have changed whose frames are in the store, naming them.
-    """
-    held = store.provenance["videos"]
-    changed = {fact["row"] for key, fact in facts.items() if fact != held[key]}
-    missing, failures, notes = store.missing_shards(), store.failures(), store.notes()
-    stale = [
-        row for row in sorted(changed) if row // store.rows_per_shard not in missing and row not in failures | notes
-    ]
-    if stale:
-        raise _stale(store, [videos[row] for row in stale], facts)
-    retried = {row for row in failures | notes if row in changed}
-    retried |= {row for row, error in failures.items() if is_transient(error)}
+def rows_to_decode(store: ArrayStore, keys: np.ndarray, on_error: str) -> dict[int, list[int]]:
+    """Return the rows to decode by shard: missing ones, and failed ones of `keys` that are worth a retry."""
+    failures, notes = store.failures(), store.notes()
+    retried = {row for row, error in failures.items() if is_transient(error)}
     if on_error == "use_decodable":
         retried |= failures.keys() - notes.keys()
-    retried &= {fact["row"] for key, fact in facts.items() if key in requested}
-    todo = {shard: list(store.shard_rows(shard)) for shard in missing}
+    retried &= set(store.rows_of(keys).tolist())
+    todo = {shard: list(store.shard_rows(shard)) for shard in store.missing_shards()}
     for row in sorted(retried):
-        todo.setdefault(row // store.rows_per_shard, []).append(row)
+        todo.setdefault(store.shard_of(row), []).append(row)
     return dict(sorted(todo.items()))
 
 
-def _stale(store: ArrayStore, videos: Sequence[Video], facts: Mapping[str, Any]) -> StoreError:
-    """Return the error for stored frames whose files have changed since they were decoded."""
-
-    def described(video: Video) -> str:
-        held, now = store.provenance["videos"][video.id], facts[video.id]
-        if now["sha256"] == UNREADABLE:
-            return f"{video.id} ({video.path} cannot be read now)"
-        if held["bytes"] != now["bytes"]:
-            return f"{video.id} ({video.path}: {held['bytes']:,} bytes then, {now['bytes']:,} now)"
-        return f"{video.id} ({video.path}: other content of the same size)"
-
-    more = f" and {len(videos) - SHOWN} more" if len(videos) > SHOWN else ""
-    return StoreError(
-        f"{store.path} holds frames of {len(videos)} videos whose files have changed since they were decoded: "
-        f"{', '.join(map(described, videos[:SHOWN]))}{more}; restore the files, delete {store.path} to "
-        "decode all again, or choose another folder (stores)"
-    )
-
-
-log = logging.getLogger(__name__)
-
-
-def rows_to_write(path: Path, rows: int) -> int:
-    """Return how many of the `rows` of a store are still to be written. Raises StoreError for a damaged manifest."""
+def rows_to_write(path: Path, keys: np.ndarray) -> int:
+    """Return how many rows the store at `path` lacks of `keys`, (videos, 16). Raises StoreError if it is damaged."""
+    wanted = np.unique(keys, axis=0)
     if not (path / MANIFEST).exists():
-        return rows
-    store = ArrayStore.open(path, complete=False)
-    return sum(len(store.shard_rows(shard)) for shard in store.missing_shards())
+        return len(wanted)
+    return int((~ArrayStore.open(path, complete=False).holds(wanted)).sum())
 
 
 def check_space(path: Path, what: str, *, need: int, whole: int) -> None:

@@ -11,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachclip.data.annotations.files import file_facts
 from teachclip.data.annotations.records import Video
-from teachclip.data.frames.store import FrameStore, build_frame_store, bytes_per_video, check_space, rows_to_write
+from teachclip.data.frames.store import (
+    FrameStore,
+    build_frame_store,
+    bytes_per_video,
+    check_space,
+    rows_to_write,
+    video_keys,
+)
 from teachclip.data.video.workers import Decoding
+from teachclip.store.manifest import KEY_BYTES
 
 
 class Frames(Protocol):
@@ -36,6 +45,12 @@ class Frames(Protocol):
     def provenance_of(self, video_ids: Sequence[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
 
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Return what tells the content of these rows from any other: uint8 (rows, 16)."""
+
+    def provenance(self, views: int = 1) -> dict[str, Any]:
+        """Return what the frames of all videos depend on, whatever the videos are."""
+
     def prefetch(self, batches: Iterable[np.ndarray]) -> AbstractContextManager[None]:
         """Return a context in which `read` will be called with these rows, batch by batch; they may be prefetched."""
 
@@ -48,7 +63,7 @@ class FrameViews:
 
     def __init__(self, stores: Sequence[FrameStore]):
         self.stores = tuple(stores)
-        ends = np.cumsum([len(store.videos) for store in self.stores])
+        ends = np.cumsum([store.store.rows for store in self.stores])
         self._starts = np.concatenate([[0], ends[:-1]])
         self.failures = {key: error for store in reversed(self.stores) for key, error in store.failures.items()}
         self.partially_decoded = {
@@ -84,11 +99,24 @@ class FrameViews:
 
     def provenance_of(self, video_ids: Iterable[str], views: int = 1) -> dict[str, Any]:
         """Return what the frames of some videos depend on, for fingerprints of numbers computed from them."""
-        if views == 1:
-            return self.stores[0].provenance_of(video_ids)
-        provenance = self.stores[1].provenance_of(video_ids)  # view 0 depends on less
-        del provenance["view"]
-        return {**provenance, "views": views}
+        provenance = self.stores[min(views - 1, 1)].provenance_of(video_ids)  # view 0 depends on less
+        provenance.pop("view", None)
+        return provenance if views == 1 else {**provenance, "views": views}
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """Return what tells the content of these rows from any other: uint8 (rows, 16)."""
+        rows = np.asarray(rows)
+        views = np.searchsorted(self._starts, rows, side="right") - 1
+        keys = np.empty((len(rows), KEY_BYTES), dtype=np.uint8)
+        for view, store in enumerate(self.stores):
+            keys[views == view] = store.keys(rows[views == view] - self._starts[view])
+        return keys
+
+    def provenance(self, views: int = 1) -> dict[str, Any]:
+        """Return what the frames of all videos depend on, whatever the videos are."""
+        provenance = dict(self.stores[min(views - 1, 1)].store.provenance)
+        provenance.pop("view", None)
+        return provenance if views == 1 else {**provenance, "views": views}
 
     @contextmanager
     def prefetch(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
@@ -115,14 +143,17 @@ def build_frame_views(
     View k has a folder of its own (`frames-view1`), so that more views later do not decode the existing ones again.
     Raises as `build_frame_store` does; all views must fit on the disk before the first one is decoded.
     """
+    hashes = hashes or path / "file-hashes.json"
     folders = [(path, videos)]
     folders += [(path.with_name(f"{path.name}-view{view}"), training) for view in range(1, views)]
     if views > 1:
         size, shape = bytes_per_video(decoding), f"{decoding.sampling.count} frames x {decoding.transform.size}^2"
+        facts = file_facts(videos, hashes, progress=progress, time_limit=decoding.time_limit)
+        keys = [video_keys(rows, facts, view) for view, (_, rows) in enumerate(folders)]
         check_space(
             path,
             f"{len(videos):,} videos and {views - 1} more views of {len(training):,} x {shape}",
-            need=size * sum(rows_to_write(folder, len(rows)) for folder, rows in folders),
+            need=size * sum(rows_to_write(folder, wanted) for (folder, _), wanted in zip(folders, keys, strict=True)),
             whole=size * sum(len(rows) for _, rows in folders),
         )
     stores = [
@@ -131,7 +162,7 @@ def build_frame_views(
             decoding,
             path=folder,
             view=view,
-            hashes=hashes or path / "file-hashes.json",
+            hashes=hashes,
             progress=progress,
         )
         for view, (folder, rows) in enumerate(folders)

@@ -1,0 +1,154 @@
+"""Teachers' relevance, computed once and kept on disk.
+
+Relevance has a row for each caption and a column for each video. A row is keyed by its caption and video, so other
+captions add rows to the store, as to any. Other videos change all rows: then a store is made beside the one that is
+there, under a name of its own, and takes over from it every number that both have. Computing is resumable, may run in
+several processes at once, and refuses a store made under other provenance.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from teachclip.processes import Processes
+from teachclip.scoring.token_store import items_of_shards, shard_bar, to_make
+from teachclip.store.array_store import ArraySpec, ArrayStore
+from teachclip.store.fingerprint import fingerprint_of
+from teachclip.store.manifest import MANIFEST
+from teachclip.store.stored_items import StoredItems
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_SHARD, SHARD_BYTES = 512, 2**26
+"""The most rows and bytes of a shard, and so the most that a crash loses."""
+
+
+class Compute(Protocol):
+    """Computes relevance: `video_text` (captions, videos) and, if wanted and there is any, `frame_text`."""
+
+    def __call__(
+        self, captions: np.ndarray, videos: np.ndarray | None = None, *, with_frames: bool = True
+    ) -> Mapping[str, np.ndarray]:
+        """Return the arrays, by name, of some captions; `videos`: of which columns, None: of all."""
+
+
+class _Held(NamedTuple):
+    """A store of relevance that is there: `columns[i]` is the column of video i in it, -1 where it has none."""
+
+    store: ArrayStore
+    columns: np.ndarray
+
+
+def store_relevance(
+    path: Path,
+    compute: Compute,
+    *,
+    captions: np.ndarray,
+    videos: np.ndarray,
+    provenance: Mapping[str, Any],
+    precision: str,
+    processes: Processes,
+    label: str,
+) -> StoredItems:
+    """Store a teacher's relevance: `video_text` (captions, videos) logits; if given, `frame_text` (captions, frames).
+
+    `captions` and `videos`, uint8 (n, 16), are the keys of the rows and columns: of a caption with its video, of a
+    video. `provenance`: what relevance depends on besides them. `compute` is not called for what is stored already.
+    A row holds all videos: a shard is as many captions as fit into about 64 MB. Raises StoreError on other
+    provenance, or if a logit does not fit into `precision`.
+    """
+    provenance = {**provenance, "precision": precision}
+
+    def look() -> StoredItems | None:
+        for store, columns in _held_stores(path, videos, provenance):
+            if (columns >= 0).all() and store.complete and store.holds(captions).all():
+                every = np.array_equal(columns, np.arange(store.arrays["video_text"].shape[0]))
+                return StoredItems.of(store, captions, {} if every else {"video_text": columns})
+        return None
+
+    with to_make(path, look, processes) as done:
+        if done is not None:
+            return done
+        names = {"videos": [bytes(key).hex() for key in videos]}
+        folder = path / fingerprint_of(names)[:12]
+        others = [held for held in _held_stores(path, videos, provenance) if held.store.path != folder]
+        if (folder / MANIFEST).exists():
+            arrays = dict(ArrayStore.open(folder, complete=False).arrays)
+        else:
+            sample = compute(np.arange(1)).items()
+            arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in sample}
+        row_bytes = len(videos) * np.dtype(precision).itemsize
+        store = processes.main_first(
+            lambda: ArrayStore.open_or_create(
+                folder,
+                provenance={**provenance, **names},
+                arrays=arrays,
+                keys=captions,
+                rows_per_shard=int(np.clip(SHARD_BYTES // row_bytes, 1, ROWS_PER_SHARD)),
+                what="captions",
+            )
+        )
+        if others and processes.is_main:
+            log.info("%s: %s", folder, _describe(others, videos))
+        missing = store.missing_shards(processes.index, processes.count)
+        items = items_of_shards(store, captions, missing)
+        for shard in shard_bar(missing, label, processes):
+            values = _values(compute, items[shard], captions, arrays, others)
+            store.write_shard(shard, {name: array.astype(precision) for name, array in values.items()})
+        if others and processes.is_main:  # another run may be reading it
+            log.info("%s: not needed for these videos any more; you may delete it", others[0].store.path)
+    found = look()
+    assert found is not None
+    return found
+
+
+def _held_stores(path: Path, videos: np.ndarray, provenance: Mapping[str, Any]) -> list[_Held]:
+    """Return the stores of this relevance, those with most of the videos first. Raises StoreError on provenance."""
+    found = []
+    for manifest in sorted(path.glob(f"*/{MANIFEST}")):
+        store = ArrayStore.open(manifest.parent, complete=False)
+        names = store.provenance.get("videos", [])
+        store = ArrayStore.open(manifest.parent, provenance={**provenance, "videos": names}, complete=False)
+        place = {name: column for column, name in enumerate(names)}
+        found.append(_Held(store, np.array([place.get(bytes(key).hex(), -1) for key in videos], dtype=np.int64)))
+    return sorted(found, key=lambda held: (-int((held.columns >= 0).sum()), held.store.arrays["video_text"].shape))
+
+
+def _describe(others: list[_Held], videos: np.ndarray) -> str:
+    """Say how many videos are new, and how many of an existing store left or are kept."""
+    store, columns = others[0]
+    kept = int((columns >= 0).sum())
+    return (
+        f"{len(videos) - kept:,} videos are new, {store.arrays['video_text'].shape[0] - kept:,} left, {kept:,} kept"
+    )
+
+
+def _values(
+    compute: Compute, items: np.ndarray, captions: np.ndarray, arrays: Mapping[str, ArraySpec], others: list[_Held]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of some captions: taken from another store where it has them, and computed elsewhere."""
+    for store, columns in others:
+        held = store.holds(captions[items])
+        if not held.any() or store.arrays.keys() != arrays.keys():
+            continue
+        values = {name: np.empty((len(items), *spec.shape), np.float32) for name, spec in arrays.items()}
+        rows, kept, new = store.rows_of(captions[items[held]]), columns >= 0, np.flatnonzero(columns < 0)
+        for name in arrays:
+            taken = store.read(name, rows)
+            if name == "video_text":
+                part = np.empty((len(rows), len(columns)), np.float32)
+                part[:, kept] = taken[:, columns[kept]]
+                if len(new):
+                    part[:, new] = compute(items[held], new, with_frames=False)[name]
+                taken = part
+            values[name][held] = taken
+        if not held.all():
+            for name, array in compute(items[~held]).items():
+                values[name][~held] = array
+        return values
+    return dict(compute(items))
