@@ -126,7 +126,7 @@ def time_store(files: Sequence[Path], store: Path, *, frames: int, processes: in
     videos = [Video(str(number), path) for number, path in enumerate(files[:256])]
     decoding = Decoding(FrameSampling("per_second", frames), FrameTransform(224), workers=processes)
     frame_store = build_frame_store(videos, decoding, path=store, progress=False)
-    readable = np.array([row for row, video in enumerate(videos) if video.id not in frame_store.failures])
+    readable = frame_store.rows_of(video.id for video in videos if video.id not in frame_store.failures)
     order, count = np.random.default_rng(0), 0
     frame_store.read(readable[:1])
     started = time.perf_counter()

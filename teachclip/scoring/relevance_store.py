@@ -8,6 +8,7 @@ several processes at once, and refuses a store made under other provenance.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,24 +65,14 @@ def store_relevance(
     """
     provenance = {**provenance, "precision": precision}
 
-    def look() -> StoredItems | None:
-        for store, columns in _held_stores(path, videos, provenance):
-            if (columns >= 0).all() and store.complete and store.holds(captions).all():
-                every = np.array_equal(columns, np.arange(store.arrays["video_text"].shape[0]))
-                return StoredItems.of(store, captions, {} if every else {"video_text": columns})
-        return None
-
+    look = functools.partial(_complete, path, captions, videos, provenance)
     with to_make(path, look, processes) as done:
         if done is not None:
             return done
         names = {"videos": [bytes(key).hex() for key in videos]}
         folder = path / fingerprint_of(names)[:12]
         others = [held for held in _held_stores(path, videos, provenance) if held.store.path != folder]
-        if (folder / MANIFEST).exists():
-            arrays = dict(ArrayStore.open(folder, complete=False).arrays)
-        else:
-            sample = compute(np.arange(1)).items()
-            arrays = {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in sample}
+        arrays = _arrays(folder, compute, precision)
         row_bytes = len(videos) * np.dtype(precision).itemsize
         store = processes.main_first(
             lambda: ArrayStore.open_or_create(
@@ -105,6 +96,25 @@ def store_relevance(
     found = look()
     assert found is not None
     return found
+
+
+def _complete(
+    path: Path, captions: np.ndarray, videos: np.ndarray, provenance: Mapping[str, Any]
+) -> StoredItems | None:
+    """Return the relevance of all captions and videos if a store has it."""
+    for store, columns in _held_stores(path, videos, provenance):
+        if (columns >= 0).all() and store.complete and store.holds(captions).all():
+            every = np.array_equal(columns, np.arange(store.arrays["video_text"].shape[0]))
+            return StoredItems.of(store, captions, {} if every else {"video_text": columns})
+    return None
+
+
+def _arrays(folder: Path, compute: Compute, precision: str) -> dict[str, ArraySpec]:
+    """Return the arrays of the store in `folder`; of a new one as `compute` gives them."""
+    if (folder / MANIFEST).exists():
+        return dict(ArrayStore.open(folder, complete=False).arrays)
+    sample = compute(np.arange(1)).items()
+    return {name: ArraySpec(precision, tuple(array.shape[1:])) for name, array in sample}
 
 
 def _held_stores(path: Path, videos: np.ndarray, provenance: Mapping[str, Any]) -> list[_Held]:
