@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 
 from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.console import log
+
+
+def _counts(text: str) -> list[int]:
+    """Read whole numbers from 1 between commas. Raises ArgumentTypeError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: whole numbers from 1 between commas, as 10,20,50")
+    return [int(part) for part in parts]
 
 
 @command
@@ -23,14 +32,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         "the recipe, or the folder or file of a student",
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument(
+        "--rerank", metavar="TEACHER", help="the label of a teacher that orders the best videos of each text anew"
+    )
+    parser.add_argument(
+        "--top",
+        type=_counts,
+        metavar="K,...",
+        help="how many videos --rerank orders anew; several for a table (default: 10,20,50,100)",
+    )
     parser.add_argument("--out", type=path_argument, help="also write the results as JSON to this file")
     args = parser.parse_intermixed_args(argv)
+    if args.top and not args.rerank:
+        parser.error("--top says how many videos --rerank orders anew: give both")
+    from teachclip.evaluation.reranking import DEPTHS
     from teachclip.pipeline.evaluate import evaluate
-    from teachclip.reports.tables import results_table
+    from teachclip.reports.tables import reranking_table, results_table
     from teachclip.store.files import write_atomic
 
-    results = evaluate(args.recipe, args.overrides, model=args.model, split=args.split)
+    results = evaluate(
+        args.recipe,
+        args.overrides,
+        model=args.model,
+        split=args.split,
+        rerank=args.rerank,
+        depths=args.top or DEPTHS,
+    )
     print(results_table([results]), flush=True)
+    if args.rerank:
+        print("\n" + reranking_table(results, args.split), flush=True)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, json.dumps(results, indent=1).encode())

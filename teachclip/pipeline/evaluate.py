@@ -8,24 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from teachclip.errors import RecipeError
+from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.pipeline import build
-from teachclip.pipeline.workspace import build_workspace
+from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
 def evaluate(
-    recipe: RecipeSource, overrides: Sequence[str] = (), *, model: str = "student", split: str = "test"
+    recipe: RecipeSource,
+    overrides: Sequence[str] = (),
+    *,
+    model: str = "student",
+    split: str = "test",
+    rerank: str | None = None,
+    depths: Sequence[int] = DEPTHS,
 ) -> dict[str, Any]:
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
-    (mean pooling), a teacher's label, or a student's folder or file. Returns the results. Raises RecipeError for an
-    unknown model, DataError for a split that the data does not have.
+    (mean pooling), a teacher's label, or a student's folder or file. `rerank`: the label of a teacher that orders the
+    best videos of each text anew, as many as each of `depths` says. Returns the results. Raises RecipeError for an
+    unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
 
@@ -33,16 +41,17 @@ def evaluate(
     known = ["student", "zero_shot", *(section.label for section in recipe.teachers)]
     if model not in known and not Path(model).exists():
         raise RecipeError(f"--model {model!r}: allowed: {', '.join(known)}, or a path{closest(model, known)}")
+    labels = [section.label for section in recipe.teachers]
+    if rerank is not None and rerank not in labels:
+        allowed = ", ".join(labels) or "the recipe has no teachers"
+        raise RecipeError(f"--rerank {rerank!r}: allowed: {allowed}{closest(rerank, labels)}")
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
     work = build_workspace(recipe, processes, device)
     videos = work.split(split)
     scorer: Any
     if model in work.teachers:
-        handle = work.teachers[model]
-        if handle.reads_relevance:
-            raise RecipeError(f"--model {model!r} reads scores of training pairs from a file: it cannot be evaluated")
-        scorer = handle.model
+        scorer = _teacher(work, "--model", model)
     elif model == "zero_shot":
         scorer = MeanPooling(work.backbone)
     else:
@@ -54,7 +63,20 @@ def evaluate(
     scorer = scorer.to(device).eval()
     inputs = work.inputs_for(scorer, videos)
     results = work.stamp(model=model)
+    reranking = None
+    if rerank is not None:
+        teacher = _teacher(work, "--rerank", rerank).to(device).eval()
+        reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
+    blocks = build.build_blocks(recipe)
     results[split] = evaluate_split(
-        scorer, inputs, videos, build.build_blocks(recipe), device, processes, cost=True, progress=True
+        scorer, inputs, videos, blocks, device, processes, cost=True, reranking=reranking, progress=True
     )
     return results
+
+
+def _teacher(work: Workspace, option: str, label: str) -> Any:
+    """Return a teacher of the recipe that scores any text and video. Raises RecipeError for one that reads scores."""
+    handle = work.teachers[label]
+    if handle.reads_relevance:
+        raise RecipeError(f"{option} {label!r} reads scores of training pairs from a file: it cannot be evaluated")
+    return handle.model

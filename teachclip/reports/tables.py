@@ -124,6 +124,24 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
+def reranking_table(result: Mapping[str, Any], split: str) -> str:
+    """Return a Markdown table of text-to-video retrieval with the best k videos of each text reranked, by k."""
+    found = result[split]["reranked"]
+    columns = {name: label for name, label in COLUMNS.items() if name.startswith("recall")}
+    header = ("reranked", *columns.values(), "FLOPs per query", "ms per query")
+    student = ("none", *(f"{result[split]['t2v'][name]:.1f}" for name in columns), "", "")
+    rows = [
+        (
+            f"best {item['k']} by {found['by']}",
+            *(f"{item['t2v'][name]:.1f}" for name in columns),
+            human_count(item["flops_per_query"]),
+            f"{item['ms_per_query']:.3g}",
+        )
+        for item in found["depths"]
+    ]
+    return markdown_table(Table("", header, [student, *rows]))
+
+
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = []

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -306,6 +307,30 @@ from teachclip.cli.precompute import main
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))
 """
+
+
+def test_evaluate_reranks_by_a_teacher(project, capsys):
+    recipe = project()
+    assert run(distill.main, recipe) == 0
+    capsys.readouterr()
+    out = project.folder / "out.json"
+    assert run(evaluate.main, recipe, "--rerank", "xpool", "--top", "1,2,99", "--out", out) == 0
+    assert "| best 2 by xpool |" in capsys.readouterr().out
+    found = json.loads(out.read_text())["test"]
+    assert run(evaluate.main, recipe, "--model", "xpool", "--out", out) == 0
+    teacher = json.loads(out.read_text())["test"]
+    assert [item["k"] for item in found["reranked"]["depths"]] == [1, 2, 3]
+    assert found["reranked"]["depths"][0]["t2v"] == found["t2v"]
+    assert found["reranked"]["depths"][-1]["t2v"] == teacher["t2v"]
+    capsys.readouterr()
+    for arguments, part in (
+        (["--rerank", "xpol"], "--rerank 'xpol': allowed: xpool; did you mean xpool?"),
+        (["--top", "3"], "--top says how many videos --rerank orders anew"),
+        (["--rerank", "xpool", "--top", "3,x"], "allowed: whole numbers from 1 between commas"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert run(evaluate.main, recipe, *arguments) == 2
+        assert part in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_sentence_transformers_loads_an_exported_student(project):
