@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation", "training", "reports"},
     {"pipeline"},
     {"shapes"},
-    {"data_check", "diagnosis"},
+    {"data_check", "diagnosis", "integrations"},
     {"studies", "demo"},
     {"cli", "__main__"},
 ]
