@@ -12,6 +12,7 @@ _LAZY = {
     "StudentConfig": "teachclip.models.student",
     "StudentModel": "teachclip.models.student",
     "StudentProcessor": "teachclip.models.processing",
+    "VideoIndex": "teachclip.search.index",
     "decode_frames": "teachclip.data.video.decode",
     "distill": "teachclip.pipeline.distill",
     "evaluate": "teachclip.pipeline.evaluate",

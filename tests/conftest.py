@@ -29,6 +29,7 @@ SHAPES = ("circle", "square")
 
 
 SLOW = (
+    *("search", "data/video/test_parts.py"),
     *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers"),
     *("cli/test_python_api.py", "studies/test_study.py", "studies/test_trials.py", "studies/test_shapes_studies.py"),
     *("diagnosis/test_diagnose.py", "training/test_loop.py", "training/test_trajectory.py"),

@@ -19,10 +19,10 @@ LAYERS = [
     {"recipe"},
     {"data", "models", "losses", "scorer"},
     {"scoring"},
-    {"evaluation", "training", "reports"},
+    {"evaluation", "training", "reports", "search"},
     {"pipeline"},
     {"shapes"},
-    {"data_check", "diagnosis", "integrations"},
+    {"data_check", "diagnosis", "integrations", "server"},
     {"studies", "demo"},
     {"cli", "__main__"},
 ]
@@ -79,6 +79,10 @@ def test_every_part_has_a_layer():
         ("accelerate", ["teachclip/training/", "teachclip/pipeline/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
         ("matplotlib", ["teachclip/reports/figures.py"]),
+        ("lancedb", ["teachclip/search/engines/lance.py"]),
+        ("pymilvus", ["teachclip/search/engines/milvus.py"]),
+        ("scenedetect", ["teachclip/data/video/shots.py"]),
+        ("sqlite3", ["teachclip/search/"]),
     ],
 )
 def test_a_package_is_imported_in_its_home_only(package, homes):

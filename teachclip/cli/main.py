@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "evaluate a student, a teacher or the zero-shot backbone",
     "diagnose": "show where the gap between a student and its teacher comes from",
     "export": "write a student for use elsewhere",
+    "index": "make a searchable index of folders of videos, or bring it up to date",
+    "search": "search an index by a text or an example",
     "keys": "list the keys of a recipe",
     "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",

@@ -103,13 +103,13 @@ def _tell(root: Path, found: Mapping[str, Path]) -> None:
         logger.warning(f"{what} another name or path than the file in {root}: {name!r} is taken for {path}")
 
 
-def find_videos(root: Path) -> dict[str, Path]:
+def find_videos(root: Path, unreadable: list[str] | None = None) -> dict[str, Path]:
     """Return every video file below `root` by its path relative to `root`, in a fixed order.
 
-    Raises DataError if `root` is not a folder or has no video.
+    `unreadable` gets the folders that cannot be listed. Raises DataError if `root` is not a folder or has no video.
     """
     _check_folder(root)
-    files = {str(file): root / file for file in _walk(root)}
+    files = {str(file): root / file for file in _walk(root, unreadable)}
     if not files:
         raise DataError(f"video folder {root} has no file with the extension {', '.join(EXTENSIONS)}")
     return files
@@ -120,10 +120,13 @@ def _check_folder(root: Path) -> None:
         raise DataError(f"video folder {root} {'is a file' if root.exists() else 'does not exist'}")
 
 
-def _walk(root: Path) -> Iterator[PurePosixPath]:
+def _walk(root: Path, unreadable: list[str] | None = None) -> Iterator[PurePosixPath]:
     """Yield the video files below `root`, relative to it, in a fixed order. Links are followed, loops are not."""
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    failed = [] if unreadable is None else unreadable
+    for folder, folders, files in os.walk(
+        root, followlinks=True, onerror=lambda error: failed.append(error.filename)
+    ):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

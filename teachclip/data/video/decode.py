@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,8 @@ from teachclip.data.video.timeline import Span, find_span
 from teachclip.data.video.video_file import check_video_file, is_of_the_machine, machine_error
 from teachclip.errors import VideoError
 
-_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
+DECODING_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
+"""What decoding a file may raise; `is_of_the_machine` tells which of them say nothing about the file."""
 
 HINT = "; frames.on_error=use_decodable (in Python on_error) uses what can be decoded of a damaged file"
 """What ends the error of a damaged file that `skip` refuses."""
@@ -61,28 +62,32 @@ def decode_frames(
         distinct, places = np.unique(indices, return_inverse=True)
         try:
             frames = source.take(distinct.tolist())
-        except _ERRORS as error:
+        except DECODING_ERRORS as error:
             if is_of_the_machine(error):
                 raise
             if on_error == "skip":
-                raise VideoError(f"{_first_line(error)}{HINT}") from error
-            problem = _first_line(error)
+                raise VideoError(f"{first_line(error)}{HINT}") from error
+            problem = first_line(error)
             try:
                 frames, places = source.take_decodable(sampling, span, generator())
             except VideoError as other:
                 raise VideoError(f"{problem}; and of its decodable frames: {other}") from other
-    except _ERRORS as error:
+    except DECODING_ERRORS as error:
         if is_of_the_machine(error):
             raise machine_error(path, error) from error
-        raise VideoError(f"{path}: cannot be decoded ({_first_line(error)})") from error
+        raise VideoError(f"{path}: cannot be decoded ({first_line(error)})") from error
     return torch.from_numpy(frames[places] if len(places) > len(frames) else frames).permute(0, 3, 1, 2)
 
 
 class VideoSource:
-    """A file whose packets have been read. Frames are numbered in the order in which they are shown."""
+    """A file whose packets have been read. Frames are numbered in the order in which they are shown.
+
+    `shrink`: what makes a smaller picture of each frame, uint8 (height, width, 3), as soon as it is decoded.
+    """
 
     def __init__(self, file: Path, facts: VideoFacts, packets: Packets):
         self.file, self.facts, self.packets = file, facts, packets
+        self.shrink: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> VideoSource:
@@ -230,10 +235,11 @@ class VideoSource:
     def _as_shown(self, frame: Any) -> np.ndarray:
         """Return uint8 (height, width, 3) with square pixels, rotated and mirrored as the container says."""
         width, height = self.facts.shown_width, self.facts.shown_height
-        return orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height))
+        picture = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height))
+        return picture if self.shrink is None else self.shrink(picture)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return an error in one line; FFmpeg's own ones name the file again."""
     lines = str(getattr(error, "strerror", None) or error).splitlines()
     return lines[0][:200] if lines else type(error).__name__

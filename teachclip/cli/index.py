@@ -1,0 +1,53 @@
+"""`teachclip index`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
+from teachclip.console import interruptible, log
+
+DEFAULT = Path("video-index")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make an index of folders of videos, or bring it up to date."""
+    parser = CommandParser(
+        prog="teachclip index",
+        description="Make a searchable index of all videos below some folders, or bring it up to date: only what is "
+        "new or changed is encoded. Without FOLDER, the folders of the index are looked through again. After an "
+        "interruption the same command continues. With another --model, --parts, --window or --stride all videos are "
+        "encoded anew, while the index goes on answering as before.",
+    )
+    parser.add_argument("folders", nargs="*", type=path_argument, metavar="FOLDER", help="folders of videos")
+    parser.add_argument(
+        "--index", type=path_argument, default=DEFAULT, help=f"folder of the index (default {DEFAULT})"
+    )
+    parser.add_argument("--model", help="the student: a folder that `export` wrote, a file or a hub id")
+    parser.add_argument("--parts", choices=["windows", "shots"], help="what films are cut into (default windows)")
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="longest part (default 10)")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from window to window (default half of one)")
+    parser.add_argument(
+        "--forget", nargs="+", type=path_argument, default=[], metavar="FOLDER", help="take folders out"
+    )
+    parser.add_argument("--retry", action="store_true", help="try broken files again although they did not change")
+    parser.add_argument("--engine", choices=["lance", "milvus"], help="what keeps the vectors (default lance)")
+    parser.add_argument("--uri", help="address of the engine's server")
+    parser.add_argument("--device", help="where the student runs, such as cpu or cuda:1 (default: a GPU if any)")
+    parser.add_argument(
+        "--workers", type=positive_count, default=0, help="processes that decode (default: one per core)"
+    )
+    parser.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS", help="per file (default 300)")
+    args = parser.parse_intermixed_args(argv)
+    from teachclip.search.encode_files import Limits
+    from teachclip.search.update import Wanted, describe, update_index
+
+    wanted = Wanted(args.model, args.parts, args.window, args.stride, args.engine, args.uri, args.device)
+    limits = Limits(workers=args.workers, time_limit=args.time_limit)
+    with interruptible():
+        report = update_index(args.index, args.folders, wanted, forget=args.forget, retry=args.retry, limits=limits)
+    for line in describe(report):
+        log(line)
+    print(f'teachclip search {args.index} "a text"', flush=True)

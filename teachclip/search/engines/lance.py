@@ -1,0 +1,120 @@
+"""Vectors in LanceDB: a folder, no server."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachclip.errors import DataError, StoreError
+from teachclip.search.engines import Rows
+
+TABLE = "parts"
+
+INDEXED_FROM = 200_000
+"""Rows from which on an approximate search structure is made; below, every vector is compared."""
+
+GRACE = timedelta(minutes=10)
+"""How long files of former versions stay, for queries of other processes that are still reading them."""
+
+IDS_PER_FILTER = 50_000
+"""Videos named in one condition of a delete or read."""
+
+
+class LanceEngine:
+    """Rows in one table of a LanceDB folder. `uri` replaces the folder, as LanceDB writes places."""
+
+    def __init__(self, place: Path, *, dim: int, collection: str, uri: str | None = None):
+        try:
+            import lancedb  # late: it starts threads, and queries of files need it not
+            import pyarrow as pa
+        except ImportError as error:
+            raise DataError(f"LanceDB is not installed ({error.name}): pip install 'teachclip[search]'") from error
+        self.dim, self.place = dim, uri or str(place)
+        with self._explained("opened"):
+            # without an interval a reader would not see what another process has written since
+            self.database = database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
+            vector = pa.list_(pa.float32(), dim)
+            fields = [pa.field("id", pa.string()), pa.field("video", pa.string()), pa.field("vector", vector)]
+            self.schema = pa.schema(fields)
+            try:
+                self.table = database.open_table(TABLE)
+            except (ValueError, FileNotFoundError):
+                self.table = database.create_table(TABLE, schema=self.schema, exist_ok=True)
+
+    def add(self, rows: Rows) -> None:
+        """See `Engine.add`: one append is one version of the table, so its rows appear at once."""
+        import pyarrow as pa
+
+        flat = pa.array(np.ascontiguousarray(rows.vectors, np.float32).ravel())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.dim)
+        with self._explained("written"):
+            self.table.add(pa.table([pa.array(rows.ids), pa.array(rows.videos), vectors], schema=self.schema))
+
+    def delete(self, videos: Sequence[str] | None) -> None:
+        """See `Engine.delete`."""
+        if videos is None:
+            with self._explained("deleted"):
+                self.database.drop_table(TABLE, ignore_missing=True)
+            return
+        for start in range(0, len(videos), IDS_PER_FILTER):
+            with self._explained("written"):
+                self.table.delete(_among(videos[start : start + IDS_PER_FILTER]))
+
+    def search(self, vector: np.ndarray, limit: int, videos: Sequence[str] | None = None) -> list[tuple[str, float]]:
+        """See `Engine.search`."""
+        if videos is not None and not videos:
+            return []
+        with self._explained("searched"):
+            query = self.table.search(np.asarray(vector, np.float32), vector_column_name="vector")
+            query = query.distance_type("cosine").limit(limit).select(["id", "_distance"])
+            if videos is not None:
+                query = query.where(_among(videos), prefilter=True)
+            found = query.to_arrow()
+        scores = 1 - found["_distance"].to_numpy()
+        return list(zip(found["id"].to_pylist(), scores.tolist(), strict=True))
+
+    def read(self, videos: Sequence[str] | None = None) -> Iterator[Rows]:
+        """See `Engine.read`."""
+        starts = [None] if videos is None else range(0, len(videos), IDS_PER_FILTER)
+        for start in starts:
+            with self._explained("read"):
+                query = self.table.search().limit(max(1, self.table.count_rows()))
+                if videos is not None and start is not None:
+                    query = query.where(_among(videos[start : start + IDS_PER_FILTER]))
+                batches = query.to_batches(8192)
+            for batch in batches:
+                vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+                yield Rows(batch["id"].to_pylist(), batch["video"].to_pylist(), vectors)
+
+    def tune(self) -> str:
+        """See `Engine.tune`: many small appends become few files."""
+        with self._explained("written"):
+            self.table.optimize(cleanup_older_than=GRACE)
+            return "exact"
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.table = self.database = None
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn errors of LanceDB, which come in many types and lines, into StoreError in one line."""
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            text = " ".join(str(error).split())
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+                raise StoreError(f"{self.place}: the disk is full; free some space and run again") from error
+            raise StoreError(f"{self.place}: vectors cannot be {what}: {text[:300]}") from error
+
+
+def _among(videos: Sequence[Any]) -> str:
+    """Return the condition that a row belongs to one of these videos, whose ids are hexadecimal."""
+    names = ", ".join(f"'{video}'" for video in videos if video.isalnum())
+    return f"video IN ({names})" if names else "false"

@@ -1,0 +1,339 @@
+"""The index of some folders of videos: searching it, and reading what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachclip.errors import DataError
+from teachclip.search.engines import Engine
+from teachclip.search.filters import OWN, where
+from teachclip.search.generations import INDEX_FILE, Generation, Settings, current_generation
+from teachclip.search.queries import QueryEncoder, check_fingerprint, load_queries
+from teachclip.search.results import Found, Part, Video, without_overlaps
+from teachclip.search.update import Report, Wanted, problems_of, update_index
+
+PER_QUERY = 400
+"""Values in one SQL statement."""
+
+MOST_ROWS = 100_000
+"""Rows that a search looks at to find enough different videos."""
+
+
+class VideoIndex:
+    """The index in a folder that `teachclip index` or `VideoIndex.build` made.
+
+    It may be used by several threads, and while another process brings it up to date: every call sees whole videos as
+    of the last write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], queries: QueryEncoder | None = None, device: str | None = None):
+        self.path = Path(path)
+        self._queries, self._device = queries, device
+        self._checked = ""
+        self._lock = threading.RLock()
+        self._opened: tuple[tuple[int, int], Generation, Engine | None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        queries: QueryEncoder | None = None,
+        model: str | None = None,
+        device: str | None = None,
+    ) -> VideoIndex:
+        """Open an index.
+
+        `queries`: what encodes queries; without it the student of the index, or the one at `model`, is loaded for the
+        first query, on `device` (None: a GPU if there is one). Raises DataError if there is no index.
+        """
+        index = cls(path, queries or (load_queries(model, device) if model else None), device)
+        _ = index.generation
+        return index
+
+    @classmethod
+    def build(
+        cls,
+        path: str | os.PathLike[str],
+        folders: Sequence[str | os.PathLike[str]] = (),
+        *,
+        model: str | None = None,
+        parts: str | None = None,
+        window: float | None = None,
+        stride: float | None = None,
+        engine: str | None = None,
+        uri: str | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> tuple[VideoIndex, Report]:
+        """Make an index of folders, or bring it up to date, and return it with a report.
+
+        See `update_index` for `options` and the errors, and `teachclip index --help` for the others; None means as
+        before.
+        """
+        wanted = Wanted(model, parts, window, stride, engine, uri, device)
+        report = update_index(path, folders, wanted, **options)
+        return cls.open(path, device=device), report
+
+    # What is searched
+
+    @property
+    def generation(self) -> Generation:
+        """The generation that answers now. Raises DataError if there is no index."""
+        return self._open()[0]
+
+    @property
+    def settings(self) -> Settings:
+        """What the vectors were made by."""
+        return self.generation.settings
+
+    def _open(self, engine: bool = False) -> tuple[Generation, Any]:
+        """Return the current generation, and its engine if it is needed."""
+        with self._lock:
+            try:
+                status = os.stat(self.path / INDEX_FILE)
+            except OSError as error:
+                hint = "make it: teachclip index FOLDER --model STUDENT --index"
+                raise DataError(f"{self.path}: there is no index here; {hint} {self.path}") from error
+            stamp = (status.st_mtime_ns, status.st_ino)
+            if self._opened is None or self._opened[0] != stamp:
+                generation = current_generation(self.path)
+                assert generation is not None
+                same = self._opened is not None and self._opened[1] == generation
+                self._opened = (stamp, generation, self._opened[2] if same and self._opened else None)
+            if engine and self._opened[2] is None:
+                self._opened = (*self._opened[:2], self._opened[1].engine())
+            return self._opened[1], self._opened[2]
+
+    def close(self) -> None:
+        """Let go of the engine. The index opens it again when it is needed."""
+        with self._lock:
+            if self._opened is not None and self._opened[2] is not None:
+                self._opened[2].close()
+            self._opened = None
+
+    def __enter__(self) -> VideoIndex:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def queries(self) -> QueryEncoder:
+        """Return the query encoder; load the student at the first call. Raises DataError for another student."""
+        with self._lock:
+            settings = self.settings
+            if self._queries is None:
+                self._queries = load_queries(settings.model, self._device)
+            if self._checked != settings.fingerprint:
+                check_fingerprint(self.path, dict(settings.provenance), settings.model, self._queries)
+                self._checked = settings.fingerprint
+            return self._queries
+
+    # Searching
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        like: Any = None,
+        minus: str | None = None,
+        filters: Sequence[str] = (),
+        within: str | None = None,
+        limit: int = 10,
+        parts: int | None = 5,
+    ) -> list[Found]:
+        """Return the videos nearest to a query, nearest first; at most `limit`, each with at most `parts` parts.
+
+        `text`: what is searched. `like`: an example, see `vector_of`; with a text, both together. `minus`: a text to
+        turn away from. `filters`: see `teachclip.search.filters.where`. `within`: the id or path of a video, whose
+        parts alone are searched. Raises DataError for a query that cannot be understood, an unknown filter, and if
+        the query's student is another than the index's.
+        """
+        if limit < 1:
+            raise DataError(f"limit is {limit}, expected at least 1")
+        vector = self.query_vector(text, like=like, minus=minus)
+        videos: list[str] | None = None
+        if within is not None:
+            videos = [self.video(within).id]
+        elif filters:
+            videos = [video.id for video in self.videos(filters)]
+        return self.nearest(vector, limit=limit, videos=videos, parts=parts, filters=filters)
+
+    def query_vector(self, text: str | None = None, *, like: Any = None, minus: str | None = None) -> np.ndarray:
+        """Return the vector of a query, float32 (dim,), L2-normalised; see `search`."""
+        from teachclip.search.examples import vector_of
+
+        if text is None and like is None:
+            raise DataError("nothing to search: give a text or an example")
+        parts = [] if text is None else [self.queries().texts([text])[0]]
+        if like is not None:
+            parts.append(vector_of(self, like))
+        vector = np.sum(parts, axis=0)
+        if minus is not None:
+            vector = vector / np.linalg.norm(vector) - self.queries().texts([minus])[0]
+        length = float(np.linalg.norm(vector))
+        if length < 1e-6:
+            raise DataError("the query and what is subtracted are the same; nothing is left to search")
+        return np.asarray(vector / length, np.float32)
+
+    def nearest(
+        self,
+        vector: np.ndarray,
+        *,
+        limit: int = 10,
+        videos: Sequence[str] | None = None,
+        parts: int | None = 5,
+        filters: Sequence[str] = (),
+    ) -> list[Found]:
+        """Return the videos nearest to a vector (dim,), as `search` does; `videos`: of these ids alone."""
+        generation, engine = self._open(engine=True)
+        one = videos is not None and len(videos) == 1
+        rows = 1000 if one else min(MOST_ROWS, max(50, 5 * limit))
+        while True:
+            hits = engine.search(vector, rows, videos)
+            found = self._parts_of_rows(generation, hits)
+            if one or len(found) >= limit or len(hits) < rows or rows >= MOST_ROWS:
+                break
+            rows = min(MOST_ROWS, 4 * rows)
+        best = sorted(found, key=lambda video: -max(part.score or 0.0 for part in found[video]))[:limit]
+        known = {video.id: video for video in self._videos(generation, filters, best)}
+        kept = {video: without_overlaps(found[video], parts) for video in best if video in known}
+        return [Found(known[video], float(own[0].score or 0.0), own) for video, own in kept.items()]
+
+    def _parts_of_rows(self, generation: Generation, hits: Sequence[tuple[str, float]]) -> dict[str, list[Part]]:
+        """Return the parts of rows that the engine found, by video, without rows that the state does not know."""
+        scores = dict(hits)
+        rows = [(video, int(number)) for video, _, number in (row.partition("-") for row in scores)]
+        found: dict[str, list[Part]] = {}
+        with generation.state.reading() as database:
+            for start in range(0, len(rows), PER_QUERY):
+                batch = rows[start : start + PER_QUERY]
+                marks = ", ".join("(?, ?)" for _ in batch)
+                values = [value for row in batch for value in row]
+                for row in database.execute(f"SELECT * FROM parts WHERE (video, number) IN (VALUES {marks})", values):
+                    part = _part(row, scores)
+                    found.setdefault(row["video"], []).append(part)
+        return found
+
+    # Reading
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that filters may name: those of every index, and those of tables."""
+        return [*OWN, *self._own_columns(self.generation)]
+
+    def _own_columns(self, generation: Generation) -> list[str]:
+        with generation.state.reading() as database:
+            rows = database.execute("SELECT DISTINCT key FROM files, json_each(files.columns) ORDER BY key")
+            return [row[0] for row in rows]
+
+    def videos(self, filters: Sequence[str] = (), *, limit: int | None = None, offset: int = 0) -> list[Video]:
+        """Return the videos that fulfil all `filters`, by path; `limit` of them from the place `offset` on."""
+        return self._videos(self.generation, filters, None, limit, offset)
+
+    def _videos(
+        self,
+        generation: Generation,
+        filters: Sequence[str],
+        ids: Sequence[str] | None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Video]:
+        columns = self._own_columns(generation) if filters else []
+        condition, values = where(filters, columns, generation.state.folders() if filters else [])
+        found: dict[str, list[sqlite3.Row]] = {}
+        with generation.state.reading() as database:
+            for some in [None] if ids is None else _batches(ids):
+                chosen = "" if some is None else f" AND videos.id IN ({', '.join('?' for _ in some)})"
+                rows = database.execute(
+                    "SELECT videos.id, path, length, date, bytes, columns, videos.error, "
+                    "(SELECT count(*) FROM parts WHERE parts.video = videos.id) AS parts "
+                    f"FROM files JOIN videos ON videos.id = files.video WHERE {condition}{chosen} ORDER BY path",
+                    [*values, *(some or ())],
+                )
+                for row in rows:
+                    found.setdefault(row["id"], []).append(row)
+        chosen_ids = list(found)[offset : None if limit is None else offset + limit]
+        return [_video(found[video]) for video in chosen_ids]
+
+    def video(self, name: str | os.PathLike[str]) -> Video:
+        """Return a video by its id, or by the path of its file or the end of it. Raises DataError."""
+        name = str(name)
+        with self.generation.state.reading() as database:
+            row = database.execute("SELECT id FROM videos WHERE id = ?", (name,)).fetchone()
+            paths = []
+            if row is None:
+                path = os.path.abspath(os.path.expanduser(name))
+                end = f"/{name.lstrip('/')}"
+                paths = database.execute(
+                    "SELECT video, path FROM files WHERE video IS NOT NULL AND (path = ? OR substr(path, ?) = ?) "
+                    "ORDER BY path != ?, path",
+                    (path, -len(end), end, path),
+                ).fetchall()
+        if row is None:
+            if not paths:
+                raise DataError(f"{self.path}: has no video {name!r}; give an id, or the path of a file in the index")
+            if paths[0]["path"] != path and len({found["video"] for found in paths}) > 1:
+                raise DataError(f"{name!r} may be {paths[0]['path']} or {paths[1]['path']}; give more of the path")
+        videos = self._videos(self.generation, (), [row["id"] if row else paths[0]["video"]])
+        if not videos:
+            raise DataError(f"{self.path}: has no video {name!r}")
+        return videos[0]
+
+    def parts(self, video: str) -> list[Part]:
+        """Return the parts of a video, by id or path, in the order of time. Raises DataError."""
+        entry = self.video(video)
+        with self.generation.state.reading() as database:
+            rows = database.execute("SELECT * FROM parts WHERE video = ? ORDER BY number", (entry.id,))
+            return [_part(row) for row in rows]
+
+    def part(self, row: str) -> Part:
+        """Return the part of a row id. Raises DataError if there is none."""
+        video, _, number = row.partition("-")
+        for part in self.parts(video):
+            if str(part.number) == number:
+                return part
+        raise DataError(f"{self.path}: has no row {row!r}")
+
+    def vectors(self, videos: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Return the vectors, float32 (dim,), by row id, of some videos by id, or of all."""
+        generation, engine = self._open(engine=True)
+        ids = generation.state.video_ids()
+        wanted = None if videos is None else [video for video in videos if video in ids]
+        return {
+            row: vector
+            for rows in engine.read(wanted)
+            for row, video, vector in zip(rows.ids, rows.videos, rows.vectors, strict=True)
+            if video in ids
+        }
+
+    def problems(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the files that cannot be read, and those of which some parts cannot be, and why, by path."""
+        return problems_of(self.generation.state)
+
+
+def _batches(ids: Sequence[str]) -> list[Sequence[str]]:
+    return [ids[start : start + PER_QUERY] for start in range(0, len(ids), PER_QUERY)]
+
+
+def _part(row: sqlite3.Row, scores: dict[str, float] | None = None) -> Part:
+    name = f"{row['video']}-{row['number']}"
+    times, weights = (np.frombuffer(row[key], "<f4").tolist() for key in ("times", "weights"))
+    score = None if scores is None else float(scores[name])
+    return Part(name, row["number"], row["start"], row["end"], row["best"], times, weights, score)
+
+
+def _video(rows: Sequence[sqlite3.Row]) -> Video:
+    """Return a video from the rows of its files."""
+    first = rows[0]
+    paths, columns = [row["path"] for row in rows], json.loads(first["columns"])
+    values = (first["length"], first["date"], first["bytes"], first["parts"], first["error"])
+    return Video(first["id"], paths[0], paths, *values, columns)

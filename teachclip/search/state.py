@@ -1,0 +1,240 @@
+"""What an index knows of files, videos and their parts; it decides which rows of the engine are shown.
+
+It is one SQLite file (Python's own library), because everything that must change together then changes in one
+transaction, also on a power cut, and because conditions on files are plain SQL. LanceDB would make a version of the
+whole table of every small change.
+
+A video is its content: its id is the beginning of the sha256 of the bytes. A file is a name of a video. So a file
+that is moved or copied changes a name and no vector, and a file with other content names another video.
+
+The engine has transactions of its own, and a process may be killed between the two. Therefore the table `unsettled`
+lists the videos of which the engine may hold rows that do not count:
+
+1. new videos are listed in `unsettled`;
+2. all rows of these videos go to the engine, in one append;
+3. in one transaction they leave `unsettled`, get their parts, and the files name them: from here on they are found;
+4. videos that no file names are listed in `unsettled` and lose their parts, in one transaction;
+5. their rows are deleted in the engine, and they leave `unsettled`.
+
+A kill before 3 leaves rows that no query shows, as the video has no parts here; a changed file still names its
+former video, which is found until 3. A kill between 4 and 5 leaves such rows, too. The next run first deletes the
+rows of all unsettled videos. No video is ever lost or double.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from teachclip.errors import StoreError
+
+FILE = "state.sqlite"
+
+WAIT = 60.0
+"""Seconds that a statement waits for another process to end its transaction."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS folders (path TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    path TEXT PRIMARY KEY, folder TEXT NOT NULL, stamp TEXT NOT NULL, bytes INTEGER NOT NULL, date TEXT NOT NULL,
+    video TEXT, error TEXT, again INTEGER NOT NULL DEFAULT 0, columns TEXT NOT NULL DEFAULT '{}'
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_of_videos ON files (video);
+CREATE TABLE IF NOT EXISTS videos (id TEXT PRIMARY KEY, length REAL NOT NULL, error TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    video TEXT, number INTEGER, start REAL, "end" REAL, best REAL, times BLOB, weights BLOB,
+    PRIMARY KEY (video, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unsettled (video TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class KnownFile(NamedTuple):
+    """A file as the last run left it: its stamp, its video or why it has none, and whether to try it again."""
+
+    stamp: str
+    video: str | None
+    error: str | None
+    again: bool
+
+
+class FileRow(NamedTuple):
+    """A file to write. `stamp` changes when the file does. bytes: its size. date: of its last change, ISO, UTC."""
+
+    path: str
+    folder: str
+    stamp: str
+    bytes: int
+    date: str
+
+
+class PartRow(NamedTuple):
+    """A part of a video.
+
+    number: from 0, in the order of time. start, end, best: seconds; `best` is when the frame with the largest weight
+    is shown. times, weights: of each frame of the part, float32 (frames,); the weights are those with which the
+    student pooled the frames, and sum to 1.
+    """
+
+    number: int
+    start: float
+    end: float
+    best: float
+    times: np.ndarray
+    weights: np.ndarray
+
+
+class VideoRow(NamedTuple):
+    """A video to write. length: seconds. error: why a part of it is missing, "" if none is."""
+
+    id: str
+    length: float
+    error: str
+    parts: list[PartRow]
+
+
+class State:
+    """The state of an index, in one file. Every method is one transaction, safe to call from several threads."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> State:
+        """Open the state for writing; make it if there is none. Raises StoreError."""
+        state = cls(path)
+        with state._writing() as database:
+            database.executescript(_TABLES)
+        return state
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection that cannot write. Raises StoreError if the file is missing or damaged."""
+        with self._explained("read"):
+            database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT)
+            with contextlib.closing(database):
+                database.row_factory = sqlite3.Row
+                yield database
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._explained("written"):
+            database = sqlite3.connect(self.path, timeout=WAIT)
+            with contextlib.closing(database):
+                database.execute("PRAGMA synchronous = FULL")
+                with database:
+                    yield database
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            reason = "the disk is full" if "disk is full" in str(error) else str(error)
+            raise StoreError(f"{self.path}: cannot be {what}: {reason}") from error
+
+    # Folders and files
+
+    def folders(self) -> list[str]:
+        """Return the folders whose videos are in the index."""
+        with self.reading() as database:
+            return [row[0] for row in database.execute("SELECT path FROM folders ORDER BY path")]
+
+    def set_folders(self, folders: Iterable[str]) -> None:
+        """Replace the folders; files of others leave the index."""
+        names = [(folder,) for folder in folders]
+        with self._writing() as database:
+            database.execute("DELETE FROM folders")
+            database.executemany("INSERT INTO folders VALUES (?)", names)
+            database.execute("DELETE FROM files WHERE folder NOT IN (SELECT path FROM folders)")
+
+    def files(self) -> dict[str, KnownFile]:
+        """Return all files by path."""
+        with self.reading() as database:
+            rows = database.execute("SELECT path, stamp, video, error, again FROM files")
+            return {path: KnownFile(stamp, video, error, bool(again)) for path, stamp, video, error, again in rows}
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Forget files; their videos stay until `orphans` are dropped."""
+        with self._writing() as database:
+            database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
+
+    def name_videos(self, named: Iterable[tuple[FileRow, str]]) -> None:
+        """Let files name videos that are in the index already."""
+        with self._writing() as database:
+            _write_files(database, ((file, video, None, False) for file, video in named))
+
+    def set_broken(self, file: FileRow, error: str, *, again: bool) -> None:
+        """Note that a file cannot be read; `again`: try it in the next run although it does not change."""
+        with self._writing() as database:
+            _write_files(database, [(file, None, error, again)])
+
+    def set_columns(self, columns: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give files, by path, values of the columns of a table, which are text or numbers."""
+        rows = [(json.dumps(values, ensure_ascii=False), path) for path, values in columns.items()]
+        with self._writing() as database:
+            database.executemany("UPDATE files SET columns = ? WHERE path = ?", rows)
+
+    # Videos
+
+    def video_ids(self) -> set[str]:
+        """Return the ids of all videos that have parts, also of those that no file names any more."""
+        with self.reading() as database:
+            return {row[0] for row in database.execute("SELECT id FROM videos")}
+
+    def unsettled(self) -> list[str]:
+        """Return the videos of which the engine may hold rows that do not count."""
+        with self.reading() as database:
+            return [row[0] for row in database.execute("SELECT video FROM unsettled")]
+
+    def announce(self, videos: Iterable[str]) -> None:
+        """Step 1: rows of these videos are about to be added."""
+        with self._writing() as database:
+            database.executemany("INSERT OR IGNORE INTO unsettled VALUES (?)", [(video,) for video in videos])
+
+    def settle(self, videos: Sequence[VideoRow], files: Iterable[tuple[FileRow, str]]) -> None:
+        """Step 3: the rows of these videos are in the engine; from now on they are found under their files."""
+        with self._writing() as database:
+            for video in videos:
+                database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?)", video[:3])
+                rows = [
+                    (video.id, *part[:4], *(np.asarray(array, "<f4").tobytes() for array in part[4:]))
+                    for part in video.parts
+                ]
+                database.executemany("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            database.executemany("DELETE FROM unsettled WHERE video = ?", [(video.id,) for video in videos])
+            _write_files(database, ((file, video, None, False) for file, video in files))
+
+    def drop_orphans(self) -> list[str]:
+        """Step 4: take away the videos that no file names, and return them."""
+        with self._writing() as database:
+            named = "SELECT video FROM files WHERE video IS NOT NULL"
+            database.execute(f"INSERT OR IGNORE INTO unsettled SELECT id FROM videos WHERE id NOT IN ({named})")
+            gone = [row[0] for row in database.execute(f"SELECT id FROM videos WHERE id NOT IN ({named})")]
+            database.executemany("DELETE FROM videos WHERE id = ?", [(video,) for video in gone])
+            database.executemany("DELETE FROM parts WHERE video = ?", [(video,) for video in gone])
+        return gone
+
+    def forget_unsettled(self, videos: Iterable[str]) -> None:
+        """Step 5: the engine holds no rows of these videos."""
+        with self._writing() as database:
+            database.executemany("DELETE FROM unsettled WHERE video = ?", [(video,) for video in videos])
+
+
+_REPLACED = ("folder", "stamp", "bytes", "date", "video", "error", "again")
+
+
+def _write_files(database: sqlite3.Connection, files: Iterable[tuple[FileRow, str | None, str | None, bool]]) -> None:
+    """Insert files or replace what is known of them, apart from the columns of a table."""
+    update = ", ".join(f"{name} = excluded.{name}" for name in _REPLACED)
+    database.executemany(
+        "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        f"ON CONFLICT (path) DO UPDATE SET {update}",
+        [(*file, video, error, int(again)) for file, video, error, again in files],
+    )
