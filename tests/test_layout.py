@@ -79,7 +79,7 @@ def test_every_part_has_a_layer():
         ("accelerate", ["teachclip/training/", "teachclip/pipeline/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
         ("matplotlib", ["teachclip/reports/figures.py"]),
-        ("lancedb", ["teachclip/search/engines/lance.py"]),
+        ("lancedb", ["teachclip/search/engines/lance.py", "teachclip/integrations/lancedb.py"]),
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),
         ("scenedetect", ["teachclip/data/video/shots.py"]),
         ("sqlite3", ["teachclip/search/"]),
