@@ -172,13 +172,7 @@ def guarded_map(
     that exceeds the memory is retried once, since earlier items may have leaked it. Close the iterator if you leave
     it early. Raises DataError if no worker can start.
     """
-    pool = ProcessPool(
-        max_workers=workers or usable_cores(),
-        max_tasks=TASKS_PER_WORKER,
-        context=_context(),
-        initializer=_prepare_worker,
-        initargs=(memory_limit,),
-    )
+    pool = guarded_pool(workers, memory_limit)
     waiting: deque[tuple[tuple[Any, ...], ProcessFuture[Any]]] = deque()
 
     def submit(item: tuple[Any, ...]) -> ProcessFuture[Any]:
@@ -200,6 +194,17 @@ def guarded_map(
     finally:
         pool.stop()
         pool.join()
+
+
+def guarded_pool(workers: int, memory_limit: int | None) -> ProcessPool:
+    """Return the processes of `guarded_map`, for items that come one by one. `stop` and `join` end them."""
+    return ProcessPool(
+        max_workers=workers or usable_cores(),
+        max_tasks=TASKS_PER_WORKER,
+        context=_context(),
+        initializer=_prepare_worker,
+        initargs=(memory_limit,),
+    )
 
 
 _HIDING = threading.Lock()

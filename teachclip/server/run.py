@@ -1,0 +1,38 @@
+"""Run the application under uvicorn until it is interrupted."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from teachclip.errors import DataError
+from teachclip.search.index import VideoIndex
+from teachclip.server.network import address_of
+
+QUEUE = 2048
+"""Connections that wait to be taken."""
+
+
+def serve(index: VideoIndex, host: str, port: int, token: str | None, ready: Callable[[str], None]) -> None:
+    """Serve an index on `host` and `port` (0: a free one). `ready` gets the address when the server answers there.
+
+    `token`: see `create_app`. Raises DataError if the extra is not installed or nothing can listen there.
+    """
+    try:
+        import uvicorn
+
+        from teachclip.server.app import create_app
+    except ImportError as error:
+        raise DataError(f"the page needs more packages ({error}): pip install 'teachclip[search]'") from error
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host.strip("[]"), port))
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from error
+        listener.listen(QUEUE)
+        ready(address_of(host.strip("[]"), listener.getsockname()[1], token))
+        config = uvicorn.Config(create_app(index, token=token), log_level="warning", server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
