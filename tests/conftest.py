@@ -29,7 +29,7 @@ SHAPES = ("circle", "square")
 
 
 SLOW = (
-    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers"),
+    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers", "onnx"),
     *("cli/test_python_api.py", "studies/test_study.py", "studies/test_trials.py", "studies/test_shapes_studies.py"),
     *("diagnosis/test_diagnose.py", "training/test_loop.py", "training/test_trajectory.py"),
     *("training/test_float16_clip.py", "training/test_float16_study.py", "data/video/test_video.py"),

@@ -19,7 +19,7 @@ LAYERS = [
     {"recipe"},
     {"data", "models", "losses", "scorer"},
     {"scoring"},
-    {"evaluation", "training", "reports"},
+    {"evaluation", "training", "reports", "onnx"},
     {"pipeline"},
     {"shapes"},
     {"data_check", "diagnosis"},
@@ -79,6 +79,8 @@ def test_every_part_has_a_layer():
         ("accelerate", ["teachclip/training/", "teachclip/pipeline/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
         ("matplotlib", ["teachclip/reports/figures.py"]),
+        ("onnx", ["teachclip/onnx/"]),
+        ("onnxruntime", ["teachclip/onnx/"]),
     ],
 )
 def test_a_package_is_imported_in_its_home_only(package, homes):
@@ -95,7 +97,8 @@ def test_a_package_is_imported_in_its_home_only(package, homes):
         ("import teachclip.cli.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("import teachclip.recipe.loading", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("import teachclip.store.array_store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("from teachclip import load_student", ["matplotlib", "pebble"]),
+        ("from teachclip import load_student", ["matplotlib", "pebble", "onnx", "onnxruntime"]),
+        ("from teachclip import load_onnx", ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]),
     ],
 )
 def test_importing_stays_light(statement, heavy):
