@@ -35,15 +35,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="with --layout onnx, how weights are stored; default float32",
     )
     parser.add_argument("--only", choices=["text"], help="with --layout onnx: the text tower alone")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="with --layout onnx: measure it on the test split, for its card"
+    )
     args = parser.parse_intermixed_args(argv)
-    other = ("dtype",) if args.layout == "onnx" else ("precision", "only")
+    other = ("dtype",) if args.layout == "onnx" else ("precision", "only", "evaluate")
     for name in other:
-        if getattr(args, name) is not None:
+        if getattr(args, name):
             parser.error(f"--{name} is not for --layout {args.layout}")
     from teachclip.pipeline.export import export_student
 
     dtype, precision = args.dtype or "float16", args.precision or "float32"
     options = {"layout": args.layout, "dtype": dtype, "precision": precision, "only": args.only}
+    options["evaluated"] = args.evaluate
     out = export_student(args.recipe, args.out, args.overrides, **options)
     size = sum(path.stat().st_size for path in ([out] if out.is_file() else out.iterdir()))
     log(f"exported: {out} ({size / 1e6:.1f} MB, {precision if args.layout == 'onnx' else dtype})")

@@ -66,8 +66,8 @@ def export_onnx(
         )
     folder = Path(os.path.realpath(os.path.expanduser(folder)))
     check_replaceable(folder, FILES, is_onnx_folder)
-    if student.dtype != torch.float32:
-        student = copy.deepcopy(student).float()
+    if student.dtype != torch.float32 or student.device.type != "cpu":
+        student = copy.deepcopy(student).to("cpu", torch.float32)
     config = _config(student, precision, only)
     try:
         with replaced_folder(folder) as temporary, evaluating(student), exportable(student):
@@ -118,8 +118,14 @@ def _config(student: StudentModel, precision: str, only: str | None) -> OnnxConf
 
 
 def _write_settings(student: StudentModel, config: OnnxConfig, folder: Path) -> None:
+    """Write all but the towers. The file of the tokenizer cuts texts by itself, whatever was called before."""
+    from tokenizers import Tokenizer
+
     processor: Any = student.processor
-    processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    tokenizer = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(config.text.max_tokens, direction=config.text.truncation_side)
+    tokenizer.save(str(folder / TOKENIZER))
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name(QUERY), folder / QUERY)
 

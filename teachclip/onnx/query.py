@@ -17,6 +17,9 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+BATCH = 64
+"""Texts that are encoded at once."""
+
 
 class ArtefactError(Exception):
     """The folder is unfinished or damaged; the message is one line."""
@@ -97,11 +100,11 @@ class TextEncoder:
         self.session = open_session(folder / "text.onnx", threads=threads, providers=providers)
         self.inputs = [node.name for node in self.session.get_inputs()]
 
-    def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors of texts: (texts, dim) float32, L2-normalised. Raises ValueError as the tokenizer."""
-        texts = list(texts)
-        batches = [self.run(*self.tokenizer(texts[k : k + batch_size])) for k in range(0, len(texts), batch_size)]
-        return np.concatenate(batches) if batches else np.empty((0, self.dim), dtype=np.float32)
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        return self.run(*self.tokenizer(texts))
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Return the vectors of token ids: (texts, dim) float32. A tower that needs no mask gets none."""
@@ -140,7 +143,9 @@ def encode(texts: str | Sequence[str]) -> np.ndarray:
 
     Raises ArtefactError if this folder is damaged, ValueError for a text that is empty or has unknown words.
     """
-    return _encoder().encode([texts] if isinstance(texts, str) else texts)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    starts = range(0, max(len(texts), 1), BATCH)
+    return np.concatenate([_encoder().encode(texts[start : start + BATCH]) for start in starts])
 
 
 def main(texts: Sequence[str]) -> int:

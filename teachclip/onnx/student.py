@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from tqdm import tqdm
 
 from teachclip.data.texts import check_texts
 from teachclip.errors import CheckpointError, DataError
@@ -77,7 +78,7 @@ class OnnxStudent:
             self._video = session
         return self._video
 
-    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> np.ndarray:
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64, progress: bool = True) -> np.ndarray:
         """Encode texts. Returns vectors (texts, dim), float32, L2-normalised, in the given order.
 
         Raises DataError for a text that is empty or has unknown words, or for the path of a video.
@@ -86,11 +87,15 @@ class OnnxStudent:
         check_texts(texts)
         _check_batch(batch_size)
         encoder = self.text_encoder
-        try:
-            vectors: np.ndarray = encoder.encode(texts, batch_size=batch_size)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        return vectors
+        parts = [np.empty((0, self.dim), dtype=np.float32)]
+        with tqdm(total=len(texts), unit="text", desc="texts", disable=not progress) as bar:
+            for start in range(0, len(texts), batch_size):
+                try:
+                    parts.append(encoder.encode(texts[start : start + batch_size]))
+                except ValueError as error:
+                    raise DataError(str(error)) from error
+                bar.update(len(parts[-1]))
+        return np.concatenate(parts)
 
     def encode_frames(self, frames: np.ndarray, frame_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Encode decoded videos: `frames` uint8 (videos, frames, 3, size, size), `frame_mask` (videos, frames) bool.

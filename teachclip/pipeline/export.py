@@ -20,9 +20,13 @@ from teachclip.models.layouts import to_official_types
 from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
 from teachclip.models.student_folder import CARD_FILE, CODE_FILE, SENTENCE_TRANSFORMERS
 from teachclip.onnx.export import export_onnx
+from teachclip.onnx.folder import CARD as ONNX_CARD
+from teachclip.onnx.folder import PARITY, TOWERS, OnnxConfig
+from teachclip.pipeline.evaluate import evaluate
 from teachclip.pipeline.model_card import model_card, onnx_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
+from teachclip.store.files import write_atomic
 from teachclip.store.folders import check_replaceable, replaced_folder
 
 log = logging.getLogger(__name__)
@@ -45,11 +49,13 @@ def export_student(
     dtype: str = "float16",
     precision: str = "float32",
     only: str | None = None,
+    evaluated: bool = False,
 ) -> Path:
     """Export the student of a finished run to `out`: a folder, or with layout `official` one file.
 
     `recipe`, `overrides`: as of `distill`. `dtype`: of the layouts `transformers` and `official`. `precision`,
-    `only`: of the layout `onnx`, see `export_onnx`. Returns `out`. Raises CheckpointError if the run has no student.
+    `only`: of the layout `onnx`, see `export_onnx`; `evaluated`: measure what that finds on the test split, for its
+    card and `parity.json`. Returns `out`. Raises CheckpointError if the run has no student.
     """
     recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
     source = recipe.output / "student"
@@ -58,15 +64,40 @@ def export_student(
     results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
     student = load_student(source, trust_remote_code=recipe.student.trust_remote_code)
     if layout == "onnx":
-        card = functools.partial(onnx_card, results, recipe)
-        parity = export_onnx(student, out, precision=precision, only=only, card=card)
-        for tower in (name for name in ("text", "video") if name in parity):
-            log.info("%s.onnx differs from the student by at most %.1e", tower, parity[tower]["max_abs"])
+        _write_onnx_folder(student, out, results, recipe, precision=precision, only=only, evaluated=evaluated)
     elif layout == "official":
         write_official_file(student, out, dtype=dtype)
     else:
         write_student_folder(student, out, results=results, recipe=recipe, dtype=dtype)
     return out
+
+
+def _write_onnx_folder(
+    student: StudentModel,
+    out: Path,
+    results: dict[str, Any],
+    recipe: Recipe,
+    *,
+    precision: str,
+    only: str | None,
+    evaluated: bool,
+) -> None:
+    """Export as ONNX. The card holds what was measured with the folder itself, or else the results of the student."""
+    if evaluated and only is not None:
+        raise CheckpointError(f"the {only} tower alone finds no videos, so it cannot be evaluated")
+    parity = export_onnx(
+        student, out, precision=precision, only=only, card=functools.partial(onnx_card, results, recipe)
+    )
+    for tower in (name for name in TOWERS if name in parity):
+        log.info("%s.onnx differs from the student by at most %.1e", tower, parity[tower]["max_abs"])
+    if not evaluated:
+        return
+    measured = evaluate(recipe, model=str(out))
+    measured["model"] = f"{results['model']}, ONNX {precision}"
+    parity["test"] = measured["test"]
+    card = onnx_card(results, recipe, OnnxConfig.read(out), parity, measured)
+    write_atomic(out / PARITY, (json.dumps(parity, indent=2) + "\n").encode())
+    write_atomic(out / ONNX_CARD, card.encode())
 
 
 def write_student_folder(

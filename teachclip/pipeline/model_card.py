@@ -40,18 +40,26 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
     return str(ModelCard(f"---\n{_front_matter(results, recipe, 'transformers')}\n---\n{body}"))
 
 
-def onnx_card(results: Mapping[str, Any], recipe: Recipe, config: OnnxConfig, parity: Mapping[str, Any]) -> str:
+def onnx_card(
+    results: Mapping[str, Any],
+    recipe: Recipe,
+    config: OnnxConfig,
+    parity: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
+) -> str:
     """Write the card of an ONNX folder: as `model_card`, with what `describe_folder` says of the files.
 
-    The results are those of the student that was exported; they are not claimed for float16 and int8.
+    `results`: of the student that was exported. `measured`: of the folder itself; without them the student's results
+    are shown, and claimed for a float32 export alone.
     """
     from huggingface_hub import ModelCard
 
-    claimed = results if config.precision == "float32" else {}
+    claimed = measured or (results if config.precision == "float32" else {})
     head = _ONNX.format(name=markdown_text(recipe.name), license=_licenses(recipe))
-    table = "\n".join(_table(results))
-    body = f"{head}\n{describe_folder(config, parity)}\n## Measured results of the student before export\n\n{table}\n"
-    return str(ModelCard(f"---\n{_front_matter(claimed, recipe, 'onnx')}\n---\n{body}"))
+    tables = ["## Measured results", "", *_table(measured)] if measured else []
+    tables += ["", "## Measured results of the student before export", "", *_table(results)]
+    body = "\n".join([head, describe_folder(config, parity), *tables])
+    return str(ModelCard(f"---\n{_front_matter(claimed, recipe, 'onnx')}\n---\n{body}\n"))
 
 
 def _front_matter(results: Mapping[str, Any], recipe: Recipe, library: str) -> str:

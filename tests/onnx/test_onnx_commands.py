@@ -45,12 +45,18 @@ def test_a_distilled_student_is_exported_evaluated_and_asked(
         atol=1e-5,
         rtol=0,
     )
+    assert run("export", recipe, "--layout", "onnx", "--out", out, "--precision", "float16", "--evaluate") == 0
+    assert json.loads((out / "parity.json").read_text())["test"]["t2v"]["recall_at_10"] == 100
+    card = (out / "README.md").read_text()
+    assert "| student, ONNX float16 | test | text to video | 6 | 3 |" in card and "model-index" in card
     assert run("export", recipe, "--layout", "onnx", "--out", out, "--only", "text", "--precision", "float16") == 0
     assert not (out / "video.onnx").exists()
     assert "model-index" not in (out / "README.md").read_text()  # no result is claimed for what was not measured
     capsys.readouterr()
     assert run("evaluate", recipe, "--model", out) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("it was exported with --only text")
+    assert run("export", recipe, "--layout", "onnx", "--out", out, "--only", "text", "--evaluate") == 2
+    assert capsys.readouterr().err.startswith("error: the text tower alone finds no videos")
     assert run("export", recipe, "--out", out) == 2  # nor is an ONNX folder replaced by another layout
     assert "holds" in capsys.readouterr().err and load_onnx(out).encode_text("a red circle").shape == (1, 32)
 
@@ -61,6 +67,7 @@ def test_a_distilled_student_is_exported_evaluated_and_asked(
         (["--layout", "onnx", "--dtype", "float16"], "--dtype is not for --layout onnx"),
         (["--precision", "int8"], "--precision is not for --layout transformers"),
         (["--layout", "official", "--only", "text"], "--only is not for --layout official"),
+        (["--evaluate"], "--evaluate is not for --layout transformers"),
         (["--layout", "onnx", "--only", "video"], "--only: invalid choice: 'video'"),
     ],
 )
