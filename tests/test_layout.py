@@ -98,6 +98,7 @@ def test_a_package_is_imported_in_its_home_only(package, homes):
         ("import teachclip.recipe.loading", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("import teachclip.store.array_store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("from teachclip import load_student", ["matplotlib", "pebble", "onnx", "onnxruntime"]),
+        ("import teachclip.pipeline.export", ["onnx", "onnxruntime", "onnxscript"]),
         ("from teachclip import load_onnx", ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from teachclip.errors import CheckpointError
 
-FORMAT, VERSION = "teachclip-onnx", 1
+MODEL_TYPE, VERSION = "teachclip-onnx", 1
 CONFIG, TOKENIZER, TEXT, VIDEO = "config.json", "tokenizer.json", "text.onnx", "video.onnx"
 PARITY, CARD, QUERY = "parity.json", "README.md", "query.py"
 FILES = (CONFIG, TOKENIZER, TEXT, VIDEO, PARITY, CARD, QUERY)
@@ -68,13 +68,13 @@ class OnnxConfig:
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+        return json.dumps({"model_type": MODEL_TYPE, "version": VERSION, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> OnnxConfig:
         """Read the configuration of a folder. Raises CheckpointError if it is none of ours, damaged or unfinished."""
         content = read_content(folder)
-        if content is None or content.get("format") != FORMAT:
+        if content is None or content.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
                 f"{folder}: is no ONNX folder of teachclip; `teachclip export --layout onnx` makes one"
             )
@@ -102,7 +102,7 @@ def require_packages(*names: str) -> None:
 def is_onnx_folder(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder's `config.json` says that it is one of ours."""
     content = read_content(Path(folder))
-    return content is not None and content.get("format") == FORMAT
+    return content is not None and content.get("model_type") == MODEL_TYPE
 
 
 def read_content(folder: Path) -> dict[str, Any] | None:

@@ -118,7 +118,7 @@ def open_session(file: Path, *, threads: int = 0, providers: Sequence[str] = ("C
     if not file.is_file():
         raise ArtefactError(f"{file.parent}: it has no {file.name}")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    options.log_severity_level, options.intra_op_num_threads = 4, threads  # errors are raised, not printed
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=list(providers))
     except Exception as error:  # onnxruntime's errors have no class of their own

@@ -212,5 +212,5 @@ _ONNX = """
 A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
 A video is one vector, a query is one vector, and their dot product is the score.
 
-- Licence of {license}
+- Licences: {license}
 """

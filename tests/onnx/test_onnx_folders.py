@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from teachclip import load_onnx
+from teachclip import load_onnx, load_student
 from teachclip.errors import CheckpointError
 from teachclip.models.student import StudentModel
 from teachclip.onnx.folder import is_onnx_folder
@@ -36,7 +36,9 @@ def folder(published: tuple[StudentModel, Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "text.onnx", "video.onnx"])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b"3", b"\xff" * 64, NESTED, b'{"format": "teachclip-onnx"}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"3", b"\xff" * 64, NESTED, b'{"model_type": "teachclip-onnx"}']
+)
 def test_a_damaged_file_is_one_line(folder: Path, name: str, content: bytes | None) -> None:
     if content is None:
         (folder / name).unlink()
@@ -56,7 +58,7 @@ def test_a_truncated_graph_is_one_line(folder: Path, name: str) -> None:
     ("change", "message"),
     [
         ({"version": 2}, "has version 2, this version of teachclip reads 1"),
-        ({"format": "other"}, "is no ONNX folder"),
+        ({"model_type": "other"}, "is no ONNX folder"),
         ({"dim": 31}, "is not the tower that config.json describes"),
         ({"dim": "x"}, "dim is 'x', expected a int"),
         ({"dim": -1}, "dim is -1, expected a whole number"),
@@ -113,6 +115,11 @@ def test_weights_outside_of_the_folder_are_not_read(folder: Path) -> None:
         weight.external_data.add(key=key, value=value)
     (folder / "text.onnx").write_bytes(model.SerializeToString())
     refused(folder)
+
+
+def test_load_student_says_that_it_is_another_kind(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="model type 'teachclip-onnx' cannot be loaded as a student"):
+        load_student(folder)
 
 
 def test_a_pipe_is_not_waited_for(folder: Path) -> None:

@@ -70,6 +70,9 @@ def test_query_runs_where_torch_and_teachclip_are_not(published: tuple[StudentMo
     ):
         done = python(run, *texts, folder=copy, blocked=blocked)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    (copy / "text.onnx").write_bytes(b"\xff" * 999)
+    done = python(run, "sea", folder=copy, blocked=blocked)
+    assert done.returncode == 2 and "text.onnx: cannot be loaded" in done.stderr and done.stderr.count("\n") == 1
     (copy / "text.onnx").unlink()
     done = python(run, "sea", folder=copy, blocked=blocked)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "it has no text.onnx" in done.stderr
