@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_texts_are_encoded_without_importing_torch(published: tuple[StudentModel
     root = Path(__file__).parents[2]
     done = python(code, published[1], folder=root, blocked=("torch", "transformers"))
     assert done.stdout.strip() == "(1, 32) []", done.stderr
+
+
+def test_the_threads_of_a_server_share_one_student(published: tuple[StudentModel, Path]) -> None:
+    loaded, texts = load_onnx(published[1], threads=1), ["a red circle", "sea", "a blue square"]
+    alone = {text: load_onnx(published[1], threads=1).encode_text(text) for text in texts}
+    with ThreadPoolExecutor(4) as pool:  # the first calls load the tower at the same time
+        found = list(pool.map(lambda text: loaded.encode_text(text, progress=False), texts * 20))
+    assert all(np.array_equal(vector, alone[text]) for text, vector in zip(texts * 20, found, strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
