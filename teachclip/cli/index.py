@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS", help="per file (default 300)")
     args = parser.parse_intermixed_args(argv)
     from teachclip.search.columns import set_columns
-    from teachclip.search.encode_files import Limits
     from teachclip.search.index import VideoIndex
+    from teachclip.search.limits import Limits
     from teachclip.search.update import Wanted, describe, update_index
     from teachclip.search.vectors_file import export_vectors
 
