@@ -100,3 +100,24 @@ def test_a_damaged_table_is_one_line(tmp_path):
     with pytest.raises(StoreError, match="vectors cannot be searched") as error:
         fresh.search(np.eye(DIM, dtype=np.float32)[0], 10)
     assert "\n" not in str(error.value)
+
+
+def test_many_rows_get_an_approximate_structure_that_also_finds_what_is_added_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("teachclip.search.engines.lance.INDEXED_FROM", 1000)
+    engine, reader = (open_engine("lance", tmp_path / "vectors", dim=DIM, collection="x") for _ in range(2))
+    rows = some_rows(500)
+    engine.add(rows)
+    assert engine.tune() == "approximate (ivf_sq)"
+    query = np.eye(DIM, dtype=np.float32)[0]
+    nearest = {rows.ids[place] for place in np.argsort(-(rows.vectors @ query))[:10]}
+    for opened in (engine, reader):
+        found = opened.search(query, 10)
+        assert len(nearest & {row for row, _ in found}) >= 9
+        scores = {row: float(rows.vectors[rows.ids.index(row)] @ query) for row, _ in found}
+        assert dict(found) == pytest.approx(scores, abs=1e-5), "scores are of whole vectors, not of shortened ones"
+    engine.add(Rows([f"{'f' * 16}-0"], ["f" * 16], query[None]))
+    assert reader.search(query, 10)[0] == (f"{'f' * 16}-0", pytest.approx(1, abs=1e-5))
+    engine.tune()
+    assert reader.search(query, 10, ["f" * 16]) == [(f"{'f' * 16}-0", pytest.approx(1, abs=1e-5))]
+    engine.delete([f"{video:016x}" for video in range(400)])
+    assert engine.tune() == "exact" and len(reader.search(query, 1000)) == 301

@@ -16,7 +16,7 @@ from teachclip.search.engines import Rows
 
 TABLE = "parts"
 
-INDEXED_FROM, LARGE = 200_000, "ivf_pq"
+INDEXED_FROM, LARGE = 100_000, "ivf_sq"
 """Rows from which on an approximate search structure is made, and which one; below, every vector is compared."""
 
 GRACE = timedelta(minutes=10)
@@ -24,10 +24,10 @@ GRACE = timedelta(minutes=10)
 
 STRUCTURES: dict[str, dict[str, Any]] = {
     "flat": {},
-    "ivf_pq": {"index_type": "IVF_PQ", "sub_vectors": 8, "nprobes": 20, "refine": 20},
-    "ivf_rq": {"index_type": "IVF_RQ", "nprobes": 20, "refine": 20},
-    "ivf_sq": {"index_type": "IVF_SQ", "nprobes": 20, "refine": 4},
-    "ivf_hnsw_sq": {"index_type": "IVF_HNSW_SQ", "partition": 200_000, "nprobes": 4, "refine": 4},
+    "ivf_pq": {"kind": "IvfPq", "sub_vectors": 8, "nprobes": 20, "refine": 20},
+    "ivf_rq": {"kind": "IvfRq", "nprobes": 20, "refine": 20},
+    "ivf_sq": {"kind": "IvfSq", "nprobes": 20, "refine": 4},
+    "ivf_hnsw_sq": {"kind": "HnswSq", "partition": 200_000, "nprobes": 4, "refine": 4},
 }
 """Ways to search. nprobes: parts of the space that a query looks at; refine: so many times the rows asked for are
 compared by their whole vectors. sub_vectors: numbers of a vector per byte. partition: rows in a part of the space."""
@@ -123,13 +123,14 @@ class LanceEngine:
         self._made = name
         if not how:
             return
+        import lancedb.index as kinds
+
         rows = self.table.count_rows()
         options: dict[str, Any] = {"num_partitions": max(1, round(rows / how.get("partition", rows**0.5)))}
         if "sub_vectors" in how:
             options["num_sub_vectors"] = self.dim // how["sub_vectors"]
-        self.table.create_index(
-            metric="cosine", index_type=how["index_type"], name=name, max_iterations=20, sample_rate=64, **options
-        )
+        config = getattr(kinds, how["kind"])(distance_type="cosine", max_iterations=20, sample_rate=64, **options)
+        self.table.create_index("vector", config=config, name=name)
 
     def _structure(self) -> str:
         """Return the name of the search structure that there is; another process may have made one."""
