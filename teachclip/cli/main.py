@@ -22,9 +22,11 @@ COMMANDS = {
     "export": "write a student for use elsewhere",
     "index": "make a searchable index of folders of videos, or bring it up to date",
     "search": "search an index by a text or an example",
+    "duplicates": "list videos of an index that show the same",
     "keys": "list the keys of a recipe",
     "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",
+    "bench-search": "measure ways to search on the vectors of an index",
     "bench-data": "measure how fast videos are decoded and stored frames are read",
 }
 

@@ -13,6 +13,7 @@ from teachclip.console import interruptible, log
 from teachclip.demo.child_processes import Job, run_shown, run_together
 from teachclip.demo.plan import VARIANTS, Demo
 from teachclip.demo.report import write_report
+from teachclip.demo.search_index import index_videos
 from teachclip.demo.stage_record import Stage
 from teachclip.processes import environment
 
@@ -40,6 +41,7 @@ def run(demo: Demo) -> None:
     _evaluate(demo, "5/6 evaluate")
     log("[6/6 report]")
     write_report(demo)
+    index_videos(demo)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     log(f"done in {minutes} min {seconds} s" if minutes else f"done in {seconds} s")
 
