@@ -21,6 +21,7 @@ from teachclip.models.student_folder import CARD_FILE, CODE_FILE, SENTENCE_TRANS
 from teachclip.pipeline.model_card import model_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
+from teachclip.store.files import read_json
 
 OWN_FILES = {
     *SENTENCE_TRANSFORMERS,
@@ -47,13 +48,29 @@ def export_student(
     source = recipe.output / "student"
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")
-    results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
+    results = _read_results(recipe.output / "results.json", recipe)
     student = load_student(source, trust_remote_code=recipe.student.trust_remote_code)
     if layout == "official":
         write_official_file(student, out, dtype=dtype)
     else:
         write_student_folder(student, out, results=results, recipe=recipe, dtype=dtype)
     return out
+
+
+def _read_results(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the results of a run. Raises CheckpointError if a model card cannot be made of them."""
+    try:
+        results = read_json(path)
+        if not isinstance(results, dict) or "model" not in results:
+            raise ValueError("it names no model")
+        model_card(results, recipe)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not hold the results of a run ({type(error).__name__}: {cause}); distil the recipe again "
+            "to measure the student again"
+        ) from error
+    return results
 
 
 def write_student_folder(
@@ -132,6 +149,6 @@ def _check_folder(folder: Path) -> None:
 def _model_type(folder: Path) -> str | None:
     """Return the model type in a folder's configuration, or None if there is none that can be read."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        return read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
         return None

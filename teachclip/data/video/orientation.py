@@ -38,8 +38,8 @@ def orientation_of(frame: Any) -> Orientation:
     The matrix (a b u, c d v, x y w) moves a stored pixel (x, y) to (a x + c y, b x + d y). Angles in between, which
     no camera writes, are taken as the nearest of the eight.
     """
-    # not frame.side_data, which with the frame makes a cycle: the frame's memory would be free for the decoder's next
-    # pictures only when Python collects garbage, and what damage leaves of old pictures in them would be left to chance
+    # Not frame.side_data, which makes a cycle with the frame: its memory would be free for other pictures only when
+    # Python collects garbage, and which old one shows through the holes of a damaged one would be left to chance.
     side_data = SideDataContainer(frame).get("DISPLAYMATRIX")
     if side_data is None or len(bytes(side_data)) < 36:
         return Orientation()
