@@ -123,10 +123,10 @@ def _job(demo: Demo, stage: Stage, run_folder: Path | None = None) -> Job:
 def steps_logged(log: Path) -> int:
     """Return the last step in a run's `log.jsonl`; 0 before there is one."""
     try:
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return 0
     for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that is still being written
+        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError):  # a line that is being written
             return int(json.loads(line)["step"])
     return 0

@@ -26,7 +26,7 @@ from teachclip.pipeline.evaluate import evaluate
 from teachclip.pipeline.model_card import model_card, onnx_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
-from teachclip.store.files import write_atomic
+from teachclip.store.files import read_json, write_atomic
 from teachclip.store.folders import check_replaceable, replaced_folder
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def export_student(
     source = recipe.output / "student"
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")
-    results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
+    results = _read_results(recipe.output / "results.json", recipe)
     student = load_student(source, trust_remote_code=recipe.student.trust_remote_code)
     if layout == "onnx":
         _write_onnx_folder(student, out, results, recipe, precision=precision, only=only, evaluated=evaluated)
@@ -98,6 +98,22 @@ def _write_onnx_folder(
     card = onnx_card(results, recipe, OnnxConfig.read(out), parity, measured)
     write_atomic(out / PARITY, (json.dumps(parity, indent=2) + "\n").encode())
     write_atomic(out / ONNX_CARD, card.encode())
+
+
+def _read_results(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the results of a run. Raises CheckpointError if a model card cannot be made of them."""
+    try:
+        results = read_json(path)
+        if not isinstance(results, dict) or "model" not in results:
+            raise ValueError("it names no model")
+        model_card(results, recipe)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not hold the results of a run ({type(error).__name__}: {cause}); distil the recipe again "
+            "to measure the student again"
+        ) from error
+    return results
 
 
 def write_student_folder(
@@ -150,6 +166,6 @@ def write_official_file(student: StudentModel, path: Path, *, dtype: str = "floa
 def _model_type(folder: Path) -> str | None:
     """Return the model type in a folder's configuration, or None if there is none that can be read."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        return read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
         return None
