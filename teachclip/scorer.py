@@ -58,6 +58,14 @@ class FeatureScorer(Scorer, Protocol):
         """Encode videos from raw CLIP frame features (videos, frames, dim) and their mask (videos, frames)."""
 
 
+@runtime_checkable
+class FrameScorer(Scorer, Protocol):
+    """A scorer that normalises pixels itself, as a student in ONNX does: it is given frames as they are stored."""
+
+    def videos_from_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
+        """Encode videos. `frames`: uint8 (videos, frames, 3, size, size); `frame_mask`: (videos, frames) bool."""
+
+
 @dataclass(frozen=True)
 class TeacherTraits:
     """The optional attributes of a teacher, by their names, as `teacher_traits` reads them.

@@ -29,8 +29,8 @@ SHAPES = ("circle", "square")
 
 
 SLOW = (
-    *("search", "data/video/test_parts.py"),
-    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers"),
+    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers", "onnx", "search", "server"),
+    *("integrations", "data/video/test_parts.py"),
     *("cli/test_python_api.py", "studies/test_study.py", "studies/test_trials.py", "studies/test_shapes_studies.py"),
     *("diagnosis/test_diagnose.py", "training/test_loop.py", "training/test_trajectory.py"),
     *("training/test_float16_clip.py", "training/test_float16_study.py", "data/video/test_video.py"),

@@ -19,7 +19,7 @@ LAYERS = [
     {"recipe"},
     {"data", "models", "losses", "scorer"},
     {"scoring"},
-    {"evaluation", "training", "reports", "search"},
+    {"evaluation", "training", "reports", "onnx", "search"},
     {"pipeline"},
     {"shapes"},
     {"data_check", "diagnosis", "integrations", "server"},
@@ -83,6 +83,8 @@ def test_every_part_has_a_layer():
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),
         ("scenedetect", ["teachclip/data/video/shots.py"]),
         ("sqlite3", ["teachclip/search/"]),
+        ("onnx", ["teachclip/onnx/"]),
+        ("onnxruntime", ["teachclip/onnx/"]),
     ],
 )
 def test_a_package_is_imported_in_its_home_only(package, homes):
@@ -99,7 +101,9 @@ def test_a_package_is_imported_in_its_home_only(package, homes):
         ("import teachclip.cli.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("import teachclip.recipe.loading", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
         ("import teachclip.store.array_store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("from teachclip import load_student", ["matplotlib", "pebble"]),
+        ("from teachclip import load_student", ["matplotlib", "pebble", "onnx", "onnxruntime"]),
+        ("import teachclip.pipeline.export", ["onnx", "onnxruntime", "onnxscript"]),
+        ("from teachclip import load_onnx", ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]),
     ],
 )
 def test_importing_stays_light(statement, heavy):

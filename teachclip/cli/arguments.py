@@ -74,7 +74,7 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Main:
                 main(argv)
         except TeachclipError as error:
             for line in _without_traceback(str(error)).split("\n"):
-                print(f"{_process_prefix()}error: {visible(line)}", file=sys.stderr, flush=True)
+                print(f"{_process_prefix()}error: {_shortened(visible(line))}", file=sys.stderr, flush=True)
             return 2
         except OSError as error:
             if error.errno not in _ENVIRONMENT:
@@ -128,6 +128,11 @@ def _without_traceback(message: str) -> str:
     if "Original Traceback" not in message:
         return message
     return message.strip().splitlines()[-1].partition(": ")[2]
+
+
+def _shortened(line: str, most: int = 2000) -> str:
+    """Leave out the middle of a line that no one can read: a name in a damaged file may have megabytes."""
+    return line if len(line) <= most else f"{line[: most - 500]} ... {line[-400:]}"
 
 
 def _process_prefix() -> str:

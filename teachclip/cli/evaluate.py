@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         default="student",
         help="student (the exported one of the recipe's run), zero_shot (mean pooling), the label of a teacher of "
-        "the recipe, or the folder or file of a student",
+        "the recipe, or the folder (also an ONNX folder) or file of a student",
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument(

@@ -32,6 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--forget", nargs="+", type=path_argument, default=[], metavar="FOLDER", help="take folders out"
     )
+    parser.add_argument(
+        "--table", type=path_argument, metavar="CSV", help="gives files columns that filters may name"
+    )
+    parser.add_argument(
+        "--export",
+        type=path_argument,
+        metavar="PARQUET",
+        help="write all vectors to a file; without FOLDER only this",
+    )
     parser.add_argument("--retry", action="store_true", help="try broken files again although they did not change")
     parser.add_argument("--engine", choices=["lance", "milvus"], help="what keeps the vectors (default lance)")
     parser.add_argument("--uri", help="address of the engine's server")
@@ -41,13 +50,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS", help="per file (default 300)")
     args = parser.parse_intermixed_args(argv)
-    from teachclip.search.encode_files import Limits
+    from teachclip.search.columns import set_columns
+    from teachclip.search.index import VideoIndex
+    from teachclip.search.limits import Limits
     from teachclip.search.update import Wanted, describe, update_index
+    from teachclip.search.vectors_file import export_vectors
 
     wanted = Wanted(args.model, args.parts, args.window, args.stride, args.engine, args.uri, args.device)
     limits = Limits(workers=args.workers, time_limit=args.time_limit)
-    with interruptible():
-        report = update_index(args.index, args.folders, wanted, forget=args.forget, retry=args.retry, limits=limits)
-    for line in describe(report):
-        log(line)
+    if args.folders or args.export is None:
+        with interruptible():
+            report = update_index(
+                args.index, args.folders, wanted, forget=args.forget, retry=args.retry, limits=limits
+            )
+        for line in describe(report):
+            log(line)
+    with VideoIndex.open(args.index) as index:
+        if args.table is not None:
+            log(f"{args.table}: {set_columns(index, args.table):,} files have its columns")
+        if args.export is not None:
+            log(f"{args.export}: {export_vectors(index, args.export):,} vectors")
     print(f'teachclip search {args.index} "a text"', flush=True)

@@ -23,9 +23,11 @@ COMMANDS = {
     "index": "make a searchable index of folders of videos, or bring it up to date",
     "search": "search an index by a text or an example",
     "serve": "open an index in a browser: a page to search and watch, and a JSON API",
+    "duplicates": "list videos of an index that show the same",
     "keys": "list the keys of a recipe",
     "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",
+    "bench-search": "measure ways to search on the vectors of an index",
     "bench-data": "measure how fast videos are decoded and stored frames are read",
 }
 

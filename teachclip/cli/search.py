@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
-from teachclip.console import visible
+from teachclip.console import log, visible
 
 if TYPE_CHECKING:
     from teachclip.search.results import Found
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--within", metavar="VIDEO", help="search the moments of one video, by its path or id")
     parser.add_argument("--limit", type=positive_count, default=10, help="how many videos (default 10)")
     parser.add_argument("--parts", type=positive_count, default=3, help="how many moments of each (default 3)")
+    parser.add_argument("--open", action="store_true", help="open the best moment in a player")
+    parser.add_argument("--clip", type=path_argument, metavar="MP4", help="cut the best moment out into this file")
     parser.add_argument("--json", action="store_true", help="print JSON with all that is known of each part")
     parser.add_argument("--model", help="the student of the index, if its folder was moved")
     parser.add_argument("--device", help="where the student runs (default: a GPU if there is one)")
@@ -54,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps([video.to_dict() for video in found], indent=1))
     else:
         print("\n".join(table(found)) if found else "nothing found", flush=True)
+    if found and args.clip is not None:
+        from teachclip.data.video.clip import cut_clip
+
+        best = found[0].parts[0]
+        cut_clip(found[0].path, best.start, best.end, args.clip)
+        log(f"{args.clip}: {found[0].path} from {best.start:.1f} to {best.end:.1f} seconds")
+    if found and args.open:
+        from teachclip.search.players import open_moment
+
+        open_moment(found[0].path, found[0].parts[0].start)
 
 
 def table(found: Sequence[Found]) -> list[str]:

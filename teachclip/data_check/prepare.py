@@ -222,7 +222,7 @@ def verdict(
     unreadable = [video_id for video_id in errors if video_id not in catalog.excluded]
     try:
         check_missing_share(errors, errors, len(videos), recipe.data.max_missing, "cannot be used")
-        require_readable(build.build_catalog(recipe), errors, max_missing=recipe.data.max_missing)
+        require_readable(catalog, errors, max_missing=recipe.data.max_missing)
         if store_error:
             raise DataError(store_error)
         if unreadable and recipe.frames.store == "none":

@@ -13,6 +13,7 @@ from teachclip.console import interruptible, log
 from teachclip.demo.child_processes import Job, run_shown, run_together
 from teachclip.demo.plan import VARIANTS, Demo
 from teachclip.demo.report import write_report
+from teachclip.demo.search_index import index_videos
 from teachclip.demo.stage_record import Stage
 from teachclip.processes import environment
 
@@ -40,6 +41,7 @@ def run(demo: Demo) -> None:
     _evaluate(demo, "5/6 evaluate")
     log("[6/6 report]")
     write_report(demo)
+    index_videos(demo)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     log(f"done in {minutes} min {seconds} s" if minutes else f"done in {seconds} s")
 
@@ -121,10 +123,10 @@ def _job(demo: Demo, stage: Stage, run_folder: Path | None = None) -> Job:
 def steps_logged(log: Path) -> int:
     """Return the last step in a run's `log.jsonl`; 0 before there is one."""
     try:
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return 0
     for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that is still being written
+        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError):  # a line that is being written
             return int(json.loads(line)["step"])
     return 0

@@ -21,6 +21,7 @@ import numpy as np
 from teachclip import __version__
 from teachclip.console import log
 from teachclip.demo.plan import COMPARISONS, VARIANTS, Demo
+from teachclip.errors import StoreError
 from teachclip.evaluation.intervals import Interval, paired_difference, spread
 from teachclip.reports import figures as draw
 from teachclip.reports.pages import png_uri, render_page
@@ -34,7 +35,7 @@ from teachclip.reports.tables import (
     mean_cell,
     result_notes,
 )
-from teachclip.store.files import write_atomic
+from teachclip.store.files import read_json, write_atomic
 
 
 def write_report(demo: Demo) -> None:
@@ -56,7 +57,11 @@ def gather(demo: Demo) -> dict[str, Any]:
     """Read all results files and return the report's data."""
 
     def read(stage: str) -> dict[str, Any]:
-        return json.loads(demo.stages[stage].outputs[0].read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        path = demo.stages[stage].outputs[0]
+        try:
+            return dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"{path} holds no results ({error}); delete it and run again") from error
 
     zero_shot, teacher, student = read("zero_shot"), read("teacher_result"), read("student_result")
     models = [ModelResults("zero_shot", "zero-shot mean pooling", [zero_shot], zero_shot["test"]["cost"])]

@@ -16,7 +16,7 @@ from typing import Any
 
 from teachclip import __version__
 from teachclip.errors import StoreError
-from teachclip.store.files import write_atomic
+from teachclip.store.files import read_json, write_atomic
 from teachclip.store.fingerprint import fingerprint_of
 
 LAUNCHED = ("train-teacher", "precompute", "distill")
@@ -125,7 +125,7 @@ class StageRecord:
         if not self.path.exists():
             return {}
         try:
-            entries = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
+            entries = read_json(self.path)["stages"]
             return {str(name): dict(entry) for name, entry in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{self.path} is not a record of stages ({error}); delete it and run again") from error

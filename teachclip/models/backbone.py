@@ -145,7 +145,7 @@ def frame_features(backbone: Any, pixel_values: Tensor) -> Tensor:
 def _patches(pixels: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
     """Cut images (images, 3, size, size) into patches for a NaFlex encoder: (images, patches, patch * patch * 3)."""
     patch = config.vision_config.patch_size  # type: ignore[attr-defined]
-    count, side = len(pixels), pixels.shape[-1] // patch
+    count, side = pixels.shape[0], pixels.shape[-1] // patch  # `len` would fix the number in an export
     patches = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1)
     return {
         "pixel_values": patches.flatten(3).flatten(1, 2),

@@ -18,15 +18,16 @@ from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
-from teachclip.errors import DataError, VideoError
+from teachclip.data.texts import check_texts
+from teachclip.errors import DataError
 from teachclip.models import backbone as encoders
 from teachclip.models.adapters import ResidualAdapters
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.frame_attention import AttentionOutput, FrameAttention, UniformAttention, complete_mask
-from teachclip.models.processing import StudentProcessor, check_texts
+from teachclip.models.processing import StudentProcessor
 from teachclip.models.student_files import StudentFiles
 from teachclip.models.temporal import StdLinear, TemporalTransformer
-from teachclip.models.videos import EncodedVideos, OnError, list_videos, read_videos
+from teachclip.models.videos import EncodedVideos, OnError, encode_in_batches, list_videos, read_videos
 from teachclip.models.warm_start import start_temporal, temporal_settings
 from teachclip.scorer import Tokens
 
@@ -353,30 +354,17 @@ class StudentModel(StudentFiles):
         items = list_videos(videos)
         limits = {"workers": workers, "time_limit": time_limit, "memory_limit": memory_limit}
         outcomes = read_videos(items, processor.sampling, processor.transform, on_error=on_error, **limits)  # type: ignore[arg-type]
-        result = EncodedVideos(torch.empty(0, self.config.width), [], {}, {})
-        waiting: list[Tensor] = []
-        embeddings: list[Tensor] = []
-        with (
-            closing(outcomes),
-            evaluating(self),
-            tqdm(total=len(items), unit="video", desc="videos", disable=not progress) as bar,
-        ):
-            for place, outcome in enumerate(outcomes):
-                if isinstance(outcome, tuple):
-                    waiting.append(torch.from_numpy(outcome.frames))
-                    result.kept.append(place)
-                    if outcome.error:
-                        result.partial[place] = outcome.error
-                elif on_error == "raise":
-                    raise VideoError(f'{outcome.error}; on_error="skip" leaves such videos out and names them')
-                else:
-                    result.failures[place] = outcome.error
-                if waiting and (len(waiting) == batch_size or place == len(items) - 1):
-                    embeddings.append(self._encode_inputs(processor.batch(waiting)).video_embeds.cpu())
-                    waiting = []
-                bar.update()
-        if embeddings:
-            result = result._replace(embeddings=torch.cat(embeddings))
+        with closing(outcomes), evaluating(self):
+            result = encode_in_batches(
+                outcomes,
+                len(items),
+                lambda frames: self._encode_inputs(processor.batch(frames)).video_embeds.cpu(),
+                on_error=on_error,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        parts = result.embeddings
+        result = result._replace(embeddings=torch.cat(parts) if parts else torch.empty(0, self.config.width))
         return result.embeddings if on_error == "raise" else result
 
     def _checked_processor(self, kind: str, batch_size: int) -> StudentProcessor:

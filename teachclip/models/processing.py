@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.utils import cached_file
 
-from teachclip.data.annotations.files import EXTENSIONS
+from teachclip.data.texts import check_texts
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform, normalize
@@ -28,8 +28,6 @@ from teachclip.models.videos import frames_of, list_videos, part_of, thin
 
 PROCESSOR_FILE = "processor_config.json"
 SETTING_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
-VIDEO_ENDINGS = (*EXTENSIONS, ".ogv", ".mts", ".m2ts", ".vob")
-"""A text without spaces, or with a folder, that ends so is the path of a video."""
 
 
 class StudentProcessor(ProcessorMixin):
@@ -247,25 +245,6 @@ def _text_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name == "max_length" and (isinstance(value, bool) or not isinstance(value, int) or value < 3):
             raise DataError(f"max_length is {value!r}, allowed: 3 tokens or more")
     return found
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise DataError, with the index of the text, if one is empty, not a string or the path of a video."""
-    for number, text in enumerate(texts):
-        if isinstance(text, os.PathLike) or (isinstance(text, str) and _is_video_path(text)):
-            raise DataError(
-                f"text {number} is {str(text)[:200]!r}, the path of a video: give it as a video (encode_video, "
-                "videos=[...], in Sentence Transformers {'video': path})"
-            )
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"text {number} is {text!r}, expected a text that is not empty")
-
-
-def _is_video_path(text: str) -> bool:
-    name = text.strip()
-    if not name.lower().endswith(VIDEO_ENDINGS) or "\n" in name:
-        return False
-    return not any(map(str.isspace, name)) or "/" in name or "\\" in name or os.path.isfile(name)
 
 
 def load_processor(source: Any, *, trust_remote_code: bool = False, **hub: Any) -> StudentProcessor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from teachclip.data.annotations.records import Video
 from teachclip.data.video.sampling import FrameSampling
@@ -31,11 +32,12 @@ Part = tuple[str | os.PathLike[str], float | None, float | None]
 class EncodedVideos(NamedTuple):
     """The embeddings of the videos that could be read, and what happened to the others.
 
-    embeddings: (kept videos, dim), on the CPU, L2-normalised. kept: the place of each of them among the given videos.
+    embeddings: (kept videos, dim), on the CPU, L2-normalised; a tensor, of an ONNX student a numpy array. kept: the
+    place of each of them among the given videos.
     failures: why the others could not be read, by place. partial: of which kept videos a part is missing, and why.
     """
 
-    embeddings: Tensor
+    embeddings: Any
     kept: list[int]
     failures: dict[int, str]
     partial: dict[int, str]
@@ -145,3 +147,38 @@ def read_videos(
                 except VideoError as error:
                     outcome = Failure(str(error))
             yield outcome
+
+
+def encode_in_batches(
+    outcomes: Iterable[Decoded | Failure],
+    total: int,
+    encode: Callable[[list[Tensor]], Any],
+    *,
+    on_error: OnError,
+    batch_size: int,
+    progress: bool,
+) -> EncodedVideos:
+    """Encode what `read_videos` yields for `total` videos, `batch_size` at a time.
+
+    `encode` gets the frames of some videos, each uint8 (frames, 3, size, size). Returns an `EncodedVideos` whose
+    embeddings are the list of what it returned, to be joined. Raises VideoError for the first video that cannot be
+    read if `on_error` is "raise".
+    """
+    result = EncodedVideos([], [], {}, {})
+    waiting: list[Tensor] = []
+    with tqdm(total=total, unit="video", desc="videos", disable=not progress) as bar:
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, tuple):
+                waiting.append(torch.from_numpy(outcome.frames))
+                result.kept.append(place)
+                if outcome.error:
+                    result.partial[place] = outcome.error
+            elif on_error == "raise":
+                raise VideoError(f'{outcome.error}; on_error="skip" leaves such videos out and names them')
+            else:
+                result.failures[place] = outcome.error
+            if waiting and (len(waiting) == batch_size or place == total - 1):
+                result.embeddings.append(encode(waiting))
+                waiting = []
+            bar.update()
+    return result

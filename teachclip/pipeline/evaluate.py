@@ -12,6 +12,8 @@ from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
+from teachclip.onnx.folder import is_onnx_folder
+from teachclip.onnx.student import load_onnx
 from teachclip.pipeline import build
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -31,9 +33,9 @@ def evaluate(
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
-    (mean pooling), a teacher's label, or a student's folder or file. `rerank`: the label of a teacher that orders the
-    best videos of each text anew, as many as each of `depths` says. Returns the results. Raises RecipeError for an
-    unknown model or teacher, DataError for a split that the data does not have.
+    (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: the label of a
+    teacher that orders the best videos of each text anew, as many as each of `depths` says. Returns the results.
+    Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
 
@@ -54,6 +56,12 @@ def evaluate(
         scorer = _teacher(work, "--model", model)
     elif model == "zero_shot":
         scorer = MeanPooling(work.backbone)
+    elif model != "student" and is_onnx_folder(model):
+        from teachclip.onnx.scorer import OnnxScorer  # onnxruntime is optional
+
+        student = load_onnx(model)
+        student.video_session  # noqa: B018  (a folder without a video tower is refused before anything is encoded)
+        scorer = OnnxScorer(student)
     else:
         path = recipe.output / "student" if model == "student" else Path(model)
         section = recipe.student

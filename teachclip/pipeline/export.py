@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,17 @@ from teachclip.models.clip import quiet_loading
 from teachclip.models.layouts import to_official_types
 from teachclip.models.student import StudentConfig, StudentModel, load_student, student_to_official
 from teachclip.models.student_folder import CARD_FILE, CODE_FILE, SENTENCE_TRANSFORMERS
-from teachclip.pipeline.model_card import model_card
+from teachclip.onnx.export import export_onnx
+from teachclip.onnx.folder import CARD as ONNX_CARD
+from teachclip.onnx.folder import PARITY, TOWERS, OnnxConfig
+from teachclip.pipeline.evaluate import evaluate
+from teachclip.pipeline.model_card import model_card, onnx_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
+from teachclip.store.files import read_json, write_atomic
+from teachclip.store.folders import check_replaceable, replaced_folder
+
+log = logging.getLogger(__name__)
 
 OWN_FILES = {
     *SENTENCE_TRANSFORMERS,
@@ -38,22 +47,73 @@ def export_student(
     *,
     layout: str = "transformers",
     dtype: str = "float16",
+    precision: str = "float32",
+    only: str | None = None,
+    evaluated: bool = False,
 ) -> Path:
     """Export the student of a finished run to `out`: a folder, or with layout `official` one file.
 
-    `recipe`, `overrides`: as of `distill`. Returns `out`. Raises CheckpointError if the run has no student yet.
+    `recipe`, `overrides`: as of `distill`. `dtype`: of the layouts `transformers` and `official`. `precision`,
+    `only`: of the layout `onnx`, see `export_onnx`; `evaluated`: measure what that finds on the test split, for its
+    card and `parity.json`. Returns `out`. Raises CheckpointError if the run has no student.
     """
     recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
     source = recipe.output / "student"
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")
-    results = json.loads((recipe.output / "results.json").read_text(encoding="utf-8"))
+    results = _read_results(recipe.output / "results.json", recipe)
     student = load_student(source, trust_remote_code=recipe.student.trust_remote_code)
-    if layout == "official":
+    if layout == "onnx":
+        _write_onnx_folder(student, out, results, recipe, precision=precision, only=only, evaluated=evaluated)
+    elif layout == "official":
         write_official_file(student, out, dtype=dtype)
     else:
         write_student_folder(student, out, results=results, recipe=recipe, dtype=dtype)
     return out
+
+
+def _write_onnx_folder(
+    student: StudentModel,
+    out: Path,
+    results: dict[str, Any],
+    recipe: Recipe,
+    *,
+    precision: str,
+    only: str | None,
+    evaluated: bool,
+) -> None:
+    """Export as ONNX. The card holds what was measured with the folder itself, or else the results of the student."""
+    if evaluated and only is not None:
+        raise CheckpointError(f"the {only} tower alone finds no videos, so it cannot be evaluated")
+    parity = export_onnx(
+        student, out, precision=precision, only=only, card=functools.partial(onnx_card, results, recipe)
+    )
+    for tower in (name for name in TOWERS if name in parity):
+        log.info("%s.onnx differs from the student by at most %.1e", tower, parity[tower]["max_abs"])
+    if not evaluated:
+        return
+    measured = evaluate(recipe, model=str(out))
+    measured["model"] = f"{results['model']}, ONNX {precision}"
+    parity["test"] = {key: value for key, value in measured["test"].items() if key != "cost"}  # times are no parity
+    card = onnx_card(results, recipe, OnnxConfig.read(out), parity, measured)
+    write_atomic(out / PARITY, (json.dumps(parity, indent=2) + "\n").encode())
+    write_atomic(out / ONNX_CARD, card.encode())
+
+
+def _read_results(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the results of a run. Raises CheckpointError if a model card cannot be made of them."""
+    try:
+        results = read_json(path)
+        if not isinstance(results, dict) or "model" not in results:
+            raise ValueError("it names no model")
+        model_card(results, recipe)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not hold the results of a run ({type(error).__name__}: {cause}); distil the recipe again "
+            "to measure the student again"
+        ) from error
+    return results
 
 
 def write_student_folder(
@@ -72,27 +132,15 @@ def write_student_folder(
     if student.processor is None:
         raise CheckpointError("the student has no processor (tokenizer and decoding settings) to export")
     folder = Path(os.path.realpath(folder))  # the folder behind a link, and not the link, is replaced
-    _check_folder(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    before = folder.with_name(f".{folder.name}.before")
-    shutil.rmtree(temporary, ignore_errors=True)
+    check_replaceable(folder, OWN_FILES, lambda path: _model_type(path) == StudentConfig.model_type)
     try:
-        student.card = model_card(results, recipe)
-        with quiet_loading():
-            student.to(getattr(torch, dtype)).save_pretrained(temporary)
-        _load_as_float32(temporary / "config.json")
-        for path in temporary.rglob("*"):  # some writers make files that only their owner may read
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(temporary, folder)
+        with replaced_folder(folder) as temporary:
+            student.card = model_card(results, recipe)
+            with quiet_loading():
+                student.to(getattr(torch, dtype)).save_pretrained(temporary)
+            _load_as_float32(temporary / "config.json")
     except (OSError, SafetensorError, RuntimeError) as error:
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
         raise CheckpointError(f"{folder}: cannot write the student: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def _load_as_float32(path: Path) -> None:
@@ -115,23 +163,9 @@ def write_official_file(student: StudentModel, path: Path, *, dtype: str = "floa
     save_checkpoint(to_official_types(state) if dtype == "float16" else state, path)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` is new, empty, or an export of ours with nothing else in it."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give a folder")
-    names = {path.name for path in folder.iterdir()}
-    if names and names - OWN_FILES:
-        other = ", ".join(sorted(names - OWN_FILES)[:3])
-        raise CheckpointError(f"{folder} holds {other}, which is no export of ours; choose another folder")
-    if names and _model_type(folder) != StudentConfig.model_type:
-        raise CheckpointError(f"{folder} holds another model; choose another folder")
-
-
 def _model_type(folder: Path) -> str | None:
     """Return the model type in a folder's configuration, or None if there is none that can be read."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        return read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError):
         return None

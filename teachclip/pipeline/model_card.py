@@ -9,6 +9,8 @@ from typing import Any
 
 from teachclip.console import visible
 from teachclip.models.student_folder import read_card
+from teachclip.onnx.card import describe_folder
+from teachclip.onnx.folder import OnnxConfig
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import COLUMNS, DIRECTIONS, code_text, markdown_text, result_notes
 
@@ -18,10 +20,54 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
 
     `results`: of a run; `zero_shot` in it are results by split of the backbone alone, with mean pooling.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
+
+    _, backbone = _backbone(recipe.student.backbone)
+    teachers = ", ".join(markdown_text(teacher.label) for teacher in recipe.teachers) or "none (undistilled)"
+    body = _BODY.format(
+        name=markdown_text(recipe.name),
+        teachers=teachers,
+        backbone=code_text(backbone),
+        license=_licenses(recipe),
+        layers=recipe.student.temporal_layers,
+        options=_options(recipe, results),
+        frames=recipe.frames.count,
+        sampling=recipe.frames.sampling,
+        selected=results.get("selected_on", "validation"),
+        seed=results.get("seed", recipe.seed),
+        table="\n".join(_table(results)),
+    )
+    return str(ModelCard(f"---\n{_front_matter(results, recipe, 'transformers')}\n---\n{body}"))
+
+
+def onnx_card(
+    results: Mapping[str, Any],
+    recipe: Recipe,
+    config: OnnxConfig,
+    parity: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the card of an ONNX folder: as `model_card`, with what `describe_folder` says of the files.
+
+    `results`: of the student that was exported. `measured`: of the folder itself; without them the student's results
+    are shown, and claimed for a float32 export alone.
+    """
+    from huggingface_hub import ModelCard
+
+    claimed = measured or (results if config.precision == "float32" else {})
+    head = _ONNX.format(name=markdown_text(recipe.name), license=_licenses(recipe))
+    tables = ["## Measured results", "", *_table(measured)] if measured else []
+    tables += ["", "## Measured results of the student before export", "", *_table(results)]
+    body = "\n".join([head, describe_folder(config, parity), *tables])
+    return str(ModelCard(f"---\n{_front_matter(claimed, recipe, 'onnx')}\n---\n{body}\n"))
+
+
+def _front_matter(results: Mapping[str, Any], recipe: Recipe, library: str) -> str:
+    """Return the part of a card that the Hub reads; `library`: the Hub's name of what loads the model."""
+    from huggingface_hub import EvalResult, ModelCardData
 
     name = visible(" ".join(recipe.name.split()))
-    hub_id, backbone = _backbone(recipe.student.backbone)
+    hub_id, _ = _backbone(recipe.student.backbone)
     measured = [
         EvalResult(
             task_type="text-to-video-retrieval",
@@ -40,27 +86,13 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         base_model=hub_id,
         language=recipe.card.language or None,
         datasets=recipe.card.datasets or None,
-        library_name="transformers",
+        library_name=library,
         pipeline_tag="feature-extraction",
         tags=["video-text-retrieval", "teachclip"],
         model_name=name,
         eval_results=measured or None,
     )
-    teachers = ", ".join(markdown_text(teacher.label) for teacher in recipe.teachers) or "none (undistilled)"
-    body = _BODY.format(
-        name=markdown_text(recipe.name),
-        teachers=teachers,
-        backbone=code_text(backbone),
-        license=_licenses(recipe),
-        layers=recipe.student.temporal_layers,
-        options=_options(recipe, results),
-        frames=recipe.frames.count,
-        sampling=recipe.frames.sampling,
-        selected=results.get("selected_on", "validation"),
-        seed=results.get("seed", recipe.seed),
-        table="\n".join(_table(results)),
-    )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}"))
+    return data.to_yaml()
 
 
 def _backbone(source: str) -> tuple[str | None, str]:
@@ -172,4 +204,13 @@ scores = model.encode(["a man plays a drum"]) @ model.encode([{{"video": "a.mp4"
 ## Measured results
 
 {table}
+"""
+
+_ONNX = """
+# {name}, as ONNX
+
+A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
+A video is one vector, a query is one vector, and their dot product is the score.
+
+- Licences: {license}
 """

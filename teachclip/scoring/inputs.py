@@ -23,7 +23,7 @@ from teachclip.data.frames.views import Frames
 from teachclip.data.video.transform import normalize
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
-from teachclip.scorer import FeatureScorer, Scorer, Tokens, concat_tokens
+from teachclip.scorer import FeatureScorer, FrameScorer, Scorer, Tokens, concat_tokens
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
 
@@ -189,6 +189,8 @@ def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
     """Encode one batch of videos, from features where the batch holds them."""
     if "frame_features" in batch:
         return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
+    if isinstance(scorer, FrameScorer):
+        return scorer.videos_from_frames(batch["frames"], batch["frame_mask"])
     return scorer.encode_videos(pixel_values(batch), batch["frame_mask"])
 
 

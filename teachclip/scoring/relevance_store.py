@@ -93,9 +93,10 @@ def store_relevance(
             store.write_shard(shard, {name: array.astype(precision) for name, array in values.items()})
         if others and processes.is_main:  # another run may be reading it
             log.info("%s: not needed for these videos any more; you may delete it", others[0].store.path)
-    found = look()
-    assert found is not None
-    return found
+        processes.wait()  # and then open it before another run may plan rows of its own
+        found = look()
+        assert found is not None
+        return found
 
 
 def _complete(

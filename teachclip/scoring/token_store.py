@@ -97,7 +97,8 @@ def store_tokens(
                 parts = [encode(rows) for rows in batches[shard]]
                 joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
                 store.write_shard(shard, joined)
-    return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
+        processes.wait()  # and then open it before another run may plan rows of its own
+        return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
 
 def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:

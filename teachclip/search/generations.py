@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teachclip.data.video.parts import Cutting
+from teachclip.data.video.cutting import Cutting
 from teachclip.errors import DataError, StoreError
 from teachclip.search.engines import Engine, open_engine
 from teachclip.search.state import FILE, State

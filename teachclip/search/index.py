@@ -254,7 +254,7 @@ class VideoIndex:
             for some in [None] if ids is None else _batches(ids):
                 chosen = "" if some is None else f" AND videos.id IN ({', '.join('?' for _ in some)})"
                 rows = database.execute(
-                    "SELECT videos.id, path, length, date, bytes, columns, videos.error, "
+                    "SELECT videos.id, path, length, date, bytes, files.columns, videos.error, "
                     "(SELECT count(*) FROM parts WHERE parts.video = videos.id) AS parts "
                     f"FROM files JOIN videos ON videos.id = files.video WHERE {condition}{chosen} ORDER BY path",
                     [*values, *(some or ())],
@@ -291,9 +291,18 @@ class VideoIndex:
     def parts(self, video: str) -> list[Part]:
         """Return the parts of a video, by id or path, in the order of time. Raises DataError."""
         entry = self.video(video)
+        return self.parts_of([entry.id])[entry.id]
+
+    def parts_of(self, videos: Sequence[str]) -> dict[str, list[Part]]:
+        """Return the parts of videos, by id, in the order of time. Unknown ids are absent."""
+        found: dict[str, list[Part]] = {}
         with self.generation.state.reading() as database:
-            rows = database.execute("SELECT * FROM parts WHERE video = ? ORDER BY number", (entry.id,))
-            return [_part(row) for row in rows]
+            for some in _batches(videos):
+                marks = ", ".join("?" for _ in some)
+                rows = database.execute(f"SELECT * FROM parts WHERE video IN ({marks}) ORDER BY video, number", some)
+                for row in rows:
+                    found.setdefault(row["video"], []).append(_part(row))
+        return found
 
     def part(self, row: str) -> Part:
         """Return the part of a row id. Raises DataError if there is none."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from teachclip.errors import DataError
-from teachclip.models.student import StudentModel, load_student
-from teachclip.scoring.token_store import weights_hash
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
+
+if TYPE_CHECKING:
+    from teachclip.models.modeling import StudentModel
 
 STUDENT_SETTINGS = (
     *("temporal_layers", "temporal_heads", "temporal_activation", "pooling", "pooling_temperature", "mask_padding"),
@@ -73,6 +73,10 @@ def load_queries(model: str, device: str | None = None) -> StudentQueries:
 
 def load_for_search(model: str, device: str | None = None) -> StudentModel:
     """Load a student that can encode texts and files, on `device`, None for a GPU if there is one."""
+    import torch  # late, here and below: a query encoder of one's own may do without
+
+    from teachclip.models.student import load_student
+
     student = load_student(model)
     if student.processor is None:
         raise DataError(
@@ -88,6 +92,8 @@ def load_for_search(model: str, device: str | None = None) -> StudentModel:
 
 def student_provenance(student: StudentModel) -> dict[str, Any]:
     """Return all that a student's vectors depend on, besides videos and texts. Raises DataError without processor."""
+    from teachclip.scoring.token_store import weights_hash
+
     processor = student.processor
     if processor is None:
         raise DataError("this student has no processor, so it cannot encode files")

@@ -46,7 +46,9 @@ CREATE TABLE IF NOT EXISTS files (
     video TEXT, error TEXT, again INTEGER NOT NULL DEFAULT 0, columns TEXT NOT NULL DEFAULT '{}'
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS files_of_videos ON files (video);
-CREATE TABLE IF NOT EXISTS videos (id TEXT PRIMARY KEY, length REAL NOT NULL, error TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS videos (
+    id TEXT PRIMARY KEY, length REAL NOT NULL, error TEXT NOT NULL, columns TEXT
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     video TEXT, number INTEGER, start REAL, "end" REAL, best REAL, times BLOB, weights BLOB,
     PRIMARY KEY (video, number)
@@ -161,9 +163,14 @@ class State:
             return {path: KnownFile(stamp, video, error, bool(again)) for path, stamp, video, error, again in rows}
 
     def remove_files(self, paths: Iterable[str]) -> None:
-        """Forget files; their videos stay until `orphans` are dropped."""
+        """Forget files. Their videos, with the columns of tables, stay until `drop_orphans`: files may have moved."""
+        rows = [(path,) for path in paths]
         with self._writing() as database:
-            database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in paths])
+            database.executemany(
+                "UPDATE videos SET columns = files.columns FROM files WHERE files.video = videos.id AND path = ?",
+                rows,
+            )
+            database.executemany("DELETE FROM files WHERE path = ?", rows)
 
     def name_videos(self, named: Iterable[tuple[FileRow, str]]) -> None:
         """Let files name videos that are in the index already."""
@@ -202,7 +209,7 @@ class State:
         """Step 3: the rows of these videos are in the engine; from now on they are found under their files."""
         with self._writing() as database:
             for video in videos:
-                database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?)", video[:3])
+                database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, NULL)", video[:3])
                 rows = [
                     (video.id, *part[:4], *(np.asarray(array, "<f4").tobytes() for array in part[4:]))
                     for part in video.parts
@@ -234,7 +241,8 @@ def _write_files(database: sqlite3.Connection, files: Iterable[tuple[FileRow, st
     """Insert files or replace what is known of them, apart from the columns of a table."""
     update = ", ".join(f"{name} = excluded.{name}" for name in _REPLACED)
     database.executemany(
-        "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again, columns) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT columns FROM videos WHERE id = ?), '{}')) "
         f"ON CONFLICT (path) DO UPDATE SET {update}",
-        [(*file, video, error, int(again)) for file, video, error, again in files],
+        [(*file, video, error, int(again), video) for file, video, error, again in files],
     )

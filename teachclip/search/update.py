@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teachclip.console import log
-from teachclip.data.video.parts import Cutting
+from teachclip.data.video.cutting import Cutting
 from teachclip.errors import DataError
-from teachclip.models.modeling import StudentModel
-from teachclip.search.encode_files import FileEncoder, Limits
 from teachclip.search.engines import Engine
 from teachclip.search.generations import (
     EngineSettings,
@@ -30,11 +28,15 @@ from teachclip.search.generations import (
     make_current,
     model_stamps,
 )
+from teachclip.search.limits import Limits
 from teachclip.search.queries import load_for_search, student_provenance
 from teachclip.search.scan import Changes, Listing, compare, list_files
 from teachclip.search.state import State
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
+
+if TYPE_CHECKING:
+    from teachclip.models.modeling import StudentModel
 
 
 @dataclass
@@ -195,6 +197,8 @@ class _Run:
                 self.state.remove_files(changes.gone)
             todo = [*changes.new, *changes.changed, *changes.again]
             if todo:
+                from teachclip.search.encode_files import FileEncoder  # late: it imports torch
+
                 encoder = FileEncoder(self.generation, self.state, self.engine, self.student, self.limits)
                 encoder.run(todo, progress=self.progress)
                 report.encoded, report.parts = encoder.encoded, encoder.parts

@@ -33,7 +33,7 @@ from teachclip.shapes.captions import Phrase, oracle_recall_at_1, test_caption, 
 from teachclip.shapes.presets import Preset, find_preset, preset_settings
 from teachclip.shapes.rendering import ENCODER, write_video
 from teachclip.shapes.scenes import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_video, stream
-from teachclip.store.files import LOCK, explain_failed_write, locked_folder, write_atomic
+from teachclip.store.files import LOCK, explain_failed_write, locked_folder, read_json, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 TEST_CAPTIONS = 5
@@ -283,7 +283,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         dict(content["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

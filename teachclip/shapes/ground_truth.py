@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from teachclip.recipe.schema import Recipe
 from teachclip.scorer import select_tokens, tokens_to
 from teachclip.scoring.inputs import encode_split
 from teachclip.shapes.scenes import FRAME_KINDS, FRAME_RATE
+from teachclip.store.files import read_json
 
 
 def attention_by_kind(student: StudentModel, work: Workspace, split: Split) -> dict[str, float]:
@@ -83,12 +83,12 @@ def frame_kinds(work: Workspace, split: Split) -> np.ndarray:
     """
     path = work.recipe.data.annotations.with_name("truth.json")
     try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
+        truth = read_json(path)
         coded = [_sampled(truth["videos"][video.id]["frames"], work.recipe) for video in split.videos]
         empty, count = [""], work.recipe.frames.count
         kinds = [[truth["codes"][code] for code in codes] for codes in coded]
         return np.array([row + empty * (count - len(row)) for row in kinds])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} does not record what the frames of {split.name} videos show: {error}") from error
 
 

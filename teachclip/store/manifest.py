@@ -34,6 +34,9 @@ KEY_BYTES = 16
 MOST_SHARDS, MOST_VALUES = 10**6, 10**12
 """The most shards of a store, rows of a store and numbers in a row: more than any disk holds."""
 
+_REPLACED = re.compile(r"keys-[0-9a-f]{8}\.npy|(manifest\.json|keys\.npy)\.\w+\.tmp")
+"""Files of a manifest that another took the place of, or whose writer was killed. Shards have fewer digits."""
+
 
 class ArraySpec(NamedTuple):
     """The content of an array: the numpy name of its dtype and the shape of ONE row."""
@@ -174,9 +177,9 @@ class Manifest:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
         current = {file.name, *([self.keys["file"]] if self.keys else [])}  # a run may be about to read the last ones
-        for old in self.path.glob("keys*.npy*"):
-            if old.name not in current:
-                old.unlink(missing_ok=True)
+        for name in os.listdir(self.path):
+            if name not in current and _REPLACED.fullmatch(name):
+                (self.path / name).unlink(missing_ok=True)
         return Manifest.read(self.path)
 
     def _new_store(self) -> str:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from teachclip.console import log
 from teachclip.errors import LaunchError, TeachclipError, TrainingError
-from teachclip.store.files import make_folder, write_atomic
+from teachclip.store.files import make_folder, read_json, write_atomic
 
 
 @functools.cache
@@ -79,10 +79,10 @@ class Trial(ABC):
     def result(self) -> dict[str, Any] | None:
         """Return the result of an earlier run of exactly this trial, or None."""
         try:
-            kept = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            kept = read_json(self.result_file)
+            return dict(kept["result"]) if kept["fingerprint"] == self.fingerprint else None
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        return dict(kept["result"]) if kept.get("fingerprint") == self.fingerprint else None
 
 
 Results = dict[str, dict[str, Any]]
@@ -200,8 +200,8 @@ def seconds_by_kind(folder: Path) -> dict[str, list[float]]:
     """Return how long the finished trials of a study took, in seconds, by the first word of their names."""
     seconds: dict[str, list[float]] = {}
     for path in sorted((folder / "trials").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a file of another version, or cut off
-            taken = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # of another version, or damaged
+            taken = float(read_json(path)["seconds"])
             seconds.setdefault(path.stem.partition("-")[0], []).append(taken)
     return seconds
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from teachclip.cli import keys
+from teachclip.cli.arguments import command
 from teachclip.cli.main import COMMANDS, main
+from teachclip.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,3 +78,14 @@ def test_output_that_is_closed_ends_a_command_quietly():
     shell = f"{sys.executable} -m teachclip keys | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (0, 141) and done.stderr == "" and len(done.stdout.splitlines()) == 1
+
+
+def test_an_error_about_megabytes_of_text_is_cut(capsys):
+    @command
+    def fails(argv):
+        raise DataError(f"a.txt: line 1: video {'x' * 10**6!r} is unknown\nb.txt: is empty")
+
+    assert fails([]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert len(first) < 2100 and first.startswith("error: a.txt: line 1: video 'xxx") and first.endswith("is unknown")
+    assert second == "error: b.txt: is empty"

@@ -360,3 +360,11 @@ def test_init_elsewhere_keeps_output_and_stores_beside_the_recipe_and_expands_ho
     assert load_recipe("~/new/holiday.yaml", ["output=~/x"]).output == tmp_path / "home" / "x"
     assert run(prepare.main, "init", folder) == 0
     assert load_recipe(folder / "recipe.yaml").output == folder / "teachclip" / "run"
+
+
+def test_a_name_that_is_taken_for_another_is_told_once(project, capsys):
+    table = project.folder / "captions.csv"
+    text = (project.root / "captions.csv").read_text(encoding="utf-8")
+    table.write_text(text.replace("clip0.mp4", "D:\\films\\CLIP0.mp4"), encoding="utf-8")
+    assert run(prepare.main, project(data={"annotations": str(table)})) == 0
+    assert capsys.readouterr().err.count("is taken for") == 1

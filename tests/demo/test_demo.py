@@ -298,6 +298,7 @@ def fake_demo(tmp_path, monkeypatch):
         stage.outputs[0].write_text(json.dumps(result))
         plan.record.finish(stage, 0.1)
 
+    monkeypatch.setattr(demo, "index_videos", lambda plan: None)  # its stages have no videos
     monkeypatch.setattr(demo, "_job", fake_job)
     monkeypatch.setattr(demo, "_here", fake_here)
 

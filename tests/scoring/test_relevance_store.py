@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from teachclip.errors import StoreError
 from teachclip.processes import Processes
-from teachclip.scoring import relevance_store
+from teachclip.scoring import relevance_store, token_store
 from teachclip.scoring.relevance_store import store_relevance
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.row_plan import row_keys
@@ -129,3 +131,21 @@ def test_a_run_that_stops_while_it_takes_over_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(ArrayStore, "write_shard", write_shard)
     _, compute = make(tmp_path, range(10), range(6))
     assert compute.pairs == 6 * 1  # of the first shard nothing, of the rest the new video
+
+
+def test_another_run_may_add_captions_as_soon_as_this_one_is_done(tmp_path, monkeypatch):
+    held = token_store.occupied_folder
+
+    @contextlib.contextmanager
+    def another_waits(folder, *, wait):
+        with held(folder, wait=wait):
+            yield
+        (manifest,) = folder.glob("*/manifest.json")
+        store = ArrayStore.open(manifest.parent)
+        ArrayStore.open_or_create(
+            store.path, provenance=store.provenance, arrays=store.arrays, keys=row_keys(range(20)), rows_per_shard=4
+        )
+
+    monkeypatch.setattr(token_store, "occupied_folder", another_waits)
+    store, _ = make(tmp_path, range(10), range(5))
+    assert store.rows == 10 and not ArrayStore.open(store.path, complete=False).complete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -9,7 +10,9 @@ import threading
 import torch
 
 from teachclip.processes import Processes
+from teachclip.scoring import token_store
 from teachclip.scoring.token_store import store_tokens
+from teachclip.store.array_store import ArrayStore
 from teachclip.store.row_plan import row_keys
 
 
@@ -47,3 +50,31 @@ def test_a_second_run_waits_for_the_store_that_another_makes_and_computes_nothin
     assert encoded == {"first": [0, 0, 1, 2, 3, 4, 5], "second": []}
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     assert caplog.messages == [f"{tmp_path / 's'}: {owner} works there; waiting until it finishes"]
+
+
+def test_another_run_may_add_items_as_soon_as_this_one_is_done(tmp_path, monkeypatch):
+    held, path = token_store.occupied_folder, tmp_path / "s"
+
+    @contextlib.contextmanager
+    def another_waits(folder, *, wait):
+        with held(folder, wait=wait):
+            yield
+        store = ArrayStore.open(path)
+        ArrayStore.open_or_create(
+            path, provenance=store.provenance, arrays=store.arrays, keys=row_keys(range(9)), rows_per_shard=4
+        )
+
+    monkeypatch.setattr(token_store, "occupied_folder", another_waits)
+    store = store_tokens(
+        path,
+        keys=row_keys(range(6)),
+        encode=lambda rows: {"pooled": torch.from_numpy(rows).float()[:, None]},
+        provenance={"model": 1},
+        batch_size=2,
+        rows_per_shard=4,
+        processes=Processes(),
+        label="tokens",
+        what="videos",
+    )
+    assert store.read("pooled", [5, 0]).tolist() == [[5.0], [0.0]] and store.verify() == []
+    assert not ArrayStore.open(path, complete=False).complete

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import tiny_student
 from video_files import write_video
 
-from teachclip.search.encode_files import Limits
+from teachclip.search.limits import Limits
 from teachclip.search.update import Wanted, update_index
 
 ONE_WORKER = Limits(workers=1)

@@ -102,3 +102,23 @@ def test_a_shard_of_other_rows_is_noticed(tmp_path):
         (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
     (problem,) = ArrayStore.open(tmp_path / "a").verify()
     assert "shard-00000.json is damaged (it is of other rows than manifest.json says)" in problem
+
+
+def test_an_array_may_be_called_keys(tmp_path):
+    arrays = {"keys": ArraySpec("int64", ()), "keys_mask": ArraySpec("int64", ())}
+    for number, items in enumerate((range(4), range(6), range(9))):
+        options = {"provenance": {"a": 1}, "arrays": arrays, "keys": row_keys(items), "rows_per_shard": 4}
+        store = ArrayStore.open_or_create(tmp_path, **options)
+        assert store.missing_shards() == [number], "the files of an array are not taken for old keys of rows"
+        rows = np.array(store.shard_rows(number))
+        store.write_shard(number, {"keys": rows, "keys_mask": rows})
+    assert store.read("keys", [0, 5]).tolist() == [0, 5] and not store.verify()
+
+
+def test_a_writer_that_was_killed_while_it_planned_leaves_nothing_behind(tmp_path):
+    write(open_for(tmp_path, range(4)), [0], range(4))
+    stale = [tmp_path / name for name in ("keys.npy.0123abcd.tmp", "manifest.json.0123abcd.tmp")]
+    for path in stale:
+        path.write_bytes(b"half")
+    open_for(tmp_path, range(6))
+    assert not any(path.exists() for path in stale)

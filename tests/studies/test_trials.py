@@ -88,9 +88,12 @@ def test_the_result_of_another_trial_or_a_damaged_one_is_not_taken(tmp_path):
     record = json.loads(trial.result_file.read_text())
     trial.result_file.write_text(json.dumps({**record, "fingerprint": "other"}))
     assert trial.result() is None
-    trial.result_file.write_text("{")
-    assert trial.result() is None
-    assert trials.seconds_by_kind(tmp_path) == {}
+    same = {"fingerprint": record["fingerprint"]}
+    wrong = [same, {**same, "result": 3, "seconds": []}, [], None]
+    for content in ("{", "[" * 10**5, *map(json.dumps, wrong)):
+        trial.result_file.write_text(content)
+        assert trial.result() is None
+        assert trials.seconds_by_kind(tmp_path) == {}
 
 
 def test_a_folder_is_free_again_after_a_study_and_held_during_it(tmp_path):

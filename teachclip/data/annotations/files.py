@@ -21,7 +21,7 @@ from teachclip.data.formats.problems import Problems
 from teachclip.data.video.video_file import check_status
 from teachclip.errors import DataError, StoreError, VideoError
 from teachclip.processes import usable_cores
-from teachclip.store.files import file_hash, write_atomic
+from teachclip.store.files import file_hash, read_json, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -232,9 +232,9 @@ def _stamp(status: os.stat_result) -> Stamp:
 def _read_cache(path: Path) -> dict[str, tuple[Stamp, str]]:
     """Return the content of the cache, empty if it is damaged or absent."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         return {name: (list(map(int, stamp)), str(sha256)) for name, (stamp, sha256) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
         return {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 
 class Orientation(NamedTuple):
@@ -37,7 +38,9 @@ def orientation_of(frame: Any) -> Orientation:
     The matrix (a b u, c d v, x y w) moves a stored pixel (x, y) to (a x + c y, b x + d y). Angles in between, which
     no camera writes, are taken as the nearest of the eight.
     """
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data, which makes a cycle with the frame: its memory would be free for other pictures only when
+    # Python collects garbage, and which old one shows through the holes of a damaged one would be left to chance.
+    side_data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if side_data is None or len(bytes(side_data)) < 36:
         return Orientation()
     a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), dtype=np.int32).tolist()

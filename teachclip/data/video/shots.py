@@ -24,7 +24,7 @@ def find_shots(path: Path, duration: float) -> list[tuple[float, float]]:
         scenes = detect(str(path), ContentDetector())
     except Exception as error:  # of OpenCV, PyAV or the detector, in many types
         raise VideoError(f"{path}: its shots cannot be found ({str(error).splitlines()[0][:200]})") from error
-    cuts = [start.get_seconds() for start, _ in scenes[1:]]
+    cuts = [start.seconds for start, _ in scenes[1:]]
     edges = [0.0]
     for cut in cuts:
         if cut - edges[-1] >= SHORTEST and duration - cut >= SHORTEST:

@@ -35,7 +35,7 @@ class Engine(Protocol):
     """Keeps rows and finds the nearest ones. It knows nothing of files: what is shown is decided by `state`."""
 
     def add(self, rows: Rows) -> None:
-        """Append rows; they are on disk, and all seen by queries, when this returns."""
+        """Append rows. When this returns they are on disk and queries see them; `state` hides them until then."""
 
     def delete(self, videos: Sequence[str] | None) -> None:
         """Delete all rows of these videos; None: the table itself. Videos without rows are no error."""

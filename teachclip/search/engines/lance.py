@@ -16,11 +16,21 @@ from teachclip.search.engines import Rows
 
 TABLE = "parts"
 
-INDEXED_FROM = 200_000
-"""Rows from which on an approximate search structure is made; below, every vector is compared."""
+INDEXED_FROM, LARGE = 100_000, "ivf_sq"
+"""Rows from which on an approximate search structure is made, and which one; below, every vector is compared."""
 
 GRACE = timedelta(minutes=10)
 """How long files of former versions stay, for queries of other processes that are still reading them."""
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "ivf_pq": {"kind": "IvfPq", "sub_vectors": 8, "nprobes": 20, "refine": 20},
+    "ivf_rq": {"kind": "IvfRq", "nprobes": 20, "refine": 20},
+    "ivf_sq": {"kind": "IvfSq", "nprobes": 20, "refine": 4},
+    "ivf_hnsw_sq": {"kind": "HnswSq", "partition": 200_000, "nprobes": 4, "refine": 4},
+}
+"""Ways to search. nprobes: parts of the space that a query looks at; refine: so many times the rows asked for are
+compared by their whole vectors. sub_vectors: numbers of a vector per byte. partition: rows in a part of the space."""
 
 IDS_PER_FILTER = 50_000
 """Videos named in one condition of a delete or read."""
@@ -36,6 +46,7 @@ class LanceEngine:
         except ImportError as error:
             raise DataError(f"LanceDB is not installed ({error.name}): pip install 'teachclip[search]'") from error
         self.dim, self.place = dim, uri or str(place)
+        self._made: str | None = None
         with self._explained("opened"):
             # without an interval a reader would not see what another process has written since
             self.database = database = lancedb.connect(self.place, read_consistency_interval=timedelta(0))
@@ -73,6 +84,8 @@ class LanceEngine:
         with self._explained("searched"):
             query = self.table.search(np.asarray(vector, np.float32), vector_column_name="vector")
             query = query.distance_type("cosine").limit(limit).select(["id", "_distance"])
+            if how := STRUCTURES[self._structure()]:
+                query = query.nprobes(how["nprobes"]).refine_factor(how["refine"])
             if videos is not None:
                 query = query.where(_among(videos), prefilter=True)
             found = query.to_arrow()
@@ -95,8 +108,36 @@ class LanceEngine:
     def tune(self) -> str:
         """See `Engine.tune`: many small appends become few files."""
         with self._explained("written"):
+            rows = self.table.count_rows()
+            wanted = LARGE if rows >= INDEXED_FROM else "flat"
+            if wanted != self._structure():
+                self.restructure(wanted)
             self.table.optimize(cleanup_older_than=GRACE)
-            return "exact"
+        return "exact" if wanted == "flat" else f"approximate ({wanted})"
+
+    def restructure(self, name: str) -> None:
+        """Make a search structure, one of `STRUCTURES`, and drop the former one."""
+        how = STRUCTURES[name]
+        for old in self.table.list_indices():
+            self.table.drop_index(old.name)
+        self._made = name
+        if not how:
+            return
+        import lancedb.index as kinds
+
+        rows = self.table.count_rows()
+        options: dict[str, Any] = {"num_partitions": max(1, round(rows / how.get("partition", rows**0.5)))}
+        if "sub_vectors" in how:
+            options["num_sub_vectors"] = self.dim // how["sub_vectors"]
+        config = getattr(kinds, how["kind"])(distance_type="cosine", max_iterations=20, sample_rate=64, **options)
+        self.table.create_index("vector", config=config, name=name)
+
+    def _structure(self) -> str:
+        """Return the name of the search structure that there is; another process may have made one."""
+        if self._made is None or self._made == "flat":
+            names = [index.name for index in self.table.list_indices()]
+            self._made = next((name for name in names if name in STRUCTURES), "flat")
+        return self._made
 
     def close(self) -> None:
         """See `Engine.close`."""

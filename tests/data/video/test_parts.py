@@ -3,8 +3,9 @@ import pytest
 import torch
 from video_files import cut_file, write_video
 
+from teachclip.data.video.cutting import Cutting
 from teachclip.data.video.decode import decode_frames
-from teachclip.data.video.parts import Cutting, decode_stretch, open_parts
+from teachclip.data.video.parts import decode_stretch, open_parts
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError, VideoError

@@ -1,6 +1,7 @@
 """Whether a damaged file is accepted: by its bytes alone, and by what a player shows of it."""
 
 import errno
+import gc
 import os
 import threading
 
@@ -242,3 +243,32 @@ def test_a_failing_machine_is_no_verdict_on_the_file(folder, monkeypatch, module
     for on_error in ("skip", "use_decodable"):
         error = verdict(path, on_error=on_error)
         assert error == f"the machine could not read {path}: Too many open files" and is_transient(error)
+
+
+def test_the_memory_of_a_picture_is_free_as_soon_as_it_was_used(folder):
+    # a decoder takes it for later pictures, and where damage leaves holes in these the old one shows through: if it
+    # waited for Python's garbage collection, the pixels of a damaged film would depend on what ran before
+    path = str(whole(folder, "a.webm"))
+    decode_frames(path, PER_SECOND)
+    gc.collect()
+    gc.disable()
+    try:
+        for on_error in ("skip", "use_decodable"):
+            decode_frames(path, PER_SECOND, on_error=on_error)
+            waiting = [
+                kind for kind in map(type, gc_found()) if "ideData" in kind.__name__ or "Frame" in kind.__name__
+            ]
+            assert not waiting
+    finally:
+        gc.enable()
+
+
+def gc_found():
+    """Return what only garbage collection frees."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return list(gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
