@@ -35,7 +35,7 @@ from teachclip.onnx.folder import (
 )
 from teachclip.onnx.graphs import graph_of, store_as
 from teachclip.onnx.towers import TextTower, VideoTower, exportable
-from teachclip.scoring.token_store import weights_hash
+from teachclip.search.provenance import student_fingerprint
 from teachclip.store.folders import check_replaceable, replaced_folder
 
 Card = Callable[[OnnxConfig, Mapping[str, Any]], str]
@@ -110,7 +110,7 @@ def _config(student: StudentModel, precision: str, only: str | None) -> OnnxConf
         precision=precision,
         dim=student.config.width,
         family=student.config.backbone_config.model_type,
-        fingerprint=weights_hash(student),
+        fingerprint=student_fingerprint(student),
         towers=TOWERS if only is None else (only,),
         text=text,
         video=video,

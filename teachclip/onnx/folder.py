@@ -55,7 +55,7 @@ class OnnxConfig:
     """The content of `config.json`.
 
     precision: one of `PRECISIONS`. dim: of the vectors. family: of the dual encoder, as transformers' `model_type`.
-    fingerprint: the sha256 of the student's weights. towers: those that are there.
+    fingerprint: of the student, as in an index (`student_fingerprint`). towers: those that are there.
     """
 
     precision: str

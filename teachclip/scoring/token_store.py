@@ -31,10 +31,15 @@ from teachclip.store.stored_items import StoredItems
 Encode = Callable[[np.ndarray], Tokens]
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Return the sha256 of all parameters and buffers, with their names, types and shapes."""
+def weights_hash(module: nn.Module, *, rounded: bool = False) -> str:
+    """Return the sha256 of all parameters and buffers, with their names, types and shapes.
+
+    `rounded`: of the weights in half precision, so that a copy that was stored in it has the same hash.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if rounded and tensor.is_floating_point():
+            tensor = tensor.half()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

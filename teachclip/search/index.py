@@ -16,7 +16,7 @@ from teachclip.errors import DataError
 from teachclip.search.engines import Engine
 from teachclip.search.filters import OWN, where
 from teachclip.search.generations import INDEX_FILE, Generation, Settings, current_generation
-from teachclip.search.queries import QueryEncoder, check_fingerprint, load_queries
+from teachclip.search.queries import QueryEncoder, check_fingerprint, load_queries, queries_of
 from teachclip.search.results import Found, Part, Video, without_overlaps
 from teachclip.search.update import Report, Wanted, problems_of, update_index
 
@@ -36,7 +36,8 @@ class VideoIndex:
 
     def __init__(self, path: str | os.PathLike[str], queries: QueryEncoder | None = None, device: str | None = None):
         self.path = Path(path)
-        self._queries, self._device = queries, device
+        self._given, self._device = queries, device
+        self._queries: QueryEncoder | None = None
         self._checked = ""
         self._lock = threading.RLock()
         self._opened: tuple[tuple[int, int], Generation, Engine | None] | None = None
@@ -127,12 +128,11 @@ class VideoIndex:
         self.close()
 
     def queries(self) -> QueryEncoder:
-        """Return the query encoder; load the student at the first call. Raises DataError for another student."""
+        """Return the query encoder; load it at the first call. Raises DataError for another student."""
         with self._lock:
             settings = self.settings
-            if self._queries is None:
-                self._queries = load_queries(settings.model, self._device)
-            if self._checked != settings.fingerprint:
+            if self._queries is None or self._checked != settings.fingerprint:  # another student took over
+                self._queries = self._given or queries_of(self.generation.folder, settings.model, self._device)
                 check_fingerprint(self.path, dict(settings.provenance), settings.model, self._queries)
                 self._checked = settings.fingerprint
             return self._queries

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from teachclip.errors import DataError
+from teachclip.errors import CheckpointError, DataError
+from teachclip.onnx.folder import is_onnx_folder
+from teachclip.onnx.student import OnnxStudent, load_onnx
+from teachclip.search.provenance import student_fingerprint, student_provenance
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 if TYPE_CHECKING:
     from teachclip.models.modeling import StudentModel
 
-STUDENT_SETTINGS = (
-    *("temporal_layers", "temporal_heads", "temporal_activation", "pooling", "pooling_temperature", "mask_padding"),
-    *("attention", "attention_input", "attention_rescale", "adapters"),
-)
-BACKBONE_SETTINGS = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size")
-"""Settings that change vectors although the weights stay. Others, such as folders and versions, do not."""
+TEXT_TOWER = "text-tower"
+"""The folder of a generation with the student's text tower as ONNX, where that could be written."""
+
+VIDEO_TOWER = "video"
 
 
 class QueryEncoder(Protocol):
@@ -66,9 +68,68 @@ class StudentQueries:
         return self.student.encode_video(list(videos), progress=False).numpy()
 
 
-def load_queries(model: str, device: str | None = None) -> StudentQueries:
-    """Load the query encoder of a student's folder, file or hub id. Raises CheckpointError, DataError."""
+class OnnxQueries:
+    """Encodes queries with a student that was exported as ONNX: texts need neither torch nor transformers.
+
+    `student_for_videos` loads the student itself for example videos, if the folder has no video tower.
+    """
+
+    def __init__(self, student: OnnxStudent, student_for_videos: Callable[[], StudentModel] | None = None):
+        self.student = student
+        self._load = student_for_videos
+        self._videos: StudentQueries | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """See `QueryEncoder`; it is in the folder."""
+        return self.student.config.fingerprint
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """See `QueryEncoder`."""
+        return self.student.encode_text(list(texts), progress=False)
+
+    def videos(self, videos: Sequence[Any]) -> np.ndarray:
+        """See `QueryEncoder`."""
+        if VIDEO_TOWER in self.student.config.towers or self._load is None:
+            return np.asarray(self.student.encode_video(list(videos), progress=False))
+        if self._videos is None:
+            self._videos = StudentQueries(self._load())
+        return self._videos.videos(videos)
+
+
+def load_queries(model: str, device: str | None = None) -> QueryEncoder:
+    """Load the query encoder of a student's folder (an ONNX folder too), file or hub id.
+
+    Raises CheckpointError, DataError.
+    """
+    if is_onnx_folder(model):
+        return OnnxQueries(load_onnx(model))
     return StudentQueries(load_for_search(model, device))
+
+
+def write_text_tower(student: StudentModel, folder: Path) -> str:
+    """Write the text tower of a student to `folder` as ONNX, so that a query needs no torch.
+
+    Returns why that is not possible, "" if it was.
+    """
+    from teachclip.onnx.export import export_onnx
+
+    try:
+        export_onnx(student, folder, only="text")
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def queries_of(folder: Path, model: str, device: str | None = None) -> QueryEncoder:
+    """Return what encodes the queries of a generation: the text tower in its folder, or else the student.
+
+    Raises CheckpointError, DataError.
+    """
+    tower = folder / TEXT_TOWER
+    if is_onnx_folder(tower) and find_spec("onnxruntime") is not None:
+        return OnnxQueries(load_onnx(tower), lambda: load_for_search(model, device))
+    return load_queries(model, device)
 
 
 def load_for_search(model: str, device: str | None = None) -> StudentModel:
@@ -88,37 +149,6 @@ def load_for_search(model: str, device: str | None = None) -> StudentModel:
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"device {chosen!r} cannot be used: {str(error).splitlines()[0]}") from error
     return student
-
-
-def student_provenance(student: StudentModel) -> dict[str, Any]:
-    """Return all that a student's vectors depend on, besides videos and texts. Raises DataError without processor."""
-    from teachclip.scoring.token_store import weights_hash
-
-    processor = student.processor
-    if processor is None:
-        raise DataError("this student has no processor, so it cannot encode files")
-    sampling = {key: value for key, value in processor.frame_sampling.items() if key != "augmentation_seed"}
-    return {
-        "weights": weights_hash(student),
-        "student": _settings(student.config.to_dict(), (*STUDENT_SETTINGS, *BACKBONE_SETTINGS)),
-        "frame sampling": sampling,
-        "frame size": processor.size,
-        "frame transform": processor.transform.describe(),
-        "mean": list(processor.mean),
-        "std": list(processor.std),
-    }
-
-
-def _settings(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the settings `names` of a configuration and of those in it."""
-    inner = {key: _settings(value, names) for key, value in config.items() if isinstance(value, dict)}
-    own = {key: value for key, value in config.items() if key in names and not isinstance(value, dict)}
-    return {**own, **{key: value for key, value in inner.items() if value}}
-
-
-def student_fingerprint(student: StudentModel) -> str:
-    """Return the sha256 of `student_provenance`."""
-    return fingerprint_of(student_provenance(student))
 
 
 def check_fingerprint(index: Path, made_by: dict[str, Any], model: str, queries: QueryEncoder) -> None:

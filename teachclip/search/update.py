@@ -29,7 +29,8 @@ from teachclip.search.generations import (
     model_stamps,
 )
 from teachclip.search.limits import Limits
-from teachclip.search.queries import load_for_search, student_provenance
+from teachclip.search.provenance import student_provenance
+from teachclip.search.queries import TEXT_TOWER, load_for_search, write_text_tower
 from teachclip.search.scan import Changes, Listing, compare, list_files
 from teachclip.search.state import State
 from teachclip.store.files import occupied_folder
@@ -142,6 +143,7 @@ def update_index(
         generation = generation_for(place, settings)
         run = _Run(generation, student, wanted.device, limits or Limits(), progress)
         report = run.update(roots, listing, retry)
+        run.write_text_tower()
         make_current(place, generation)
     report.seconds = time.monotonic() - started
     return report
@@ -181,6 +183,14 @@ class _Run:
             if fingerprint_of(student_provenance(self._student)) != self.generation.settings.fingerprint:
                 raise DataError(f"{self.generation.settings.model}: has changed during the run; run again")
         return self._student
+
+    def write_text_tower(self) -> None:
+        """Write what queries need of the student, if this run has it in memory and it is not there yet."""
+        tower = self.generation.folder / TEXT_TOWER
+        if self._student is not None and not tower.exists():
+            problem = write_text_tower(self._student, tower)
+            if problem and self.progress:
+                log(f"every search will load the student, which takes seconds: {problem}")
 
     def update(self, roots: Sequence[str], listing: Listing, retry: bool) -> Report:
         """Bring the generation up to date."""

@@ -21,7 +21,7 @@ from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.onnx import parity
 from teachclip.onnx.graphs import store_as
-from teachclip.scoring.token_store import weights_hash
+from teachclip.search.provenance import student_fingerprint
 
 TEXTS = ["a red circle", "sea", "a blue square over a red sea over a blue circle", "a", "red " * 20]
 
@@ -68,7 +68,7 @@ def test_the_folder_says_what_it_is_and_how_far_it_is(published: tuple[StudentMo
     names = {"config.json", "tokenizer.json", "text.onnx", "video.onnx", "parity.json", "README.md", "query.py"}
     assert {path.name for path in folder.iterdir()} == names
     config = json.loads((folder / "config.json").read_text())
-    assert config["fingerprint"] == weights_hash(student) and config["dim"] == WIDTH
+    assert config["fingerprint"] == student_fingerprint(student) and config["dim"] == WIDTH
     measured = json.loads((folder / "parity.json").read_text())
     for tower in ("text", "video"):
         assert 0 < measured[tower]["max_abs"] <= 1e-5 and measured[tower]["min_cosine"] > 0.99999

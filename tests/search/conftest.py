@@ -6,18 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from indexing import update
 from tiny_models import tiny_student
 from video_files import write_video
 
-from teachclip.search.limits import Limits
-from teachclip.search.update import Wanted, update_index
-
-ONE_WORKER = Limits(workers=1)
-
-
-def update(index, folders=(), wanted=None, **options):
-    """Bring an index up to date, with one worker and no progress bar."""
-    return update_index(index, folders, wanted, limits=ONE_WORKER, progress=False, **options)
+from teachclip.search.update import Wanted
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import update
+from indexing import update
 from PIL import Image
 from tiny_models import tiny_student
 from video_files import write_video

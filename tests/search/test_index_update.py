@@ -2,7 +2,7 @@ import os
 import shutil
 
 import pytest
-from conftest import update
+from indexing import update
 from tiny_models import tiny_student
 from video_files import write_video
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import update
+from indexing import update
 from processes import start
 from tiny_models import tiny_student
 from video_files import write_video

@@ -1,7 +1,7 @@
 import av
 import numpy as np
 import pytest
-from conftest import update
+from indexing import update
 
 from teachclip import VideoIndex
 from teachclip.data.video.cutting import Cutting

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from indexing import update
 from served import HOSTILE, running
 from tiny_models import tiny_student
 from video_files import write_video
 
-from teachclip.search.encode_files import Limits
 from teachclip.search.index import VideoIndex
-from teachclip.search.update import Wanted, update_index
+from teachclip.search.update import Wanted
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def film_index(films, tmp_path_factory):
     student = tmp_path_factory.mktemp("student") / "student"
     tiny_student().save_pretrained(student)
     index = tmp_path_factory.mktemp("index") / "index"
-    update_index(index, [films], Wanted(str(student)), limits=Limits(workers=1), progress=False)
+    update(index, [films], Wanted(str(student)))
     return index
 
 
@@ -48,5 +48,5 @@ def own_films(films, film_index, tmp_path):
     copy = shutil.copytree(films, tmp_path / "films")
     index = tmp_path / "index"
     student = VideoIndex.open(film_index).settings.model
-    update_index(index, [copy], Wanted(str(student)), limits=Limits(workers=1), progress=False)
+    update(index, [copy], Wanted(str(student)))
     return copy, index
