@@ -40,7 +40,7 @@ def orientation_of(frame: Any) -> Orientation:
     """
     # Not frame.side_data, which makes a cycle with the frame: its memory would be free for other pictures only when
     # Python collects garbage, and which old one shows through the holes of a damaged one would be left to chance.
-    side_data = SideDataContainer(frame).get("DISPLAYMATRIX")
+    side_data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if side_data is None or len(bytes(side_data)) < 36:
         return Orientation()
     a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), dtype=np.int32).tolist()
