@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -104,7 +104,7 @@ class StudentConfig(PreTrainedConfig):
         positions = text_positions(self.backbone_config)
         self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
         self.pooling = _one_of("pooling", pooling, POOLINGS)
-        if isinstance(pooling_temperature, bool) or not pooling_temperature > 0:
+        if isinstance(pooling_temperature, bool) or not 0 < pooling_temperature < float("inf"):
             raise CheckpointError(
                 f"StudentConfig: pooling_temperature is {pooling_temperature}, expected more than 0"
             )
@@ -122,6 +122,9 @@ class StudentConfig(PreTrainedConfig):
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
+        for name, part in _parts(self):
+            for key in ("output_hidden_states", "output_attentions"):
+                _boolean(f"{name}{key}", getattr(part, key, False))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -170,6 +173,14 @@ def _backbone_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTra
         config = CONFIG_MAPPING[kind](**{key: value for key, value in config.items() if key != "model_type"})
     family_of(config, source="StudentConfig: backbone_config")
     return config
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Yield a configuration and those in it, with what stands before their keys."""
+    yield "", config
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from ((f"{name}.{inner}", part) for inner, part in _parts(value))
 
 
 def _integer(name: str, value: int, *, least: int) -> int:
