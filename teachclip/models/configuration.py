@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -104,11 +104,7 @@ class StudentConfig(PreTrainedConfig):
         positions = text_positions(self.backbone_config)
         self.max_frames = _integer("max_frames", positions if max_frames is None else max_frames, least=1)
         self.pooling = _one_of("pooling", pooling, POOLINGS)
-        if isinstance(pooling_temperature, bool) or not pooling_temperature > 0:
-            raise CheckpointError(
-                f"StudentConfig: pooling_temperature is {pooling_temperature}, expected more than 0"
-            )
-        self.pooling_temperature = float(pooling_temperature)
+        self.pooling_temperature = _positive("pooling_temperature", pooling_temperature)
         self.mask_padding = _boolean("mask_padding", mask_padding)
         self.attention = _one_of("attention", attention, ATTENTION_KINDS)
         self.attention_input = _one_of("attention_input", attention_input, ATTENTION_INPUTS)
@@ -122,6 +118,7 @@ class StudentConfig(PreTrainedConfig):
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
+        _check_outputs(self)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -170,6 +167,27 @@ def _backbone_config(config: PreTrainedConfig | dict[str, Any] | None) -> PreTra
         config = CONFIG_MAPPING[kind](**{key: value for key, value in config.items() if key != "model_type"})
     family_of(config, source="StudentConfig: backbone_config")
     return config
+
+
+def _check_outputs(config: PreTrainedConfig) -> None:
+    """Raise CheckpointError for what transformers would only stumble over when the model runs."""
+    for name, part in _parts(config):
+        for key in ("output_hidden_states", "output_attentions"):
+            _boolean(f"{name}{key}", getattr(part, key, False))
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Yield a configuration and those in it, with what stands before their keys."""
+    yield "", config
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from ((f"{name}.{inner}", part) for inner, part in _parts(value))
+
+
+def _positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not 0 < value < float("inf"):
+        raise CheckpointError(f"StudentConfig: {name} is {value}, expected more than 0")
+    return float(value)
 
 
 def _integer(name: str, value: int, *, least: int) -> int:

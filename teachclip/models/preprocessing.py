@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from teachclip.data.video.transform import CLIP_MEAN, CLIP_STD, FrameTransform
 from teachclip.errors import CheckpointError
 from teachclip.models.checkpoints import first_line
 from teachclip.models.families import full_length, image_size, takes_any_size, text_positions
+from teachclip.store.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **hub: Any) 
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
         names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
         found = [cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False) for name in names]
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more exact
         raise CheckpointError(f"{source}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if not any(found):  # transformers then creates a tokenizer with an empty vocabulary
         raise CheckpointError(f"{source}: its tokenizer cannot be loaded: it has none of {', '.join(sorted(names))}")
@@ -136,7 +136,7 @@ def read_image_settings(source: Any, *, part: str = "image_processor", **hub: An
     for name in IMAGE_FILES:
         try:
             file = cached_file(source, name, **hub, _raise_exceptions_for_missing_entries=False)
-            content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+            content = read_json(Path(file)) if file else {}
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source}: {name} cannot be read: {first_line(error)}") from error
         settings = content.get(part, content) if isinstance(content, Mapping) else {}

@@ -61,6 +61,9 @@ class StudentProcessor(ProcessorMixin):
         resample: Literal["bicubic", "bilinear"] = "bicubic",
         scale_to: int | None = None,
     ) -> None:
+        for name, value in {"max_tokens": max_tokens, "pad_to": pad_to, "pad_id": pad_id}.items():
+            if value is not None and (type(value) is not int or not 0 <= value < 10**9):
+                raise CheckpointError(f"StudentProcessor: {name} is {value!r}, expected a whole number")
         super().__init__(tokenizer)
         if frame_sampling is None:
             frame_sampling = FrameSampling("per_second", 12)
@@ -265,5 +268,5 @@ def load_processor(source: Any, *, trust_remote_code: bool = False, **hub: Any) 
         if file is None:
             return None
         return StudentProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
-    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more exact
         raise CheckpointError(f"{source}: its processor cannot be loaded: {first_line(error)}") from error

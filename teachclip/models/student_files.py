@@ -47,6 +47,8 @@ class StudentFiles(PreTrainedModel):
                     **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True},
                     key_mapping={re.escape(COMPILED): ""},
                 )
+        except CheckpointError as error:  # of the configuration, which knows no folder
+            raise CheckpointError(str(error) if source in str(error) else f"{source}: {error}") from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{source}: cannot be loaded as a student: {first_line(error)}") from error
         check_loading_info(info, source=source)

@@ -28,7 +28,7 @@ FILES = {
         *(b'{"model_type": [1]}', b'{"model_type": "clip", "text_config": 3}'),
     ],
     "processor_config.json": [NESTED, b"3"],
-    "tokenizer.json": [NESTED, b"{}"],
+    "tokenizer.json": [NESTED, b"{}", b'{"model": {"type": "BPE", "dropout": true}}'],
     "tokenizer_config.json": [NESTED, b"\xff"],
     "model.safetensors": [b"", NESTED, b"\xff" * 16],
 }
@@ -37,7 +37,8 @@ VALUES = {
     "backbone_config": [-1, "x", [1]],
     "dtype": ["x", [1]],
     "max_frames": [10**15],
-    "pooling_temperature": [None, 10**400, "x", [1]],
+    "output_hidden_states": ["x", 3.5],
+    "pooling_temperature": [None, 10**400, float("inf"), "x", [1]],
     "temporal_activation": [[], {}],
     "temporal_layers": [10**400],
 }
@@ -69,3 +70,22 @@ def test_a_hostile_setting_of_a_folder_is_one_line(made: Path, tmp_path: Path, k
     check_refusal(folder)
     with pytest.raises(CheckpointError):
         load_backbone(folder)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize("key", ["output_hidden_states", "output_attentions"])
+def test_a_hostile_setting_of_an_encoder_is_one_line(made: Path, tmp_path: Path, part: str, key: str) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "student"))
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone_config"][part][key] = float("inf")
+    (folder / "config.json").write_text(json.dumps(config))
+    check_refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "pad_to", "pad_id"])
+@pytest.mark.parametrize("value", [float("inf"), "x", True, [1], -1])
+def test_a_hostile_setting_of_a_processor_is_one_line(made: Path, tmp_path: Path, key: str, value: object) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "student"))
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({**config, key: value}))
+    check_refusal(folder)
