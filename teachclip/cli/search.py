@@ -74,9 +74,9 @@ def table(found: Sequence[Found]) -> list[str]:
 
     paths = [visible(_shown(video.path)) for video in found]
     width = max(map(len, ["file", *paths]))
-    lines = [f"{'score':>6}  {'file':{width}}  best moments"]
+    lines = [f"{'score':>6}  {'file':{width}}  best moments, @ the frame that counts most"]
     for video, path in zip(found, paths, strict=True):
-        moments = ", ".join(f"{clock(part.start)}-{clock(part.end)}" for part in video.parts)
+        moments = ", ".join(f"{clock(part.start)}-{clock(part.end)} @{clock(part.best)}" for part in video.parts)
         lines.append(f"{video.score:6.3f}  {path:{width}}  {moments}")
     return lines
 

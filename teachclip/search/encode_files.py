@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from teachclip.data.video.parts import OpenedVideo, PartFrames, decode_stretch, open_parts
-from teachclip.data.video.workers import CHANGED, Failure, is_transient
+from teachclip.data.video.video_file import CHANGED, is_transient
+from teachclip.data.video.workers import Failure
 from teachclip.models.modeling import StudentModel
 from teachclip.search.encoding import EncodedPart, PartEncoder
 from teachclip.search.engines import Engine, Rows

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from teachclip.data.annotations.files import file_stamp, find_videos
-from teachclip.data.video.video_file import check_status
+from teachclip.data.video.video_file import (
+    TRANSIENT,
+    check_status,
+    is_of_the_machine,
+    machine_error,
+)
 from teachclip.errors import StoreError, VideoError
 from teachclip.search.state import FileRow, KnownFile
 from teachclip.store.files import file_hash
@@ -126,6 +131,17 @@ def _identify(file: FileRow) -> tuple[FileRow, str, str]:
         digest = file_hash(file.path, time_limit=60 + row.bytes / SLOWEST_DISK)
         return row, digest[:ID_LENGTH], ""
     except OSError as error:
-        return file, "", f"{file.path}: cannot be read ({error.strerror or error})"
-    except (StoreError, VideoError) as error:
+        return file, "", _unreadable(file.path, error)
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError):
+            return file, "", _unreadable(file.path, error.__cause__)
+        return file, "", f"{TRANSIENT[0]} {60 + file.bytes / SLOWEST_DISK:.0f} seconds to read {file.path}"
+    except VideoError as error:
         return file, "", str(error)
+
+
+def _unreadable(path: str, error: OSError) -> str:
+    """Return the error of a file that cannot be read, which `is_transient` understands."""
+    if is_of_the_machine(error):
+        return str(machine_error(path, error))
+    return f"{path}: cannot be read ({error.strerror or error})"

@@ -89,7 +89,8 @@ class Wanted:
         cutting = Cutting(**{**vars(cutting), **changed})
         engine = old.engine if old else EngineSettings()
         if self.engine is not None or self.uri is not None:
-            engine = EngineSettings(self.engine or engine.name, self.uri)
+            uri = self.uri if self.uri is None or "://" in self.uri else os.path.abspath(self.uri)
+            engine = EngineSettings(self.engine or engine.name, uri)
         stamps = model_stamps(model)
         if old is not None and stamps and stamps == old.stamps and model == old.model:
             provenance, dim, student = old.provenance, old.dim, None

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_any_object_that_encodes_may_encode_queries(opened):
 def test_the_command_prints_a_table_or_json(made_index, capsys):
     assert search_command.main([str(made_index), "a red circle", "--limit", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["score", "file", "best", "moments"] and len(lines) == 4
+    assert lines[0].split()[:4] == ["score", "file", "best", "moments,"] and len(lines) == 4
+    assert all(re.search(r"  \d:\d\d-\d:\d\d @\d:\d\d", line) for line in lines[1:])
     assert search_command.main([str(made_index), "a red circle", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 5 and {"id", "path", "score", "parts", "columns"} <= set(found[0])

@@ -7,7 +7,9 @@ from tiny_models import tiny_student
 from video_files import write_video
 
 from teachclip import VideoIndex
+from teachclip.cli import index as index_command
 from teachclip.errors import DataError
+from teachclip.search.queries import StudentQueries
 from teachclip.search.update import Wanted
 
 
@@ -155,3 +157,34 @@ def test_mistakes_are_one_line_and_leave_nothing(folders, wanted, message, tmp_p
     with pytest.raises((DataError, Exception), match=message) as raised:
         update(tmp_path / "index", folders, wanted)
     assert "\n" not in str(raised.value) and not (tmp_path / "index").exists()
+
+
+def test_another_engine_holds_the_same_vectors(made_index, made_library, student_folder, tmp_path):
+    index = tmp_path / "index"
+    update(index, [made_library], Wanted(str(student_folder), engine="milvus", uri=str(tmp_path / "milvus.db")))
+    queries = StudentQueries(tiny_student())
+    with VideoIndex.open(index, queries=queries) as milvus, VideoIndex.open(made_index, queries=queries) as lance:
+        own, other = milvus.vectors(), lance.vectors()
+        assert set(own) == set(other) and all(own[row] == pytest.approx(other[row], abs=1e-6) for row in own)
+        for filters in ([], ["folder=holiday"]):
+            found, expected = (opened.search("a red circle", filters=filters) for opened in (milvus, lance))
+            assert [video.path for video in found] == [video.path for video in expected]
+            assert [video.score for video in found] == pytest.approx([video.score for video in expected], abs=1e-5)
+    report = update(index, wanted=Wanted(engine="lance"))
+    assert report.encoded == 5 and VideoIndex.open(index).settings.engine.name == "lance"
+    update(index)  # which also drops the table on the server
+
+
+def test_the_command_reports_and_names_the_command_that_searches(library, student_folder, tmp_path, capsys):
+    (library / "broken.mp4").write_bytes(b"no video")
+    index = tmp_path / "index"
+    arguments = [str(library), "--model", str(student_folder), "--index", str(index), "--workers", "1"]
+    assert index_command.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f'teachclip search {index} "a text"\n'
+    assert "files: 6 new" in shown.err and "encoded: 5 videos, 9 parts; search is exact" in shown.err
+    assert "1 files cannot be read:" in shown.err and "broken.mp4" in shown.err
+    assert index_command.main(["--index", str(index)]) == 0
+    assert "nothing has changed; 6 files are as they were" in capsys.readouterr().err
+    assert index_command.main(["--index", str(index), "--window", "3", "--stride", "4"]) == 2
+    assert "the stride at most the window" in capsys.readouterr().err

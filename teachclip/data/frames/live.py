@@ -17,7 +17,8 @@ from torch import Tensor
 from teachclip.data.annotations.files import file_stamp
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import video_keys, with_names
-from teachclip.data.video.workers import Decoded, Decoding, Failure, is_transient
+from teachclip.data.video.video_file import is_transient
+from teachclip.data.video.workers import Decoded, Decoding, Failure
 from teachclip.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from teachclip.data.annotations.files import UNREADABLE, file_facts
 from teachclip.data.annotations.records import Video
-from teachclip.data.video.workers import CHANGED, TRANSIENT, Decoded, Decoding, Failure, is_transient
+from teachclip.data.video.video_file import CHANGED, TRANSIENT, is_transient
+from teachclip.data.video.workers import Decoded, Decoding, Failure
 from teachclip.errors import DataError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import MANIFEST

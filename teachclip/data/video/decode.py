@@ -95,6 +95,11 @@ class VideoSource:
         file = check_video_file(path)
         return cls(file, *read_facts(file))
 
+    @property
+    def from_start(self) -> bool:
+        """Whether a frame is found only by decoding all before it: interlaced, or times give no order."""
+        return self.facts.interlaced or not self.packets.in_order
+
     def take(self, numbers: Sequence[int]) -> np.ndarray:
         """Decode frames by number, ascending and distinct: uint8 (frames, height, width, 3).
 
@@ -108,7 +113,7 @@ class VideoSource:
         most = facts.frames - REORDERED if facts.truncated else facts.frames
         if numbers[-1] >= most:
             raise VideoError(f"frame {max(numbers[-1], most)} of {total} is missing; the file is truncated")
-        if facts.interlaced or not self.packets.in_order:
+        if self.from_start:
             return self._in_output_order(numbers)
         frames = self._by_packet(numbers, only_needed=True)
         if frames is None:

@@ -22,6 +22,10 @@ PARTS_PER_STRETCH = 32
 """Parts whose frames a worker returns together: at 5 seconds apart some 170 frames, 25 MB at 224 pixels."""
 
 
+FROM_START = 10
+"""So many times longer are the stretches of a video of which each one must be decoded from the start."""
+
+
 class PartFrames(NamedTuple):
     """The frames of some parts of a video.
 
@@ -60,7 +64,8 @@ def open_parts(path: str, sampling: FrameSampling, transform: FrameTransform, cu
 
         shots = find_shots(Path(path), duration)
     parts = cutting.cut(duration, shots)
-    stretches = [parts[k : k + PARTS_PER_STRETCH] for k in range(0, len(parts), PARTS_PER_STRETCH)]
+    most = PARTS_PER_STRETCH * (FROM_START if source.from_start else 1)
+    stretches = [parts[k : k + most] for k in range(0, len(parts), most)]
     first = decode_stretch(source, sampling, transform, stretches[0], len(parts) == 1)
     if len(stretches) == 1 and all(first.errors):
         raise VideoError(f"{path}: cannot be decoded ({first.errors[0]})")

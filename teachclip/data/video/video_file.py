@@ -34,6 +34,16 @@ MACHINE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, er
 MACHINE_FAILED = "the machine could not read"
 """How the error begins that such an error becomes; a later run tries again."""
 
+CHANGED = "the file changed while"
+
+TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED, MACHINE_FAILED)
+"""How errors begin that may be due to the machine instead of the item."""
+
+
+def is_transient(error: str) -> bool:
+    """Return whether an error may be due to the machine (busy, too little memory) instead of the file."""
+    return error.startswith(TRANSIENT)
+
 
 def is_of_the_machine(error: BaseException) -> bool:
     """Return whether an error is due to the machine instead of the file."""

@@ -26,7 +26,7 @@ from teachclip.data.annotations.records import Video
 from teachclip.data.video.decode import HINT, decode_frames
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
-from teachclip.data.video.video_file import MACHINE_FAILED
+from teachclip.data.video.video_file import TRANSIENT, is_transient
 from teachclip.errors import DataError, TeachclipError
 from teachclip.processes import usable_cores
 
@@ -44,11 +44,6 @@ WATCH_SECONDS = 0.05
 
 OUT_OF_MEMORY = 86
 """Exit status of a worker that used too much memory; usual programs do not use it."""
-
-CHANGED = "the file changed while"
-
-TRANSIENT = ("took longer than", "its process died", "used more than", CHANGED, MACHINE_FAILED)
-"""How errors begin that may be due to the machine instead of the item."""
 
 OnError = Literal["skip", "use_decodable"]
 """What a damaged video gives: a failure, or the frames of it that can be decoded."""
@@ -133,11 +128,6 @@ class Decoding:
     def _map(self, items: Iterable[tuple[Any, ...]], workers: int) -> Generator[Any, None, None]:
         limits = {"time_limit": self.time_limit, "memory_limit": self.memory_limit}
         return guarded_map(decode_file, items, workers=workers, **limits)  # type: ignore[arg-type]
-
-
-def is_transient(error: str) -> bool:
-    """Return whether an error may be due to the machine (busy, too little memory) instead of the file."""
-    return error.startswith(TRANSIENT)
 
 
 def decode_file(

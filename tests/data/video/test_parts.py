@@ -4,7 +4,7 @@ import torch
 from video_files import cut_file, write_video
 
 from teachclip.data.video.cutting import Cutting
-from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.decode import VideoSource, decode_frames
 from teachclip.data.video.parts import decode_stretch, open_parts
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
@@ -74,6 +74,17 @@ def test_a_long_film_comes_in_stretches(film, monkeypatch):
     second = decode_stretch(opened.source, sampling, TRANSFORM, opened.rest[0])
     alone = TRANSFORM(decode_frames(film, sampling, start=15, end=25))
     assert torch.equal(torch.from_numpy(second.frames[second.places[1]]), alone)
+
+
+def test_a_film_that_must_be_decoded_from_its_start_has_longer_stretches(tmp_path, monkeypatch):
+    monkeypatch.setattr("teachclip.data.video.parts.PARTS_PER_STRETCH", 1)
+    film = write_video(
+        tmp_path / "film.avi", frames=250, codec="mpeg4", settings={"max_b_frames": 2}, options={"bf": "2"}
+    )
+    opened = open_parts(str(film), SAMPLINGS[0], TRANSFORM, Cutting())
+    assert VideoSource.open(film).from_start and not opened.rest and len(opened.first.parts) == 4
+    alone = TRANSFORM(decode_frames(film, SAMPLINGS[0], start=10, end=20))
+    assert torch.equal(torch.from_numpy(opened.first.frames[opened.first.places[2]]), alone)
 
 
 def test_damage_costs_the_parts_that_it_reaches(film, tmp_path):

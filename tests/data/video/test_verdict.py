@@ -15,7 +15,7 @@ from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, ru
 from teachclip.data.video.matroska import first_gap
 from teachclip.data.video.probe import Packets, probe_video
 from teachclip.data.video.sampling import FrameSampling
-from teachclip.data.video.workers import is_transient
+from teachclip.data.video.video_file import is_transient
 from teachclip.errors import VideoError
 
 PER_SECOND = FrameSampling("per_second", 12)
