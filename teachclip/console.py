@@ -21,6 +21,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """Return a text with all its control characters written out, new lines and tabs too: the name of a file."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def log(message: str) -> None:
     """Print a line of progress to stderr, once per machine. Control characters in it are written out."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from teachclip.cli.arguments import CommandParser, command, path_argument
-from teachclip.console import visible
+from teachclip.console import one_line
 
 
 @command
@@ -39,5 +39,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{group.score:.3f}")
         for video in group.videos:
             for path in video.paths:
-                print(f"  {visible(path)}")
+                print(f"  {one_line(path)}")
     print(f"{len(groups):,} groups" if groups else "no two videos show the same", flush=True)

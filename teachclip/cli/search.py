@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
-from teachclip.console import log, visible
+from teachclip.console import log, one_line
 
 if TYPE_CHECKING:
     from teachclip.search.results import Found
@@ -72,7 +72,7 @@ def table(found: Sequence[Found]) -> list[str]:
     """Return lines of a table: score, file and moments of each video."""
     from teachclip.search.results import clock
 
-    paths = [visible(_shown(video.path)) for video in found]
+    paths = [one_line(_shown(video.path)) for video in found]
     width = max(map(len, ["file", *paths]))
     lines = [f"{'score':>6}  {'file':{width}}  best moments, @ the frame that counts most"]
     for video, path in zip(found, paths, strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teachclip.console import log
+from teachclip.console import log, one_line
 from teachclip.data.video.cutting import Cutting
 from teachclip.errors import DataError
 from teachclip.search.engines import Engine
@@ -278,4 +278,4 @@ def describe(report: Report, **more: Any) -> list[str]:
 
 
 def _once(path: str, error: str) -> str:
-    return error if path in error else f"{path}: {error}"
+    return one_line(error if path in error else f"{path}: {error}")

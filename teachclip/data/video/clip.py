@@ -29,6 +29,8 @@ def cut_clip(source: str | Path, start: float, end: float, out: str | Path) -> N
     path, target = check_video_file(source), Path(out)
     if target.suffix.lower() != ".mp4":
         raise DataError(f"{target}: a clip is an mp4 file; give a name that ends in .mp4")
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: its folder does not exist")
     if not 0 <= start < end:
         raise DataError(f"a clip from {start:g} to {end:g} seconds is empty")
     facts, _ = read_facts(path)
@@ -39,7 +41,7 @@ def cut_clip(source: str | Path, start: float, end: float, out: str | Path) -> N
         with av.open(str(path)) as container, _writing(unfinished) as output:
             _copy(container, output, facts, start, end)
         unfinished.replace(target)
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
         raise VideoError(
             f"{target}: cannot be cut out of {path} ({getattr(error, 'strerror', None) or error})"
         ) from error
@@ -70,15 +72,14 @@ def _copy(container: Any, output: Any, facts: Any, start: float, end: float) -> 
     first = float((video.start_time or 0) * video.time_base)
     container.seek(max(0, int((start + first - 1) * av.time_base)))
     streams = [video] if sound is None else [video, sound]
-    written = -1
+    written, waiting = -1, []
     for packet in container.demux(streams):
         for frame in _decoded(packet):
             shown = math.nan if frame.time is None else frame.time - first
             if packet.stream is sound and heard is not None and resampler is not None:
                 if start <= shown < end:
                     frame.pts = None  # what is heard follows without gaps
-                    for piece in resampler.resample(frame):
-                        output.mux(heard.encode(piece))
+                    waiting += resampler.resample(frame)
             elif packet.stream is video and start - 0.5 / float(rate) <= shown < end:
                 picture = _picture(frame, facts)
                 if written < 0:
@@ -86,6 +87,10 @@ def _copy(container: Any, output: Any, facts: Any, start: float, end: float) -> 
                 written = max(written + 1, round((shown - start) * 90_000))
                 picture.pts, picture.time_base = max(written, 0), Fraction(1, 90_000)
                 output.mux(pictures.encode(picture))
+            if written >= 0 and heard is not None:  # the size of the picture must be known before anything is written
+                for piece in waiting:
+                    output.mux(heard.encode(piece))
+                waiting.clear()
         if (
             packet.stream is video
             and packet.pts is not None
