@@ -23,6 +23,9 @@ from teachclip.search.update import Report, Wanted, problems_of, update_index
 PER_QUERY = 400
 """Values in one SQL statement."""
 
+TRIES = 5
+"""How often a search is done anew because a run wrote meanwhile; the last time, a changed video may be missing."""
+
 MOST_ROWS = 100_000
 """Rows that a search looks at to find enough different videos."""
 
@@ -160,12 +163,18 @@ class VideoIndex:
         if limit < 1:
             raise DataError(f"limit is {limit}, expected at least 1")
         vector = self.query_vector(text, like=like, minus=minus)
-        videos: list[str] | None = None
-        if within is not None:
-            videos = [self.video(within).id]
-        elif filters:
-            videos = [video.id for video in self.videos(filters)]
-        return self.nearest(vector, limit=limit, videos=videos, parts=parts, filters=filters)
+        found: list[Found] = []
+        for _ in range(TRIES):
+            state = self.generation.state
+            before, videos = state.revision(), None
+            if within is not None:
+                videos = [self.video(within).id]
+            elif filters:
+                videos = [video.id for video in self.videos(filters)]
+            found = self.nearest(vector, limit=limit, videos=videos, parts=parts, filters=filters)
+            if state.revision() == before:  # else a run wrote meanwhile, and the filters may have chosen other videos
+                break
+        return found
 
     def query_vector(self, text: str | None = None, *, like: Any = None, minus: str | None = None) -> np.ndarray:
         """Return the vector of a query, float32 (dim,), L2-normalised; see `search`."""
@@ -197,14 +206,18 @@ class VideoIndex:
         generation, engine = self._open(engine=True)
         one = videos is not None and len(videos) == 1
         rows = 1000 if one else min(MOST_ROWS, max(50, 5 * limit))
+        tries = 0
         while True:
+            before, tries = generation.state.revision(), tries + 1
             hits = engine.search(vector, rows, videos)
             found = self._parts_of_rows(generation, hits)
+            best = sorted(found, key=lambda video: -max(part.score or 0.0 for part in found[video]))[:limit]
+            known = {video.id: video for video in self._videos(generation, filters, best)}
+            if generation.state.revision() != before and tries < TRIES:
+                continue  # a run wrote in between: rows of before and names of after do not fit together
             if one or len(found) >= limit or len(hits) < rows or rows >= MOST_ROWS:
                 break
             rows = min(MOST_ROWS, 4 * rows)
-        best = sorted(found, key=lambda video: -max(part.score or 0.0 for part in found[video]))[:limit]
-        known = {video.id: video for video in self._videos(generation, filters, best)}
         kept = {video: without_overlaps(found[video], parts) for video in best if video in known}
         return [Found(known[video], float(own[0].score or 0.0), own) for video, own in kept.items()]
 

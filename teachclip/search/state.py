@@ -132,6 +132,9 @@ class State:
                 database.execute("PRAGMA synchronous = FULL")
                 with database:
                     yield database
+                    if database.in_transaction:
+                        number = database.execute("PRAGMA user_version").fetchone()[0]
+                        database.execute(f"PRAGMA user_version = {int(number) + 1}")
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -140,6 +143,11 @@ class State:
         except sqlite3.Error as error:
             reason = "the disk is full" if "disk is full" in str(error) else str(error)
             raise StoreError(f"{self.path}: cannot be {what}: {reason}") from error
+
+    def revision(self) -> int:
+        """Return a number that grows with every change of what queries see."""
+        with self.reading() as database:
+            return int(database.execute("PRAGMA user_version").fetchone()[0])
 
     # Folders and files
 

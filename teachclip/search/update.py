@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from teachclip.search.limits import Limits
 from teachclip.search.provenance import student_provenance
 from teachclip.search.queries import TEXT_TOWER, load_for_search, write_text_tower
 from teachclip.search.scan import Changes, Listing, compare, list_files
-from teachclip.search.state import State
+from teachclip.search.state import FileRow, KnownFile, State
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
 
@@ -204,9 +204,10 @@ class _Run:
             report.unreadable, report.misnamed = listing.unreadable, listing.misnamed
             self._tell(changes)
             left = {video for path in changes.gone if (video := known[path].video)}
-            if changes.gone:
-                self.state.remove_files(changes.gone)
             todo = [*changes.new, *changes.changed, *changes.again]
+            sought, sure = split_moved(changes.gone, known, todo)
+            self.state.remove_files(sure)
+            todo.sort(key=lambda file: _likeness(file.stamp) not in sought)  # so that moves are known soon
             if todo:
                 from teachclip.search.encode_files import FileEncoder  # late: it imports torch
 
@@ -215,6 +216,7 @@ class _Run:
                 report.encoded, report.parts = encoder.encoded, encoder.parts
                 report.moved = len({row.path for row, video in encoder.renamed if video in left})
                 report.new, report.gone = report.new - report.moved, max(0, report.gone - report.moved)
+            self.state.remove_files(path for paths in sought.values() for path in paths)
             changed = self._drop_orphans() or report.encoded
             report.search = self.engine().tune() if changed else ""
             report.broken, report.partial = problems_of(self.state)
@@ -241,6 +243,30 @@ class _Run:
         videos = self.state.drop_orphans()
         self._clean()
         return len(videos)
+
+
+def split_moved(
+    gone: Sequence[str], known: Mapping[str, KnownFile], found: Sequence[FileRow]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the files that are gone but may have moved, by size and time, and those that are gone for sure.
+
+    The first stay in the index until the files of their size and time have been looked into.
+    """
+    likely = {_likeness(file.stamp) for file in found}
+    sought: dict[str, list[str]] = {}
+    sure = []
+    for path in gone:
+        likeness = _likeness(known[path].stamp)
+        if likeness in likely:
+            sought.setdefault(likeness, []).append(path)
+        else:
+            sure.append(path)
+    return sought, sure
+
+
+def _likeness(stamp: str) -> str:
+    """Return what a file keeps when it moves: its size and the time of its last change."""
+    return " ".join(stamp.split()[:2])
 
 
 def problems_of(state: State) -> tuple[dict[str, str], dict[str, str]]:

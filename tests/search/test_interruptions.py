@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -158,6 +159,33 @@ def test_a_killed_switch_to_another_student_leaves_the_old_one_serving(index, tm
     after, _ = content(index)
     assert all(np.abs(after[key] - before[0][key]).max() > 1e-3 for key in after)
     make_current(index, VideoIndex.open(index).generation)
+
+
+def test_queries_are_answered_by_several_threads_while_a_run_works(index, library):
+    change(library)
+    opened = VideoIndex.open(index, queries=StudentQueries(tiny_student()))
+    stop, counts, errors = threading.Event(), [], []
+
+    def ask():
+        try:
+            while not stop.is_set():
+                counts.append(len(opened.search("a red circle", filters=["length>0"])))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        report = update(index)
+        update(index, wanted=Wanted(window=4.0))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors and report.encoded == 2
+    assert counts and min(counts) >= 4 and max(counts) <= 5, "only what was deleted is missing meanwhile"
+    assert len(opened.search("a red circle")) == 5 and opened.video("film.mp4").parts == 14
 
 
 def test_two_runs_at_once_are_refused_in_one_line(index, monkeypatch):
