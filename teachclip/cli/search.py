@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from teachclip.search.results import Found
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Search an index and print a table."""
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="teachclip search",
         description="Search an index by a text, an example or both. A row of the table is a video: its score (the "
@@ -37,11 +35,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--open", action="store_true", help="open the best moment in a player")
     parser.add_argument("--clip", type=path_argument, metavar="MP4", help="cut the best moment out into this file")
     parser.add_argument("--json", action="store_true", help="print JSON with all that is known of each part")
+    parser.add_argument("--rerank", metavar="TEACHER", help="order the best videos anew by this teacher of --recipe")
+    parser.add_argument("--recipe", help="the recipe that names the teacher of --rerank")
+    parser.add_argument("--top", type=positive_count, default=50, help="how many videos --rerank orders (default 50)")
     parser.add_argument("--model", help="the student of the index, if its folder was moved")
     parser.add_argument("--device", help="where the student runs (default: a GPU if there is one)")
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search an index and print a table."""
+    parser = _parser()
     args = parser.parse_intermixed_args(argv)
     from teachclip.search.index import VideoIndex
 
+    if args.rerank and not (args.recipe and args.text):
+        parser.error("--rerank needs a TEXT, and the --recipe that names the teacher")
     with VideoIndex.open(args.index, model=args.model, device=args.device) as index:
         found = index.search(
             args.text,
@@ -49,9 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             minus=args.minus,
             filters=args.filter,
             within=args.within,
-            limit=args.limit,
+            limit=max(args.limit, args.top) if args.rerank else args.limit,
             parts=args.parts,
         )
+        if args.rerank:
+            from teachclip.pipeline.rerank import TeacherReranker
+
+            reranker = TeacherReranker(args.recipe, args.rerank, device=args.device)
+            found = [*reranker.rerank(index, args.text, found[: args.top]), *found[args.top :]][: args.limit]
     if args.json:
         print(json.dumps([video.to_dict() for video in found], indent=1))
     else:

@@ -72,14 +72,14 @@ def store_tokens(
     rows_per_shard: int,
     processes: Processes,
     label: str,
-    what: str,
+    what: str = "",
     ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None = None,
 ) -> StoredItems:
     """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
     What the store at `path` holds already is not encoded again. `encode` gets numbers of items. `ahead`, as
-    `prefetch`, gets the items that `encode` will be asked for. `what` are the items, such as videos. Returns all
-    items. Raises StoreError if the store was made under other provenance.
+    `prefetch`, gets the items that `encode` will be asked for. `what` are the items, such as
+    videos, for a log line when some are new. Returns all items. Raises StoreError on other provenance.
     """
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:

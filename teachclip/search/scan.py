@@ -67,7 +67,7 @@ def file_row(path: str, folder: str) -> FileRow | None:
     if stamp is None and not os.path.lexists(path):
         return None
     size, modified = (stamp[0], stamp[1]) if stamp else (0, 0)
-    date = datetime.fromtimestamp(max(modified, 0) / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    date = date_of(modified)
     return FileRow(path, folder, " ".join(map(str, stamp)) if stamp else "broken link", size, date)
 
 
@@ -145,3 +145,8 @@ def _unreadable(path: str, error: OSError) -> str:
     if is_of_the_machine(error):
         return str(machine_error(path, error))
     return f"{path}: cannot be read ({error.strerror or error})"
+
+
+def date_of(modified: int) -> str:
+    """Return a time of change, nanoseconds, as an index keeps it: ISO, UTC."""
+    return datetime.fromtimestamp(max(modified, 0) / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -106,13 +106,13 @@ class ArrayStore:
         rows_per_shard: int,
         rows: int = 0,
         keys: np.ndarray | None = None,
-        what: str = "rows",
+        what: str = "",
     ) -> ArrayStore:
         """Open the store at `path` for writing, or create it. Several processes may do so at once.
 
         It has `rows` rows, or with `keys`, uint8 (items, 16), a row for each of these items; a store that lacks some
-        gets rows for them, and a log line says how many of `what` are new. A store that exists keeps its own
-        `rows_per_shard` in the shards that it has. Raises StoreError, naming the difference, if it has another
+        gets rows for them, and a log line says how many are new, if `what` names them. A store that exists keeps its
+        own `rows_per_shard` in the shards that it has. Raises StoreError, naming the difference, if it has another
         provenance, other arrays or, without keys, another number of rows.
         """
         specs = {name: ArraySpec(spec.dtype, tuple(map(int, spec.shape))) for name, spec in arrays.items()}
@@ -133,7 +133,7 @@ class ArrayStore:
             plan = store._plan(keys, rows_per_shard)
             if plan is None:  # another process was faster
                 return store
-            if plan.kept or plan.removed:
+            if what and (plan.kept or plan.removed):
                 log.info("%s: %s", self.path, plan.describe(what))
             return ArrayStore(store._manifest.rewrite(plan.keys, plan.sizes))
 

@@ -1,0 +1,100 @@
+"""A search whose best videos a teacher orders anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from indexing import update
+
+from teachclip import distill
+from teachclip.cli import search
+from teachclip.data.annotations.records import Video
+from teachclip.data.frames.live import LiveFrames
+from teachclip.errors import DataError
+from teachclip.pipeline.rerank import TeacherReranker
+from teachclip.scoring.inputs import pixel_values
+from teachclip.search.index import VideoIndex
+from teachclip.search.update import Wanted
+
+
+@pytest.fixture
+def searchable(project, tmp_path):
+    """A recipe with a trained student, and an index of copies of its films."""
+    recipe = project()
+    distill(recipe)
+    films = shutil.copytree(project.root / "videos", tmp_path / "films")
+    update(tmp_path / "index", [films], Wanted(str(project.folder / "run" / "student")))
+    return recipe, tmp_path / "index", films
+
+
+def teacher_scores(reranker, text, paths):
+    """Score a text and whole files by the teacher, with nothing of an index between."""
+    frames, mask = LiveFrames(
+        [Video(str(number), path) for number, path in enumerate(paths)], reranker.decoding, {}
+    ).read(np.arange(len(paths)))
+    batch = {"frames": frames, "frame_mask": mask}
+    batch |= {"mean": torch.tensor(reranker.how.mean), "std": torch.tensor(reranker.how.std)}
+    tokens = reranker.how.tokenizer([text], return_tensors="pt")
+    with torch.no_grad():
+        videos = reranker.teacher.encode_videos(pixel_values(batch), mask)
+        texts = reranker.teacher.encode_texts(tokens["input_ids"], tokens["attention_mask"])
+        return reranker.teacher.score(texts, videos)[0].numpy()
+
+
+def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, monkeypatch):
+    recipe, index_folder, films = searchable
+    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    with VideoIndex.open(index_folder) as index:
+        found = index.search("a red circle", limit=6)
+        again = reranker.rerank(index, "a red circle", found)
+        paths = sorted(films.glob("*.mp4"))
+        scores = dict(zip(map(str, paths), teacher_scores(reranker, "a red circle", paths), strict=True))
+        assert {one.path for one in again} == {one.path for one in found}
+        assert [one.path for one in again] == sorted((one.path for one in found), key=lambda path: -scores[path])
+        np.testing.assert_allclose([one.score for one in again], [scores[one.path] for one in again], atol=1e-3)
+        # what is kept is not computed again, whatever is searched; what is new is
+        encoded = []
+        encode = reranker.teacher.encode_videos
+        monkeypatch.setattr(
+            reranker.teacher, "encode_videos", lambda *batch: encoded.append(len(batch[0])) or encode(*batch)
+        )
+        reranker.rerank(index, "a blue square", found)
+        assert encoded == []
+        reranker.rerank(index, "a blue square", index.search("a blue square", limit=9))
+        assert 3 <= sum(encoded) < 9
+        assert reranker.rerank(index, "a red circle", []) == []
+
+
+def test_the_command_reranks(searchable, capsys):
+    recipe, index, _ = searchable
+    command = [str(index), "a red circle", "--json", "--limit", "3"]
+    assert search.main([*command, "--rerank", "xpool", "--recipe", str(recipe), "--top", "8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 3 and found[0]["score"] > found[1]["score"] > found[2]["score"]
+    for arguments, part in (
+        (["--rerank", "xpool"], "--rerank needs a TEXT, and the --recipe that names the teacher"),
+        (["--rerank", "xpol", "--recipe", str(recipe)], "--rerank 'xpol': allowed: xpool; did you mean xpool?"),
+    ):
+        try:
+            assert search.main([*command, *arguments]) == 2
+        except SystemExit as error:
+            assert error.code == 2
+        assert part in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_that_is_not_the_indexed_one_is_refused(searchable):
+    recipe, index_folder, _ = searchable
+    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    with VideoIndex.open(index_folder) as index:
+        found = index.search("a red circle", limit=2)
+        os.utime(found[0].path, (1, 1))
+        with pytest.raises(DataError, match="has changed since it was indexed"):
+            reranker.rerank(index, "a red circle", found)
+        os.unlink(found[0].path)
+        with pytest.raises(DataError, match="No such file"):
+            reranker.rerank(index, "a red circle", found)
