@@ -25,10 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=positive_count, default=512, help="of the vectors (default 512)")
     parser.add_argument("--queries", type=positive_count, default=100, help="how many (default 100)")
     parser.add_argument("--structures", nargs="+", help="which of them (default: all)")
+    parser.add_argument("--films", type=path_argument, help="also time indexing the films below this folder")
     parser.add_argument("--out", type=path_argument, help="also write the measurements as JSON to this file")
     args = parser.parse_args(argv)
     from teachclip.search.benchmark import STRUCTURES, measure, multiplied, rotation
     from teachclip.search.index import VideoIndex
+    from teachclip.search.throughput import measure_indexing, measure_queries
 
     texts = list(dict.fromkeys(args.texts.read_text(encoding="utf-8").splitlines()))[: args.queries]
     import numpy as np
@@ -36,6 +38,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with VideoIndex.open(args.index) as index:
         vectors = np.stack(list(index.vectors().values()))
         queries = index.queries().texts([text for text in texts if text.strip()])
+        asking = measure_queries(index, texts[:20])
+        model = index.settings.model
+    print(
+        f"query: {asking['search']:.2f} ms; text tower {asking['text']:.2f} ms, engine {asking['engine']:.2f} ms, "
+        f"ratio to both {asking['ratio']:.2f}"
+    )
+    indexing = measure_indexing(args.films, model) if args.films else {}
+    if indexing:
+        print(
+            f"index: {indexing['index']:.0f} frames/s; decoding alone {indexing['decode']:.0f}, video tower alone "
+            f"{indexing['tower']:.0f}, ratio to the slower {indexing['ratio']:.2f}"
+        )
     found = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -48,4 +62,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{row['bytes'] / 1e6:7.0f} MB  built in {row['build_s']:.0f} s"
         )
     if args.out is not None:
-        args.out.write_text(json.dumps({"real": len(vectors), "measured": found}, indent=1))
+        content = {"real": len(vectors), "measured": found, "query": asking, "index": indexing}
+        args.out.write_text(json.dumps(content, indent=1))
