@@ -246,11 +246,15 @@ _REPLACED = ("folder", "stamp", "bytes", "date", "video", "error", "again")
 
 
 def _write_files(database: sqlite3.Connection, files: Iterable[tuple[FileRow, str | None, str | None, bool]]) -> None:
-    """Insert files or replace what is known of them, apart from the columns of a table."""
+    """Insert files or replace what is known of them, apart from the columns of a table.
+
+    A file that is new takes the columns of its video: it may have moved, and its old name be there still.
+    """
     update = ", ".join(f"{name} = excluded.{name}" for name in _REPLACED)
     database.executemany(
         "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again, columns) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT columns FROM videos WHERE id = ?), '{}')) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT columns FROM videos WHERE id = ?), "
+        "(SELECT columns FROM files AS other WHERE other.video = ? ORDER BY columns = '{}', path LIMIT 1), '{}')) "
         f"ON CONFLICT (path) DO UPDATE SET {update}",
-        [(*file, video, error, int(again), video) for file, video, error, again in files],
+        [(*file, video, error, int(again), video, video) for file, video, error, again in files],
     )

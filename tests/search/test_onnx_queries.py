@@ -17,7 +17,7 @@ from teachclip import load_student
 from teachclip.errors import CheckpointError, DataError
 from teachclip.onnx.export import export_onnx
 from teachclip.search.index import VideoIndex
-from teachclip.search.queries import TEXT_TOWER, OnnxQueries, StudentQueries, load_queries
+from teachclip.search.queries import TEXT_TOWER, OnnxQueries, StudentQueries, load_queries, write_text_tower
 from teachclip.search.update import Wanted
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +101,7 @@ def test_without_a_text_tower_the_student_answers(index):
 def test_a_tower_that_cannot_be_written_is_said_to_cost_seconds(
     library, student_folder, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr("teachclip.search.update.write_text_tower", write_text_tower)  # not the one of all tests
     monkeypatch.setattr("teachclip.onnx.folder.find_spec", lambda name: None)
     from indexing import ONE_WORKER
 
