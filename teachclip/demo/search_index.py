@@ -14,7 +14,7 @@ QUERY = "a big red circle at the top"
 
 
 def index_videos(demo: Demo) -> None:
-    """Bring an index of the demo's videos up to date, and say which command searches it; or how to install it."""
+    """Bring an index of the demo's videos up to date, and say which commands search it; or how to install it."""
     command = f'teachclip search {demo.folder / "index"} "{QUERY}"'
     if importlib.util.find_spec("lancedb") is None:
         log(f"to search the videos: pip install '.[search]', then run this again, then {command}")
@@ -29,6 +29,7 @@ def index_videos(demo: Demo) -> None:
     report = update_index(demo.folder / "index", [videos], Wanted(str(student)), limits=limits)
     log(f"[search] {report.encoded:,} videos encoded in {time.monotonic() - started:.0f} s")
     log(f"search them: {command}")
+    log(f"or in a browser: teachclip serve {demo.folder / 'index'}")
 
 
 def best_student(demo: Demo) -> Path:
