@@ -27,6 +27,7 @@ from teachclip.models.families import (
     text_positions,
     vocabulary_size,
 )
+from teachclip.models.hub import require_reachable
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def load_config(source: str | os.PathLike[str], **hub: Any) -> PreTrainedConfig:
 
     `hub`: as of `load_backbone`. Raises CheckpointError if there is none, or if its family is not supported.
     """
+    require_reachable(source, **hub)
     with explained_loading(source, "a dual encoder"):
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False, **hub)
         family_of(config, source=str(source))

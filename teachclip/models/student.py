@@ -32,6 +32,7 @@ from teachclip.models.checkpoints import (
 from teachclip.models.clip import quiet_loading
 from teachclip.models.configuration import StudentConfig
 from teachclip.models.families import FAMILIES
+from teachclip.models.hub import require_reachable
 from teachclip.models.layouts import (
     BLOCKS,
     CLIP,
@@ -102,6 +103,7 @@ def load_student(
     if not path.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise CheckpointError(f"{path}: no such folder or checkpoint file")
     hub = {name: value for name, value in hub.items() if value is not None}
+    require_reachable(source, **hub)
     kind = _model_type(source, hub)
     if kind not in (None, StudentConfig.model_type, *FAMILIES):
         types = ", ".join((StudentConfig.model_type, *FAMILIES))

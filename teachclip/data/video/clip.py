@@ -13,7 +13,7 @@ import av
 
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.probe import read_facts, video_stream
-from teachclip.data.video.video_file import check_video_file
+from teachclip.data.video.video_file import check_video_file, packets_of
 from teachclip.errors import DataError, VideoError
 
 LONGEST_STEP = 120
@@ -73,7 +73,7 @@ def _copy(container: Any, output: Any, facts: Any, start: float, end: float) -> 
     container.seek(max(0, int((start + first - 1) * av.time_base)))
     streams = [video] if sound is None else [video, sound]
     written, waiting = -1, []
-    for packet in container.demux(streams):
+    for packet in packets_of(container, streams):
         for frame in _decoded(packet):
             shown = math.nan if frame.time is None else frame.time - first
             if packet.stream is sound and heard is not None and resampler is not None:

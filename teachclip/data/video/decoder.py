@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import av
 
 from teachclip.data.video.probe import Packets, video_stream
-from teachclip.data.video.video_file import is_of_the_machine
+from teachclip.data.video.video_file import is_of_the_machine, packets_of
 
 MARKED = ("flv1", "h263", "h264", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2")
 """Codecs in which FFmpeg marks every frame with concealed damage. In the others it is told to stop at the damage: of
@@ -87,7 +87,7 @@ def decode_packets(
 def _numbered(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
     """Yield the packets with data and their numbers, up to where the file cannot be read any further."""
     numbers = itertools.count()
-    packets = container.demux(stream)
+    packets = packets_of(container, stream)
     while True:
         try:
             packet = next(packets)

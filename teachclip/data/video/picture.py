@@ -13,7 +13,7 @@ from PIL import Image
 
 from teachclip.data.video.decode import DECODING_ERRORS, first_line
 from teachclip.data.video.orientation import orientation_of
-from teachclip.data.video.video_file import check_video_file
+from teachclip.data.video.video_file import check_video_file, packets_of
 from teachclip.errors import VideoError
 
 TOLERANCE = 1e-3
@@ -55,7 +55,7 @@ def _frame_at(container: Any, stream: Any, seconds: float, *, search: bool = Tru
         with contextlib.suppress(av.FFmpegError):
             container.seek(int((begin + Fraction(seconds).limit_denominator(10**6)) / base), stream=stream)
     shown = None
-    for frame in container.decode(stream):
+    for frame in (frame for packet in packets_of(container, stream) for frame in packet.decode()):
         if frame.pts is None:
             return shown or frame
         if shown is not None and float(frame.pts * base - begin) > seconds + TOLERANCE:

@@ -20,6 +20,7 @@ from teachclip.data.video.video_file import (
     declared_bytes,
     is_of_the_machine,
     machine_error,
+    packets_of,
     read_head,
 )
 from teachclip.errors import VideoError
@@ -163,7 +164,7 @@ def _walk(container: Any, stream: Any) -> Packets:
     damaged, grows, latest = False, True, -math.inf
     vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if not packet.size:
                 empty += packet.dts is not None  # repeats the last frame; the one without a time ends the stream
                 continue
@@ -248,7 +249,7 @@ def _first_frame(path: str | os.PathLike[str]) -> Any | None:
         with av.open(os.path.abspath(path)) as container:
             stream = video_stream(container)
             stream.codec_context.thread_count = 1
-            return next(container.decode(stream), None)
+            return next((frame for packet in packets_of(container, stream) for frame in packet.decode()), None)
     except (av.FFmpegError, VideoError, ValueError, OSError):
         return None
 
@@ -297,7 +298,7 @@ def _others_end(container: Any, stream: Any) -> float:
     latest = 0.0
     try:
         container.seek(0)
-        for packet in container.demux(others) if others else ():
+        for packet in packets_of(container, others) if others else ():
             if packet.pts is not None:
                 latest = max(latest, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     except av.FFmpegError:

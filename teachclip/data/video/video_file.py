@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from teachclip.errors import VideoError
 
@@ -114,3 +116,17 @@ def declared_bytes(head: bytes) -> int:
     size = int.from_bytes(field, "big") - (1 << (7 * length))
     unknown = (1 << (7 * length)) - 1  # a live recording
     return 0 if size == unknown else position + 4 + length + size
+
+
+def packets_of(container: Any, streams: Any) -> Iterator[Any]:
+    """Yield the packets of some streams of an opened file, to its end. Raises av.FFmpegError.
+
+    A transport stream may get more streams on its way, as after a cut or by damage. PyAV does not know them and
+    raises IndexError at each of their packets, which are skipped here.
+    """
+    while True:
+        try:
+            yield from container.demux(streams)
+            return
+        except IndexError:
+            continue

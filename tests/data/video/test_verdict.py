@@ -2,17 +2,22 @@
 
 import errno
 import gc
+import io
 import os
 import threading
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import cut_file, read_number, read_numbers, write_video
 
+from teachclip.data.video.clip import cut_clip
 from teachclip.data.video.decode import VideoSource, decode_frames
 from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, runs_for
 from teachclip.data.video.matroska import first_gap
+from teachclip.data.video.picture import picture_of
 from teachclip.data.video.probe import Packets, probe_video
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.video_file import is_transient
@@ -272,3 +277,28 @@ def gc_found():
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+
+
+def test_a_stream_that_begins_in_the_middle_of_a_file_is_passed_over(tmp_path):
+    """FFmpeg reads the beginning and the end of a transport stream to find what is in it."""
+    film = write_video(tmp_path / "film.ts", frames=400, codec="mpeg2video", width=320, height=320).read_bytes()
+    with av.open(str(tmp_path / "sound.ts"), "w") as container:
+        video, audio = container.add_stream("mpeg2video", rate=10), container.add_stream("mp2", rate=44_100)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        for start in range(0, 44_100, 1152):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 44_100, start, Fraction(1, 44_100)
+            container.mux(audio.encode(frame))
+        container.mux([*video.encode(None), *audio.encode(None)])
+    path = tmp_path / "joined.ts"
+    sound = (tmp_path / "sound.ts").read_bytes()
+    path.write_bytes(film + sound + film + film)
+    with av.open(str(path)) as container, pytest.raises(IndexError):
+        list(container.demux(container.streams.video[0]))
+    plan = FrameSampling("intervals", 4)
+    with pytest.raises(VideoError, match="truncated or damaged"):  # its times begin anew in the middle
+        decode_frames(path, plan)
+    assert decode_frames(path, plan, on_error="use_decodable").shape == (4, 3, 320, 320)
+    assert Image.open(io.BytesIO(picture_of(path, 1.0, 64))).size == (64, 64)
+    cut_clip(path, 1.0, 2.0, tmp_path / "clip.mp4")
