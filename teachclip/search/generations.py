@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from teachclip.store.fingerprint import check_seal, seal
 
 INDEX_FILE, SETTINGS_FILE, VECTORS = "index.json", "settings.json", "vectors"
 FORMAT = 1
+_NAME = re.compile(r"generation-\d{4,}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ def generation_for(index: Path, settings: Settings) -> Generation:
     make_folder(index)
     current = _current_name(index)
     found: Generation | None = None
-    for folder in sorted(index.glob("generation-*")):
+    folders = sorted(folder for folder in index.glob("generation-*") if _NAME.fullmatch(folder.name))
+    for folder in folders:
+        if not (folder / FILE).exists() and folder.name != current:
+            continue  # not one of an index: it may hold videos of the user
         try:
             generation = read_generation(folder)
             same = generation.settings.makes_the_same(settings)
@@ -147,7 +152,7 @@ def generation_for(index: Path, settings: Settings) -> Generation:
     if found is not None:
         write_settings(found.folder, settings=_updated(found.settings, settings))
         return read_generation(found.folder)
-    numbers = [int(folder.name.rpartition("-")[2]) for folder in index.glob("generation-*")]
+    numbers = [int(folder.name.rpartition("-")[2]) for folder in folders]
     folder = index / f"generation-{max(numbers, default=0) + 1:04d}"
     make_folder(folder)
     State.create(folder / FILE)
@@ -177,7 +182,7 @@ def make_current(index: Path, generation: Generation) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a generation; its settings first, so that a kill leaves nothing that looks complete."""
+    """Remove a generation; its settings first, so that a kill leaves nothing that looks complete, its state last."""
     with contextlib.suppress(StoreError, DataError):
         generation = read_generation(folder)
         if generation.settings.engine.name != "lance":  # its table is on a server, not in the folder
@@ -185,6 +190,9 @@ def _remove(folder: Path) -> None:
             engine.delete(None)
             engine.close()
     (folder / SETTINGS_FILE).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

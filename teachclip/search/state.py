@@ -118,11 +118,30 @@ class State:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give a connection that cannot write. Raises StoreError if the file is missing or damaged."""
-        with self._explained("read"):
-            database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT)
-            with contextlib.closing(database):
-                database.row_factory = sqlite3.Row
-                yield database
+        with self._explained("read"), contextlib.closing(self._reader()) as database:
+            database.row_factory = sqlite3.Row
+            yield database
+
+    def _reader(self) -> sqlite3.Connection:
+        """Open the file for reading.
+
+        A process that is killed within a transaction leaves a journal, and only a connection that may write takes
+        the half transaction back.
+        """
+        database = self._connect("ro")
+        try:
+            database.execute("SELECT 1 FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            database.close()
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            with contextlib.closing(self._connect("rw")) as writer:
+                writer.execute("SELECT 1 FROM sqlite_master").fetchone()
+            database = self._connect("ro")
+        return database
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

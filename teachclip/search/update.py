@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachclip.console import log, one_line
 from teachclip.data.video.cutting import Cutting
-from teachclip.errors import DataError
+from teachclip.errors import BusyError, DataError
 from teachclip.search.engines import Engine
 from teachclip.search.generations import (
     EngineSettings,
@@ -141,6 +141,9 @@ def update_index(
     listing = _list(roots, known)
     settings, student = wanted.settings(place, current)
     with occupied_folder(place, wait=False):
+        now = current_generation(place)
+        if now != current or (now.state.folders() if now else []) != known:
+            raise BusyError(f"{place}: another run has changed the index meanwhile; run again")
         generation = generation_for(place, settings)
         run = _Run(generation, student, wanted.device, limits or Limits(), progress)
         report = run.update(roots, listing, retry)

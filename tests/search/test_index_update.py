@@ -130,6 +130,18 @@ def test_another_student_re_encodes_beside_the_old_one_and_then_replaces_it(inde
     assert [path.name for path in index.glob("generation-*")] == ["generation-0002"]
 
 
+def test_folders_of_the_user_are_never_taken_for_generations(library, student_folder):
+    for seed, name in enumerate(["generation-next", "generation-0007"], 50):
+        (library / name).mkdir()
+        write_video(library / name / "star.mp4", frames=20, seed=seed)
+    update(library, [library], Wanted(str(student_folder)))
+    report = update(library, wanted=Wanted(window=4.0))
+    assert (report.encoded, report.broken) == (7, {})
+    update(library)
+    names = sorted(path.name for path in library.glob("generation-*"))
+    assert names == ["generation-0007", "generation-0009", "generation-next"]
+
+
 def test_other_parts_make_other_rows(index):
     report = update(index, wanted=Wanted(window=4.0))
     assert report.parts == 4 + 14

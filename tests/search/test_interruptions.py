@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -197,6 +199,25 @@ def test_two_runs_at_once_are_refused_in_one_line(index, monkeypatch):
         update(index)
 
 
+def test_a_run_that_ends_while_another_begins_is_not_undone(library, student_folder, tmp_path, monkeypatch):
+    index, wanted = tmp_path / "index", Wanted(str(student_folder))
+    settings = Wanted.settings
+
+    def slow(self, *arguments):
+        monkeypatch.undo()
+        update(index, [library / "holiday"], wanted)
+        return settings(self, *arguments)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(library / "film.mp4", other)
+    monkeypatch.setattr(Wanted, "settings", slow)
+    with pytest.raises(BusyError, match=r"another run has changed the index meanwhile; run again$"):
+        update(index, [other], wanted)
+    update(index, [other], wanted)
+    assert len(VideoIndex.open(index).videos()) == 3, "the folders of both runs"
+
+
 def test_a_file_that_changes_while_it_is_read_is_tried_again(index, library, monkeypatch):
     write_video(library / "growing.mp4", frames=20, seed=80)
     encode = PartEncoder.encode
@@ -283,3 +304,17 @@ def test_damaged_files_of_an_index_are_named(made_index, tmp_path, name):
     with pytest.raises(StoreError, match=os.path.basename(name)) as error:
         VideoIndex.open(index).videos()
     assert "\n" not in str(error.value)
+
+
+def test_a_kill_within_a_transaction_leaves_an_index_that_answers(index):
+    before = content(index)
+    state = index / "generation-0001" / "state.sqlite"
+    script = (
+        "import os, signal, sqlite3, sys; database = sqlite3.connect(sys.argv[1]); "
+        "database.execute('PRAGMA cache_size = 1'); database.execute('BEGIN IMMEDIATE'); "
+        "database.execute('UPDATE parts SET times = randomblob(3000)'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, state]).returncode != 0
+    assert state.with_name("state.sqlite-journal").stat().st_size > 0, "half a transaction is in the file"
+    assert_same(index, before)
+    assert update(index).kept == 5
