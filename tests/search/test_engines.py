@@ -47,6 +47,18 @@ def test_only_rows_of_some_videos_are_searched_and_read(engine):
     assert sum(len(part.ids) for part in engine.read()) == 60
 
 
+def test_rows_are_taken_by_their_ids(engine):
+    rows = some_rows(20)
+    engine.add(rows)
+    wanted = [rows.ids[place] for place in (40, 3, 11)]
+    taken = engine.take([*wanted, f"{99:016x}-0"])
+    assert sorted(taken.ids) == sorted(wanted)
+    for row, video, vector in zip(*taken, strict=True):
+        assert video == row.partition("-")[0]
+        assert vector == pytest.approx(rows.vectors[rows.ids.index(row)], abs=1e-6)
+    assert engine.take([]).vectors.shape == (0, DIM)
+
+
 def test_deleted_videos_are_gone_at_once_and_after_tidying(engine):
     rows = some_rows(20)
     engine.add(rows)

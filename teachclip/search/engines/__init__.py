@@ -49,6 +49,9 @@ class Engine(Protocol):
     def read(self, videos: Sequence[str] | None = None) -> Iterator[Rows]:
         """Yield all rows, or those of some videos, in batches and in any order."""
 
+    def take(self, ids: Sequence[str]) -> Rows:
+        """Return the rows of these ids, in any order; ids without rows are left out."""
+
     def tune(self) -> str:
         """Tidy up after changes, make or extend a search structure that fits the number of rows, and describe it."""
 

@@ -105,6 +105,16 @@ class LanceEngine:
                 vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
                 yield Rows(batch["id"].to_pylist(), batch["video"].to_pylist(), vectors)
 
+    def take(self, ids: Sequence[str]) -> Rows:
+        """See `Engine.take`."""
+        names = ", ".join(f"'{row}'" for row in ids if row.replace("-", "").isalnum())
+        if not names:
+            return Rows([], [], np.empty((0, self.dim), np.float32))
+        with self._explained("read"):
+            found = self.table.search().where(f"id IN ({names})").limit(len(ids)).to_arrow()
+        vectors = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+        return Rows(found["id"].to_pylist(), found["video"].to_pylist(), vectors)
+
     def tune(self) -> str:
         """See `Engine.tune`: many small appends become few files."""
         with self._explained("written"):

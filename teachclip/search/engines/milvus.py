@@ -96,6 +96,16 @@ class MilvusEngine:
         with self._explained("read"):
             return batches.next()
 
+    def take(self, ids: Sequence[str]) -> Rows:
+        """See `Engine.take`."""
+        rows: list[Any] = []
+        for start in range(0, len(ids), IDS_PER_FILTER):
+            with self._explained("read"):
+                some = list(ids[start : start + IDS_PER_FILTER])
+                rows += self.client.get(self.name, some, output_fields=["id", "video", "vector"])
+        vectors = np.array([row["vector"] for row in rows], np.float32).reshape(-1, self.dim)
+        return Rows([row["id"] for row in rows], [row["video"] for row in rows], vectors)
+
     def tune(self) -> str:
         """See `Engine.tune`. The server chooses its own search structure."""
         with self._explained("written"):
