@@ -17,9 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="teachclip compress",
         description="Measure smaller forms of an index's vectors (rungs) on queries of your own: what is found, "
         "bytes, time. Rungs: float32 (as it is), float16, int8, binary, binary+40 and binary+100 (so many of the "
-        "best rows are compared again by their whole vectors), pcaN and pcaN+int8 (N principal components). The "
-        "table, JSON and a picture go into the folder of the index. --use chooses a rung, by which the index is "
-        "searched from then on; --use float32 undoes it.",
+        "best rows are compared again by their whole vectors), pcaN and pcaN+int8 (N principal components), prefixN "
+        "and prefixN+int8 (the first N numbers, of a student trained with student.matryoshka). The table, JSON and "
+        "a picture go into the folder of the index. --use chooses a rung, by which the index is searched from then "
+        "on; --use float32 undoes it.",
     )
     parser.add_argument("--index", type=path_argument, required=True, help="folder that `teachclip index` made")
     parser.add_argument(
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.search.compressed import chosen_rung, use_rung
     from teachclip.search.compression import rung_named
     from teachclip.search.compression_measure import measure_index, page, write_report
-    from teachclip.search.compression_queries import read_queries
+    from teachclip.search.compression_queries import read_queries, trained_prefixes
     from teachclip.search.index import VideoIndex
 
     with VideoIndex.open(args.index, model=args.model, device=args.device) as index:
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rung_named(args.use, index.settings.dim)  # a mistake is told before minutes of measuring
         if args.queries is not None:
             queries = read_queries(args.queries, index, args.most)
-            report = measure_index(index, queries.texts, queries.videos)
+            prefixes = trained_prefixes(args.model or index.settings.model)
+            report = measure_index(index, queries.texts, queries.videos, prefixes)
             print(page(report), flush=True)
             for line in write_report(report, args.out or args.index):
                 log(line)

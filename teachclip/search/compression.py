@@ -5,7 +5,8 @@ Each form is a rung. The query keeps its floats, except for bits. All of it is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,28 +30,36 @@ class Rung:
     """A form of vectors.
 
     dims: of a row. numbers: float32, float16, int8 or binary. pca: whether the dimensions are the first principal
-    components. best: so many rows are compared again by their whole vectors, 0 for none.
+    components. prefix: whether they are the first numbers of a vector, L2-normalised. best: so many rows are compared
+    again by their whole vectors, 0 for none.
     """
 
     name: str
     dims: int
     numbers: str = "float32"
     pca: bool = False
+    prefix: bool = False
     best: int = 0
 
 
-def rungs(dim: int) -> list[Rung]:
-    """Return the rungs of vectors of `dim` numbers, the uncompressed one first."""
+def rungs(dim: int, prefixes: Iterable[int] = ()) -> list[Rung]:
+    """Return the rungs of vectors of `dim` numbers, the uncompressed one first.
+
+    `prefixes`: how many first numbers of a vector were trained as vectors (`student.matryoshka`).
+    """
     found = [Rung(name, dim, name) for name in (UNCOMPRESSED, "float16", "int8", "binary")]
     found += [Rung(f"binary+{best}", dim, "binary", best=best) for best in (40, 100)]
     for dims in dict.fromkeys(max(1, dim // share) for share in (2, 4, 8)):
         found += [Rung(f"pca{dims}", dims, pca=True), Rung(f"pca{dims}+int8", dims, "int8", pca=True)]
+    for dims in sorted({width for width in prefixes if width < dim}, reverse=True):
+        found += [Rung(f"prefix{dims}", dims, prefix=True), Rung(f"prefix{dims}+int8", dims, "int8", prefix=True)]
     return found
 
 
 def rung_named(name: str, dim: int) -> Rung:
-    """Return a rung of vectors of `dim` numbers. Raises DataError for an unknown one."""
-    known = {rung.name: rung for rung in rungs(dim)}
+    """Return a rung of vectors of `dim` numbers, also a prefix of any length. Raises DataError for an unknown one."""
+    width = re.fullmatch(r"prefix(\d{1,9})(\+int8)?", name)
+    known = {rung.name: rung for rung in rungs(dim, [int(width[1])] if width and int(width[1]) else [])}
     if name not in known:
         raise DataError(f"rung {name!r} is unknown{closest(name, known)}; there are: {', '.join(known)}")
     return known[name]
@@ -99,6 +108,8 @@ class Codes:
             distances = hamming(matrix, packed_signs(query[None])[0])
             return (1 - 2 * distances / self.rung.dims).astype(np.float32)
         direction, offset = np.asarray(query, np.float32), 0.0
+        if self.rung.prefix:
+            direction = first_numbers(direction[None], self.rung.dims)[0]
         if self.basis is not None and self.centre is not None:
             offset += float(direction @ self.centre)
             direction = self.basis @ direction
@@ -111,7 +122,7 @@ class Codes:
         return found + np.float32(offset)
 
     def decoded(self) -> np.ndarray:
-        """Return the vectors that the codes stand for, float32 (rows, dim). Raises DataError for bits."""
+        """Return the vectors, or prefixes, that the codes stand for, float32. Raises DataError for bits."""
         if self.rung.numbers == "binary":
             raise DataError("bits stand for no vectors")
         rows = self.matrix.astype(np.float32)
@@ -130,6 +141,8 @@ def encode(rung: Rung, vectors: np.ndarray) -> Codes:
     if rung.pca:
         basis, centre = principal_components(vectors, rung.dims)
         rows = (vectors - centre) @ basis.T
+    if rung.prefix:
+        rows = first_numbers(vectors, rung.dims)
     if rung.numbers == "int8":
         matrix, low, step = to_bytes(rows)
         return Codes(rung, matrix, basis, centre, low, step)
@@ -148,6 +161,13 @@ def principal_components(vectors: np.ndarray, dims: int) -> tuple[np.ndarray, np
         spread += block.T @ block
     _, components = np.linalg.eigh(spread)  # ascending
     return components[:, ::-1].T[:dims].astype(np.float32), centre.astype(np.float32)
+
+
+def first_numbers(vectors: np.ndarray, dims: int) -> np.ndarray:
+    """Return the first `dims` numbers of vectors (rows, dim), L2-normalised again."""
+    rows = vectors[:, :dims]
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def to_bytes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

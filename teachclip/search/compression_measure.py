@@ -25,10 +25,13 @@ RECALLS = (1, 5, 10)
 NAME = "compression"
 
 
-def measure_index(index: VideoIndex, texts: Sequence[str], videos: Sequence[str] | None) -> dict[str, Any]:
+def measure_index(
+    index: VideoIndex, texts: Sequence[str], videos: Sequence[str] | None, prefixes: Sequence[int] = ()
+) -> dict[str, Any]:
     """Return the measurements of all rungs of an index for queries; see `measure` for a row.
 
-    `videos`: the id of the video that each query should find, or None. Raises DataError for an empty index.
+    `videos`: the id of the video that each query should find, or None. `prefixes`: see `rungs`. Raises DataError for
+    an empty index.
     """
     vectors = index.queries().texts(texts)
     generation = index.generation
@@ -37,7 +40,7 @@ def measure_index(index: VideoIndex, texts: Sequence[str], videos: Sequence[str]
         ids, rows = sorted_rows(generation, engine)
         if not len(ids):
             raise DataError(f"{index.path}: has no vectors to compress")
-        measured = measure(engine, ids, rows, vectors, videos)
+        measured = measure(engine, ids, rows, vectors, videos, prefixes)
     finally:
         engine.close()
     return {
@@ -51,7 +54,12 @@ def measure_index(index: VideoIndex, texts: Sequence[str], videos: Sequence[str]
 
 
 def measure(
-    engine: Engine, ids: np.ndarray, rows: np.ndarray, queries: np.ndarray, videos: Sequence[str] | None
+    engine: Engine,
+    ids: np.ndarray,
+    rows: np.ndarray,
+    queries: np.ndarray,
+    videos: Sequence[str] | None,
+    prefixes: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Return the measurements of each rung: a dict of numbers, and the ids of the videos found for each query.
 
@@ -62,26 +70,26 @@ def measure(
     `recall_at_K` the share of queries, in percent, whose video is among the first K.
     """
     exact = CompressedEngine(engine, ids, encode(Rung("exact", rows.shape[1]), rows))
-    ladder = rungs(rows.shape[1])
+    forms = rungs(rows.shape[1], prefixes)
     searched: list[Engine | CompressedEngine] = [
-        engine if rung.name == UNCOMPRESSED else CompressedEngine(engine, ids, encode(rung, rows)) for rung in ladder
+        engine if rung.name == UNCOMPRESSED else CompressedEngine(engine, ids, encode(rung, rows)) for rung in forms
     ]
     for each in searched:
         found_videos(each, queries[0])
-    found: list[list[list[str]]] = [[] for _ in ladder]
-    times: list[list[float]] = [[] for _ in ladder]
-    same = np.zeros(len(ladder))
+    found: list[list[list[str]]] = [[] for _ in forms]
+    times: list[list[float]] = [[] for _ in forms]
+    same = np.zeros(len(forms))
     for number, query in enumerate(queries):
         truth = set(found_videos(exact, query))
-        for turn in range(len(ladder)):
-            place = (turn + number) % len(ladder)
+        for turn in range(len(forms)):
+            place = (turn + number) % len(forms)
             started = time.perf_counter()
             best = found_videos(searched[place], query)
             times[place].append(1000 * (time.perf_counter() - started))
             found[place].append(best)
             same[place] += len(truth & set(best)) / len(truth)
     measured = []
-    for place, (rung, each) in enumerate(zip(ladder, searched, strict=True)):
+    for place, (rung, each) in enumerate(zip(forms, searched, strict=True)):
         row: dict[str, Any] = {
             "rung": rung.name,
             "dims": rung.dims,

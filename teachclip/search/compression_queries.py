@@ -12,6 +12,7 @@ from teachclip.data.formats.own_text import own_lines, read_own_text
 from teachclip.errors import DataError
 from teachclip.search.columns import FileNames
 from teachclip.search.index import VideoIndex
+from teachclip.store.files import read_json
 
 TABLES = (".csv", ".tsv")
 
@@ -51,6 +52,18 @@ def read_queries(path: Path, index: VideoIndex, most: int) -> Queries:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise DataError(f"{missing[0]} is no video of {index.path}{more} of {len(rows):,} queries")
     return Queries(texts, found)
+
+
+def trained_prefixes(model: str) -> list[int]:
+    """Return the prefixes that a student was trained for, `student.matryoshka` of its recipe.
+
+    `model`: its folder. Empty for a hub id and if it is not there: queries may not need it.
+    """
+    try:
+        content = read_json(Path(model) / "config.json")
+        return [int(width) for width in content.get("matryoshka") or []]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def _table(path: Path) -> list[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ from teachclip.search.compression import (
     rungs,
 )
 from teachclip.search.compression_measure import found_videos, measure, measure_index
-from teachclip.search.compression_queries import read_queries
+from teachclip.search.compression_queries import read_queries, trained_prefixes
 from teachclip.search.engines import Rows, open_engine
 from teachclip.search.queries import StudentQueries
 from teachclip.search.update import Wanted
@@ -89,6 +89,47 @@ def test_scores_are_dot_products_with_what_the_codes_stand_for(rung):
     assert codes.bytes_per_row == rung.dims * {"float32": 4, "float16": 2, "int8": 1}[rung.numbers]
     whole = encode(Rung("pca", DIM, pca=True), vectors)
     assert whole.scores(query) == pytest.approx(vectors @ query, abs=1e-5)
+
+
+def test_a_prefix_is_normalised_again():
+    vectors, query = some_vectors(300), some_vectors(1, seed=1)[0]
+    rows, asked = vectors[:, :12], query[:12] / np.linalg.norm(query[:12])
+    cosines = rows @ asked / np.linalg.norm(rows, axis=1)
+    assert encode(rung_named("prefix12", DIM), vectors).scores(query) == pytest.approx(cosines, abs=1e-5)
+    codes = encode(rung_named("prefix12+int8", DIM), vectors)
+    assert codes.scores(query) == pytest.approx(cosines, abs=0.02) and codes.bytes_per_row == 12
+    names = [rung.name for rung in rungs(DIM, [36, 12, 24])]
+    assert names == [*(rung.name for rung in rungs(DIM)), "prefix24", "prefix24+int8", "prefix12", "prefix12+int8"]
+    for name in ("prefix36", "prefix0", "prefix", "prefix12+binary"):
+        with pytest.raises(DataError, match="is unknown"):
+            rung_named(name, DIM)
+
+
+def test_prefixes_that_a_student_was_trained_for_are_found(student_folder, tmp_path):
+    assert trained_prefixes(str(student_folder)) == trained_prefixes(str(tmp_path)) == []
+    student = tiny_student()
+    student.config.matryoshka = [16, 8]
+    student.save_pretrained(tmp_path)
+    assert trained_prefixes(str(tmp_path)) == [16, 8]
+    vectors = some_vectors(20)
+    ids = np.array([f"{k:016x}-0" for k in range(20)], "S32")
+    measured = measure(Exact(ids, vectors), ids, vectors, vectors[:3], None, [16, 8])
+    assert [row["rung"] for row in measured][-4:] == ["prefix16", "prefix16+int8", "prefix8", "prefix8+int8"]
+
+
+class Exact:
+    """An engine in memory."""
+
+    def __init__(self, ids, vectors):
+        self.ids, self.vectors = ids.astype(str), vectors
+
+    def search(self, vector, limit, videos=None):
+        scores = self.vectors @ vector
+        return [(self.ids[place], float(scores[place])) for place in np.argsort(-scores)[:limit]]
+
+    def take(self, ids):
+        places = [list(self.ids).index(row) for row in ids]
+        return Rows(list(ids), [row[:16] for row in ids], self.vectors[places])
 
 
 def test_the_highest_are_those_of_a_stable_sort():
