@@ -120,11 +120,7 @@ class StudentConfig(PreTrainedConfig):
         self.adapter_width = _integer(
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
-        self.matryoshka = [_integer("matryoshka", width, least=1) for width in matryoshka]
-        if self.matryoshka and max(self.matryoshka) > self.width:
-            raise CheckpointError(
-                f"StudentConfig: matryoshka names {max(self.matryoshka)}, embeddings have {self.width} numbers"
-            )
+        self.matryoshka = _prefixes(matryoshka, self.width)
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
         _check_outputs(self)
 
@@ -202,6 +198,13 @@ def _integer(name: str, value: int, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected an integer of at least {least}")
     return value
+
+
+def _prefixes(widths: Sequence[int], width: int) -> list[int]:
+    found = [_integer("matryoshka", each, least=1) for each in widths]
+    if found and max(found) > width:
+        raise CheckpointError(f"StudentConfig: matryoshka names {max(found)}, embeddings have {width} numbers")
+    return found
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
