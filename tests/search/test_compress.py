@@ -162,6 +162,12 @@ def test_rescoring_all_rows_is_exact_and_rescoring_some_helps():
 
 
 @pytest.fixture
+def copied(made_index, tmp_path):
+    """A copy of the index, of the same library."""
+    return shutil.copytree(made_index, tmp_path / "index")
+
+
+@pytest.fixture
 def engine(tmp_path):
     engine = open_engine("lance", tmp_path / "vectors", dim=DIM, collection="")
     yield engine
@@ -206,13 +212,13 @@ def test_measured_numbers_are_what_they_say(engine):
         assert row["recall_at_1"] == pytest.approx(100 * np.mean(first)) and row["ms"] > 0
 
 
-def test_every_rung_is_searched_as_it_was_measured_and_can_be_undone(index):
-    with opened(index) as videos:
+def test_every_rung_is_searched_as_it_was_measured_and_can_be_undone(copied):
+    with opened(copied) as videos:
         before = [[(found.video.id, found.score) for found in videos.search(text)] for text in TEXTS]
         measured = measure_index(videos, TEXTS, None)["measured"]
         whole, changed = ("float32", "binary+40", "binary+100"), ("int8", "binary", "pca8+int8")
         for row in measured:
-            use_rung(index, row["rung"])  # an index that is open follows
+            use_rung(copied, row["rung"])  # an index that is open follows
             assert [[found.video.id for found in videos.search(text)] for text in TEXTS] == row["found"]
             scores = [found.score for text in TEXTS for found in videos.search(text)]
             same = np.abs(np.subtract(scores, [score for one in before for _, score in one])).max() < 1e-6
@@ -220,9 +226,9 @@ def test_every_rung_is_searched_as_it_was_measured_and_can_be_undone(index):
             assert not same or row["rung"] not in changed, row["rung"]
         film = videos.search(TEXTS[0], within="film.mp4", parts=None)
         assert [found.path.rpartition("/")[2] for found in film] == ["film.mp4"] and len(film[0].parts) > 1
-        use_rung(index, "float32")
+        use_rung(copied, "float32")
         assert [[(found.video.id, found.score) for found in videos.search(text)] for text in TEXTS] == before
-    assert not list(index.glob("generation-*/compress*"))
+    assert not list(copied.glob("generation-*/compress*"))
 
 
 def test_the_arrays_follow_the_index(index, library, monkeypatch):
@@ -250,26 +256,26 @@ def names(videos):
     return {found.path.rpartition("/")[2].removesuffix(".mp4") for found in videos.search(TEXTS[0])}
 
 
-def test_another_way_of_cutting_drops_the_rung_and_says_so(index, capsys):
-    use_rung(index, "int8")
-    update(index, wanted=Wanted(window=5.0))
+def test_another_way_of_cutting_drops_the_rung_and_says_so(copied, capsys):
+    use_rung(copied, "int8")
+    update(copied, wanted=Wanted(window=5.0))
     assert "int8 was chosen for the former vectors" in capsys.readouterr().err
-    with opened(index) as videos:
+    with opened(copied) as videos:
         assert chosen_rung(videos.generation) == "float32" and len(videos.search(TEXTS[0])) == 5
 
 
-def test_damaged_arrays_are_one_line_with_the_way_out(index):
-    use_rung(index, "int8")
-    (matrix,) = index.glob("generation-*/compressed-*/matrix.npy")
+def test_damaged_arrays_are_one_line_with_the_way_out(copied):
+    use_rung(copied, "int8")
+    (matrix,) = copied.glob("generation-*/compressed-*/matrix.npy")
     matrix.write_bytes(matrix.read_bytes()[:-5])
     with (
-        opened(index) as videos,
+        opened(copied) as videos,
         pytest.raises(StoreError, match=r"teachclip compress --index .* --use int8") as error,
     ):
         videos.search(TEXTS[0])
     assert "\n" not in str(error.value)
-    use_rung(index, "int8")
-    with opened(index) as videos:
+    use_rung(copied, "int8")
+    with opened(copied) as videos:
         assert len(videos.search(TEXTS[0])) == 5
 
 
