@@ -145,6 +145,7 @@ def page(report: dict[str, Any]) -> str:
         f"- Same top {NEAREST}: agreement with an exact search of the float32 vectors, the share of its best "
         f"{NEAREST} videos that is found.{unnamed}",
         f"- One query of {report['queries']:,} is {100 / report['queries']:.2g} %.",
+        "- bytes per row: what every search reads; ids of rows, of which it reads those it finds, are not counted.",
         "- ms per query: median of one run in which the rungs took turns.",
         "- float32 is the engine's own search. The engine keeps the whole vectors; rungs with +40 and +100 compare "
         "so many of the best rows by them.",
