@@ -24,6 +24,7 @@ COMMANDS = {
     "search": "search an index by a text or an example",
     "serve": "open an index in a browser: a page to search and watch, and a JSON API",
     "duplicates": "list videos of an index that show the same",
+    "compress": "measure smaller forms of an index's vectors on your queries, and choose one",
     "keys": "list the keys of a recipe",
     "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",

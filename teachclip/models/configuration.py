@@ -25,7 +25,7 @@ ATTENTION_INPUTS = ("after", "before")
 _FIELDS = (
     *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames", "pooling"),
     *("pooling_temperature", "mask_padding", "attention", "attention_input", "attention_rescale"),
-    *("adapters", "adapter_width"),
+    *("adapters", "adapter_width", "matryoshka"),
 )
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
@@ -54,6 +54,8 @@ class StudentConfig(PreTrainedConfig):
         `before` it.
     adapters: places of residual adapters, of frame, pooled, text; none as published; see `ResidualAdapter`.
     adapter_width: their inner width; None: four times the joint width.
+    matryoshka: first numbers of an embedding that are trained to be embeddings by themselves, renormalised; none as
+        published (Matryoshka representations, Kusupati et al. 2022).
 
     Raises CheckpointError for invalid values, and for unknown names when a student is built. A saved configuration
     may hold names that others wrote; one that looks like a misspelled name of ours is logged.
@@ -77,6 +79,7 @@ class StudentConfig(PreTrainedConfig):
         attention_rescale: bool = False,
         adapters: Sequence[str] = (),
         adapter_width: int | None = None,
+        matryoshka: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
@@ -117,6 +120,7 @@ class StudentConfig(PreTrainedConfig):
         self.adapter_width = _integer(
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
+        self.matryoshka = _prefixes(matryoshka, self.width)
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
         _check_outputs(self)
 
@@ -194,6 +198,13 @@ def _integer(name: str, value: int, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected an integer of at least {least}")
     return value
+
+
+def _prefixes(widths: Sequence[int], width: int) -> list[int]:
+    found = [_integer("matryoshka", each, least=1) for each in widths]
+    if found and max(found) > width:
+        raise CheckpointError(f"StudentConfig: matryoshka names {max(found)}, embeddings have {width} numbers")
+    return found
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:

@@ -152,6 +152,18 @@ class StudentModel(StudentFiles):
             cosines = texts["embeds"].float() @ videos["embeds"].float().T
             return encoders.logits_of(self.backbone, cosines)
 
+    def prefix_logits(self, texts: Tokens, videos: Tokens) -> list[Tensor]:
+        """Return the logits (texts, videos) of the embeddings, and of each shorter prefix of the configuration.
+
+        A prefix is the first numbers of an embedding, L2-normalised again; see `matryoshka` of `StudentConfig`.
+        """
+        widths = [width for width in self.config.matryoshka if width < self.config.width]
+        pairs = [
+            [{"embeds": F.normalize(side["embeds"].float()[:, :width], dim=-1)} for side in (texts, videos)]
+            for width in widths
+        ]
+        return [self.score(texts, videos), *(self.score(*pair) for pair in pairs)]
+
     def aggregate(self, frame_features: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, AttentionOutput]:
         """Return frames after the temporal transformer (videos, frames, dim) and the output of the frame attention.
 

@@ -135,6 +135,7 @@ def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, fra
         attention_rescale=section.attention_rescale,
         adapters=section.adapters,
         adapter_width=section.adapter_width,
+        matryoshka=section.matryoshka,
     )
 
 
@@ -205,6 +206,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
         "attention_rescale",
         "adapters",
         "adapter_width",
+        "matryoshka",
         "temperature_scaling",
     ),
     "optimizer": ("adapter_lr",),

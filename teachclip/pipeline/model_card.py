@@ -119,6 +119,7 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     found += ["rescaled input of frame attention"] if student.attention_rescale else []
     found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
     found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
+    found += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
     found += ["frame-set distillation"] if losses.uses_frame_sets else []
     if recipe.teachers:
         found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []

@@ -69,17 +69,21 @@ class Student(Section):
         default_factory=list, description="residual adapters; the text adapter runs once per query"
     )
     adapter_width: Count | None = Field(None, description="inner width of the adapters; null: 4 x the joint width")
+    matryoshka: list[Count] = Field(
+        default_factory=list,
+        description="first numbers of an embedding that the losses train as embeddings too, such as [256, 128, 64]",
+    )
     temperature_scaling: list[Positive] = Field(
         default_factory=list,
         description="factors on the trained attention scores, tried on the selection split; the best one is exported",
     )
 
-    @field_validator("adapters")
+    @field_validator("adapters", "matryoshka")
     @classmethod
-    def _each_once(cls, adapters: list[str]) -> list[str]:
-        if twice := [place for place in dict.fromkeys(adapters) if adapters.count(place) > 1]:
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
             raise ValueError(f"{twice[0]} is duplicated")
-        return adapters
+        return values
 
 
 class Optimizer(Section):

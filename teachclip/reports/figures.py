@@ -131,6 +131,37 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str,
     _save(figure, path)
 
 
+def draw_compression(report: Mapping[str, Any], path: Path) -> None:
+    """Draw what every rung finds, its bytes per row and its time per query, into a PNG file.
+
+    `report`: of `teachclip.search.compression_measure.measure_index`. What is found is R@10 where queries name
+    videos, else the agreement with exact search.
+    """
+    metric, label = ("recall_at_10", "R@10, %") if report["named"] else ("same", "same top 10 as exact search, %")
+    rows = report["measured"]
+    figure = _figure(11.0, 1.1 + 0.34 * len(rows))
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, key, what in zip(
+        panels, (metric, "bytes_per_row", "ms"), (label, "bytes per row", "ms per query"), strict=True
+    ):
+        values = [row[key] for row in rows]
+        axes.barh(range(len(rows)), values, 0.72, color=PALETTE[1], zorder=2)
+        for place, value in enumerate(values):
+            text = f"{value:.1f}" if key == metric else f"{value:.3g}"
+            axes.annotate(
+                text, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
+        axes.margins(x=0.16)
+        axes.set_xlabel(what, color=SOFT)
+        axes.grid(axis="x", color="#e4e6ea", zorder=0)
+        _plain(axes)
+    panels[0].set_yticks(range(len(rows)), [row["rung"] for row in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    title = f"{report['queries']:,} queries, {report['rows']:,} rows of {report['videos']:,} videos"
+    panels[0].set_title(title, loc="left", fontsize=11, color=INK)
+    _save(figure, path)
+
+
 def model_colours(report: Mapping[str, Any]) -> dict[str, str]:
     """Return the colour of every model's label, the same in all figures."""
     return {model["label"]: PALETTE[index % len(PALETTE)] for index, model in enumerate(report["models"])}

@@ -19,6 +19,23 @@ NAMES = COLUMNS["video"]
 Value = str | float
 
 
+class FileNames:
+    """The files of an index by the names that a table may give them."""
+
+    def __init__(self, index: VideoIndex):
+        self.videos = index.videos()
+        self._folders = index.generation.state.folders()
+        self._by_name: dict[str, list[str]] = {}
+        for path in (path for video in self.videos for path in video.paths):
+            for name in {path, os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
+                self._by_name.setdefault(name, []).append(path)
+
+    def matches(self, name: str) -> list[str]:
+        """Return the paths that a name may mean: below a folder of the index, else any file of that name."""
+        places = [os.path.normpath(os.path.join(folder, name)) for folder in self._folders]
+        return [place for place in places if place in self._by_name] or self._by_name.get(name, [])
+
+
 def set_columns(index: VideoIndex, table: Path) -> int:
     """Give the files of an index the values of a CSV table, and return how many files have some.
 
@@ -27,16 +44,10 @@ def set_columns(index: VideoIndex, table: Path) -> int:
     column, a name that several files have, and if no file is named.
     """
     rows = read_columns(table)
-    paths = [path for video in index.videos() for path in video.paths]
-    by_name: dict[str, list[str]] = {}
-    for path in paths:
-        for name in {path, os.path.basename(path), os.path.splitext(os.path.basename(path))[0]}:
-            by_name.setdefault(name, []).append(path)
-    folders = index.generation.state.folders()
+    names = FileNames(index)
     found: dict[str, dict[str, Value]] = {}
     for where, name, values in rows:
-        below = [place for folder in folders if (place := os.path.normpath(os.path.join(folder, name))) in by_name]
-        matches = below or by_name.get(name, [])
+        matches = names.matches(name)
         if len(set(matches)) > 1:
             raise DataError(f"{where}: {name!r} may be {matches[0]} or {matches[1]}; give more of the path")
         if matches:

@@ -6,13 +6,14 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from teachclip.errors import DataError
+from teachclip.search.compressed import CompressedEngine, open_compressed, stamp_of
 from teachclip.search.engines import Engine
 from teachclip.search.filters import OWN, where
 from teachclip.search.generations import INDEX_FILE, Generation, Settings, current_generation
@@ -44,6 +45,7 @@ class VideoIndex:
         self._checked = ""
         self._lock = threading.RLock()
         self._opened: tuple[tuple[int, int], Generation, Engine | None] | None = None
+        self._compressed: tuple[Any, CompressedEngine | None] = (None, None)
 
     @classmethod
     def open(
@@ -117,9 +119,21 @@ class VideoIndex:
                 self._opened = (*self._opened[:2], self._opened[1].engine())
             return self._opened[1], self._opened[2]
 
+    def _searched(self) -> tuple[Generation, Engine | CompressedEngine]:
+        """Return the current generation and what is searched: its engine, in the form of the chosen rung."""
+        with self._lock:
+            generation, engine = self._open(engine=True)
+            stamp = stamp_of(generation)
+            if stamp is None:
+                self._compressed = (None, None)
+            elif self._compressed[0] != (engine, stamp):
+                self._compressed = ((engine, stamp), open_compressed(generation, engine))
+            return generation, self._compressed[1] or engine
+
     def close(self) -> None:
         """Let go of the engine. The index opens it again when it is needed."""
         with self._lock:
+            self._compressed = (None, None)
             if self._opened is not None and self._opened[2] is not None:
                 self._opened[2].close()
             self._opened = None
@@ -203,21 +217,20 @@ class VideoIndex:
         filters: Sequence[str] = (),
     ) -> list[Found]:
         """Return the videos nearest to a vector (dim,), as `search` does; `videos`: of these ids alone."""
-        generation, engine = self._open(engine=True)
+        generation, engine = self._searched()
         one = videos is not None and len(videos) == 1
-        rows = 1000 if one else min(MOST_ROWS, max(50, 5 * limit))
-        tries = 0
-        while True:
-            before, tries = generation.state.revision(), tries + 1
-            hits = engine.search(vector, rows, videos)
-            found = self._parts_of_rows(generation, hits)
-            best = sorted(found, key=lambda video: -max(part.score or 0.0 for part in found[video]))[:limit]
+        for _ in range(TRIES):
+            before = generation.state.revision()
+            found: dict[str, list[Part]] = {}
+            hits: list[tuple[str, float]] = []
+            for hits in growing(engine, vector, 1000 if one else None, limit, videos):
+                found = self._parts_of_rows(generation, hits)
+                if one or len(found) >= limit:
+                    break
+            best = [video for video in dict.fromkeys(video_of(row) for row, _ in hits) if video in found][:limit]
             known = {video.id: video for video in self._videos(generation, filters, best)}
-            if generation.state.revision() != before and tries < TRIES:
-                continue  # a run wrote in between: rows of before and names of after do not fit together
-            if one or len(found) >= limit or len(hits) < rows or rows >= MOST_ROWS:
-                break
-            rows = min(MOST_ROWS, 4 * rows)
+            if generation.state.revision() == before:
+                break  # else a run wrote in between: rows of before and names of after do not fit together
         kept = {video: without_overlaps(found[video], parts) for video in best if video in known}
         return [Found(known[video], float(own[0].score or 0.0), own) for video, own in kept.items()]
 
@@ -340,6 +353,32 @@ class VideoIndex:
     def problems(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the files that cannot be read, and those of which some parts cannot be, and why, by path."""
         return problems_of(self.generation.state)
+
+
+def growing(
+    engine: Engine | CompressedEngine,
+    vector: np.ndarray,
+    rows: int | None,
+    limit: int,
+    videos: Sequence[str] | None = None,
+) -> Iterator[list[tuple[str, float]]]:
+    """Yield the rows nearest to a vector and their scores, `rows` of them, then four times as many, as long as there
+    are more. `rows` is None: as many as `limit` videos may need.
+    """
+    if rows is None:
+        usual = min(MOST_ROWS, max(50, 5 * limit))
+        rows = max(limit, engine.first_rows(usual)) if isinstance(engine, CompressedEngine) else usual
+    while True:
+        hits = engine.search(vector, rows, videos)
+        yield hits
+        if len(hits) < rows or rows >= MOST_ROWS:
+            return
+        rows = min(MOST_ROWS, 4 * rows)
+
+
+def video_of(row: str) -> str:
+    """Return the id of the video of a row."""
+    return row.partition("-")[0]
 
 
 def _batches(ids: Sequence[str]) -> list[Sequence[str]]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from teachclip.console import log, one_line
 from teachclip.data.video.cutting import Cutting
 from teachclip.errors import BusyError, DataError
+from teachclip.search.compressed import chosen_rung, rebuild
+from teachclip.search.compression import UNCOMPRESSED
 from teachclip.search.engines import Engine
 from teachclip.search.generations import (
     EngineSettings,
@@ -148,9 +150,19 @@ def update_index(
         run = _Run(generation, student, wanted.device, limits or Limits(), progress)
         report = run.update(roots, listing, retry)
         run.write_text_tower()
+        _keep_rung(current, generation, progress)
         make_current(place, generation)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _keep_rung(current: Generation | None, generation: Generation, progress: bool) -> None:
+    """Compress the vectors anew if the index is searched by a rung; another generation's was measured for others."""
+    if rebuild(generation) and progress:
+        log(f"the vectors are compressed anew: {chosen_rung(generation)}")
+    if current is not None and current.folder != generation.folder and chosen_rung(current) != UNCOMPRESSED:
+        again = f"measure again: teachclip compress --index {generation.folder.parent} --queries FILE"
+        log(f"{chosen_rung(current)} was chosen for the former vectors; the new ones are not compressed; {again}")
 
 
 def _list(roots: Sequence[str], known: Sequence[str]) -> Listing:

@@ -149,8 +149,10 @@ class FrameSetScorer:
     scale: float = 40.0
     teacher: Teacher | None = None
 
-    def logits(self, student: StudentModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the student's logits and the target's, both (texts, sets) of all processes, float32.
+    def logits(self, student: StudentModel, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return the student's logits and the target's, all (texts, sets) of all processes, float32.
+
+        The student's are those of its embeddings and of the prefixes that its `matryoshka` names.
 
         What the sets teach is the temporal transformer, the residual adapters and the logit scale: no gradient
         reaches the encoders, and the attention takes no part, for every frame of a set counts alike.
@@ -159,7 +161,8 @@ class FrameSetScorer:
         features = _features(student, inputs)
         texts = student.texts_from_features(features["text"])["embeds"]
         sets = student.frame_sets_from_features(features["frames"], inputs["frame_weights"])["embeds"]
-        logits = student.score({"embeds": gather_with_gradient(texts)}, {"embeds": gather_with_gradient(sets)})
+        sides = [{"embeds": gather_with_gradient(side)} for side in (texts, sets)]
+        logits = student.prefix_logits(*sides)
         return logits, self._targets(features, _part(batch, SCORER))
 
     @torch.no_grad()

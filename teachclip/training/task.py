@@ -89,7 +89,8 @@ class DistillationTask(Task):
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
     `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
-    `FrameSetSampler`). With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the
+    `FrameSetSampler`). The terms of embeddings are means over them and the prefixes that the student's `matryoshka`
+    names. With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the
     last.
     """
 
@@ -123,32 +124,33 @@ class DistillationTask(Task):
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
-            logits = self.student.score({"embeds": texts}, {"embeds": videos})
+            logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
             return self._losses(batch, logits, frame_scores, frame_mask, frame_sets)
 
     def _losses(
         self,
         batch: Batch,
-        logits: Tensor,
+        logits: Sequence[Tensor],
         frame_scores: Tensor,
         frame_mask: Tensor | None,
-        frame_sets: tuple[Tensor, Tensor] | None,
+        frame_sets: tuple[Sequence[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-        losses = {"contrastive": contrastive_loss(logits, same_video)}
+        losses = {"contrastive": _mean(contrastive_loss(each, same_video) for each in logits)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
         if relevances or frame_sets is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             confidence = confidence_weights(relevances, same_video) if self.by_confidence else None
-            losses["video_text"] = self._video_text(logits, relevances, confidence)
+            losses["video_text"] = _mean(self._video_text(each, relevances, confidence) for each in logits)
             total = total + self.terms.video_text.weight_at(batch) * losses["video_text"]
             if any(item.frame_text is not None for item in relevances):
                 losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, confidence)
                 total = total + self.terms.frame_text.weight_at(batch) * losses["frame_text"]
         if frame_sets is not None:
-            losses["frame_sets"] = frame_set_loss(*frame_sets)
+            student_logits, targets = frame_sets
+            losses["frame_sets"] = _mean(frame_set_loss(each, targets) for each in student_logits)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
         return {"loss": total, **losses}
 
@@ -196,6 +198,12 @@ class DistillationTask(Task):
             for k, weight in enumerate(self.stored_weights)
         ]
         return stored + [_teach(item, batch) for item in self._online[0]]
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    """Return the mean of some 0-d losses; of one, itself."""
+    found = list(losses)
+    return found[0] if len(found) == 1 else torch.stack(found).mean()
 
 
 def _weighted_mean(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

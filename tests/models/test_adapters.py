@@ -174,6 +174,8 @@ def test_with_all_options_off_a_student_is_the_published_one_to_the_bit() -> Non
         ({"attention_rescale": 1}, "attention_rescale is 1, expected true or false"),
         ({"adapters": ["video"]}, "adapters is 'video', allowed: frame, pooled, text"),
         ({"adapters": ["text", "text"]}, "adapters names text twice"),
+        ({"matryoshka": [8, 0]}, "matryoshka is 0, expected an integer of at least 1"),
+        ({"matryoshka": [8, 33]}, "matryoshka names 33, embeddings have 32 numbers"),
         ({"adapter_width": 0}, "adapter_width is 0, expected an integer of at least 1"),
     ],
 )

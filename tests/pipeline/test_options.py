@@ -37,6 +37,7 @@ STUDENT = {
     "pooling_temperature": 0.5,
     "adapters": ["frame", "pooled", "text"],
     "adapter_width": 16,
+    "matryoshka": [16, 4],
     "temperature_scaling": [0.5, 4.0],
 }
 LOSSES = {
@@ -92,7 +93,7 @@ def test_all_options_together_train_export_and_load(project, encoders, layers, s
     assert list(tried) == ["1", "0.5", "4"] and tried[f"{factor:g}"] == max(tried.values())
     student = load_student(project.folder / "run" / "student")
     assert student.config.pooling_temperature == pytest.approx(0.5 / factor)
-    for key in ("attention", "attention_input", "attention_rescale", "adapters", "adapter_width"):
+    for key in ("attention", "attention_input", "attention_rescale", "adapters", "adapter_width", "matryoshka"):
         assert getattr(student.config, key) == STUDENT[key], key
     assert found["validation"]["t2v"]["recall_at_1"] == max(tried.values())
     assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)

@@ -126,7 +126,7 @@ def test_sets_teach_heads_and_temporal_transformer_but_neither_towers_nor_gate()
 def test_the_student_of_sets_and_its_target_are_what_they_are_said_to_be():
     student, batch = student_with_heads().eval(), batch_with_sets()
     with torch.no_grad():
-        own, target = FrameSetScorer(scale=7.0).logits(student, batch)
+        (own,), target = FrameSetScorer(scale=7.0).logits(student, batch)
         part = {name.removeprefix(STUDENT): tensor for name, tensor in batch.items() if name.startswith(STUDENT)}
         out = student.backbone
         pixels = model_inputs(part)["pixel_values"]

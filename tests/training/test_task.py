@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
-from tiny import TinyRelevance, tiny_batches, tiny_student
+from tiny import TinyPixels, TinyRelevance, tiny_batches, tiny_student
 
+from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
+from teachclip.scoring.inputs import model_inputs
 from teachclip.training.task import DistillationTask, DistillationTerms, Relevance, Term, confidence_weights
 
 
@@ -129,3 +132,92 @@ def test_a_weight_moves_linearly_over_the_run(losses):
     found = losses((TinyRelevance, 1), terms=terms, progress=0.25)
     total = 0.4 * found["contrastive"] + found["video_text"] + 2 * found["frame_text"]
     assert found["loss"] == pytest.approx(total, rel=1e-6)
+
+
+# Prefixes of embeddings that are trained as embeddings.
+
+
+def prefixed(widths):
+    student = tiny_student()
+    student.config.matryoshka = widths
+    return student
+
+
+def step(student, terms=None):
+    """Return the losses of a step and the gradients of the parameters that have one, by name."""
+    task = DistillationTask(student.eval(), terms or DistillationTerms(), stored_weights=(1.0,))
+    batches = tiny_batches()
+    losses = task(batches[0])
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return {name: value.item() for name, value in losses.items()}, gradients
+
+
+def published_step(student):
+    """The published total on the student's logits, without the task."""
+    batch = tiny_batches()[0]
+    out = student.eval()(**model_inputs(batch))
+    same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+    total = 0.2 * contrastive_loss(out.logits_per_text, same_video)
+    total = total + video_text_loss(out.logits_per_text, batch["video_text.0"].float())
+    frames = {"kind": "cross_entropy", "temperature": 1.0, "frame_mask": batch["frame_mask"]}
+    total = total + 2 * frame_text_loss(out.frame_scores.float(), batch["frame_text.0"], **frames)
+    total.backward()
+    return total.item(), {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+
+def test_without_prefixes_loss_and_gradients_are_bit_by_bit_as_published():
+    expected, gradients = published_step(tiny_student())
+    for widths in ([], [64]):  # the whole embedding has 64 numbers
+        losses, found = step(prefixed(widths))
+        assert losses["loss"] == expected
+        assert found.keys() == gradients.keys() and all(torch.equal(found[name], gradients[name]) for name in found)
+    losses, found = step(prefixed([16]))
+    assert losses["loss"] != expected and not torch.equal(
+        found["backbone.text_projection.weight"], gradients["backbone.text_projection.weight"]
+    )
+
+
+def test_terms_are_means_over_the_prefixes():
+    losses, _ = step(prefixed([32, 64, 8]))
+    student, batch = tiny_student().eval(), tiny_batches()[0]
+    same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+    with torch.no_grad():
+        out = student(**model_inputs(batch))
+        scale = student.backbone.logit_scale.exp()
+        texts, videos = out.text_embeds, out.video_embeds
+        logits = [
+            scale * torch.nn.functional.cosine_similarity(texts[:, None, :width], videos[None, :, :width], dim=-1)
+            for width in (64, 32, 8)
+        ]
+        contrastive = [contrastive_loss(each, same_video).item() for each in logits]
+        video_text = [video_text_loss(each, batch["video_text.0"].float()).item() for each in logits]
+    assert losses["contrastive"] == pytest.approx(sum(contrastive) / 3, rel=1e-5)
+    assert losses["video_text"] == pytest.approx(sum(video_text) / 3, rel=1e-5)
+    assert len({round(value, 4) for value in contrastive}) == 3
+
+
+def test_a_prefix_that_was_trained_finds_more():
+    def found(widths, width=4):
+        student = prefixed(widths).train()
+        task, batches = (
+            DistillationTask(student, DistillationTerms(contrastive=Term(1.0))),
+            tiny_batches(stored=False),
+        )
+        optimizer = torch.optim.AdamW(student.parameters(), lr=3e-4)
+        for number in range(60):
+            optimizer.zero_grad()
+            task(batches[number])["loss"].backward()
+            optimizer.step()
+        pixels = TinyPixels.make()
+        inputs = {**pixels.texts(np.arange(pixels.text_count)), **pixels.videos(np.arange(pixels.video_count))}
+        with torch.no_grad():
+            out = student.eval()(**model_inputs(inputs))
+        sides = [
+            torch.nn.functional.normalize(side[:, :width], dim=-1) for side in (out.text_embeds, out.video_embeds)
+        ]
+        best = (sides[0] @ sides[1].T).argmax(dim=1)
+        return (best == torch.arange(len(best)) // 2).float().mean().item()
+
+    without, trained = found([]), found([4])
+    assert trained > without + 0.2, (trained, without)

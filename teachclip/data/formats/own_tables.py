@@ -65,6 +65,11 @@ def _plain(name: str) -> str:
 _ROLES = {_plain(name): role for role, names in COLUMNS.items() for name in names}
 
 
+def role_of(heading: str) -> str | None:
+    """Return which of `COLUMNS` the heading of a column names, None for none."""
+    return _ROLES.get(_plain(heading))
+
+
 def assign_columns(where: str, names: Sequence[str]) -> dict[str, str]:
     """Return the column of a table for each name of `COLUMNS` that it has.
 
