@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             log(f"{args.table}: {set_columns(index, args.table):,} files have its columns")
         if args.export is not None:
             log(f"{args.export}: {export_vectors(index, args.export):,} vectors")
-    print(f'teachclip search {args.index} "a text"', flush=True)
+    print(f'teachclip search {shlex.quote(str(args.index))} "a text"', flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import secrets
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("index", type=path_argument, metavar="INDEX", help="folder that `teachclip index` made")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on (default 8000; 0: a free one)")
-    parser.add_argument("--token", help="the token to ask for (default: a new one, where it is needed)")
+    parser.add_argument("--token", type=_token, help="the token to ask for (default: a new one, where it is needed)")
     parser.add_argument("--model", help="the student of the index, if its folder was moved")
     parser.add_argument("--device", help="where the student runs (default: a GPU if there is one)")
     args = parser.parse_args(argv)
@@ -34,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with VideoIndex.open(args.index, model=args.model, device=args.device) as index:
         index.queries()  # the first search need not wait for the student, and another student is refused here
         serve(index, args.host, args.port, token, lambda address: log(f"{args.index}: open {address}"))
+
+
+def _token(text: str) -> str:
+    """Refuse what must be written otherwise in an address, a cookie or a header."""
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: letters, digits and . _ ~ -")
+    return text
 
 
 def _port(text: str) -> int:

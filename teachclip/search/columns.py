@@ -66,8 +66,9 @@ def read_columns(table: Path) -> list[tuple[str, str, dict[str, Value]]]:
     header = text.lstrip("\ufeff").splitlines()[0]
     separator = max(",;\t|", key=header.count)
     lines = csv.DictReader(text.splitlines(), delimiter=separator)
-    names = [name for name in lines.fieldnames or [] if name]
-    key = next((name for name in names if name.strip().casefold() in NAMES), None)
+    lines.fieldnames = [name.strip() for name in lines.fieldnames or []]
+    names = [name for name in lines.fieldnames if name]
+    key = next((name for name in names if name.casefold() in NAMES), None)
     if key is None:
         raise DataError(f"{table}: has no column of files ({', '.join(NAMES)}); found: {', '.join(names)}")
     for name in names:

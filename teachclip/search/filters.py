@@ -56,6 +56,9 @@ def _condition(column: str, operator: str, value: str, folders: Sequence[str]) -
     try:
         number = float(value)
     except ValueError:
+        if column in ("length", "bytes"):
+            unit = "seconds" if column == "length" else "bytes"
+            raise DataError(f"filter {column}{operator}{value}: expected a number of {unit}") from None
         return f"{name} {operator} ?", [*values, value]
     if column in ("length", "bytes"):
         return f"{name} {operator} ?", [number]

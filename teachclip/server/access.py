@@ -10,6 +10,8 @@ from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from teachclip.server.network import is_local
+
 COOKIE = "teachclip-token"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 """Names that a browser may call this machine by. Others are refused: a foreign page could point its name here."""
@@ -57,7 +59,7 @@ class Access:
         if self.token is None:
             host = request.headers.get("host", "")
             name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-            if name in LOCAL_NAMES:
+            if name in LOCAL_NAMES or is_local(name):  # a name may be pointed here from elsewhere, a number may not
                 return None
             return JSONResponse({"error": f"unknown host {name!r}; allowed: {', '.join(LOCAL_NAMES)}"}, 400)
         given = request.query_params.get("token")

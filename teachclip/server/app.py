@@ -18,6 +18,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from teachclip import __version__
 from teachclip.errors import DataError, TeachclipError, VideoError
@@ -85,7 +86,7 @@ def create_app(index: VideoIndex, *, token: str | None = None, picture_workers: 
         openapi_url="/api/openapi.json", description="Search in an index of videos.",
     )  # fmt: skip
     app.add_middleware(Access, token=token)
-    for kind in (TeachclipError, HTTPException, RequestValidationError):
+    for kind in (TeachclipError, AnyHTTPException, RequestValidationError):
         app.add_exception_handler(kind, _refused)
     _add_search(app, index)
     _add_files(app, index, pictures)
@@ -95,7 +96,7 @@ def create_app(index: VideoIndex, *, token: str | None = None, picture_workers: 
 
 async def _refused(_: Request, error: Exception) -> Response:
     """Answer a request that cannot be understood, or that names what is not there, in one line."""
-    if isinstance(error, HTTPException):
+    if isinstance(error, AnyHTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
     if isinstance(error, RequestValidationError):
         problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
@@ -160,6 +161,7 @@ def _add_files(app: FastAPI, index: VideoIndex, pictures: Pictures) -> None:
         data = pictures.get(video, _file(index, video), seconds, width)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
+    @app.head("/api/videos/{video}/file", include_in_schema=False)
     @app.get("/api/videos/{video}/file", response_class=FileResponse)
     def file(video: VideoId) -> FileResponse:
         """Return the file of a video, or the ranges of it that a browser asks for."""

@@ -85,7 +85,7 @@ def test_minus_and_text_with_an_example_are_sums_of_vectors(opened):
 def test_columns_of_a_table_are_filters_and_follow_a_file_that_moves(index, library, tmp_path, student_folder):
     table = tmp_path / "films.csv"
     table.write_text(
-        "file;camera;year\nclip0;GoPro;2019\nholiday/clip1.mp4;GoPro;2024\nfilm.mp4;DSLR;2024\nnone;X;1\n"
+        "file; camera; year\nclip0;GoPro;2019\nholiday/clip1.mp4;GoPro;2024\nfilm.mp4;DSLR;2024\nnone;X;1\n"
     )
     assert index_command.main(["--index", str(index), "--table", str(table), "--workers", "1"]) == 0
     opened = VideoIndex.open(index, queries=StudentQueries(tiny_student()))
@@ -107,6 +107,7 @@ def test_columns_of_a_table_are_filters_and_follow_a_file_that_moves(index, libr
     [
         ("name,camera\nclip0,GoPro\n", "has no column of files"),
         ("file,length\nclip0,3\n", "column 'length' cannot be used"),
+        ("file, date\nclip0,3\n", "column 'date' cannot be used"),
         ("file,camera\nclip9,GoPro\n", "none of its 1 names is a file"),
         ("file,camera\n", "has a header but no rows"),
     ],
@@ -145,6 +146,10 @@ def test_the_best_moment_is_cut_out(made_index, made_library, tmp_path, capsys):
     assert facts.duration == pytest.approx(part["end"] - part["start"], abs=0.2) and facts.codec == "h264"
     assert search_command.main([*arguments[:5], str(tmp_path / "moment.avi")]) == 2
     assert "a clip is an mp4 file" in capsys.readouterr().err
+    film = made_library / "film.mp4"
+    size = film.stat().st_size
+    assert search_command.main([*arguments[:5], str(film)]) == 2
+    assert "is the film itself" in capsys.readouterr().err and film.stat().st_size == size
 
 
 def test_the_best_moment_is_opened_in_a_player(made_index, monkeypatch, tmp_path):

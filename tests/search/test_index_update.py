@@ -189,11 +189,11 @@ def test_another_engine_holds_the_same_vectors(made_index, made_library, student
 
 def test_the_command_reports_and_names_the_command_that_searches(library, student_folder, tmp_path, capsys):
     (library / "broken.mp4").write_bytes(b"no video")
-    index = tmp_path / "index"
+    index = tmp_path / "my index"
     arguments = [str(library), "--model", str(student_folder), "--index", str(index), "--workers", "1"]
     assert index_command.main(arguments) == 0
     shown = capsys.readouterr()
-    assert shown.out == f'teachclip search {index} "a text"\n'
+    assert shown.out == f"teachclip search '{index}' \"a text\"\n"
     assert "files: 6 new" in shown.err and "encoded: 5 videos, 9 parts; search is exact" in shown.err
     assert "1 files cannot be read:" in shown.err and "broken.mp4" in shown.err
     assert index_command.main(["--index", str(index)]) == 0

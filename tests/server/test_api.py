@@ -111,6 +111,8 @@ def test_a_file_comes_whole_or_in_ranges(client, videos, films):
         assert answer.status_code == 206 and answer.content == part
         assert answer.headers["content-range"].endswith(f"/{len(content)}")
     assert client.get(address, headers={"Range": f"bytes={len(content)}-"}).status_code == 416
+    answer = client.head(address)
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", str(len(content)))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_file_comes_whole_or_in_ranges(client, videos, films):
         ("/api/search?text=a&limit=many", 422, "limit: "),
         ("/api/search?text=a&filter=lenght%3E%3D3", 400, "lenght"),
         ("/api/search?text=a&minus=a", 400, "nothing is left to search"),
-        ("/api/nothing", 404, ""),
+        ("/api/nothing", 404, "Not Found"),
     ],
 )
 def test_mistakes_are_one_line(client, path, status, part):
@@ -173,7 +175,13 @@ def test_answers_forbid_whatever_is_from_elsewhere(client):
 
 
 def test_other_names_for_this_machine_are_refused(client):
-    for name, status in (("evil.example", 400), ("localhost:8000", 200), ("[::1]:80", 200), ("127.0.0.1", 200)):
+    for name, status in (
+        ("evil.example", 400),
+        ("localhost:8000", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.2:80", 200),
+        ("10.0.0.1", 400),
+    ):
         assert client.get("/api/index", headers={"Host": name}).status_code == status
 
 
@@ -225,6 +233,7 @@ def test_mistakes_in_serving_are_one_line(film_index, tmp_path, capsys, address)
     for arguments, part in (
         ([str(tmp_path)], "there is no index here"),
         ([str(film_index), "--port", taken], f"cannot listen on 127.0.0.1:{taken}: "),
+        ([str(film_index), "--token", "a b&c"], "allowed: letters, digits and . _ ~ -"),
         ([str(film_index), "--host", "256.0.0.1"], "cannot listen on 256.0.0.1:8000: "),
     ):
         assert serve.main(arguments) == 2

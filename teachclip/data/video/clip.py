@@ -24,13 +24,16 @@ def cut_clip(source: str | Path, start: float, end: float, out: str | Path) -> N
     """Write the seconds `start` to `end` of a video to the mp4 file `out`, as a player shows them, with its sound.
 
     Pictures and sound are encoded anew (H.264, AAC), so that the clip begins at `start` and not at a keyframe before
-    it. Raises VideoError if the source cannot be read, DataError if `out` is no mp4 or cannot be written.
+    it. Raises VideoError if the source cannot be read, DataError if `out` is no mp4, is the source
+    or cannot be written.
     """
     path, target = check_video_file(source), Path(out)
     if target.suffix.lower() != ".mp4":
         raise DataError(f"{target}: a clip is an mp4 file; give a name that ends in .mp4")
     if not target.parent.is_dir():
         raise DataError(f"{target}: its folder does not exist")
+    if target.exists() and target.samefile(path):
+        raise DataError(f"{target}: is the film itself, which a clip must not replace; give another name")
     if not 0 <= start < end:
         raise DataError(f"a clip from {start:g} to {end:g} seconds is empty")
     facts, _ = read_facts(path)
