@@ -209,6 +209,12 @@ class State:
         with self._writing() as database:
             _write_files(database, [(file, None, error, again)])
 
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """Return the values of the columns of tables, by path, of the files that have any."""
+        with self.reading() as database:
+            rows = database.execute("SELECT path, columns FROM files WHERE columns != '{}'")
+            return {path: json.loads(values) for path, values in rows}
+
     def set_columns(self, columns: Mapping[str, Mapping[str, Any]]) -> None:
         """Give files, by path, values of the columns of a table, which are text or numbers."""
         rows = [(json.dumps(values, ensure_ascii=False), path) for path, values in columns.items()]

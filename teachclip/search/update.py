@@ -149,6 +149,9 @@ def update_index(
         generation = generation_for(place, settings)
         run = _Run(generation, student, wanted.device, limits or Limits(), progress)
         report = run.update(roots, listing, retry)
+        if current is not None and generation.folder != current.folder:
+            # what tables say is of files, not of students
+            generation.state.set_columns(current.state.columns())
         run.write_text_tower()
         _keep_rung(current, generation, progress)
         make_current(place, generation)

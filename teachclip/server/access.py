@@ -66,7 +66,7 @@ class Access:
         if given is not None and _same(given, self.token):
             kept = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
             query = str(QueryParams(kept))
-            answer = RedirectResponse(f"{request.url.path}{f'?{query}' if query else ''}", 303)
+            answer = RedirectResponse(f"/{request.url.path.lstrip('/')}{f'?{query}' if query else ''}", 303)
             answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", max_age=30 * 86400)
             return answer
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

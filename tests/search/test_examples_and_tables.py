@@ -18,6 +18,7 @@ from teachclip.errors import DataError
 from teachclip.search.duplicates import find_duplicates, mean_vectors
 from teachclip.search.examples import split_moment
 from teachclip.search.queries import StudentQueries
+from teachclip.search.update import Wanted
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,8 @@ def test_columns_of_a_table_are_filters_and_follow_a_file_that_moves(index, libr
     (library / "film.mp4").rename(library / "renamed.mp4")
     update(index)
     assert names("camera=DSLR") == ["renamed.mp4"]
+    update(index, [], Wanted(window=4.0))
+    assert names("camera=DSLR") == ["renamed.mp4"], "other parts, the same films"
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie(film_index):
         assert client.get("/api/index", headers={"Authorization": "Bearer secret"}).status_code == 200
         answer = client.get("/?text=a&token=secret")
         assert answer.status_code == 303 and answer.headers["location"] == "/?text=a"
+        assert client.get(f"{address}//evil.example/?token=secret").headers["location"] == "/evil.example/"
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=strict" in cookie
         assert client.get("/api/index", headers={"Host": "nas.local"}).status_code == 200
