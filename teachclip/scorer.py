@@ -62,7 +62,7 @@ class FeatureScorer(Scorer, Protocol):
 class FrameScorer(Scorer, Protocol):
     """A scorer that normalises pixels itself, as a student in ONNX does: it is given frames as they are stored."""
 
-    def videos_from_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
+    def encode_stored_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode videos. `frames`: uint8 (videos, frames, 3, size, size); `frame_mask`: (videos, frames) bool."""
 
 

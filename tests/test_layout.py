@@ -149,3 +149,9 @@ def test_modules_and_functions_stay_readable(path):
         and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
     }
     assert not long
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -37,10 +37,10 @@ class OnnxScorer(nn.Module):
         return {"embeds": torch.from_numpy(vectors)}
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor) -> Tokens:
-        """Raise TypeError: an ONNX student normalises pixels itself, see `videos_from_frames`."""
+        """Raise TypeError: an ONNX student normalises pixels itself, see `encode_stored_frames`."""
         raise TypeError("an ONNX student encodes uint8 frames, not normalised pixels")
 
-    def videos_from_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
+    def encode_stored_frames(self, frames: Tensor, frame_mask: Tensor) -> Tokens:
         """Encode uint8 frames (videos, frames, 3, size, size) to {"embeds": (videos, dim)}, on the CPU."""
         vectors, _ = self.student.encode_frames(frames.cpu().numpy(), frame_mask.cpu().numpy())
         return {"embeds": torch.from_numpy(vectors)}

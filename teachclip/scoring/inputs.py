@@ -190,7 +190,7 @@ def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
     if "frame_features" in batch:
         return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
     if isinstance(scorer, FrameScorer):
-        return scorer.videos_from_frames(batch["frames"], batch["frame_mask"])
+        return scorer.encode_stored_frames(batch["frames"], batch["frame_mask"])
     return scorer.encode_videos(pixel_values(batch), batch["frame_mask"])
 
 
