@@ -224,7 +224,7 @@ def build_workspace(
     teachers: TeacherHandles | None = None,
     check: Callable[[Catalog], None] | None = None,
 ) -> Workspace:
-    """Read the annotations, decode all videos that are not decoded yet, and leave out what cannot be read.
+    """Read the annotations, decode all videos that are not decoded yet, and exclude what cannot be read.
 
     `teachers`: the handles of the run; None: new ones. `check` may refuse the catalogue before anything is decoded.
     The main process decodes; the others wait for it.

@@ -5,21 +5,13 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from indexing import Towers, update
+from indexing import towers, update  # noqa: F401 - a fixture
 from served import HOSTILE, running
 from tiny_models import tiny_student
 from video_files import write_video
 
 from teachclip.search.index import VideoIndex
 from teachclip.search.update import Wanted
-
-
-@pytest.fixture(scope="session", autouse=True)
-def towers(tmp_path_factory):
-    """Export each student's text tower once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachclip.search.update.write_text_tower", Towers(tmp_path_factory.mktemp("towers")))
-        yield
 
 
 @pytest.fixture(scope="session")

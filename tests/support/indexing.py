@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import teachclip.search.update
 from teachclip.models.modeling import StudentModel
@@ -33,3 +36,11 @@ class Towers:
             return problem
         shutil.copytree(made, out)
         return ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export each student's text tower once; for a `conftest.py` to import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("teachclip.search.update.write_text_tower", Towers(tmp_path_factory.mktemp("towers")))
+        yield

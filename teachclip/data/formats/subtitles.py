@@ -4,7 +4,7 @@
 language may follow the name, as in clip.en.srt. Tags are removed, and cues without text are skipped.
 
 Nothing is lost unseen: a time that cannot be read, a cue that ends before it begins, and text without a time are
-problems of the file. That is why no library reads them: pysubs2 and webvtt-py leave out such cues silently.
+problems of the file. That is why no library reads them: pysubs2 and webvtt-py skip such cues silently.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _copy(container: Any, output: Any, facts: Any, start: float, end: float) -> 
 
 
 def _decoded(packet: Any) -> list[Any]:
-    """Return the frames of a packet; what is damaged is left out, as players do."""
+    """Return the frames of a packet; what is damaged is skipped, as players do."""
     try:
         return list(packet.decode())
     except av.FFmpegError:
