@@ -6,6 +6,7 @@ import argparse
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 
 from teachclip.cli.arguments import CommandParser, command, path_argument
 from teachclip.console import log
@@ -27,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="the student of the index, if its folder was moved")
     parser.add_argument("--device", help="where the student runs (default: a GPU if there is one)")
     args = parser.parse_args(argv)
+    from teachclip.errors import DataError
     from teachclip.search.index import VideoIndex
     from teachclip.server.network import is_local
     from teachclip.server.run import serve
 
     token = args.token or (None if is_local(args.host) else secrets.token_urlsafe(24))
     with VideoIndex.open(args.index, model=args.model, device=args.device) as index:
-        index.queries()  # the first search need not wait for the student, and another student is refused here
+        index.queries()  # another student is refused here
+        with suppress(DataError):  # of a vocabulary without this word
+            index.search("a", limit=1)  # so that the first search need not wait for the student and the engine
         serve(index, args.host, args.port, token, lambda address: log(f"{args.index}: open {address}"))
 
 
