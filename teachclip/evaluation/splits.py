@@ -49,6 +49,7 @@ def evaluate_split(
     and what `reranked` returns. All processes encode their share and return the same
     numbers.
     """
+    split.require_captions("recall is of a caption's own video")
     texts, videos = encode_split(
         scorer, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
     )

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.batches import BatchSampler
-from teachclip.evaluation.splits import evaluate_split
+from teachclip.data.places import Places
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
@@ -21,6 +21,7 @@ from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
+from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
@@ -116,7 +117,7 @@ def _build_training(
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
-    sampler = BatchSampler(len(split.captions), recipe.train.batch_size, recipe.seed, work.views)
+    sampler = BatchSampler(Places(split, recipe.seed).count, recipe.train.batch_size, recipe.seed, work.views)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 
@@ -127,8 +128,8 @@ def _evaluation(
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
-    blocks = build.build_blocks(work.recipe)
-    return lambda: evaluate_split(student, inputs, split, blocks, work.device, work.processes, cost=cost)
+    choices = [] if split.is_paired else teacher_choices(work, split)
+    return lambda: evaluate_any(work, student, inputs, split, choices, cost=cost)
 
 
 def _measure(

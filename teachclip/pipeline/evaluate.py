@@ -9,12 +9,11 @@ from typing import Any
 
 from teachclip.errors import RecipeError
 from teachclip.evaluation.reranking import DEPTHS, Reranking
-from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
-from teachclip.pipeline import build
+from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
@@ -73,12 +72,12 @@ def evaluate(
     results = work.stamp(model=model)
     reranking = None
     if rerank is not None:
+        videos.require_captions("--rerank measures what their order gains")
         teacher = _teacher(work, "--rerank", rerank).to(device).eval()
         reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
-    blocks = build.build_blocks(recipe)
-    results[split] = evaluate_split(
-        scorer, inputs, videos, blocks, device, processes, cost=True, reranking=reranking, progress=True
-    )
+    choices = [] if videos.is_paired else teacher_choices(work, videos)
+    options = {} if reranking is None else {"reranking": reranking}
+    results[split] = evaluate_any(work, scorer, inputs, videos, choices, cost=True, progress=True, **options)
     return results
 
 

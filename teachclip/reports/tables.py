@@ -116,7 +116,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         for split in ("train", "validation", "test"):
             for direction, label in DIRECTIONS.items():
-                if split in result:
+                if direction in result.get(split, ()):
                     metrics = result[split][direction]
                     values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
                     lines.append(f"| {_cell(str(result['model']))} | {split} | {label} | {values} |")
@@ -147,6 +147,13 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    for split, found in _agreements(results):
+        labels = ", ".join(found["agreement_with"])
+        notes.append(
+            f"Agreement, not correctness: {split} has no captions. A recall is of the video that the teacher "
+            f"({labels}) ranks first for a text: {found['captions']:,} texts, {found['videos']:,} videos held out. "
+            f"The mean rank correlation of their order of all these videos is {found['rank_correlation']:.3f}."
+        )
     for counts in _distinct(result.get("partial") or {} for result in results):
         parts = ", ".join(f"{count} {split} videos" for split, count in counts.items())
         notes.append(f"Partial: {parts}; the others are missing or could not be read.")
@@ -154,6 +161,11 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(f"Partially decoded: {len(videos)} videos; the rest of them is damaged.")
     notes += [f"Overlap: {line}." for line in _distinct(line for r in results for line in r.get("overlaps") or ())]
     return notes
+
+
+def _agreements(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    splits = [(split, result[split]) for result in results for split in ("validation", "test") if split in result]
+    return [(split, found) for split, found in splits if "agreement_with" in found]
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -86,7 +86,8 @@ class DistillationTask(Task):
     A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows`
     (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
-    (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
+    (pairs, frames). Where texts or videos are without the other, it also holds `is_pair` (pairs,) bool; see
+    `pairs_loss`. Each term is the weighted mean over the teachers that support it; a term that none supports is
     not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
     `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
     `FrameSetSampler`). The terms of embeddings are means over them and the prefixes that the student's `matryoshka`
@@ -136,7 +137,7 @@ class DistillationTask(Task):
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-        losses = {"contrastive": _mean(contrastive_loss(each, same_video) for each in logits)}
+        losses = {"contrastive": _mean(pairs_loss(each, same_video, batch.get("is_pair")) for each in logits)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
         if relevances or frame_sets is not None:
@@ -200,6 +201,20 @@ class DistillationTask(Task):
         return stored + [_teach(item, batch) for item in self._online[0]]
 
 
+def pairs_loss(logits: Tensor, same_video: Tensor, is_pair: Tensor | None = None) -> Tensor:
+    """Return the contrastive loss of the places of a batch that hold a caption with its own video.
+
+    A text and a video that were dealt out side by side are no pair, and nobody knows which captioned videos the text
+    describes too: they are neither positives nor negatives here; teachers judge them. Without any pair it is 0.
+    `logits`, `same_video`: (places, places); `is_pair`: (places,) bool, None: all are.
+    """
+    if is_pair is None:
+        return contrastive_loss(logits, same_video)
+    if not is_pair.any():
+        return logits.sum() * 0
+    return contrastive_loss(logits[is_pair][:, is_pair], same_video[is_pair][:, is_pair])
+
+
 def _mean(losses: Iterable[Tensor]) -> Tensor:
     """Return the mean of some 0-d losses; of one, itself."""
     found = list(losses)
@@ -247,6 +262,8 @@ def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
         frame_text = None
         if gives_frame_relevance(item.teacher):
             relevance = item.teacher.frame_relevance(texts, videos).float()
+            if "is_pair" in batch:  # what was dealt out side by side is no pair: it does not count
+                relevance = relevance * batch["is_pair"][:, None]
             frame_text = tempered_relevance(relevance, item.frame_temperature)
         return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
 
