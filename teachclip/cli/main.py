@@ -11,7 +11,8 @@ from teachclip import __version__
 from teachclip.registry import closest
 
 COMMANDS = {
-    "prepare": "check the data of a recipe, or write a recipe for your own videos",
+    "init": "write a recipe for a folder of your own videos, with or without captions",
+    "prepare": "check the data of a recipe",
     "make-shapes": "make the Shapes dataset: videos, captions and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",

@@ -67,7 +67,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
-    task, batches = _build_training(work, student, unpaired)
+    task, batches = build_training(work, student, unpaired)
     accelerator.init_trackers(recipe.name)
     progress = fit(
         task,
@@ -106,7 +106,7 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
     return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes)
 
 
-def _build_training(
+def build_training(
     work: Workspace, student: StudentModel, unpaired: Unpaired | None
 ) -> tuple[DistillationTask, TrainingBatches]:
     """Return what one step computes and what it reads; what teachers know of the data is stored by then."""

@@ -22,3 +22,12 @@ def read_tags(path: Path) -> list[str]:
         return []
     found = [" ".join(tags[name].split()) for name in NAMES if name in tags]
     return [text for text in dict.fromkeys(found) if text and len(text) <= LONGEST]
+
+
+def read_seconds(path: Path) -> float | None:
+    """Return the length that the header of a file declares, in seconds; None if it cannot be read or says none."""
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return None if container.duration is None else container.duration / av.time_base
+    except (av.error.FFmpegError, OSError, ValueError):
+        return None
