@@ -19,6 +19,7 @@ from teachclip.pipeline.encoders import freeze, set_clip_weights
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
@@ -67,6 +68,8 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
+    if not work.catalog.train.is_paired:
+        write_taught(work)
     task, batches = build_training(work, student, unpaired)
     accelerator.init_trackers(recipe.name)
     progress = fit(
