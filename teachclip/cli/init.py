@@ -12,7 +12,7 @@ from teachclip.start.folder import require_folder
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a recipe for a folder of videos, with or without captions."""
     parser = CommandParser(
-        prog="init",
+        prog="teachclip init",
         description="Write a recipe for a folder of your own videos, and say the one command to run next. It asks "
         "nothing. Captions are found if there are any: a table, or a text or subtitles beside each video. Without "
         "captions the student learns from a teacher which texts fit which videos; backbone, teacher and training are "

@@ -16,12 +16,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Texts for videos without captions. Raises UsageError for an unknown kind."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     kind = arguments[0] if arguments else ""
-    if kind in ("-h", "--help"):
-        print(
-            "usage: teachclip texts suggest RECIPE ...   the texts that a recipe's teacher finds in its videos\n"
-            "       teachclip texts bank                 print the bank of everyday texts"
+    if kind.startswith("-") or not kind:
+        parser = CommandParser(
+            prog="teachclip texts",
+            description="Texts for videos without captions.\n\n"
+            "  teachclip texts suggest RECIPE    write the texts that a recipe's teacher finds in its videos\n"
+            "  teachclip texts bank              print the bank of everyday texts",
         )
-        return
+        parser.add_argument("kind", metavar="KIND", choices=KINDS, help=" or ".join(KINDS))
+        parser.parse_args(arguments)
     if kind not in KINDS:
         raise UsageError(f"texts {kind!r}: allowed: {', '.join(KINDS)}{closest(kind, KINDS)}")
     (_suggest if kind == "suggest" else _bank)(arguments[1:])
@@ -49,7 +52,9 @@ def _suggest(argv: Sequence[str]) -> None:
 
 
 def _bank(argv: Sequence[str]) -> None:
-    CommandParser(prog="texts bank", description="Print the bank of everyday texts, one per line.").parse_args(argv)
+    CommandParser(
+        prog="teachclip texts bank", description="Print the bank of everyday texts, one per line."
+    ).parse_args(argv)
     from teachclip.texts.bank import bank
 
     print("\n".join(bank()))
