@@ -48,7 +48,7 @@ def teacher_scores(reranker, text, paths):
 
 def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, monkeypatch):
     recipe, index_folder, films = searchable
-    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=6)
         again = reranker.rerank(index, "a red circle", found)
@@ -77,8 +77,11 @@ def test_the_command_reranks(searchable, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 3 and found[0]["score"] > found[1]["score"] > found[2]["score"]
     for arguments, part in (
-        (["--rerank", "xpool"], "--rerank needs a TEXT, and the --recipe that names the teacher"),
-        (["--rerank", "xpol", "--recipe", str(recipe)], "--rerank 'xpol': allowed: xpool; did you mean xpool?"),
+        (
+            ["--rerank", "xpool"],
+            "--rerank 'xpool': allowed: the label of a teacher, with a --recipe that has it; the folder",
+        ),
+        (["--rerank", "xpol", "--recipe", str(recipe)], "CrossEncoder; did you mean xpool?"),
     ):
         try:
             assert search.main([*command, *arguments]) == 2
@@ -89,7 +92,7 @@ def test_the_command_reranks(searchable, capsys):
 
 def test_a_file_that_is_not_the_indexed_one_is_refused(searchable):
     recipe, index_folder, _ = searchable
-    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=2)
         os.utime(found[0].path, (1, 1))
