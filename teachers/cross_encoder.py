@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError, DataError
+from teachclip.models.checkpoints import first_line
 from teachclip.models.frame_attention import masked_softmax, usable_mask
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.raw_inputs import frames_of_pixels, texts_of
@@ -25,6 +26,7 @@ from teachers.sentence_models import (
     Pooling,
     Type,
     as_pictures,
+    as_texts,
     as_videos,
     chosen_modality,
     frame_preprocessing,
@@ -152,7 +154,7 @@ class CrossEncoder(nn.Module):
             return scores.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
         own = [frames[mask] for frames, mask in zip(videos["frames"].cpu(), videos["mask"].cpu(), strict=True)]
         shown = as_videos(own, self.frame_rate)
-        return self._predict(list(zip(texts_of(texts["bytes"], texts["byte_mask"]), shown, strict=True)))
+        return self._predict(list(zip(self._texts(texts), shown, strict=True)))
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the softmax of the logits of the frames of video i with text i (pairs, frames), float32."""
@@ -163,7 +165,7 @@ class CrossEncoder(nn.Module):
     def _frame_scores(self, texts: Tokens, videos: Tokens) -> tuple[Tensor, Tensor]:
         """Return the logits of every frame of aligned pairs, and their mask, both (pairs, frames)."""
         mask = videos["mask"].cpu()
-        words = texts_of(texts["bytes"], texts["byte_mask"])
+        words = self._texts(texts)
         shown = as_pictures(videos["frames"].cpu()[mask])
         pairs = [(words[row], picture) for row, picture in zip(mask.nonzero()[:, 0].tolist(), shown, strict=True)]
         found = self._predict(pairs)
@@ -171,7 +173,10 @@ class CrossEncoder(nn.Module):
         scores[mask.to(found.device)] = found
         return scores, mask.to(found.device)
 
-    def _predict(self, pairs: list[tuple[str, Any]]) -> Tensor:
+    def _texts(self, texts: Tokens) -> list[dict[str, str]]:
+        return as_texts(texts_of(texts["bytes"], texts["byte_mask"]))
+
+    def _predict(self, pairs: list[tuple[Any, Any]]) -> Tensor:
         options = KEEP_FRAMES if self.modality == "video" else {}
         try:
             scores = self.model.predict(
@@ -184,5 +189,7 @@ class CrossEncoder(nn.Module):
                 **options,
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise DataError(f"cross_encoder: the model cannot score a text and a {self.modality}: {error}") from error
+            raise DataError(
+                f"cross_encoder: the model cannot score a text with a {self.modality}: {first_line(error)}"
+            ) from error
         return self.scale * to_float32(scores)

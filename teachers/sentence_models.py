@@ -151,6 +151,11 @@ def _scaling(processor: Any) -> tuple[int, Literal["crop", "stretch"], Literal["
     return DEFAULT_SIZE, "crop", resample  # such as a number of pixels between two bounds
 
 
+def as_texts(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Return texts as Sentence Transformers takes them for texts, also one that is the path or address of a file."""
+    return [{"text": text} for text in texts]
+
+
 def as_videos(videos: Sequence[Tensor], frame_rate: float | None) -> list[dict[str, Any]]:
     """Return uint8 videos (frames, 3, height, width) as Sentence Transformers takes them.
 

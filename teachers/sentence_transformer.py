@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError, DataError
+from teachclip.models.checkpoints import first_line
 from teachclip.models.frame_attention import frame_text_relevance, usable_mask
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.raw_inputs import frames_of_pixels, texts_of
@@ -25,6 +26,7 @@ from teachers.sentence_models import (
     Pooling,
     Type,
     as_pictures,
+    as_texts,
     as_videos,
     chosen_modality,
     frame_preprocessing,
@@ -142,7 +144,7 @@ class SentenceEncoder(nn.Module):
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """Encode texts as bytes (texts, bytes). Returns {"sentence": (texts, dim)}."""
-        texts = texts_of(input_ids, attention_mask)
+        texts = as_texts(texts_of(input_ids, attention_mask))
         prompt = prompt_of(self.model, self.query_prompt)
         return {"sentence": self._vectors(self.model.encode_query, texts, **prompt)}
 
@@ -177,7 +179,8 @@ class SentenceEncoder(nn.Module):
         try:
             vectors = to_float32(encode(inputs, show_progress_bar=False, **options))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise DataError(f"sentence_transformer: the model cannot encode a {self.modality}: {error}") from error
+            what = " or ".join(inputs[0]) if isinstance(inputs[0], dict) else "picture"
+            raise DataError(f"sentence_transformer: the model cannot encode a {what}: {first_line(error)}") from error
         return F.normalize(vectors, dim=-1) if self.by_cosine else vectors
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:

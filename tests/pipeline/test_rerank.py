@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from indexing import update
+from sentence_models import save_llava, save_reranker
 
 from teachclip import distill
 from teachclip.cli import search
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.live import LiveFrames
 from teachclip.errors import DataError
-from teachclip.pipeline.rerank import TeacherReranker
-from teachclip.scoring.inputs import pixel_values
+from teachclip.pipeline.rerank import TeacherReranker, open_reranker
+from teachclip.scoring.inputs import encode_video_batch
 from teachclip.search.index import VideoIndex
 from teachclip.search.update import Wanted
 
@@ -39,10 +40,10 @@ def teacher_scores(reranker, text, paths):
     ).read(np.arange(len(paths)))
     batch = {"frames": frames, "frame_mask": mask}
     batch |= {"mean": torch.tensor(reranker.how.mean), "std": torch.tensor(reranker.how.std)}
-    tokens = reranker.how.tokenizer([text], return_tensors="pt")
+    ids = torch.tensor(reranker.how.tokenizer([text])["input_ids"])
     with torch.no_grad():
-        videos = reranker.teacher.encode_videos(pixel_values(batch), mask)
-        texts = reranker.teacher.encode_texts(tokens["input_ids"], tokens["attention_mask"])
+        videos = encode_video_batch(reranker.teacher, batch)
+        texts = reranker.teacher.encode_texts(ids, torch.ones_like(ids))
         return reranker.teacher.score(texts, videos)[0].numpy()
 
 
@@ -70,9 +71,9 @@ def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, monkeypatch
         assert reranker.rerank(index, "a red circle", []) == []
 
 
-def test_the_command_reranks(searchable, capsys):
-    recipe, index, _ = searchable
-    command = [str(index), "a red circle", "--json", "--limit", "3"]
+def test_the_command_reranks_by_a_teacher_and_by_a_cross_encoder(searchable, tmp_path, capsys):
+    recipe, index_path, films = searchable
+    command = [str(index_path), "a red circle", "--json", "--limit", "3"]
     assert search.main([*command, "--rerank", "xpool", "--recipe", str(recipe), "--top", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 3 and found[0]["score"] > found[1]["score"] > found[2]["score"]
@@ -88,6 +89,21 @@ def test_the_command_reranks(searchable, capsys):
         except SystemExit as error:
             assert error.code == 2
         assert part in capsys.readouterr().err.splitlines()[-1]
+    # a CrossEncoder is named by its folder, with the recipe or without
+    folder = save_reranker(tmp_path / "reranker", save_llava(tmp_path / "llava"))
+    reranker = TeacherReranker.of_recipe(recipe, str(folder), device="cpu")
+    with VideoIndex.open(index_path) as index:
+        found = index.search("a red circle", limit=5)
+        scores = teacher_scores(reranker, "a red circle", [films / os.path.basename(one.path) for one in found])
+        wanted = dict(zip([one.path for one in found], scores.tolist(), strict=True))
+        for each in (reranker, open_reranker(index, str(folder), device="cpu")):  # the student samples as the recipe
+            again = each.rerank(index, "a red circle", found)
+            assert [one.path for one in again] == sorted(wanted, key=lambda path: -wanted[path])
+            np.testing.assert_allclose([one.score for one in again], sorted(scores.tolist(), reverse=True), atol=1e-4)
+        assert len(list(index.generation.folder.glob("rerank-*"))) == 1  # of the teacher; frames are not kept
+    command = [str(index_path), "a red circle", "--json"]
+    assert search.main([*command, "--rerank", str(folder), "--top", "5"]) == 0
+    assert [one["path"] for one in json.loads(capsys.readouterr().out)][:5] == [one.path for one in again]
 
 
 def test_a_file_that_is_not_the_indexed_one_is_refused(searchable):

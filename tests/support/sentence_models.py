@@ -10,16 +10,27 @@ from typing import Any
 import torch
 from tiny_models import SIZE
 from tokenizers import pre_tokenizers
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config
-from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from teachclip.scorer import Tokens
+from teachers.cross_encoder import CrossEncoder
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}<image>{% else %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if item['type'] == 'image' %}<image>{% else %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<|vision_start|>", "<|vision_end|>")
 """The tokens that are no bytes."""
@@ -80,12 +91,12 @@ def save_embedder(folder: Path, llava: Path) -> Path:
 
 def save_reranker(folder: Path, llava: Path) -> Path:
     """Save a random reranker of texts and pictures, which compares two tokens of a language model's answer."""
-    from sentence_transformers import CrossEncoder
+    import sentence_transformers
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.cross_encoder.modules import LogitScore
 
     base = Transformer(str(llava), transformer_task="any-to-any")
-    CrossEncoder(modules=[base, LogitScore(5, 6)], device="cpu").save_pretrained(str(folder))
+    sentence_transformers.CrossEncoder(modules=[base, LogitScore(5, 6)], device="cpu").save_pretrained(str(folder))
     return folder
 
 
@@ -106,7 +117,7 @@ def save_qwen3_vl(folder: Path) -> Path:
     return folder
 
 
-VIDEO_RERANKER = '''"""A reranker of texts and videos: a random matrix between the bytes of a text and the colours of a video."""
+VIDEO_RERANKER = '''"""A reranker of texts and videos: random matrices of bytes and of colours."""
 
 import torch
 from sentence_transformers.base.modules import InputModule
@@ -129,7 +140,7 @@ class ByteVideoScorer(InputModule):
         self.seen.append((inputs, prompt, options))
         texts, videos = [], []
         for text, shown in inputs:
-            video = shown["video"]
+            text, video = text["text"], shown["video"]
             video = video["array"] if isinstance(video, dict) else video
             ids = torch.tensor(list(((prompt or "") + text).encode()))
             texts.append(torch.zeros(256).index_add(0, ids, torch.ones(len(ids))) / len(ids))
@@ -166,6 +177,22 @@ def save_video_reranker(folder: Path, *, seed: int = 0) -> Path:
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+class DensePairs(CrossEncoder):
+    """A CrossEncoder that scores all pairs, of texts up to 40 bytes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.shortlist = None  # type: ignore[assignment]
+
+    def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Tokens:
+        """Give all texts one length, as tokens that are stored have one shape."""
+        padding = (0, 40 - input_ids.shape[1])
+        return {
+            name: torch.nn.functional.pad(tensor, padding)
+            for name, tensor in super().encode_texts(input_ids, attention_mask).items()
+        }
 
 
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
