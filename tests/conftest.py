@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from indexing import towers  # noqa: F401 - a fixture
 from tiny_models import FRAMES, SIZE, tiny_clip, tiny_tokenizer
 from video_files import write_video
 

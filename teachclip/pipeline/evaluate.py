@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from teachclip.errors import RecipeError
+from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
 from teachclip.evaluation.reranking import DEPTHS, Reranking
+from teachclip.evaluation.retrieval import Ranks
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
@@ -30,17 +32,19 @@ def evaluate(
     split: str = "test",
     rerank: str | None = None,
     depths: Sequence[int] = DEPTHS,
+    queries: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
     (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: who orders the
     best videos of each text anew, as many as each of `depths` says: a teacher's label, or the folder or hub id of a
-    CrossEncoder. Returns the results.
-    Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
+    CrossEncoder. `queries`: a Parquet file for the rank and the score of each query, for `compare`. Returns the
+    results. Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
-
+    if queries is not None:
+        check_writing(Path(queries))
     model = os.path.expanduser(model)
     labels = [section.label for section in recipe.teachers]
     known = ["student", "zero_shot", *labels]
@@ -60,9 +64,21 @@ def evaluate(
         teacher = _teacher(handle, "--rerank").to(device).eval()
         reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
     blocks = build.build_blocks(recipe)
+    kept: list[Ranks] = []
     results[split] = evaluate_split(
-        scorer, inputs, videos, blocks, device, processes, cost=True, reranking=reranking, progress=True
+        scorer,
+        inputs,
+        videos,
+        blocks,
+        device,
+        processes,
+        final=True,
+        reranking=reranking,
+        keep_ranks=kept.append,
+        progress=True,
     )
+    if queries is not None and processes.is_main:
+        write_per_query(Path(queries), per_query(kept[0], videos))
     return results
 
 

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import tiny_student
 
 from teachclip import load_student
-from teachclip.cli import distill, evaluate, export, precompute, train_teacher
+from teachclip.cli import compare, distill, evaluate, export, precompute, train_teacher
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.store.files import OWNER, occupied_folder, write_atomic
 
@@ -80,13 +80,21 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     clip = project.root / "clip"
     for model in ("student", "zero_shot", "xpool", clip):
         name = Path(model).name
-        assert run(evaluate.main, recipe, "--model", model, "--out", project.folder / f"{name}.json") == 0
+        files = ("--out", project.folder / f"{name}.json", "--queries", project.folder / f"{name}.parquet")
+        assert run(evaluate.main, recipe, "--model", model, *files) == 0
+    assert "test: 6 captions among 3 videos; R@1 text to video" in capsys.readouterr().out
     student = json.loads((project.folder / "student.json").read_text())
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert student["test"]["t2v"] == results["test"]["t2v"]
     assert student["test"]["videos"] == 3 and set(results["zero_shot"]) == {"test"}
     zero_shot, plain = (json.loads((project.folder / f"{n}.json").read_text())["test"] for n in ("zero_shot", "clip"))
     assert zero_shot["t2v"] == plain["t2v"] == results["zero_shot"]["test"]["t2v"]
+    files = [project.folder / name for name in ("zero_shot.parquet", "student.parquet", "c.json")]
+    assert run(compare.main, *files[:2], "--out", files[2]) == 0
+    for item in json.loads(files[2].read_text()):
+        direction, metric = item["direction"], item["metric"]
+        assert item["first"] == pytest.approx(zero_shot[direction][metric])
+        assert item["second"] == pytest.approx(results["test"][direction][metric])
     teacher = json.loads((project.folder / "xpool.json").read_text())["test"]["cost"]
     assert teacher["bytes_per_video"] > 4 * 32 * 4 and teacher["flops_per_query"] > 10 * 2 * 32 * 1000
 

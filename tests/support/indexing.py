@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import teachclip.search.update
 from teachclip.models.modeling import StudentModel
@@ -24,7 +26,9 @@ def update(index: Any, folders: Any = (), wanted: Any = None, **options: Any) ->
 
 
 class Towers:
-    """Writes the text tower of each student once; an index gets a copy, as an export takes seconds."""
+    """Writes the text tower of each student once in a run of the tests; an index gets a copy, as an export takes
+    seconds. Processes that test together share `folder`.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.write = folder, teachclip.search.update.write_text_tower
@@ -32,8 +36,9 @@ class Towers:
     def __call__(self, student: StudentModel, out: Path) -> str:
         """Do what `write_text_tower` does."""
         made = self.folder / student_fingerprint(student)
-        if not made.exists() and (problem := self.write(student, made)):
-            return problem
+        with FileLock(f"{made}.lock"):
+            if not made.exists() and (problem := self.write(student, made)):
+                return problem
         shutil.copytree(made, out)
         return ""
 
@@ -41,6 +46,9 @@ class Towers:
 @pytest.fixture(scope="session", autouse=True)
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Export each student's text tower once; for a `conftest.py` to import."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "towers"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("teachclip.search.update.write_text_tower", Towers(tmp_path_factory.mktemp("towers")))
+        patch.setattr("teachclip.search.update.write_text_tower", Towers(folder))
         yield
