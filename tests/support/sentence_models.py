@@ -180,7 +180,7 @@ def save_video_reranker(folder: Path, *, seed: int = 0) -> Path:
 
 
 class DensePairs(CrossEncoder):
-    """A CrossEncoder that scores all pairs, of texts up to 40 bytes."""
+    """A CrossEncoder that scores all pairs, of texts up to 200 bytes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -188,7 +188,7 @@ class DensePairs(CrossEncoder):
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Tokens:
         """Give all texts one length, as tokens that are stored have one shape."""
-        padding = (0, 40 - input_ids.shape[1])
+        padding = (0, 200 - input_ids.shape[1])
         return {
             name: torch.nn.functional.pad(tensor, padding)
             for name, tensor in super().encode_texts(input_ids, attention_mask).items()
