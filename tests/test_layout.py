@@ -82,6 +82,7 @@ def test_every_part_has_a_layer():
         ("lancedb", ["teachclip/search/engines/lance.py", "teachclip/integrations/lancedb.py"]),
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),
         ("scenedetect", ["teachclip/data/video/shots.py"]),
+        ("sentence_transformers", ["teachers/sentence_models.py"]),
         ("sqlite3", ["teachclip/search/"]),
         ("onnx", ["teachclip/onnx/"]),
         ("onnxruntime", ["teachclip/onnx/"]),

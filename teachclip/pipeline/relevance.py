@@ -12,10 +12,12 @@ from teachclip.console import log
 from teachclip.data.annotations.files import file_facts
 from teachclip.data.annotations.records import Video
 from teachclip.losses.checks import pick
+from teachclip.pipeline.shortlist import OPTIONS, Finder, open_finder, shortlist_relevance, verify_shortlist
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
+from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
@@ -46,8 +48,26 @@ def training_content(work: Workspace) -> dict[str, str]:
     }
 
 
-def teacher_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems:
+def teacher_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems | SparseRelevance:
     """Return the relevance of a teacher for the training split; compute or read what is not stored yet."""
+    if handle.scores_shortlist:
+        return shortlist_relevance(work, handle, _finder(work, handle), provenance=_common_provenance(work, handle))
+    return _dense_relevance(work, handle)
+
+
+def _finder(work: Workspace, handle: TeacherHandle) -> Finder:
+    shortlist = handle.traits.shortlist
+    assert shortlist is not None
+    return open_finder(
+        work,
+        shortlist,
+        read=functools.partial(_dense_relevance, work),
+        describe=functools.partial(_common_provenance, work),
+    )
+
+
+def _dense_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems:
+    """Return the relevance of all pairs."""
     split = work.catalog.train
     options: dict[str, Any] = {
         "provenance": _common_provenance(work, handle),
@@ -77,7 +97,9 @@ def teacher_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems:
     )
 
 
-def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *, sample: bool = True) -> list[str]:
+def verify_teacher(
+    work: Workspace, handle: TeacherHandle, store: StoredItems | SparseRelevance, *, sample: bool = True
+) -> list[str]:
     """Check a teacher's stores: every checksum, and a `sample` of rows computed or read again from the start.
 
     No sample is taken where a checksum is wrong: what it is computed from may be at fault.
@@ -85,13 +107,16 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
     split, problems = work.catalog.train, []
     if not handle.reads_relevance:
         inputs = work.inputs_for(handle.model, split, work.views)
-        problems = [problem for tokens in _tokens(work, handle) for problem in tokens.verify()]
+        if not isinstance(store, SparseRelevance):
+            problems = [problem for tokens in _tokens(work, handle) for problem in tokens.verify()]
         if inputs.frames is not work.frames:
             problems += inputs.frames.verify()
     problems += store.verify()
     if problems or not sample:
         return problems
     rows = np.unique(np.linspace(0, store.rows - 1, min(SAMPLE, store.rows)).astype(np.int64))
+    if isinstance(store, SparseRelevance):
+        return verify_shortlist(work, handle, store, rows, pairs=SAMPLE)
     if handle.reads_relevance:
         columns = np.arange(len(split.videos))
         again = _from_file(work, handle)(rows)
@@ -108,6 +133,9 @@ def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
     """Return everything that a teacher's relevance for the training split depends on."""
     if handle.reads_relevance:
         return {**_common_provenance(work, handle), "split": work.catalog.train.provenance()}
+    if handle.scores_shortlist:
+        lists = _finder(work, handle).provenance
+        return {**work.provenance(work.catalog.train, handle.model, _options(handle)), "lists": lists}
     return work.provenance(work.catalog.train, handle.model, _options(handle), views=work.views)
 
 
@@ -134,7 +162,9 @@ def _common_provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]
 
 
 def _options(handle: TeacherHandle) -> dict[str, Any]:
-    return {"name": handle.section.name, **handle.section.options}
+    options = {"name": handle.section.name, **handle.section.options}
+    left_out = OPTIONS if handle.scores_shortlist else ()
+    return {key: value for key, value in options.items() if key not in left_out}
 
 
 def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:

@@ -20,6 +20,7 @@ from teachclip.data.batches import BatchSampler
 from teachclip.errors import TrainingError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
+from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
@@ -34,7 +35,7 @@ LOADING_LIMIT = 1800
 """Seconds to wait for a batch of the loading processes before they count as stuck."""
 
 
-RelevanceStore = ArrayStore | StoredItems
+RelevanceStore = ArrayStore | StoredItems | SparseRelevance
 
 
 @dataclass(frozen=True)
