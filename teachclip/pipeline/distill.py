@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.data.batches import BatchSampler
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
@@ -116,7 +115,7 @@ def _build_training(
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
-    sampler = BatchSampler(len(split.captions), recipe.train.batch_size, recipe.seed, work.views)
+    sampler = build.build_sampler(recipe.train, split, seed=recipe.seed, views=work.views)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.data.batches import BatchSampler
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.checkpoints import save_checkpoint
@@ -139,7 +138,7 @@ def _build_training(
         log(f"{section.name} reads more of its encoders than one feature per text and frame: they run in every step")
         encoders = "finetuned"  # of the inputs only: their weights stay frozen
     inputs = work.inputs(split, clip, encoders=encoders, views=work.views)
-    sampler = BatchSampler(len(split.captions), training.train.batch_size, training.seed, work.views)
+    sampler = build.build_sampler(training.train, split, seed=training.seed, views=work.views)
     selection_inputs = work.inputs(selection, clip, encoders=encoders)
     blocks = build.build_blocks(recipe)
     return (

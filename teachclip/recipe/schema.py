@@ -111,6 +111,9 @@ class Train(Section):
     batch_size: Count = Field(120, description="pairs per step, over all processes together")
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
     steps: Count | None = Field(None, description="optimizer steps; or give epochs")
+    captions_per_video: Count = Field(
+        1, description="captions in a batch that share the encoding of their video; 1: as published"
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
     clip_weights: Literal["float32", "float16"] = Field(
         "float32", description="float16: update CLIP's weights in float16, as published"
@@ -125,6 +128,12 @@ class Train(Section):
     def _one_length(self) -> Train:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_videos(self) -> Train:
+        if self.batch_size % (together := self.captions_per_video):
+            raise ValueError(f"batch_size is {self.batch_size}; allowed: a multiple of captions_per_video={together}")
         return self
 
 

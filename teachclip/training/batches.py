@@ -135,10 +135,10 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
         rows = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
-        local = self.sampler.local(step, *self.share).copy()
+        local = self.sampler.local(step, *self.share).copy()  # videos are read once for captions side by side
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            read = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
+            read = {**inputs.texts(local), **inputs.videos(self._local_columns(step))}
             batch.update({prefix + name: tensor for name, tensor in read.items()})
         batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
@@ -154,6 +154,11 @@ class TrainingBatches(Dataset[Batch]):
     def _columns(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Return the rows, among all views of all videos, of what these pairs see in `step`."""
         return self.sampler.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
+
+    def _local_columns(self, step: int) -> np.ndarray:
+        """Return what this process encodes in `step`, as `_columns`: one for all captions of a video side by side."""
+        rows = self.sampler.local(step, *self.share)[:: self.sampler.captions_together(step)]
+        return self._columns(step, rows)
 
     def pair_ids(self, row: int) -> dict[str, str]:
         """Name a training pair for a person."""
@@ -182,7 +187,7 @@ class TrainingBatches(Dataset[Batch]):
         )
         with contextlib.ExitStack() as stack:
             for inputs in sources:
-                coming = (self._columns(step, self.sampler.local(step, *self.share)) for step in range(start, steps))
+                coming = (self._local_columns(step) for step in range(start, steps))
                 stack.enter_context(prefetch(inputs, coming))
             try:
                 yield from loader

@@ -83,8 +83,8 @@ class OnlineTeacher:
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
-    A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows`
-    (pairs,) and
+    A batch holds this process's texts and videos (see `teachclip.scoring.inputs`), g texts in a row for each video,
+    g = 1 as published, and, for the global batch, `video_rows` (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
@@ -122,6 +122,8 @@ class DistillationTask(Task):
         videos = gather_with_gradient(out.video_embeds.float())
         frame_scores = gather_with_gradient(out.frame_scores.float())
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
+        videos, frame_scores = of_pairs(videos, len(texts)), of_pairs(frame_scores, len(texts))
+        frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
@@ -200,6 +202,12 @@ class DistillationTask(Task):
         return stored + [_teach(item, batch) for item in self._online[0]]
 
 
+def of_pairs(videos: Tensor, pairs: int) -> Tensor:
+    """Repeat the rows of videos, (videos, ...), for the captions that share them, to (pairs, ...)."""
+    together = pairs // len(videos)
+    return videos if together == 1 else videos.repeat_interleave(together, dim=0)
+
+
 def _mean(losses: Iterable[Tensor]) -> Tensor:
     """Return the mean of some 0-d losses; of one, itself."""
     found = list(losses)
@@ -244,11 +252,13 @@ def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
         }
         texts = gather_tokens(encode_text_batch(item.teacher, inputs))
         videos = gather_tokens(encode_video_batch(item.teacher, inputs))
-        frame_text = None
+        frame_text, pairs = None, len(batch["video_rows"])
         if gives_frame_relevance(item.teacher):
-            relevance = item.teacher.frame_relevance(texts, videos).float()
+            own = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
+            relevance = item.teacher.frame_relevance(texts, own).float()
             frame_text = tempered_relevance(relevance, item.frame_temperature)
-        return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
+        video_text = of_pairs(item.teacher.score(texts, videos).float().T, pairs).T
+        return Relevance(video_text, frame_text, item.weight)
 
 
 class TeacherTask(Task):
@@ -273,7 +283,7 @@ class TeacherTask(Task):
         videos = gather_tokens(encode_video_batch(self.teacher, batch))
         with torch.autocast(batch["frame_mask"].device.type, enabled=False):
             texts = {name: _as_float(tensor) for name, tensor in texts.items()}
-            videos = {name: _as_float(tensor) for name, tensor in videos.items()}
+            videos = {name: of_pairs(_as_float(tensor), len(batch["video_rows"])) for name, tensor in videos.items()}
             same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
             losses = [
                 weight * contrastive_loss(logits, same_video)
