@@ -174,6 +174,7 @@ def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, 
         log_every=train.log_every,
         workers=train.workers,
         seed=seed,
+        chunk_size=train.chunk_size,
     )
 
 
@@ -209,7 +210,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "train": ("captions_per_video",),
+    "train": ("captions_per_video", "chunk_size"),
     "student": (
         "trust_remote_code",
         "attention",

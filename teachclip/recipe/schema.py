@@ -114,6 +114,11 @@ class Train(Section):
     captions_per_video: Count = Field(
         1, description="captions in a batch that share the encoding of their video; 1: as published"
     )
+    chunk_size: Count | None = Field(
+        None,
+        description="pairs that a process encodes at a time: the same gradients in less memory, each pair encoded "
+        "twice; null: all",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
     clip_weights: Literal["float32", "float16"] = Field(
         "float32", description="float16: update CLIP's weights in float16, as published"

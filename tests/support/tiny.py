@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,6 @@ def tiny_optimizer(student: StudentModel) -> torch.optim.Optimizer:
     return build_optimizer("bert_adam", groups)
 
 
-def tiny_schedule(steps: int, **changes: int) -> Schedule:
-    values = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1, **changes}
+def tiny_schedule(steps: int, **changes: int | None) -> Schedule:
+    values: dict[str, Any] = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1, **changes}
     return Schedule(steps=steps, rate=lambda progress: published_schedule(progress, 0.1), max_grad_norm=1.0, **values)

@@ -1,6 +1,6 @@
 """Train the tiny set-up, in one process or several.
 
-`python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS] [CLIP_WEIGHTS] [CAPTIONS_PER_VIDEO]`
+`python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS] [CLIP_WEIGHTS] [CAPTIONS_PER_VIDEO] [CHUNK_SIZE]`
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from teachclip.training.task import DistillationTask, DistillationTerms, OnlineT
 
 
 def main(
-    folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32", together: str = "1"
+    folder: str,
+    steps: str,
+    online: str = "",
+    pause: str = "0",
+    clip_weights: str = "float32",
+    together: str = "1",
+    chunk_size: str = "",
 ) -> None:
     torch.set_num_threads(1)
     from teachers.xpool import XPool
@@ -48,7 +54,7 @@ def main(
         batches,
         accelerator,
         run,
-        tiny_schedule(int(steps), evaluate_every=1),
+        tiny_schedule(int(steps), evaluate_every=1, chunk_size=int(chunk_size) if chunk_size else None),
         validate,
     )
 

@@ -77,16 +77,20 @@ def test_matching_is_by_video_as_ever():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("online", ["", "online"])
-def test_two_processes_give_the_losses_of_one(tmp_path, online):
-    runs = [start(SCRIPT, tmp_path / str(n), 4, online, "0", "float32", 2, processes=n) for n in (1, 2)]
-    for run in runs:
+def test_two_processes_give_the_losses_of_one_in_one_pass_and_in_chunks(tmp_path, online):
+    runs = {
+        f"{n} {size}": start(SCRIPT, tmp_path / f"{n} {size}", 4, online, "0", "float32", 2, size, processes=n)
+        for n, size in ((1, ""), (2, ""), (2, 2))
+    }
+    found = {}
+    for name, run in runs.items():
         done = run.finish()
         assert done.returncode == 0, done.stderr
-    one, two = (
-        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines() if '"loss"' in line]
-        for n in "12"
-    )
-    assert len(one) == 4
-    for first, second in zip(one, two, strict=True):
-        assert first == pytest.approx(second, rel=1e-3, abs=1e-5)
-        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        found[name] = [json.loads(line) for line in lines if '"loss"' in line]
+    plain, *others = found.values()
+    assert len(plain) == 4
+    for other in others:
+        for first, second in zip(plain, other, strict=True):
+            assert first == pytest.approx(second, rel=1e-3, abs=1e-5)
+            assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
