@@ -126,7 +126,7 @@ class Train(Section):
     evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
     log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
-    workers: int = Field(0, ge=0, description="processes that load batches; 0: the main process")
+    workers: int = Field(0, ge=0, description="processes that load batches; 0: a thread of the main process")
     trackers: list[str] = Field(default_factory=list, description="Accelerate trackers, such as tensorboard, wandb")
 
     @model_validator(mode="after")
