@@ -24,11 +24,13 @@ class Blocks:
     """How much is computed at once. It changes speed and memory; ranks change at most by rounding in the last bit.
 
     `batch_size`: videos per forward pass. Scores are computed in blocks of `text_block` x `video_block` pairs.
+    `precision`: of the encoders, `float32`, or `bfloat16`, which changes scores by far more than that.
     """
 
     batch_size: int = 32
     text_block: int = 128
     video_block: int = 512
+    precision: str = "float32"
 
 
 def evaluate_split(
@@ -50,7 +52,13 @@ def evaluate_split(
     numbers.
     """
     texts, videos = encode_split(
-        scorer, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
+        scorer,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
     )
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
@@ -74,6 +82,7 @@ def evaluate_split(
             device=device,
             processes=processes,
             progress=progress,
+            precision=blocks.precision,
         )
         teacher_texts, teacher_videos = (tokens_to(part, device) for part in again)
         owners = split.caption_videos

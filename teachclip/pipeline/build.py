@@ -180,7 +180,8 @@ def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, 
 
 def build_blocks(recipe: Recipe) -> Blocks:
     """Return how much evaluation computes at once."""
-    return Blocks(recipe.evaluation.batch_size, recipe.evaluation.text_block, recipe.evaluation.video_block)
+    section = recipe.evaluation
+    return Blocks(section.batch_size, section.text_block, section.video_block, section.precision)
 
 
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
@@ -198,6 +199,8 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         del entry["training"], entry["label"]
     _drop_unused_options(values, recipe)
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
+    if recipe.evaluation.precision != "float32":  # selection depends on it
+        values["evaluation"] = {"precision": recipe.evaluation.precision}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
@@ -210,7 +213,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "train": ("captions_per_video", "chunk_size"),
+    "train": ("captions_per_video", "chunk_size", "compile", "activation_checkpointing", "tf32"),
     "student": (
         "trust_remote_code",
         "attention",
@@ -222,7 +225,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
         "temperature_scaling",
     ),
     "optimizer": ("adapter_lr",),
-    "teaching": ("weighting",),
+    "teaching": ("weighting", "encoding_precision"),
 }
 """Options beyond the paper: a run without them goes on where one of before they existed stopped."""
 

@@ -14,7 +14,7 @@ from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
@@ -46,7 +46,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     recipe = load_recipe(recipe, overrides)
     train = recipe.train
     accelerator = build_accelerator(
-        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
+        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output), tf32=train.tf32
     )
     work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():
@@ -65,6 +65,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
+    speed_up(student, train)
     task, batches = _build_training(work, student, unpaired)
     accelerator.init_trackers(recipe.name)
     progress = fit(

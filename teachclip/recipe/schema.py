@@ -127,6 +127,11 @@ class Train(Section):
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
     log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
     workers: int = Field(0, ge=0, description="processes that load batches; 0: a thread of the main process")
+    compile: bool = Field(False, description="compile the encoders (torch.compile); the first steps are slow")
+    activation_checkpointing: bool = Field(
+        False, description="compute the encoders' activations again in the backward pass: slower, less memory"
+    )
+    tf32: bool = Field(False, description="TensorFloat-32 in products of float32 matrices, on GPUs that have it")
     trackers: list[str] = Field(default_factory=list, description="Accelerate trackers, such as tensorboard, wandb")
 
     @model_validator(mode="after")
@@ -203,6 +208,9 @@ class Teaching(Section):
     source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
     precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
     batch_size: Count = Field(32, description="videos per forward pass while precomputing")
+    encoding_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what encoders compute in while precomputing; bfloat16: faster, other relevance"
+    )
     only: list[str] | None = Field(
         None, min_length=1, description="labels of the teachers that teach; null: all that are listed"
     )
@@ -213,11 +221,14 @@ class Teaching(Section):
 
 
 class Evaluation(Section):
-    """How models are evaluated: sizes change speed and memory only."""
+    """How models are evaluated: sizes change speed and memory only, the precision results too."""
 
     batch_size: Count = Field(32, description="videos per forward pass")
     text_block: Count = Field(128, description="captions scored at once")
     video_block: Count = Field(512, description="videos scored at once")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what encoders compute in; bfloat16: faster, other recalls"
+    )
 
 
 class Card(Section):
