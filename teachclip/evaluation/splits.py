@@ -5,15 +5,17 @@ The same code serves students and teachers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from teachclip.data.annotations.records import Split
+from teachclip.evaluation.certainty import certainty
 from teachclip.evaluation.cost import search_cost
 from teachclip.evaluation.reranking import Reranking, reranked
-from teachclip.evaluation.retrieval import evaluate_retrieval
+from teachclip.evaluation.retrieval import Ranks, metrics_of, retrieval_ranks
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_split
@@ -41,15 +43,16 @@ def evaluate_split(
     device: torch.device | str,
     processes: Processes | None = None,
     *,
-    cost: bool = False,
+    final: bool = False,
     reranking: Reranking | None = None,
+    keep_ranks: Callable[[Ranks], object] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return the `t2v` and `v2t` metrics, `sum_of_recalls`, the numbers of `videos` and `captions`.
 
-    With `cost`, also `cost`, as `search_cost` returns it; with `reranking`, also `reranked`, the name of the teacher
-    and what `reranked` returns. All processes encode their share and return the same
-    numbers.
+    With `final`, for a result that is reported, also `cost`, as `search_cost` returns it, and what `certainty`
+    returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
+    the ranks. All processes encode their share and return the same numbers.
     """
     texts, videos = encode_split(
         scorer,
@@ -62,7 +65,7 @@ def evaluate_split(
     )
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
-        metrics = evaluate_retrieval(
+        ranks = retrieval_ranks(
             scorer,
             texts,
             videos,
@@ -71,9 +74,13 @@ def evaluate_split(
             video_block=blocks.video_block,
             progress=progress,
         )
+    metrics = metrics_of(ranks)
     metrics["videos"], metrics["captions"] = len(split.videos), len(split.captions)
-    if cost:
+    if keep_ranks is not None:
+        keep_ranks(ranks)
+    if final:
         metrics["cost"] = search_cost(scorer, texts, videos)
+        metrics |= certainty(ranks, split)
     if reranking is not None:
         again = encode_split(
             reranking.teacher,

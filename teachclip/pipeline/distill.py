@@ -122,13 +122,13 @@ def _build_training(
 
 
 def _evaluation(
-    work: Workspace, student: FeatureScorer, split_name: str, *, cost: bool = False
+    work: Workspace, student: FeatureScorer, split_name: str, *, final: bool = False
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
     blocks = build.build_blocks(work.recipe)
-    return lambda: evaluate_split(student, inputs, split, blocks, work.device, work.processes, cost=cost)
+    return lambda: evaluate_split(student, inputs, split, blocks, work.device, work.processes, final=final)
 
 
 def _measure(
@@ -142,7 +142,7 @@ def _measure(
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if split is not None:
-            results[name] = _evaluation(work, student, name, cost=name == "test")()
+            results[name] = _evaluation(work, student, name, final=True)()
     last = "test" if "test" in results else "validation"
     if last in results:  # what the student is compared with in its card
         results["zero_shot"] = {last: _evaluation(work, MeanPooling(work.backbone).to(work.device), last)()}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import start
 from store_writer import PROVENANCE, rows_of
 
 import teachclip.store.files
@@ -40,8 +41,12 @@ def fill(store):
     return store
 
 
+def writer_task(path, **task):
+    return {"rows": 10, "columns": 6, "per_shard": 4, **task, "path": str(path)}
+
+
 def start_writer(path, **task):
-    task = {"rows": 10, "columns": 6, "per_shard": 4, **task, "path": str(path)}
+    task = writer_task(path, **task)
     root = str(Path(__file__).parents[2])
     return subprocess.Popen([sys.executable, str(WRITER), json.dumps(task)], env={**os.environ, "PYTHONPATH": root})
 
@@ -576,7 +581,8 @@ def test_a_writer_killed_at_any_step_loses_only_its_shard(tmp_path):
     done = set()
     for call in range(1, 100):
         path = tmp_path / str(call)
-        status = start_writer(path, rows=6, die_at=call).wait()
+        task = writer_task(path, rows=6, die_at=call)
+        status = start(WRITER, json.dumps(task)).finish().returncode
         if status == 0:
             break
         assert status == -9
