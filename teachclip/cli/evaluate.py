@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument(
-        "--rerank", metavar="TEACHER", help="the label of a teacher that orders the best videos of each text anew"
+        "--rerank",
+        metavar="TEACHER",
+        help="who orders the best videos of each text anew: the label of a teacher of the recipe, or the folder or "
+        "hub id of a CrossEncoder of Sentence Transformers",
     )
     parser.add_argument(
         "--top",
@@ -42,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="how many videos --rerank orders anew; several for a table (default: 10,20,50,100)",
     )
     parser.add_argument("--out", type=path_argument, help="also write the results as JSON to this file")
+    parser.add_argument(
+        "--queries",
+        type=path_argument,
+        metavar="FILE.parquet",
+        help="also write the rank and the score of each query to this file, for `teachclip compare`",
+    )
     args = parser.parse_intermixed_args(argv)
     if args.top and not args.rerank:
         parser.error("--top says how many videos --rerank orders anew: give both")
@@ -57,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split=args.split,
         rerank=args.rerank,
         depths=args.top or DEPTHS,
+        queries=args.queries,
     )
     print(results_table([results]), flush=True)
     if args.rerank:
@@ -65,3 +75,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, json.dumps(results, indent=1).encode())
         log(f"results: {args.out}")
+    if args.queries is not None:
+        log(f"each query: {args.queries}")

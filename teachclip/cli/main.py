@@ -20,6 +20,7 @@ COMMANDS = {
     "import-relevance": "store scores of any embedder or reranker as a teacher's relevance",
     "distill": "distil the teachers into the student",
     "evaluate": "evaluate a student, a teacher or the zero-shot backbone",
+    "compare": "compare two models query by query",
     "diagnose": "show where the gap between a student and its teacher comes from",
     "export": "write a student for use elsewhere",
     "index": "make a searchable index of folders of videos, or bring it up to date",

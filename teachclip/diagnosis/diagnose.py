@@ -129,6 +129,11 @@ def measure_diagnosis(
         source, mask_padding=recipe.student.mask_padding, trust_remote_code=recipe.student.trust_remote_code
     )
     teachers = open_teachers(recipe, device)
+    if teachers[section.label].scores_shortlist:
+        raise RecipeError(
+            f"teacher {section.label!r} scores a shortlist of each text, a diagnosis needs all pairs; choose another "
+            "with --teacher"
+        )
     teacher = teachers[section.label].model
     work = build_workspace(recipe, processes, device, teachers=teachers)
     family, expected = (family_of(model.config).name for model in (student.backbone, work.backbone))

@@ -27,10 +27,12 @@ from teachclip.scorer import Scorer, Tokens, select_tokens
 
 
 class Ranks(NamedTuple):
-    """Ranks from 1. `t2v`: (captions,); `v2t`: (videos that have captions,), in the order of the videos."""
+    """Ranks from 1, and the scores of the matches. `t2v`: (captions,); `v2t`: (videos with captions,), in order."""
 
     t2v: np.ndarray
     v2t: np.ndarray
+    t2v_scores: np.ndarray
+    v2t_scores: np.ndarray
 
 
 class Span(NamedTuple):
@@ -102,9 +104,15 @@ def evaluate_retrieval(
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return {"t2v": metrics, "v2t": metrics, "sum_of_recalls": percent}; see `retrieval_ranks`, `rank_metrics`."""
-    ranks = retrieval_ranks(
-        scorer, texts, videos, caption_videos, text_block=text_block, video_block=video_block, progress=progress
+    return metrics_of(
+        retrieval_ranks(
+            scorer, texts, videos, caption_videos, text_block=text_block, video_block=video_block, progress=progress
+        )
     )
+
+
+def metrics_of(ranks: Ranks) -> dict[str, Any]:
+    """Return {"t2v": metrics, "v2t": metrics, "sum_of_recalls": percent}; see `rank_metrics`."""
     t2v, v2t = rank_metrics(ranks.t2v), rank_metrics(ranks.v2t)
     return {"t2v": t2v, "v2t": v2t, "sum_of_recalls": sum_of_recalls(t2v, v2t)}
 
@@ -172,9 +180,11 @@ def _ranks(
     if nan_scores:
         total = len(owners) * videos[-1].stop
         raise DataError(f"{int(nan_scores)} of {total} scores are NaN; check the checkpoint and the precision")
-    t2v = np.empty(len(owners), dtype=np.int64)
+    t2v, t2v_scores = np.empty(len(owners), dtype=np.int64), np.empty(len(owners), dtype=np.float64)
     t2v[order.numpy()] = 1 + captions_above.cpu().numpy()
-    return Ranks(t2v, 1 + videos_above.cpu()[queries].numpy())
+    t2v_scores[order.numpy()] = match_scores.cpu().numpy()
+    v2t, v2t_scores = 1 + videos_above.cpu()[queries].numpy(), best_matches.cpu()[queries].double().numpy()
+    return Ranks(t2v, v2t, t2v_scores, v2t_scores)
 
 
 def _match_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], videos: list[Span]) -> Tensor:

@@ -5,18 +5,23 @@ The same code serves students and teachers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from teachclip.data.annotations.records import Split
-from teachclip.evaluation.cost import search_cost
-from teachclip.evaluation.reranking import Reranking, reranked
-from teachclip.evaluation.retrieval import evaluate_retrieval
+from teachclip.evaluation.certainty import certainty
+from teachclip.evaluation.cost import COST_RUNS, search_cost
+from teachclip.evaluation.reranking import Again, Reranking, again_by_inputs, again_by_tokens, reranked
+from teachclip.evaluation.retrieval import Ranks, metrics_of, retrieval_ranks
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, tokens_to
+from teachclip.scorer import PairScorer, Scorer, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_split
+
+PAIR_COST_RUNS = 3
+"""How often the cost of a teacher is timed that reads a text and a video together: seconds, not milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,13 @@ class Blocks:
     """How much is computed at once. It changes speed and memory; ranks change at most by rounding in the last bit.
 
     `batch_size`: videos per forward pass. Scores are computed in blocks of `text_block` x `video_block` pairs.
+    `precision`: of the encoders, `float32`, or `bfloat16`, which changes scores by far more than that.
     """
 
     batch_size: int = 32
     text_block: int = 128
     video_block: int = 512
+    precision: str = "float32"
 
 
 def evaluate_split(
@@ -39,23 +46,30 @@ def evaluate_split(
     device: torch.device | str,
     processes: Processes | None = None,
     *,
-    cost: bool = False,
+    final: bool = False,
     reranking: Reranking | None = None,
+    keep_ranks: Callable[[Ranks], object] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return the `t2v` and `v2t` metrics, `sum_of_recalls`, the numbers of `videos` and `captions`.
 
-    With `cost`, also `cost`, as `search_cost` returns it; with `reranking`, also `reranked`, the name of the teacher
-    and what `reranked` returns. All processes encode their share and return the same
-    numbers.
+    With `final`, for a result that is reported, also `cost`, as `search_cost` returns it, and what `certainty`
+    returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
+    the ranks. All processes encode their share and return the same numbers.
     """
     split.require_captions("recall is of a caption's own video")
     texts, videos = encode_split(
-        scorer, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
+        scorer,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
     )
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
-        metrics = evaluate_retrieval(
+        ranks = retrieval_ranks(
             scorer,
             texts,
             videos,
@@ -64,22 +78,49 @@ def evaluate_split(
             video_block=blocks.video_block,
             progress=progress,
         )
+    metrics = metrics_of(ranks)
     metrics["videos"], metrics["captions"] = len(split.videos), len(split.captions)
-    if cost:
+    if keep_ranks is not None:
+        keep_ranks(ranks)
+    if final:
         metrics["cost"] = search_cost(scorer, texts, videos)
+        metrics |= certainty(ranks, split)
     if reranking is not None:
-        again = encode_split(
-            reranking.teacher,
-            reranking.inputs,
-            batch_size=blocks.batch_size,
-            device=device,
-            processes=processes,
-            progress=progress,
-        )
-        teacher_texts, teacher_videos = (tokens_to(part, device) for part in again)
-        owners = split.caption_videos
+        again = _again(reranking, blocks, device, processes, progress=progress)
         by_depth = reranked(
-            scorer, texts, videos, reranking, teacher_texts, teacher_videos, owners, progress=progress
+            scorer,
+            texts,
+            videos,
+            reranking.depths,
+            again,
+            split.caption_videos,
+            cost_runs=PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS,
+            progress=progress,
         )
         metrics["reranked"] = {"by": reranking.name, "depths": by_depth}
     return metrics
+
+
+def _again(
+    reranking: Reranking,
+    blocks: Blocks,
+    device: torch.device | str,
+    processes: Processes | None,
+    *,
+    progress: bool,
+) -> Again:
+    """Return how the teacher scores, once it has encoded all that it encodes once."""
+    teacher, inputs = reranking.teacher, reranking.inputs
+    if isinstance(teacher, PairScorer):
+        return again_by_inputs(teacher, inputs, batch_size=blocks.batch_size, device=device)
+    tokens = encode_split(
+        teacher,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
+    )
+    texts, videos = (tokens_to(part, device) for part in tokens)
+    return again_by_tokens(teacher, texts, videos)

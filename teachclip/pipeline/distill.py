@@ -10,12 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.data.batches import BatchSampler
-from teachclip.data.places import Places
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
@@ -49,7 +47,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     recipe = load_recipe(recipe, overrides)
     train = recipe.train
     accelerator = build_accelerator(
-        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
+        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output), tf32=train.tf32
     )
     work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():
@@ -70,6 +68,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     set_clip_weights(student, train.clip_weights)
     if not work.catalog.train.is_paired:
         write_taught(work)
+    speed_up(student, train)
     task, batches = build_training(work, student, unpaired)
     accelerator.init_trackers(recipe.name)
     progress = fit(
@@ -120,19 +119,19 @@ def build_training(
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
-    sampler = BatchSampler(Places(split, recipe.seed).count, recipe.train.batch_size, recipe.seed, work.views)
+    sampler = build.build_sampler(recipe.train, split, seed=recipe.seed, views=work.views)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 
 
 def _evaluation(
-    work: Workspace, student: FeatureScorer, split_name: str, *, cost: bool = False
+    work: Workspace, student: FeatureScorer, split_name: str, *, final: bool = False
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
     choices = [] if split.is_paired else teacher_choices(work, split)
-    return lambda: evaluate_any(work, student, inputs, split, choices, cost=cost)
+    return lambda: evaluate_any(work, student, inputs, split, choices, final=final)
 
 
 def _measure(
@@ -146,7 +145,7 @@ def _measure(
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if split is not None:
-            results[name] = _evaluation(work, student, name, cost=name == "test")()
+            results[name] = _evaluation(work, student, name, final=True)()
     last = "test" if "test" in results else "validation"
     if last in results:  # what the student is compared with in its card
         results["zero_shot"] = {last: _evaluation(work, MeanPooling(work.backbone).to(work.device), last)()}

@@ -11,11 +11,14 @@ import numpy as np
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts
 from teachclip.data.annotations.records import Split, Video
+from teachclip.errors import RecipeError
 from teachclip.losses.checks import pick
+from teachclip.pipeline.shortlist import OPTIONS, Finder, open_finder, shortlist_relevance, verify_shortlist
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
+from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
@@ -25,6 +28,10 @@ from teachclip.store.stored_items import StoredItems
 
 SAMPLE = 8
 """Captions whose relevance is computed again to verify a store."""
+
+
+BFLOAT16_SPREAD = 0.1
+"""What scores may differ by if they are computed again in bfloat16, over their standard deviation."""
 
 
 def training_content(work: Workspace) -> dict[str, str]:
@@ -46,13 +53,40 @@ def training_content(work: Workspace) -> dict[str, str]:
     }
 
 
-def teacher_relevance(work: Workspace, handle: TeacherHandle, split: Split | None = None) -> StoredItems:
+def teacher_relevance(
+    work: Workspace, handle: TeacherHandle, split: Split | None = None
+) -> StoredItems | SparseRelevance:
     """Return the relevance of a teacher for a split, by default training; compute or read what is not stored yet.
 
-    Every text is scored with every video. Frame relevance is of a caption and its video: there is none in a split
-    with texts or videos that are of no pair.
+    Every text is scored with every video, or by a teacher of shortlists with those of its shortlist. Frame relevance
+    is of a caption and its video: there is none in a split with texts or videos that are of no pair. Raises
+    RecipeError for shortlists of such a split.
     """
-    split = split or work.catalog.train
+    if not handle.scores_shortlist:
+        return dense_relevance(work, handle, split or work.catalog.train)
+    if split not in (None, work.catalog.train) or not work.catalog.train.is_paired:
+        raise RecipeError(
+            f"teacher {handle.label!r} scores shortlists of captions: data without captions needs a teacher that "
+            "scores every text with every video"
+        )
+    finder = _finder(work, handle)
+    return shortlist_relevance(work, handle, finder, provenance=common_provenance(work, handle, work.catalog.train))
+
+
+def _finder(work: Workspace, handle: TeacherHandle) -> Finder:
+    shortlist = handle.traits.shortlist
+    assert shortlist is not None
+    train = work.catalog.train
+    return open_finder(
+        work,
+        shortlist,
+        read=lambda other: dense_relevance(work, other, train),
+        describe=lambda other: common_provenance(work, other, train),
+    )
+
+
+def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> StoredItems:
+    """Return the relevance of all texts and videos of a split."""
     options: dict[str, Any] = {
         "provenance": common_provenance(work, handle, split),
         "precision": work.recipe.teaching.precision,
@@ -87,7 +121,9 @@ def teacher_relevance(work: Workspace, handle: TeacherHandle, split: Split | Non
     return store_relevance(path, compute_rows, captions=rows, videos=columns, processes=work.processes, **options)
 
 
-def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *, sample: bool = True) -> list[str]:
+def verify_teacher(
+    work: Workspace, handle: TeacherHandle, store: StoredItems | SparseRelevance, *, sample: bool = True
+) -> list[str]:
     """Check a teacher's stores: every checksum, and a `sample` of rows computed or read again from the start.
 
     No sample is taken where a checksum is wrong: what it is computed from may be at fault.
@@ -95,13 +131,16 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
     split, problems = work.catalog.train, []
     if not handle.reads_relevance:
         inputs = work.inputs_for(handle.model, split, work.views)
-        problems = [problem for tokens in stored_tokens(work, handle, split) for problem in tokens.verify()]
+        if not isinstance(store, SparseRelevance):
+            problems = [problem for tokens in stored_tokens(work, handle, split) for problem in tokens.verify()]
         if inputs.frames is not work.frames:
             problems += inputs.frames.verify()
     problems += store.verify()
     if problems or not sample:
         return problems
     rows = np.unique(np.linspace(0, store.rows - 1, min(SAMPLE, store.rows)).astype(np.int64))
+    if isinstance(store, SparseRelevance):
+        return verify_shortlist(work, handle, store, rows, pairs=SAMPLE)
     if handle.reads_relevance:
         columns = np.arange(len(split.videos))
         again = _from_file(work, handle, split)(rows)
@@ -118,14 +157,19 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
             views=work.views,
             with_frames=split.is_paired,
             device=work.device,
+            precision=work.recipe.teaching.encoding_precision,
         )
-    return verify_relevance(store, again, rows, columns, label=handle.label)
+    spread = 0.0 if work.recipe.teaching.encoding_precision == "float32" else BFLOAT16_SPREAD
+    return verify_relevance(store, again, rows, columns, label=handle.label, spread=spread)
 
 
 def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
     """Return everything that a teacher's relevance for the training split depends on."""
     if handle.reads_relevance:
         return {**common_provenance(work, handle, work.catalog.train), "split": work.catalog.train.provenance()}
+    if handle.scores_shortlist:
+        lists = _finder(work, handle).provenance
+        return {**work.provenance(work.catalog.train, handle.model, _options(handle)), "lists": lists}
     return work.provenance(work.catalog.train, handle.model, _options(handle), views=work.views)
 
 
@@ -153,7 +197,9 @@ def common_provenance(work: Workspace, handle: TeacherHandle, split: Split) -> d
 
 
 def _options(handle: TeacherHandle) -> dict[str, Any]:
-    return {"name": handle.section.name, **handle.section.options}
+    options = {"name": handle.section.name, **handle.section.options}
+    left_out = OPTIONS if handle.scores_shortlist else ()
+    return {key: value for key, value in options.items() if key not in left_out}
 
 
 def _from_file(work: Workspace, handle: TeacherHandle, split: Split) -> Compute:
@@ -198,4 +244,5 @@ def stored_tokens(work: Workspace, handle: TeacherHandle, split: Split) -> tuple
         device=work.device,
         processes=work.processes,
         label=f"{handle.label} tokens",
+        precision=work.recipe.teaching.encoding_precision,
     )

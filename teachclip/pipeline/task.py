@@ -47,8 +47,8 @@ class Teachers:
 def build_teachers(work: Workspace, split: Split) -> Teachers:
     """Prepare every teacher of the recipe for the training split.
 
-    Relevance from a file (`scores`) is read from its store even where `teaching.source` is online. Online teachers
-    that read the same tokens and frames as the student, or as each other, share them.
+    Relevance from a file (`scores`) and of shortlists is read from its store even where `teaching.source` is online.
+    Online teachers that read the same tokens and frames as the student, or as each other, share them.
     """
     recipe, found = work.recipe, Teachers()
     known = {"": work.pixel_inputs(split, views=work.views)}
@@ -88,6 +88,7 @@ def build_task(
         online=teachers.online,
         by_confidence=recipe.teaching.weighting == "confidence",
         frame_set_scorer=frame_set_scorer,
+        chunk_size=recipe.train.chunk_size,
     )
 
 
@@ -126,7 +127,7 @@ def build_frame_sets(
 
 def is_stored(recipe: Recipe, handle: TeacherHandle) -> bool:
     """Whether a teacher teaches from its store."""
-    return recipe.teaching.source == "stored" or handle.reads_relevance
+    return recipe.teaching.source == "stored" or handle.reads_relevance or handle.scores_shortlist
 
 
 def shared_prefix(known: dict[str, PixelInputs], inputs: PixelInputs) -> str:

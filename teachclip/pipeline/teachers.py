@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class TeacherHandle:
     def reads_relevance(self) -> bool:
         """Whether it reads scores from a file instead of encoding."""
         return reads_relevance(teacher_class(self.section))
+
+    @property
+    def scores_shortlist(self) -> bool:
+        """Whether it scores a shortlist of each text in place of all pairs."""
+        return not self.reads_relevance and self.traits.shortlist is not None
 
     @functools.cached_property
     def model(self) -> Any:
@@ -100,6 +106,11 @@ class TeacherHandle:
                 f"teacher {self.label!r} reads its relevance from a file, which knows one version of each video: it "
                 f"needs frames.temporal_augmentation=1, got {versions}"
             )
+        if traits.shortlist is not None and versions > 1:
+            raise RecipeError(
+                f"teacher {self.label!r} scores a shortlist, which holds one version of each video: it needs "
+                f"frames.temporal_augmentation=1, got {versions}"
+            )
         tokens, frames = recipe.text.max_tokens, recipe.frames.count
         most_tokens = traits.max_tokens if traits.preprocessing is None else None
         if most_tokens is not None and tokens > most_tokens:
@@ -113,6 +124,20 @@ class TeacherHandle:
     def release(self) -> None:
         """Let go of the model, which is loaded again if it is used after all."""
         self.__dict__.pop("model", None)
+
+
+def reranker_section(source: str, labels: Sequence[str]) -> TeacherSection:
+    """Return the section of a CrossEncoder that `--rerank` names by its folder or hub id alone.
+
+    `labels`: of the recipe's teachers. Raises RecipeError for another text.
+    """
+    source = os.path.expanduser(source)
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
+    if not is_id and not Path(source).is_dir():
+        allowed = ", ".join(labels) or "the label of a teacher, with a --recipe that has it"
+        hint = closest(source, labels)
+        raise RecipeError(f"--rerank {source!r}: allowed: {allowed}; the folder or hub id of a CrossEncoder{hint}")
+    return TeacherSection(name="cross_encoder", checkpoint=source)
 
 
 TeacherHandles = Mapping[str, TeacherHandle]
@@ -137,11 +162,17 @@ def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
 
 
 def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:
-    """Raise RecipeError if the teacher that is to score frame sets can only read scores of existing videos."""
+    """Raise RecipeError if the teacher that is to score frame sets reads scores from a file or is too slow for it."""
     label = recipe.losses.frame_sets.scorer
-    if recipe.losses.uses_frame_sets and label in teachers and teachers[label].reads_relevance:
+    if not recipe.losses.uses_frame_sets or label not in teachers:
+        return
+    if teachers[label].reads_relevance:
         raise RecipeError(
             f"losses.frame_sets.scorer: {label!r} reads its scores from a file: it cannot score frame sets"
+        )
+    if teachers[label].scores_shortlist:
+        raise RecipeError(
+            f"losses.frame_sets.scorer: {label!r} scores a shortlist of each text: it is too slow for frame sets"
         )
 
 

@@ -23,10 +23,10 @@ from teachclip.scoring.targets import tempered_relevance, video_frame_targets
 from teachclip.scoring.token_store import store_tokens
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
-from teachclip.training.batches import StoredRelevance
+from teachclip.training.batches import RelevanceStore, StoredRelevance
 
 
-def sure_pairs(work: Workspace, store: StoredItems) -> SurePairs:
+def sure_pairs(work: Workspace, store: RelevanceStore) -> SurePairs:
     """Return the pairs of the training split that stand for captions, from a teacher's stored relevance."""
     split = work.catalog.train
     return surest_pairs(
@@ -104,6 +104,6 @@ def evaluate_any(
         return evaluate_split(scorer, inputs, split, blocks, work.device, work.processes, **options)
     if not choices:
         raise DataError(f"the {split.name} split has no captions, and no teacher says what is right")
-    options.pop("cost", None)
+    options.pop("final", None)
     measured = agreement_with(scorer, inputs, choices, blocks, work.device, work.processes, **options)
     return {**mean_agreement(measured, choices), "videos": len(split.videos), "captions": len(split.captions)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from teachclip.console import visible
+from teachclip.evaluation.comparison import Difference
 from teachclip.evaluation.intervals import spread
 
 COLUMNS = {
@@ -20,6 +21,8 @@ COLUMNS = {
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 SPREAD = " ± "
 """Between a mean and its standard deviation in a cell."""
+FEW_VIDEOS = 50
+"""Below, a recall has an interval so wide that the table says it."""
 _NUMERIC = "+-0123456789["
 
 
@@ -124,6 +127,25 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
+def comparison_table(differences: Sequence[Difference]) -> str:
+    """Return a Markdown table of the differences of two models: one line per direction and recall."""
+    rows = [
+        (
+            DIRECTIONS[item.direction],
+            COLUMNS[item.metric],
+            f"{item.first:.1f}",
+            f"{item.second:.1f}",
+            f"{item.difference:+.1f}",
+            f"[{item.low:+.1f}, {item.high:+.1f}]",
+            f"{item.p:.4f}",
+            f"{item.queries:,}",
+        )
+        for item in differences
+    ]
+    header = ("direction", "metric", "first", "second", "difference", "95 % interval", "p", "queries")
+    return markdown_table(Table("", header, rows))
+
+
 def reranking_table(result: Mapping[str, Any], split: str) -> str:
     """Return a Markdown table of text-to-video retrieval with the best k videos of each text reranked, by k."""
     found = result[split]["reranked"]
@@ -144,7 +166,7 @@ def reranking_table(result: Mapping[str, Any], split: str) -> str:
 
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
-    notes = []
+    notes = [note for result in results for note in _certainty_notes(result)]
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
     for split, found in _agreements(results):
@@ -166,6 +188,27 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _agreements(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     splits = [(split, result[split]) for result in results for split in ("validation", "test") if split in result]
     return [(split, found) for split, found in splits if "agreement_with" in found]
+
+
+def _certainty_notes(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how far each split's text-to-video result can be trusted."""
+    for split in ("train", "validation", "test"):
+        found = result.get(split, {})
+        if "intervals" not in found:
+            continue
+        low, high = found["intervals"]["t2v"]["recall_at_1"]
+        yield (
+            f"{split}: {found['captions']:,} captions among {found['videos']:,} videos; R@1 text to video "
+            f"{found['t2v']['recall_at_1']:.1f} [{low:.1f}, {high:.1f}] (95 % over videos), chance "
+            f"{found['chance']['recall_at_1']:.1f}."
+        )
+        if repeated := found["repeated_captions"]:
+            yield (
+                f"{split}: {repeated:,} captions are also those of other videos: no model can have more than "
+                f"{found['ceiling']['recall_at_1']:.1f} R@1."
+            )
+        if found["videos"] < FEW_VIDEOS:
+            yield f"{split}: fewer than {FEW_VIDEOS} videos tell hardly any two models apart."
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, Tokens
+from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
 from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_video_batch, prefetch, to_device
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
@@ -46,13 +46,18 @@ def weights_hash(module: nn.Module, *, rounded: bool = False) -> str:
 
 
 def architecture_hash(module: nn.Module) -> str:
-    """Return the sha256 of what the weights do not tell: the parts' types and their plain settings (heads, masks)."""
+    """Return the sha256 of what the weights do not tell: the parts' types and their plain settings (heads, masks).
+
+    Where a model was loaded from is none of them: a folder that is moved is the same model.
+    """
     parts = []
     for name, part in module.named_modules():
         values = {
             key: value
             for key, value in sorted(vars(part).items())
-            if key != "training" and not key.startswith("_") and isinstance(value, (bool, int, float, str))
+            if key not in ("training", "name_or_path")
+            and not key.startswith("_")
+            and isinstance(value, (bool, int, float, str))
         }
         parts.append([name, type(part).__name__, values])
     return fingerprint_of({"parts": parts})
@@ -130,17 +135,20 @@ def store_scorer_tokens(
     device: torch.device | str,
     processes: Processes,
     label: str,
+    precision: str = "float32",
 ) -> tuple[StoredItems, StoredItems]:
     """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`.
 
-    `provenance`: what they depend on besides the texts and videos.
+    `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
     """
 
     def encode_texts(rows: np.ndarray) -> Tokens:
-        return encode_text_batch(scorer, to_device(inputs.texts(rows), device))
+        with encoding_in(precision, device):
+            return in_float32(encode_text_batch(scorer, to_device(inputs.texts(rows), device)))
 
     def encode_videos(rows: np.ndarray) -> Tokens:
-        return encode_video_batch(scorer, to_device(inputs.videos(rows), device))
+        with encoding_in(precision, device):
+            return in_float32(encode_video_batch(scorer, to_device(inputs.videos(rows), device)))
 
     texts = store_tokens(
         folder / "texts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from teachclip.server.network import address_of
 
 QUEUE = 2048
 """Connections that wait to be taken."""
+FAREWELL = 3
+"""Seconds that open answers get to end; a browser holds on to a film that it has paused."""
 
 
 def serve(index: VideoIndex, host: str, port: int, token: str | None, ready: Callable[[str], None]) -> None:
@@ -34,5 +37,13 @@ def serve(index: VideoIndex, host: str, port: int, token: str | None, ready: Cal
             raise DataError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from error
         listener.listen(QUEUE)
         ready(address_of(host.strip("[]"), listener.getsockname()[1], token))
-        config = uvicorn.Config(create_app(index, token=token), log_level="warning", server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        config = uvicorn.Config(
+            create_app(index, token=token),
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=FAREWELL,
+        )
+        server = uvicorn.Server(config)
+        # Of its end it says how many answers it cuts off, with a traceback for each.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+        server.run(sockets=[listener])

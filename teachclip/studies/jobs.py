@@ -280,7 +280,7 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
 def _measure(recipe: Recipe, *, frame_probe: bool) -> dict[str, Any]:
     """Evaluate on test what needs no student: zero-shot, and the teachers that score themselves."""
     handles = open_teachers(recipe, torch.device("cpu"))
-    labels = [label for label, handle in handles.items() if not handle.reads_relevance]
+    labels = [label for label, handle in handles.items() if not (handle.reads_relevance or handle.scores_shortlist)]
     result: dict[str, Any] = {
         "zero_shot": evaluate(recipe, model="zero_shot")["test"],
         "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},

@@ -14,9 +14,13 @@ from teachclip.cli.main import COMMANDS
 from teachclip.recipe.loading import describe_keys, find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part in (".venv", "runs", ".git", "build") for part in path.parts)
-)
+
+
+def is_page(path: Path) -> bool:
+    return not any(part in ("runs", "build") or part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
+PAGES = sorted(filter(is_page, ROOT.rglob("*.md")))
 PAGES = [path for path in PAGES if not path.is_relative_to(ROOT / "teachclip" / "recipes")]  # a link to recipes/
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 MADE_BY_THE_DEMO = ("runs/",)

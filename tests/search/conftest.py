@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from indexing import towers, update  # noqa: F401 - a fixture
+from indexing import update
 from tiny_models import tiny_student
 from video_files import write_video
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from indexing import towers, update  # noqa: F401 - a fixture
+from indexing import update
 from served import HOSTILE, running
 from tiny_models import tiny_student
 from video_files import write_video

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from indexing import update
 from PIL import Image
 from served import HOSTILE, running
 
@@ -242,7 +243,13 @@ def test_mistakes_in_serving_are_one_line(film_index, tmp_path, capsys, address)
         assert errors[-1].startswith("error: ") and part in errors[-1]
 
 
-def test_the_command_serves_until_it_is_interrupted(film_index):
+def test_the_command_serves_until_it_is_interrupted_though_a_film_is_paused(own_films):
+    films, film_index = own_films
+    padding = 32 << 20  # more than sockets hold
+    with open(films / "one.mp4", "ab") as film:
+        film.write(padding.to_bytes(4, "big") + b"free")
+        film.truncate(film.tell() + padding - 8)
+    update(film_index)
     command = [sys.executable, "-m", "teachclip", "serve", str(film_index), "--port", "0", "--host", "0.0.0.0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
@@ -254,8 +261,11 @@ def test_the_command_serves_until_it_is_interrupted(film_index):
             headers = {"Authorization": f"Bearer {token}"}
             video = client.get("/api/videos", headers=headers).json()[0]["id"]
             assert client.get(f"/api/videos/{video}/picture.jpg", headers=headers).status_code == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130 and "Traceback" not in process.stderr.read()
+            sizes = {one["id"]: one["bytes"] for one in client.get("/api/videos", headers=headers).json()}
+            with client.stream("GET", f"/api/videos/{max(sizes, key=sizes.get)}/file", headers=headers) as paused:
+                assert int(paused.headers["content-length"]) > padding
+                process.send_signal(signal.SIGINT)
+                assert process.wait(30) == 130 and "Traceback" not in process.stderr.read()
     finally:
         process.kill()
         process.wait()

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from served import HOSTILE, running
 
+expect.set_options(timeout=60_000)  # a limit for a busy machine, not a demand
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None and "CI" not in os.environ:  # CI installs one, and fails without it
     pytest.skip("no Chromium on the path", allow_module_level=True)

@@ -25,7 +25,7 @@ def running(index: Path, **options: Any) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(512)
         app = create_app(VideoIndex.open(index), picture_workers=1, **options)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
