@@ -56,7 +56,13 @@ def agreement_with(
 ) -> dict[str, dict[str, Any]]:
     """Return the agreement of a scorer with each teacher, by its label. All processes return the same numbers."""
     sides = encode_split(
-        scorer, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
+        scorer,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
     )
     texts, videos = (tokens_to(side, device) for side in sides)
     with torch.no_grad():

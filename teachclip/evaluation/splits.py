@@ -57,7 +57,6 @@ def evaluate_split(
     returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
     the ranks. All processes encode their share and return the same numbers.
     """
-    split.require_captions("recall is of a caption's own video")
     texts, videos = encode_split(
         scorer,
         inputs,

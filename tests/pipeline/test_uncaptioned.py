@@ -9,6 +9,8 @@ import yaml
 
 from teachclip import distill, evaluate, load_student, precompute
 from teachclip.cli import distill as distill_command
+from teachclip.cli import evaluate as evaluate_command
+from teachclip.cli import train_teacher
 from teachclip.pipeline.build import build_catalog
 from teachclip.recipe.loading import load_recipe
 from teachclip.store.array_store import ArrayStore
@@ -140,3 +142,13 @@ def test_a_step_is_taken_without_any_pair(uncaptioned, project):
     assert len(steps) == 4 and all(line["contrastive"] == 0 for line in steps)
     assert all(line["video_text"] > 0 and line["frame_text"] > 0 and line["frame_sets"] > 0 for line in steps)
     assert torch.isfinite(torch.tensor([line["loss"] for line in steps])).all()
+
+
+def test_what_is_made_for_captions_says_so(uncaptioned, capsys):
+    training = {"train": {"steps": 1, "batch_size": 2}}
+    recipe = uncaptioned(teachers=[{"name": "xpool", "checkpoint": "new.pth", "training": training}])
+    assert train_teacher.main([str(recipe)]) == 2
+    assert "the train split has videos without captions" in capsys.readouterr().err
+    recipe = uncaptioned()
+    assert evaluate_command.main([str(recipe), "--model", "zero_shot"]) == 2
+    assert "the data has no test split; it has: train, validation" in capsys.readouterr().err
