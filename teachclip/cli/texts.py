@@ -52,9 +52,24 @@ def _suggest(argv: Sequence[str]) -> None:
 
 
 def _bank(argv: Sequence[str]) -> None:
-    CommandParser(
-        prog="teachclip texts bank", description="Print the bank of everyday texts, one per line."
-    ).parse_args(argv)
-    from teachclip.texts.bank import bank
+    """Print or write the bank of a grammar. Raises DataError for a grammar that cannot be read."""
+    from teachclip.texts.bank import GRAMMARS, bank, read_grammar
 
-    print("\n".join(bank()))
+    parser = CommandParser(
+        prog="teachclip texts bank",
+        description="Print the texts of a grammar, one per line: patterns over lists of words, in YAML. "
+        "teachclip/texts/everyday.yaml is one to copy.",
+    )
+    parser.add_argument("--grammar", default="everyday", help=f"{', '.join(GRAMMARS)} or a file (default: everyday)")
+    parser.add_argument("--out", type=path_argument, help="file to write (default: print them)")
+    args = parser.parse_args(argv)
+    texts = bank(read_grammar(args.grammar))
+    if args.out is None:
+        print("\n".join(texts))
+        return
+    from teachclip.console import log
+    from teachclip.store.files import make_folder, write_atomic
+
+    make_folder(args.out.parent)
+    write_atomic(args.out, "".join(f"{text}\n" for text in texts).encode())
+    log(f"texts: {len(texts):,} in {args.out}")

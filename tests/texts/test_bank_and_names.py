@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from teachclip.data.video.tags import read_seconds, read_tags
-from teachclip.texts.bank import bank, everyday
+from teachclip.errors import DataError
+from teachclip.shapes.captions import vocabulary
+from teachclip.shapes.scenes import ATTRIBUTES
+from teachclip.texts.bank import bank, everyday, read_grammar
 from teachclip.texts.names import distinct, text_of_name, texts_of_files
 
 
@@ -32,6 +35,35 @@ def test_a_pattern_takes_words_evenly_and_at_most_so_many():
         counts = Counter(text[position] for text in pairs).values()
         assert max(counts) - min(counts) <= 1
     assert len(bank({**grammar, "patterns": {"{a} {a}": 99}})) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("patterns: {'a {x}': 2}\nx: [b, c]\n", None),
+        ("patterns: {'a {x}': 2}\ny: [b]\n", "names no list: x"),
+        ("patterns: {'a {x}': 0}\nx: [b]\n", "0 texts; allowed: 1 or more"),
+        ("patterns: {'a {x}': 2}\nx: [no]\n", "quote 'no'"),
+        ("a: [b]\n", "a grammar has 'patterns'"),
+        ("{", "cannot read the grammar"),
+    ],
+)
+def test_a_grammar_of_ones_own_is_checked(tmp_path, text, told):
+    path = tmp_path / "words.yaml"
+    path.write_text(text)
+    if told is None:
+        assert bank(read_grammar(path)) == ["a b", "a c"]
+        return
+    with pytest.raises(DataError) as caught:
+        read_grammar(path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="did you mean shapes"):
+        read_grammar("shape")
+
+
+def test_the_grammar_of_shapes_says_what_its_captions_say():
+    words = {word for text in bank(read_grammar("shapes")) for word in text.split()}
+    assert words <= set(vocabulary()) and set().union(*ATTRIBUTES.values()) <= words
 
 
 @pytest.mark.parametrize(
