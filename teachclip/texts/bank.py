@@ -45,9 +45,7 @@ def read_grammar(source: str | Path) -> Mapping[str, Any]:
     lists = {name: words for name, words in found.items() if name != "patterns"}
     for name, words in lists.items():
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise DataError(
-                f"{source}: {name} is {words!r:.60}; allowed: words (quote 'no' and numbers)"
-            )
+            raise DataError(f"{source}: {name} is {words!r:.60}; allowed: words (quote 'no' and numbers)")
     for pattern, most in found["patterns"].items():
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:
             raise DataError(f"{source}: {pattern!r}: {most!r:.60} texts; allowed: 1 or more")
