@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from teachclip.models.mean_pooling import EncoderFeatures
@@ -27,8 +28,11 @@ from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_vide
 from teachclip.start.look import Films
 from teachclip.store.files import file_hash
 
-VIDEOS, TEXTS, STEPS = 6, 64, 3
-"""What the probe takes; a step is a whole one."""
+VIDEOS, TEXTS = 6, 256
+"""What the probe takes; texts are encoded as many at a time in a run."""
+
+STEPS, LIMIT = (3, 40), 6.0
+"""Fewest and most steps that are timed, and the seconds after which no further one begins."""
 
 
 @dataclass
@@ -69,6 +73,7 @@ def probe(recipe: Recipe, films: Films, texts: Sequence[str]) -> Estimate:
     Raises DataError if no video of the sample can be decoded, and what loading the models raises.
     """
     clock, estimate = _Clock(), Estimate()
+    started = time.time() - psutil.Process().create_time()  # of this command, as of the one that trains
     with tempfile.TemporaryDirectory(prefix="teachclip-init-") as folder:
         small = _small_recipe(recipe, films, texts, Path(folder))
         names = sorted(os.listdir(small.data.videos))
@@ -83,15 +88,15 @@ def probe(recipe: Recipe, films: Films, texts: Sequence[str]) -> Estimate:
             for path in paths:
                 file_hash(path)
         sizes = _encode(work, clock)
-        _steps(work, clock)
+        steps = _steps(work, clock)
         hashed = sum(path.stat().st_size for path in paths)
     shares = {
         "decode videos": (clock.seconds["decode"] / len(paths) / usable_cores() + 0.01) * len(films.files),
         "hash files": clock.seconds["hash"] / max(1, hashed) * films.size,
         "encode videos": clock.seconds["videos"] / len(work.catalog.train.videos) * len(films.files),
         "encode texts": clock.seconds["texts"] / min(TEXTS, len(texts)) * len(texts),
-        "train": clock.seconds["steps"] / STEPS * (recipe.train.steps or 0),
-        "load models": max(0.0, clock.seconds["load"]),
+        "train": clock.seconds["steps"] / steps * (recipe.train.steps or 0),
+        "start and load": started + max(0.0, clock.seconds["load"]),
     }
     estimate.seconds = shares
     count, size = recipe.frames.count, work.preprocessing.transform.size
@@ -169,14 +174,15 @@ def _videos(scorer: object, inputs: PixelInputs, rows: np.ndarray, device: torch
     return {name: tensor.cpu() for name, tensor in encode_video_batch(scorer, batch).items()}  # type: ignore[arg-type]
 
 
-def _steps(work: Workspace, clock: _Clock) -> None:
-    """Take some training steps as the run takes them, after one to warm up."""
+def _steps(work: Workspace, clock: _Clock) -> int:
+    """Take some training steps as the run takes them, after one to warm up. Returns how many were timed."""
     recipe = work.recipe
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     freeze(student, encoders=recipe.train.encoders)
     task, batches = build_training(work, student.to(work.device), None)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
-    for step in range(STEPS + 1):
+    step = 0
+    while step <= STEPS[0] or (step <= STEPS[1] and clock.seconds["steps"] < LIMIT):
         with clock("warm-up" if step == 0 else "steps"):
             batch = to_device({**batches[step], "progress": torch.tensor(0.0)}, work.device)
             task(batch)["loss"].backward()
@@ -184,3 +190,5 @@ def _steps(work: Workspace, clock: _Clock) -> None:
             optimizer.zero_grad()
             if work.device.type == "cuda":
                 torch.cuda.synchronize()
+        step += 1
+    return step - 1
