@@ -75,7 +75,7 @@ def init(
         write_atomic(source, ("\n".join(lines) + "\n").encode())
     make_folder(out.parent)
     write_atomic(out, text.encode())
-    _tell(films, machine, choice, estimate, out)
+    _tell(films, machine, choice, estimate, out, given=given is not None)
     return out
 
 
@@ -94,8 +94,10 @@ def _as_values(text: str) -> dict[str, object]:
     return values
 
 
-def _tell(films: Films, machine: Machine, choice: rules.Choice, estimate: Estimate, out: Path) -> None:
-    """Say what was chosen and why, what it takes, and what to do next."""
+def _tell(
+    films: Films, machine: Machine, choice: rules.Choice, estimate: Estimate, out: Path, *, given: bool
+) -> None:
+    """Say what was chosen and why, what it takes, and what to do next; `given`: texts were given."""
     log(f"student: from {choice.backbone}; taught by {choice.teacher}")
     for name in choice.rules:
         rule = rules.RULES[name]
@@ -114,6 +116,8 @@ def _tell(films: Films, machine: Machine, choice: rules.Choice, estimate: Estima
         )
     log(f"recipe:  {out}")
     log(f"next:    teachclip distill {shell_path(out)}")
+    if not given:
+        log(f"better:  before it, keep the texts that occur here: teachclip texts suggest {shell_path(out)}")
 
 
 def _bytes(count: float) -> str:
