@@ -20,6 +20,7 @@ from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
+from teachclip.pipeline.tracking import start_trackers, track_results
 from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
@@ -67,7 +68,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     set_clip_weights(student, train.clip_weights)
     speed_up(student, train)
     task, batches = _build_training(work, student, unpaired)
-    accelerator.init_trackers(recipe.name)
+    start_trackers(accelerator, recipe)
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
@@ -81,6 +82,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     )
     task.load_state_dict(run.best_weights())
     results = _measure(work, student, select, progress.best_step)
+    track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
     return results
