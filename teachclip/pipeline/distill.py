@@ -20,6 +20,7 @@ from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
+from teachclip.pipeline.tracking import start_trackers, track_results
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import Workspace, build_workspace
@@ -70,7 +71,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
         write_taught(work)
     speed_up(student, train)
     task, batches = build_training(work, student, unpaired)
-    accelerator.init_trackers(recipe.name)
+    start_trackers(accelerator, recipe)
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
@@ -84,6 +85,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     )
     task.load_state_dict(run.best_weights())
     results = _measure(work, student, select, progress.best_step)
+    track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
     return results

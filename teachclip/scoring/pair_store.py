@@ -81,7 +81,8 @@ class SparseRelevance:
         floor = scores.min(axis=1, keepdims=True) - np.float32(self.margin)
         every = np.repeat(floor, int(self.places.max()) + 1, axis=1)
         np.put_along_axis(every, self.store.read("columns", items).astype(np.int64), scores, axis=1)
-        return every[:, self.places if columns is None else self.places[columns]]
+        chosen = self.places if columns is None else self.places[columns]
+        return np.ascontiguousarray(every[:, chosen])  # a loss adds up in the order of memory, as of a dense store
 
     def scored(self, items: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Return which pairs of some captions are scored: bool (captions, videos)."""
