@@ -144,9 +144,11 @@ def test_a_step_is_taken_without_any_pair(uncaptioned, project):
     assert torch.isfinite(torch.tensor([line["loss"] for line in steps])).all()
 
 
-def test_what_is_made_for_captions_says_so(uncaptioned, capsys):
+def test_what_is_made_for_captions_says_so(uncaptioned, project, capsys):
     training = {"train": {"steps": 1, "batch_size": 2}}
-    recipe = uncaptioned(teachers=[{"name": "xpool", "checkpoint": "new.pth", "training": training}])
+    recipe = uncaptioned(
+        teachers=[{"name": "xpool", "checkpoint": str(project.folder / "new.pth"), "training": training}]
+    )
     assert train_teacher.main([str(recipe)]) == 2
     assert "the train split has videos without captions" in capsys.readouterr().err
     recipe = uncaptioned()
