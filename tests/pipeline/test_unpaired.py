@@ -76,8 +76,8 @@ def test_the_main_lists_of_texts_and_videos_are_looked_at_too(project):
     texts.write_text("a green sea\nA BLUE circle\n", encoding="utf-8")
     recipe = load_recipe(project(data={"texts": str(texts), "uncaptioned": str(project.root / "videos")}))
     test = build_catalog(recipe).test
-    with pytest.raises(RecipeError, match="data.texts: .* holds 1 test captions: 'A BLUE circle'"):
+    with pytest.raises(RecipeError, match=r"data.texts: .* holds 1 test captions: 'A BLUE circle'"):
         check_unseen(recipe, test)
     texts.write_text("a green sea\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="data.uncaptioned: .*clip1[123].mp4 is a test video"):
+    with pytest.raises(RecipeError, match=r"data.uncaptioned: .*clip1[123].mp4 is a test video"):
         check_unseen(recipe, test)
