@@ -199,6 +199,8 @@ def test_what_does_not_go_together_is_one_line(project, models, changes, part, c
 
 
 def test_a_dry_run_takes_a_step_with_both(project, models, capsys):
-    recipe = project(teachers=[encoder(models), reranker(models, top=3)])
+    sets = {"weight": 1.0, "count": 4, "texts": 4, "scorer": "sentence_transformer"}
+    recipe = project(teachers=[encoder(models), reranker(models, top=3)], losses={"frame_sets": sets})
     assert run(distill.main, recipe, "--dry-run") == 0, capsys.readouterr().err
-    assert "dry run passed" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "dry run passed" in message and "frame_sets" in message
