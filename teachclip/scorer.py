@@ -8,7 +8,8 @@ make one. Nothing else in the toolkit looks for an attribute of a teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.errors import RecipeError
+from teachclip.registry import closest
+
+PRECISIONS = ("float32", "bfloat16")
+"""What encoders may compute in."""
 
 Tokens = dict[str, Tensor]
 """What scoring needs of some texts or videos: named tensors whose first dimension is the item."""
@@ -207,6 +212,26 @@ def select_tokens(tokens: Tokens, rows: Tensor | slice | Sequence[int]) -> Token
 def concat_tokens(parts: Sequence[Tokens]) -> Tokens:
     """Join token sets of several batches along the items. All parts must have the same names and item shapes."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@contextmanager
+def encoding_in(precision: str, device: torch.device | str) -> Iterator[None]:
+    """Encode in `float32`, or as far as autocast does in `bfloat16`, without a graph, until the block ends.
+
+    What is encoded may then be bfloat16: see `in_float32`. Raises RecipeError for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise RecipeError(
+            f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}{closest(precision, PRECISIONS)}"
+        )
+    half = precision == "bfloat16"
+    with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16) if half else nullcontext():
+        yield
+
+
+def in_float32(tokens: Tokens) -> Tokens:
+    """Return tokens with those in bfloat16 as float32; what is compared with them is in float32."""
+    return {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in tokens.items()}
 
 
 def tokens_to(tokens: Tokens, device: torch.device | str) -> Tokens:

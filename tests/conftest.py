@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from indexing import towers  # noqa: F401 - a fixture
-from tiny_models import FRAMES, SIZE, tiny_clip, tiny_tokenizer
+from made_recipe import recipe_sections
+from onnx_graphs import graphs  # noqa: F401 - a fixture
+from tiny_models import tiny_clip, tiny_tokenizer
 from video_files import write_video
 
 from teachclip import precompute
@@ -76,28 +77,6 @@ def made_project(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(XPool.from_clip(tiny_clip(text_layers=4, heads=1, seed=1)).checkpoint(), root / "teacher.pth")
     return root
-
-
-def recipe_sections(root: Path, output: Path, stores: Path) -> dict:
-    """Return the recipe of the made project, as nested dictionaries."""
-    return {
-        "name": "tiny",
-        "seed": 0,
-        "output": str(output),
-        "stores": str(stores),
-        "data": {
-            "format": "csv",
-            "videos": str(root / "videos"),
-            "annotations": str(root / "captions.csv"),
-            "validation": {"videos": 3},
-        },
-        "frames": {"sampling": "intervals", "count": FRAMES, "size": SIZE, "workers": 1},
-        "text": {"max_tokens": 10},
-        "student": {"backbone": str(root / "clip"), "temporal_layers": 1},
-        "teachers": [{"name": "xpool", "checkpoint": str(root / "teacher.pth")}],
-        "optimizer": {"name": "adamw", "lr": 1e-3, "clip_lr": 1e-4, "attention_lr": 1e-2},
-        "train": {"encoders": "frozen", "steps": 4, "batch_size": 4, "evaluate_every": 2, "log_every": 1},
-    }
 
 
 @pytest.fixture(scope="session")

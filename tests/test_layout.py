@@ -95,22 +95,32 @@ def test_a_package_is_imported_in_its_home_only(package, homes):
         assert package not in names or any(relative.startswith(home) for home in homes), relative
 
 
+MODELS = ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]
+
+
 @pytest.mark.parametrize(
-    ("statement", "heavy"),
-    [
-        ("import teachclip", ["torch", "transformers", "numpy", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.cli.main", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.recipe.loading", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("import teachclip.store.array_store", ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]),
-        ("from teachclip import load_student", ["matplotlib", "pebble", "onnx", "onnxruntime"]),
-        ("import teachclip.pipeline.export", ["onnx", "onnxruntime", "onnxscript"]),
-        ("from teachclip import load_onnx", ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]),
+    "imports",
+    [  # one after the other in one process, and what must not be loaded then
+        {
+            "import teachclip": [*MODELS, "numpy"],
+            "import teachclip.cli.main": MODELS,
+            "import teachclip.recipe.loading": MODELS,
+            "import teachclip.store.array_store": MODELS,
+        },
+        {
+            "from teachclip import load_student": ["matplotlib", "pebble", "onnx", "onnxruntime"],
+            "import teachclip.pipeline.export": ["onnx", "onnxruntime", "onnxscript"],
+        },
+        {"from teachclip import load_onnx": ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]},
     ],
+    ids=["commands", "students", "onnx"],
 )
-def test_importing_stays_light(statement, heavy):
-    code = f"import sys\n{statement}\nprint([name for name in {heavy!r} if name in sys.modules])"
+def test_importing_stays_light(imports):
+    code = "import sys"
+    for statement, heavy in imports.items():
+        code += f"\n{statement}\nprint({statement!r}, [name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == [f"{statement} []" for statement in imports]
 
 
 def test_nothing_is_unpickled():

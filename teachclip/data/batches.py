@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from teachclip.data.annotations.records import Caption
+from teachclip.data.caption_groups import CaptionGroups
 from teachclip.errors import DataError, LaunchError
 
 
@@ -20,20 +21,26 @@ class BatchSampler:
     """The pairs of every step: a function of seed and step alone, whatever is resumed and on how many processes.
 
     Every epoch shuffles all `pairs` again and drops the incomplete last batch. `batch_size` counts the pairs of all
-    processes together. `views`: augmented views per video, of which a pair takes the next one in every epoch. Raises
-    DataError if `batch_size` is below 2 or above `pairs`.
+    processes together. `views`: augmented views per video, of which a pair takes the next one in every epoch.
+
+    With `groups`, captions of a video stand side by side in a batch, so that it is encoded once for them: see
+    `captions_together`. Raises DataError if `batch_size` is below 2, above `pairs` or no multiple of the captions of
+    a group.
     """
 
     pairs: int
     batch_size: int
     seed: int
     views: int = 1
+    groups: CaptionGroups | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise DataError(f"batch size is {self.batch_size}; allowed: at least 2, as losses compare pairs")
         if self.batch_size > self.pairs:
             raise DataError(f"batch size is {self.batch_size}, but there are only {self.pairs} training pairs")
+        if self.groups is not None and self.batch_size % (size := self.groups.size):
+            raise DataError(f"batch size is {self.batch_size}; allowed: a multiple of captions_per_video, {size}")
 
     @property
     def batches_per_epoch(self) -> int:
@@ -43,28 +50,47 @@ class BatchSampler:
     def rows(self, step: int) -> np.ndarray:
         """Return the caption rows of the global batch of `step` (from 0): (batch_size,) int64."""
         epoch, number = divmod(step, self.batches_per_epoch)
+        if self.groups is not None:
+            return self.groups.epoch(epoch, self.batch_size, self.seed).batches[number]
         return _shuffled(self.pairs, self.seed, epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def captions_together(self, step: int) -> int:
+        """Return how many captions of a video stand side by side in the batch of `step`, g.
+
+        Rows g*i to g*i + g - 1 are of one video. g is the size of `groups`, or in batches of the captions that are
+        left over a divisor of it.
+        """
+        if self.groups is None:
+            return 1
+        epoch, number = divmod(step, self.batches_per_epoch)
+        return int(self.groups.epoch(epoch, self.batch_size, self.seed).together[number])
 
     def local(self, step: int, process_index: int, process_count: int) -> np.ndarray:
         """Return the rows of one process: `rows(step)` cut into equal slices, in the order of the processes.
 
-        Raises LaunchError if the batch size is not divisible by the number of processes.
+        Raises LaunchError if the batch size, in whole videos, is not divisible by the number of processes.
         """
         local_size, rest = divmod(self.batch_size, process_count)
-        if rest:
+        if rest or (self.groups is not None and local_size % self.groups.size):
+            each = "" if self.groups is None else f" x {self.groups.size} captions per video"
             raise LaunchError(
-                f"batch size {self.batch_size} is not divisible by {process_count} processes; expected a multiple"
+                f"batch size {self.batch_size} is not divisible by {process_count} processes{each}; "
+                "expected a multiple"
             )
         return self.rows(step)[process_index * local_size : (process_index + 1) * local_size]
 
     def views_of(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Return the view of the video that each of these pairs uses in `step`: (pairs,) int64, below `views`.
 
-        A pair starts at a view drawn from the seed and has used all of them after `views` epochs.
+        A pair starts at a view drawn from the seed and has used all of them after `views` epochs. Captions that share
+        the encoding of a video share its view: then the first view is drawn for each video.
         """
         if self.views == 1:
             return np.zeros(len(rows), dtype=np.int64)
-        return (_first_views(self.pairs, self.seed, self.views)[rows] + step // self.batches_per_epoch) % self.views
+        items, count = rows, self.pairs
+        if self.groups is not None:
+            items, count = self.groups.caption_videos[rows], int(self.groups.caption_videos.max()) + 1
+        return (_first_views(count, self.seed, self.views)[items] + step // self.batches_per_epoch) % self.views
 
 
 @functools.lru_cache(maxsize=4)

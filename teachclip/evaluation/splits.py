@@ -29,11 +29,13 @@ class Blocks:
     """How much is computed at once. It changes speed and memory; ranks change at most by rounding in the last bit.
 
     `batch_size`: videos per forward pass. Scores are computed in blocks of `text_block` x `video_block` pairs.
+    `precision`: of the encoders, `float32`, or `bfloat16`, which changes scores by far more than that.
     """
 
     batch_size: int = 32
     text_block: int = 128
     video_block: int = 512
+    precision: str = "float32"
 
 
 def evaluate_split(
@@ -56,7 +58,13 @@ def evaluate_split(
     the ranks. All processes encode their share and return the same numbers.
     """
     texts, videos = encode_split(
-        scorer, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
+        scorer,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
     )
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
@@ -105,7 +113,13 @@ def _again(
     if isinstance(teacher, PairScorer):
         return again_by_inputs(teacher, inputs, batch_size=blocks.batch_size, device=device)
     tokens = encode_split(
-        teacher, inputs, batch_size=blocks.batch_size, device=device, processes=processes, progress=progress
+        teacher,
+        inputs,
+        batch_size=blocks.batch_size,
+        device=device,
+        processes=processes,
+        progress=progress,
+        precision=blocks.precision,
     )
     texts, videos = (tokens_to(part, device) for part in tokens)
     return again_by_tokens(teacher, texts, videos)

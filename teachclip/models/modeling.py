@@ -29,7 +29,7 @@ from teachclip.models.student_files import StudentFiles
 from teachclip.models.temporal import StdLinear, TemporalTransformer
 from teachclip.models.videos import EncodedVideos, OnError, encode_in_batches, list_videos, read_videos
 from teachclip.models.warm_start import start_temporal, temporal_settings
-from teachclip.scorer import Tokens
+from teachclip.scorer import Tokens, encoding_in
 
 
 @dataclass
@@ -353,6 +353,7 @@ class StudentModel(StudentFiles):
         workers: int = 0,
         time_limit: float = 60.0,
         memory_limit: float = 4.0,
+        precision: str = "float32",
     ) -> Tensor | EncodedVideos:
         """Encode videos: paths, parts of files as (path, start, end) in seconds, or arrays of frames; or one of them.
 
@@ -360,7 +361,9 @@ class StudentModel(StudentFiles):
         seconds and `memory_limit` GB per process. Returns embeddings (videos, dim) on the CPU, L2-normalised,
         float32, in the order of the videos, and raises VideoError for the first video that cannot be read. With
         `on_error` "skip" or "use_decodable" such a video costs no other one: the result is an `EncodedVideos`, which
-        names it; "use_decodable" uses what can be decoded of it. Raises DataError if the student has no processor.
+        names it; "use_decodable" uses what can be decoded of it. `precision`: of the encoders, `float32`, or
+        `bfloat16`, which is faster where the processor or GPU has it and changes embeddings a little. Raises
+        DataError if the student has no processor.
         """
         processor = self._checked_processor("video", batch_size)
         items = list_videos(videos)
@@ -370,7 +373,7 @@ class StudentModel(StudentFiles):
             result = encode_in_batches(
                 outcomes,
                 len(items),
-                lambda frames: self._encode_inputs(processor.batch(frames)).video_embeds.cpu(),
+                lambda frames: self._encode_inputs(processor.batch(frames), precision).video_embeds.float().cpu(),
                 on_error=on_error,
                 batch_size=batch_size,
                 progress=progress,
@@ -386,8 +389,9 @@ class StudentModel(StudentFiles):
             raise DataError(f"batch_size is {batch_size}, expected at least 1")
         return self.processor
 
-    def _encode_inputs(self, inputs: Mapping[str, Tensor]) -> Any:
-        return self(**{name: values.to(self.device) for name, values in inputs.items()})
+    def _encode_inputs(self, inputs: Mapping[str, Tensor], precision: str = "float32") -> Any:
+        with encoding_in(precision, self.device):
+            return self(**{name: values.to(self.device) for name, values in inputs.items()})
 
 
 @contextmanager

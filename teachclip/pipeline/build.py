@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from teachclip.data.annotations.catalog import DEFAULT_SHARE, ValidationOptions, load_catalog
 from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
+from teachclip.data.caption_groups import CaptionGroups
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.splits import Blocks
@@ -99,10 +101,16 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
     build_selection(recipe, catalog)
     check_losses(recipe)
-    sampler = BatchSampler(len(catalog.train.captions), train.batch_size, recipe.seed)
-    sampler.local(0, processes.index, processes.count)
+    build_sampler(train, catalog.train, seed=recipe.seed).local(0, processes.index, processes.count)
     if recipe.losses.uses_frame_sets:
         check_divisible(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
+
+
+def build_sampler(train: Train, split: Split, *, seed: int, views: int = 1) -> BatchSampler:
+    """Return which pairs of a split are in every batch."""
+    together = train.captions_per_video
+    groups = CaptionGroups(split.caption_videos, together) if together > 1 else None
+    return BatchSampler(len(split.captions), train.batch_size, seed, views, groups)
 
 
 def check_losses(recipe: Recipe) -> None:
@@ -166,12 +174,14 @@ def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, 
         log_every=train.log_every,
         workers=train.workers,
         seed=seed,
+        chunk_size=train.chunk_size,
     )
 
 
 def build_blocks(recipe: Recipe) -> Blocks:
     """Return how much evaluation computes at once."""
-    return Blocks(recipe.evaluation.batch_size, recipe.evaluation.text_block, recipe.evaluation.video_block)
+    section = recipe.evaluation
+    return Blocks(section.batch_size, section.text_block, section.video_block, section.precision)
 
 
 def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> dict[str, Any]:
@@ -189,16 +199,21 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         del entry["training"], entry["label"]
     _drop_unused_options(values, recipe)
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
+    if recipe.evaluation.precision != "float32":  # selection depends on it
+        values["evaluation"] = {"precision": recipe.evaluation.precision}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
-        if identity["training"] is not None and identity["training"]["optimizer"]["adapter_lr"] is None:
-            del identity["training"]["optimizer"]["adapter_lr"]
+        if identity["training"] is not None:
+            _drop_usual(identity["training"]["train"], "train", Train)
+            if identity["training"]["optimizer"]["adapter_lr"] is None:
+                del identity["training"]["optimizer"]["adapter_lr"]
         return {**shared, "clip": recipe.student.backbone, "teacher": identity}
     return values
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "train": ("captions_per_video", "chunk_size", "compile", "activation_checkpointing", "tf32"),
     "student": (
         "trust_remote_code",
         "attention",
@@ -210,18 +225,15 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
         "temperature_scaling",
     ),
     "optimizer": ("adapter_lr",),
-    "teaching": ("weighting",),
+    "teaching": ("weighting", "encoding_precision"),
 }
 """Options beyond the paper: a run without them goes on where one of before they existed stopped."""
 
 
 def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     """Name options in a run's settings only where they are used."""
-    for section, keys in _OPTIONS.items():
-        usual = type(getattr(recipe, section)).model_fields
-        for key in keys:
-            if values[section][key] == usual[key].get_default(call_default_factory=True):
-                del values[section][key]
+    for section in _OPTIONS:
+        _drop_usual(values[section], section, type(getattr(recipe, section)))
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
@@ -229,6 +241,13 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         for key in ("end_weight", "saturation"):
             if key in term and term[key] is None:
                 del term[key]
+
+
+def _drop_usual(values: dict[str, Any], section: str, kind: type[BaseModel]) -> None:
+    """Drop the options of a section that have their default."""
+    for key in _OPTIONS[section]:
+        if values[key] == kind.model_fields[key].get_default(call_default_factory=True):
+            del values[key]
 
 
 def build_terms(recipe: Recipe) -> DistillationTerms:

@@ -10,12 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.data.batches import BatchSampler
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
@@ -47,7 +46,7 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     recipe = load_recipe(recipe, overrides)
     train = recipe.train
     accelerator = build_accelerator(
-        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output)
+        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output), tf32=train.tf32
     )
     work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():
@@ -66,6 +65,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
+    speed_up(student, train)
     task, batches = _build_training(work, student, unpaired)
     accelerator.init_trackers(recipe.name)
     progress = fit(
@@ -116,7 +116,7 @@ def _build_training(
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
-    sampler = BatchSampler(len(split.captions), recipe.train.batch_size, recipe.seed, work.views)
+    sampler = build.build_sampler(recipe.train, split, seed=recipe.seed, views=work.views)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 

@@ -29,6 +29,10 @@ SAMPLE = 8
 """Captions whose relevance is computed again to verify a store."""
 
 
+BFLOAT16_SPREAD = 0.1
+"""What scores may differ by if they are computed again in bfloat16, over their standard deviation."""
+
+
 def training_content(work: Workspace) -> dict[str, str]:
     """Return hashes of all that a run trains and selects on: what the recipe's paths led to."""
     splits = {"train": (work.catalog.train, work.views), "selection": (work.selection_split(), 1)}
@@ -124,9 +128,17 @@ def verify_teacher(
         videos = np.unique(split.caption_videos[rows])
         columns = np.concatenate([view * len(split.videos) + videos for view in range(work.views)])
         again = recompute(
-            handle.model, inputs, split.caption_videos, rows, columns, views=work.views, device=work.device
+            handle.model,
+            inputs,
+            split.caption_videos,
+            rows,
+            columns,
+            views=work.views,
+            device=work.device,
+            precision=work.recipe.teaching.encoding_precision,
         )
-    return verify_relevance(store, again, rows, columns, label=handle.label)
+    spread = 0.0 if work.recipe.teaching.encoding_precision == "float32" else BFLOAT16_SPREAD
+    return verify_relevance(store, again, rows, columns, label=handle.label, spread=spread)
 
 
 def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
@@ -204,4 +216,5 @@ def _tokens(work: Workspace, handle: TeacherHandle) -> tuple[StoredItems, Stored
         device=work.device,
         processes=work.processes,
         label=f"{handle.label} tokens",
+        precision=work.recipe.teaching.encoding_precision,
     )

@@ -83,6 +83,7 @@ def build_task(
         online=teachers.online,
         by_confidence=recipe.teaching.weighting == "confidence",
         frame_set_scorer=frame_set_scorer,
+        chunk_size=recipe.train.chunk_size,
     )
 
 

@@ -10,13 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.data.batches import BatchSampler
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import load_clip
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights
+from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights, speed_up
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.teachers import new_teacher
 from teachclip.pipeline.workspace import Workspace, build_workspace
@@ -58,7 +57,11 @@ def train_teacher(
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
-        mixed_precision=training.train.mixed_precision, trackers=training.train.trackers, output=str(folder)
+        mixed_precision=training.train.mixed_precision,
+        trackers=training.train.trackers,
+        output=str(folder),
+        tf32=training.train.tf32,
+        same_graph=False,
     )
     if checkpoint.exists() and not (folder / "settings.json").exists():
         raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
@@ -134,12 +137,13 @@ def _build_training(
     model = new_teacher(section, clip, seed=training.seed, **sizes)
     freeze(model, encoders=training.train.encoders)
     set_clip_weights(model, training.train.clip_weights)
+    speed_up(model, training.train)
     encoders = training.train.encoders
     if encoders == "frozen" and not isinstance(model, FeatureScorer):
         log(f"{section.name} reads more of its encoders than one feature per text and frame: they run in every step")
         encoders = "finetuned"  # of the inputs only: their weights stay frozen
     inputs = work.inputs(split, clip, encoders=encoders, views=work.views)
-    sampler = BatchSampler(len(split.captions), training.train.batch_size, training.seed, work.views)
+    sampler = build.build_sampler(training.train, split, seed=training.seed, views=work.views)
     selection_inputs = work.inputs(selection, clip, encoders=encoders)
     blocks = build.build_blocks(recipe)
     return (

@@ -170,7 +170,9 @@ class Workspace:
     ) -> dict[str, Any]:
         """Return what a model's numbers on any text and video of `inputs` depend on besides that text and video."""
         how = teacher_traits(model).preprocessing or self.preprocessing
+        precision = self.recipe.teaching.encoding_precision
         return {
+            **({} if precision == "float32" else {"encoded_in": precision}),
             "model": {"options": options, **self._identity(model)},
             "tokens": {"max_tokens": how.max_tokens},
             "frames": inputs.frames.provenance(views),
@@ -206,6 +208,7 @@ class Workspace:
             device=self.device,
             processes=self.processes,
             label=f"features of {split.name}",
+            precision=self.recipe.teaching.encoding_precision,
         )
         return FeatureInputs(texts, videos)
 

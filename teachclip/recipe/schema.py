@@ -111,6 +111,14 @@ class Train(Section):
     batch_size: Count = Field(120, description="pairs per step, over all processes together")
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
     steps: Count | None = Field(None, description="optimizer steps; or give epochs")
+    captions_per_video: Count = Field(
+        1, description="captions in a batch that share the encoding of their video; 1: as published"
+    )
+    chunk_size: Count | None = Field(
+        None,
+        description="pairs that a process encodes at a time: the same gradients in less memory, each pair encoded "
+        "twice; null: all",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
     clip_weights: Literal["float32", "float16"] = Field(
         "float32", description="float16: update CLIP's weights in float16, as published"
@@ -118,13 +126,24 @@ class Train(Section):
     evaluate_every: Count | None = Field(None, description="steps between validations; null: once an epoch")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints; null: as evaluate_every")
     log_every: Count = Field(10, description="steps between progress lines and checks that the loss is finite")
-    workers: int = Field(0, ge=0, description="processes that load batches; 0: the main process")
+    workers: int = Field(0, ge=0, description="processes that load batches; 0: a thread of the main process")
+    compile: bool = Field(False, description="compile the encoders (torch.compile); the first steps are slow")
+    activation_checkpointing: bool = Field(
+        False, description="compute the encoders' activations again in the backward pass: slower, less memory"
+    )
+    tf32: bool = Field(False, description="TensorFloat-32 in products of float32 matrices, on GPUs that have it")
     trackers: list[str] = Field(default_factory=list, description="Accelerate trackers, such as tensorboard, wandb")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_videos(self) -> Train:
+        if self.batch_size % (together := self.captions_per_video):
+            raise ValueError(f"batch_size is {self.batch_size}; allowed: a multiple of captions_per_video={together}")
         return self
 
 
@@ -189,6 +208,9 @@ class Teaching(Section):
     source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
     precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
     batch_size: Count = Field(32, description="videos per forward pass while precomputing")
+    encoding_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what encoders compute in while precomputing; bfloat16: faster, other relevance"
+    )
     only: list[str] | None = Field(
         None, min_length=1, description="labels of the teachers that teach; null: all that are listed"
     )
@@ -199,11 +221,14 @@ class Teaching(Section):
 
 
 class Evaluation(Section):
-    """How models are evaluated: sizes change speed and memory only."""
+    """How models are evaluated: sizes change speed and memory only, the precision results too."""
 
     batch_size: Count = Field(32, description="videos per forward pass")
     text_block: Count = Field(128, description="captions scored at once")
     video_block: Count = Field(512, description="videos scored at once")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what encoders compute in; bfloat16: faster, other recalls"
+    )
 
 
 class Card(Section):

@@ -23,7 +23,15 @@ from teachclip.data.frames.views import Frames
 from teachclip.data.video.transform import normalize
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.processes import Processes
-from teachclip.scorer import FeatureScorer, FrameScorer, Scorer, Tokens, concat_tokens
+from teachclip.scorer import (
+    FeatureScorer,
+    FrameScorer,
+    Scorer,
+    Tokens,
+    concat_tokens,
+    encoding_in,
+    in_float32,
+)
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
 
@@ -216,10 +224,12 @@ def encode_split(
     device: torch.device | str,
     processes: Processes | None = None,
     progress: bool = False,
+    precision: str = "float32",
 ) -> tuple[Tokens, Tokens]:
     """Encode all texts and all videos of a split once. Every process returns all tokens, on the CPU.
 
-    `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time.
+    `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time. `precision`: of the
+    encoders, see `encoding_in`.
     """
     processes = processes or Processes()
 
@@ -234,8 +244,9 @@ def encode_split(
         parts = []
         for rows in bar:
             batch = to_device(read(rows), device)  # type: ignore[operator]
-            tokens = encode(scorer, batch)  # type: ignore[operator]
-            parts.append({name: tensor.cpu() for name, tensor in tokens.items()})
+            with encoding_in(precision, device):
+                tokens = encode(scorer, batch)  # type: ignore[operator]
+            parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
         gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
         return concat_tokens(gathered)
 

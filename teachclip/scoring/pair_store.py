@@ -68,15 +68,20 @@ class SparseRelevance:
             arrays["frame_text"] = self.store.arrays["frame_text"]
         return arrays
 
-    def read(self, name: str, items: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the rows of some captions: `video_text` (captions, videos) or `frame_text` (captions, frames)."""
+    def read(
+        self, name: str, items: slice | Sequence[int] | np.ndarray, columns: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the rows of some captions: `video_text` (captions, videos) or `frame_text` (captions, frames).
+
+        `columns`: of `video_text` these videos alone, (captions, columns).
+        """
         if name != "video_text":
-            return self.store.read(name, items)
+            return self.store.read(name, items, columns)
         scores = self.store.read("scores", items).astype(np.float32)
         floor = scores.min(axis=1, keepdims=True) - np.float32(self.margin)
         every = np.repeat(floor, int(self.places.max()) + 1, axis=1)
         np.put_along_axis(every, self.store.read("columns", items).astype(np.int64), scores, axis=1)
-        return every[:, self.places]
+        return every[:, self.places if columns is None else self.places[columns]]
 
     def scored(self, items: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Return which pairs of some captions are scored: bool (captions, videos)."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from teachclip.errors import DataError
-from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, select_tokens
+from teachclip.scorer import Teacher, Tokens, encoding_in, gives_frame_relevance, in_float32, select_tokens
 from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.scoring.token_store import read_tokens
 from teachclip.store.stored_items import StoredItems
@@ -92,10 +92,12 @@ def recompute(
     *,
     views: int = 1,
     device: torch.device | str,
+    precision: str = "float32",
 ) -> dict[str, np.ndarray]:
     """Compute relevance from pixels and token ids: of captions `rows` with videos `columns` (ascending)."""
-    texts = encode_text_batch(teacher, to_device(inputs.texts(rows), device))
-    videos = encode_video_batch(teacher, to_device(inputs.videos(columns), device))
+    with encoding_in(precision, device):
+        texts = in_float32(encode_text_batch(teacher, to_device(inputs.texts(rows), device)))
+        videos = in_float32(encode_video_batch(teacher, to_device(inputs.videos(columns), device)))
     again = {"video_text": teacher.score(texts, videos).float().cpu().numpy()}
     if gives_frame_relevance(teacher):
 
@@ -108,18 +110,25 @@ def recompute(
 
 
 def verify_relevance(
-    store: StoredItems, again: Mapping[str, np.ndarray], rows: np.ndarray, columns: np.ndarray, *, label: str
+    store: StoredItems,
+    again: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    *,
+    label: str,
+    spread: float = 0.0,
 ) -> list[str]:
     """Compare stored relevance of captions `rows` and videos `columns` with `again`. Returns a line per difference.
 
-    The tolerance is a float16 rounding (2^-10 relative) where the store is float16, and 1e-4 otherwise.
+    The tolerance is a float16 rounding (2^-10 relative) where the store is float16, and 1e-4 otherwise. Added to it
+    is `spread` times the standard deviation of the values: encoders in bfloat16 round otherwise in another batch.
     """
     half = store.arrays["video_text"].dtype == "float16"
     problems = []
     for name, values in again.items():
         kept = np.asarray(store.read(name, rows), dtype=np.float32)
         kept = kept[:, columns] if name == "video_text" else kept
-        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(values)
+        allowed = 1e-4 + (2.0**-10 if half else 1e-5) * np.abs(values) + spread * float(np.std(values))
         worst = float(np.max(np.abs(kept - values) - allowed))
         if worst > 0:
             problems.append(f"{store.path}: {label} {name}: stored and recomputed differ by {worst:.2e} too much")

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, Tokens
+from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
 from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_video_batch, prefetch, to_device
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
@@ -135,17 +135,20 @@ def store_scorer_tokens(
     device: torch.device | str,
     processes: Processes,
     label: str,
+    precision: str = "float32",
 ) -> tuple[StoredItems, StoredItems]:
     """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`.
 
-    `provenance`: what they depend on besides the texts and videos.
+    `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
     """
 
     def encode_texts(rows: np.ndarray) -> Tokens:
-        return encode_text_batch(scorer, to_device(inputs.texts(rows), device))
+        with encoding_in(precision, device):
+            return in_float32(encode_text_batch(scorer, to_device(inputs.texts(rows), device)))
 
     def encode_videos(rows: np.ndarray) -> Tokens:
-        return encode_video_batch(scorer, to_device(inputs.videos(rows), device))
+        with encoding_in(precision, device):
+            return in_float32(encode_video_batch(scorer, to_device(inputs.videos(rows), device)))
 
     texts = store_tokens(
         folder / "texts",

@@ -79,6 +79,22 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def open_file_limit() -> int:
+    """Return how many files this process may have open; it is raised first as far as the system lets it.
+
+    Many systems start processes with 1024, for the sake of old programs, and let each ask for far more.
+    """
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses what it says is allowed
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        now = most
+    return 2**20 if now == resource.RLIM_INFINITY else now
+
+
 def map_npy(path: Path) -> np.ndarray:
     """Map a `.npy` file read-only. Raises ValueError, with the cause, if the file is truncated or not `.npy`."""
     try:

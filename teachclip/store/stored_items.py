@@ -45,10 +45,13 @@ class StoredItems:
             specs[name] = ArraySpec(specs[name].dtype, (len(columns), *specs[name].shape[1:]))
         return specs
 
-    def read(self, name: str, items: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the rows of some items, (items, ...), in their order. Raises StoreError as `ArrayStore.read`."""
-        values = self.store.read(name, self.item_rows[items])
-        return values[:, self.columns[name]] if name in self.columns else values
+    def read(
+        self, name: str, items: slice | Sequence[int] | np.ndarray, columns: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the rows of some items, (items, ...), in their order, as `ArrayStore.read` does."""
+        if (known := self.columns.get(name)) is not None:
+            columns = known if columns is None else known[columns]
+        return self.store.read(name, self.item_rows[items], columns)
 
     def verify(self) -> list[str]:
         """Check the whole store. Returns one line per problem."""

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,13 @@ from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
+from teachclip.training.ahead import made_ahead
 from teachclip.training.frame_sets import FrameSetSampler
 
 log = logging.getLogger(__name__)
 
 PREFETCHED = 2
-"""Batches that each loading process prepares in advance, as torch does by default."""
+"""Batches that each loading process, or the thread in its place, prepares in advance, as torch does by default."""
 
 LOADING_LIMIT = 1800
 """Seconds to wait for a batch of the loading processes before they count as stuck."""
@@ -85,12 +86,12 @@ class StoredRelevance:
         return "frame_text" in self.store.arrays
 
     def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Return `video_text` (pairs, pairs) and, if it has frames, `frame_text` (pairs, frames), float32.
+        """Return `video_text` (pairs, pairs), as it is stored, and, if it has frames, `frame_text` (pairs, frames).
 
-        Both are of the global batch: pair i is caption `rows[i]` and video, in one of its views, `columns[i]`. Frame
-        relevance that was rounded to float16 sums to 1 again.
+        Both are of the global batch: pair i is caption `rows[i]` and video, in one of its views, `columns[i]`.
+        `frame_text` is float32: frame relevance that was rounded to float16 sums to 1 again.
         """
-        video_text = np.asarray(self.store.read("video_text", rows), dtype=np.float32)[:, columns]
+        video_text = self.store.read("video_text", rows, columns)
         if not self.has_frames:
             return torch.from_numpy(video_text), None
         if self.video_targets is not None:
@@ -136,10 +137,10 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
         rows = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
-        local = self.sampler.local(step, *self.share).copy()
+        local = self.sampler.local(step, *self.share).copy()  # videos are read once for captions side by side
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            read = {**inputs.texts(local), **inputs.videos(self._columns(step, local))}
+            read = {**inputs.texts(local), **inputs.videos(self._local_columns(step))}
             batch.update({prefix + name: tensor for name, tensor in read.items()})
         batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
@@ -156,13 +157,18 @@ class TrainingBatches(Dataset[Batch]):
         """Return the rows, among all views of all videos, of what these pairs see in `step`."""
         return self.sampler.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
 
+    def _local_columns(self, step: int) -> np.ndarray:
+        """Return what this process encodes in `step`, as `_columns`: one for all captions of a video side by side."""
+        rows = self.sampler.local(step, *self.share)[:: self.sampler.captions_together(step)]
+        return self._columns(step, rows)
+
     def pair_ids(self, row: int) -> dict[str, str]:
         """Name a training pair for a person."""
         caption = self.split.captions[row]
         return {"video": caption.video_id, "caption": caption.id, "text": caption.text}
 
     def loader(self, start: int, steps: int, *, workers: int) -> Generator[Batch, None, None]:
-        """Yield the batches of steps `start` to `steps - 1` in order, loaded ahead by `workers` processes.
+        """Yield the batches of steps `start` to `steps - 1` in order; `workers` processes or a thread load ahead.
 
         Frames that are decoded when they are read have processes of their own, which such workers may not start: then
         batches are put together here, of frames that those decode ahead.
@@ -183,10 +189,13 @@ class TrainingBatches(Dataset[Batch]):
         )
         with contextlib.ExitStack() as stack:
             for inputs in sources:
-                coming = (self._columns(step, self.sampler.local(step, *self.share)) for step in range(start, steps))
+                coming = (self._local_columns(step) for step in range(start, steps))
                 stack.enter_context(prefetch(inputs, coming))
+            coming_batches: Iterable[Batch] = loader
+            if not live and not workers:
+                coming_batches = stack.enter_context(contextlib.closing(made_ahead(loader, PREFETCHED)))
             try:
-                yield from loader
+                yield from coming_batches
             except RuntimeError as error:
                 if "DataLoader" not in str(error) or "Original Traceback" in str(error):
                     raise

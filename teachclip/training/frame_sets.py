@@ -157,13 +157,13 @@ class FrameSetScorer:
         What the sets teach is the temporal transformer, the residual adapters and the logit scale: no gradient
         reaches the encoders, and the attention takes no part, for every frame of a set counts alike.
         """
-        inputs = _part(batch, STUDENT)
+        inputs = part_of(batch, STUDENT)
         features = _features(student, inputs)
         texts = student.texts_from_features(features["text"])["embeds"]
         sets = student.frame_sets_from_features(features["frames"], inputs["frame_weights"])["embeds"]
         sides = [{"embeds": gather_with_gradient(side)} for side in (texts, sets)]
         logits = student.prefix_logits(*sides)
-        return logits, self._targets(features, _part(batch, SCORER))
+        return logits, self._targets(features, part_of(batch, SCORER))
 
     @torch.no_grad()
     def _targets(self, features: Tokens, inputs: Batch) -> Tensor:
@@ -187,7 +187,8 @@ def late_interaction(text_features: Tensor, frame_features: Tensor, frame_mask: 
     return cosines.masked_fill(~frame_mask, float("-inf")).amax(dim=-1)
 
 
-def _part(batch: Batch, prefix: str) -> Batch:
+def part_of(batch: Batch, prefix: str) -> Batch:
+    """Return the tensors whose names begin with `prefix`, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
 
 

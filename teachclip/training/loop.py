@@ -17,6 +17,7 @@ from teachclip.errors import TrainingError
 from teachclip.scoring.inputs import to_device
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
+from teachclip.training.step import prepare_step
 from teachclip.training.task import Task
 
 Validate = Callable[[], Mapping[str, Any]]
@@ -24,7 +25,7 @@ Validate = Callable[[], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Lengths, in optimizer steps, and the gradient clip."""
+    """Lengths, in optimizer steps, the gradient clip, and the pairs that a process encodes at a time (None: all)."""
 
     steps: int
     rate: Callable[[float], float]
@@ -34,6 +35,7 @@ class Schedule:
     log_every: int = 10
     workers: int = 0
     seed: int = 0
+    chunk_size: int | None = None
 
 
 def fit(
@@ -49,9 +51,8 @@ def fit(
 
     Raises TrainingError on a non-finite loss, KeyboardInterrupt after saving when it was asked to stop.
     """
-    model = task
-    task, optimizer = accelerator.prepare(task.to(accelerator.device), optimizer)
-    progress = run.resume(model, _plain(optimizer), accelerator.scaler)
+    step, optimizer = prepare_step(task, optimizer, accelerator, schedule.chunk_size)
+    progress = run.resume(task, _plain(optimizer), accelerator.scaler)
     loader = batches.loader(progress.step, schedule.steps, workers=schedule.workers)
     pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
     bar = tqdm(
@@ -65,15 +66,13 @@ def fit(
             rate = schedule.rate(progress.step / schedule.steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
-            task.train()
             batch["progress"] = torch.tensor(progress.step / max(1, schedule.steps - 1))
             batch = to_device(batch, accelerator.device)
-            losses = task(batch)
-            accelerator.backward(losses["loss"])
-            losses["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
+            losses = step(batch)
+            losses["grad_norm"] = accelerator.clip_grad_norm_(task.parameters(), schedule.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            model.clamp_scale()
+            task.clamp_scale()
             progress.step += 1
             pending.append((progress.step, batch["rows"], {name: value.detach() for name, value in losses.items()}))
             bar.update()
@@ -84,10 +83,10 @@ def fit(
             if saving or _due(progress.step, schedule.log_every, last):
                 _write(pending, run, bar, accelerator, batches)
             if validate is not None and _due(progress.step, schedule.evaluate_every, last):
-                _select(validate, model, run, progress, accelerator)
+                _select(validate, task, run, progress, accelerator)
                 saving = True
             if saving:
-                run.save(model, _plain(optimizer), progress, accelerator.scaler)
+                run.save(task, _plain(optimizer), progress, accelerator.scaler)
             if stopping and not last:
                 raise KeyboardInterrupt(f"stopped and saved after step {progress.step} of {schedule.steps}")
     run.processes.wait()
@@ -119,8 +118,11 @@ def _write(
     batches: TrainingBatches,
 ) -> None:
     """Log the steps since the last call. Here the losses are read, so here it shows whether they are finite."""
+    # One copy from the device for all of them, not one, and a wait, for each.
+    numbers = torch.stack([value.float() for *_, losses in pending for value in losses.values()]).tolist()
+    read = iter(numbers)
     for step, rows, losses in pending:
-        values = {name: value.item() for name, value in losses.items()}
+        values = {name: next(read) for name in losses}
         if accelerator.scaler is not None:  # float16: too large a gradient is normal, the scaler skips that step
             values["skipped"] = float(not _finite(values["grad_norm"]))
             values["grad_norm"] = values["grad_norm"] if _finite(values["grad_norm"]) else -1.0

@@ -17,15 +17,31 @@ from torch import Tensor, nn
 from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
-from teachclip.scorer import Teacher, gives_frame_relevance, training_logits
+from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, training_logits
+from teachclip.scoring.chunks import encode_chunks
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
-from teachclip.training.frame_sets import FrameSetScorer
+from teachclip.training.frame_sets import FrameSetScorer, part_of
 
 
 class Task(nn.Module, ABC):
-    """What is trained: `forward(batch)` returns `loss` and its terms, 0-d tensors equal on all processes."""
+    """What is trained: `forward(batch)` returns `loss` and its terms, 0-d tensors equal on all processes.
+
+    It has two halves: `encode` needs the memory, and no pair in it knows of another; `losses` compares pairs.
+    """
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tokens:
+        """Return what `losses` needs of this process's texts and videos: tensors with a row for each."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
+        """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
+        return self.losses(batch, self.encode(batch))
 
     @abstractmethod
     def clamp_scale(self) -> None:
@@ -83,8 +99,8 @@ class OnlineTeacher:
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
-    A batch holds this process's pairs (see `teachclip.scoring.inputs`) and, for the global batch, `video_rows`
-    (pairs,) and
+    A batch holds this process's texts and videos (see `teachclip.scoring.inputs`), g texts in a row for each video,
+    g = 1 as published, and, for the global batch, `video_rows` (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
     (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
     not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
@@ -103,25 +119,37 @@ class DistillationTask(Task):
         online: Sequence[OnlineTeacher] = (),
         by_confidence: bool = False,
         frame_set_scorer: FrameSetScorer | None = None,
+        chunk_size: int | None = None,
     ) -> None:
+        """`chunk_size`: pairs that online teachers encode at a time; None: all of this process."""
         super().__init__()
         self.student = student
         self.terms = terms
         self.stored_weights = tuple(stored_weights)
-        self.by_confidence, self.frame_set_scorer = by_confidence, frame_set_scorer
+        self.by_confidence, self.frame_set_scorer, self.chunk_size = by_confidence, frame_set_scorer, chunk_size
         self._online = (tuple(online),)  # inside a tuple: not a sub-module, so neither wrapped, trained nor saved
 
     def clamp_scale(self) -> None:
         """Clamp the scale of the student's backbone."""
         clamp_scale(self.student.backbone)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
+    def encode(self, batch: Batch) -> Tokens:
+        """Return `texts` (pairs, dim), `videos` (videos, dim) and `frame_scores` (videos, frames), float32."""
         out = self.student(**model_inputs(batch))
-        texts = gather_with_gradient(out.text_embeds.float())
-        videos = gather_with_gradient(out.video_embeds.float())
-        frame_scores = gather_with_gradient(out.frame_scores.float())
+        return {
+            "texts": out.text_embeds.float(),
+            "videos": out.video_embeds.float(),
+            "frame_scores": out.frame_scores.float(),
+        }
+
+    def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
+        """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
+        texts = gather_with_gradient(encoded["texts"])
+        videos = gather_with_gradient(encoded["videos"])
+        frame_scores = gather_with_gradient(encoded["frame_scores"])
         frame_mask = gather_with_gradient(batch["frame_mask"]) if self.student.config.mask_padding else None
+        videos, frame_scores = of_pairs(videos, len(texts)), of_pairs(frame_scores, len(texts))
+        frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
@@ -197,7 +225,13 @@ class DistillationTask(Task):
             Relevance(batch[f"video_text.{k}"].float(), batch.get(f"frame_text.{k}"), weight)
             for k, weight in enumerate(self.stored_weights)
         ]
-        return stored + [_teach(item, batch) for item in self._online[0]]
+        return stored + [_teach(item, batch, self.chunk_size) for item in self._online[0]]
+
+
+def of_pairs(videos: Tensor, pairs: int) -> Tensor:
+    """Repeat the rows of videos, (videos, ...), for the captions that share them, to (pairs, ...)."""
+    together = pairs // len(videos)
+    return videos if together == 1 else videos.repeat_interleave(together, dim=0)
 
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:
@@ -234,7 +268,7 @@ def confidence_weights(relevances: Sequence[Relevance], same_video: Tensor) -> l
 
 
 @torch.no_grad()
-def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
+def _teach(item: OnlineTeacher, batch: Batch, chunk_size: int | None) -> Relevance:
     """Run a teacher on the local pairs and score the global batch. Teachers run in float32, as when stored."""
     with torch.autocast(batch["frame_mask"].device.type, enabled=False):
         inputs = {
@@ -242,13 +276,21 @@ def _teach(item: OnlineTeacher, batch: Batch) -> Relevance:
             for key, value in batch.items()
             if key.startswith(item.prefix) and not key.endswith("_features")
         }
-        texts = gather_tokens(encode_text_batch(item.teacher, inputs))
-        videos = gather_tokens(encode_video_batch(item.teacher, inputs))
-        frame_text = None
+        encoded = encode_chunks(lambda chunk: encode_pairs(item.teacher, chunk), inputs, chunk_size)
+        texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
+        frame_text, pairs = None, len(batch["video_rows"])
         if gives_frame_relevance(item.teacher):
-            relevance = item.teacher.frame_relevance(texts, videos).float()
+            own = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
+            relevance = item.teacher.frame_relevance(texts, own).float()
             frame_text = tempered_relevance(relevance, item.frame_temperature)
-        return Relevance(item.teacher.score(texts, videos).float(), frame_text, item.weight)
+        video_text = of_pairs(item.teacher.score(texts, videos).float().T, pairs).T
+        return Relevance(video_text, frame_text, item.weight)
+
+
+def encode_pairs(teacher: Any, batch: Batch) -> Tokens:
+    """Return a teacher's tokens of texts and of videos; their names begin with `texts.` and `videos.`."""
+    sides = {"texts": encode_text_batch(teacher, batch), "videos": encode_video_batch(teacher, batch)}
+    return {f"{side}.{name}": tensor for side, tokens in sides.items() for name, tensor in tokens.items()}
 
 
 class TeacherTask(Task):
@@ -267,13 +309,16 @@ class TeacherTask(Task):
         """Clamp the logit scale of the teacher's CLIP."""
         clamp_scale(self.teacher.clip)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch) -> Tokens:
+        """Return the teacher's tokens of texts and of videos; their names begin with `texts.` and `videos.`."""
+        return encode_pairs(self.teacher, batch)
+
+    def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
         """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""
-        texts = gather_tokens(encode_text_batch(self.teacher, batch))
-        videos = gather_tokens(encode_video_batch(self.teacher, batch))
+        texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
         with torch.autocast(batch["frame_mask"].device.type, enabled=False):
             texts = {name: _as_float(tensor) for name, tensor in texts.items()}
-            videos = {name: _as_float(tensor) for name, tensor in videos.items()}
+            videos = {name: of_pairs(_as_float(tensor), len(batch["video_rows"])) for name, tensor in videos.items()}
             same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
             losses = [
                 weight * contrastive_loss(logits, same_video)

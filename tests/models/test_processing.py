@@ -236,6 +236,8 @@ def test_videos_are_encoded_from_files_in_order_whatever_the_batch_size(tmp_path
     assert every.shape == (3, WIDTH) and not every.requires_grad
     assert_close(student.encode_video(paths, batch_size=2, progress=False), every, atol=1e-6, rtol=0)
     assert_close(student.encode_video(paths[1], progress=False), every[1:2], atol=1e-6, rtol=0)
+    half = student.encode_video(paths, progress=False, precision="bfloat16")
+    assert half.dtype == torch.float32 and not torch.equal(half, every) and (half * every).sum(1).min() > 0.999
     inputs = student.processor(text=["sea"], videos=paths)
     assert_close(student(**inputs).video_embeds, every, atol=1e-6, rtol=0)
 

@@ -9,7 +9,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from indexing import update
+from made_recipe import recipe_sections
 from sentence_models import save_llava, save_reranker
 
 from teachclip import distill
@@ -23,14 +25,17 @@ from teachclip.search.index import VideoIndex
 from teachclip.search.update import Wanted
 
 
-@pytest.fixture
-def searchable(project, tmp_path):
+@pytest.fixture(scope="module")
+def searchable(made_project, filled_stores, tmp_path_factory):
     """A recipe with a trained student, and an index of copies of its films."""
-    recipe = project()
+    folder = tmp_path_factory.mktemp("searchable")
+    stores = shutil.copytree(filled_stores, folder / "stores")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_sections(made_project, folder / "run", stores)), encoding="utf-8")
     distill(recipe)
-    films = shutil.copytree(project.root / "videos", tmp_path / "films")
-    update(tmp_path / "index", [films], Wanted(str(project.folder / "run" / "student")))
-    return recipe, tmp_path / "index", films
+    films = shutil.copytree(made_project / "videos", folder / "films")
+    update(folder / "index", [films], Wanted(str(folder / "run" / "student")))
+    return recipe, folder / "index", films
 
 
 def teacher_scores(reranker, text, paths):
@@ -47,8 +52,9 @@ def teacher_scores(reranker, text, paths):
         return reranker.teacher.score(texts, videos)[0].numpy()
 
 
-def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, monkeypatch):
-    recipe, index_folder, films = searchable
+def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, tmp_path, monkeypatch):
+    recipe, made, films = searchable
+    index_folder = shutil.copytree(made, tmp_path / "index")  # in which nothing is kept yet
     reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=6)
@@ -106,14 +112,15 @@ def test_the_command_reranks_by_a_teacher_and_by_a_cross_encoder(searchable, tmp
     assert [one["path"] for one in json.loads(capsys.readouterr().out)][:5] == [one.path for one in again]
 
 
-def test_a_file_that_is_not_the_indexed_one_is_refused(searchable):
+def test_a_file_that_is_not_the_indexed_one_is_refused(searchable, tmp_path):
     recipe, index_folder, _ = searchable
     reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=2)
-        os.utime(found[0].path, (1, 1))
-        with pytest.raises(DataError, match="has changed since it was indexed"):
-            reranker.rerank(index, "a red circle", found)
-        os.unlink(found[0].path)
+        film = shutil.move(found[0].path, tmp_path / "moved.mp4")  # the other tests read it too
         with pytest.raises(DataError, match="No such file"):
             reranker.rerank(index, "a red circle", found)
+        shutil.copy(film, found[0].path)
+        with pytest.raises(DataError, match="has changed since it was indexed"):
+            reranker.rerank(index, "a red circle", found)
+        shutil.move(film, found[0].path)

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import start
 from store_writer import PROVENANCE, rows_of
 
 import teachclip.store.files
 from teachclip.errors import BusyError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
 from teachclip.store.files import LOCK, locked_folder, occupied_folder
+from teachclip.store.stored_items import StoredItems
 
 ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parents[1] / "support" / "store_writer.py"
@@ -39,8 +41,12 @@ def fill(store):
     return store
 
 
+def writer_task(path, **task):
+    return {"rows": 10, "columns": 6, "per_shard": 4, **task, "path": str(path)}
+
+
 def start_writer(path, **task):
-    task = {"rows": 10, "columns": 6, "per_shard": 4, **task, "path": str(path)}
+    task = writer_task(path, **task)
     root = str(Path(__file__).parents[2])
     return subprocess.Popen([sys.executable, str(WRITER), json.dumps(task)], env={**os.environ, "PYTHONPATH": root})
 
@@ -112,6 +118,20 @@ def test_more_files_than_may_be_mapped_at_once_can_be_read(tmp_path, monkeypatch
     for _ in range(2):
         assert np.array_equal(store.read("count", order), order)
     assert len(store._maps) <= 3
+
+
+def test_some_columns_of_rows_are_read_alone(tmp_path):
+    store = make(tmp_path / "s", rows=9, per_shard=4, arrays={"x": ArraySpec("float16", (6,))})
+    whole = np.arange(54).reshape(9, 6).astype(np.float16)
+    for shard in range(3):
+        store.write_shard(shard, {"x": whole[list(store.shard_rows(shard))]})
+    rows, columns = np.array([8, 0, 3, 0, 5]), np.array([5, 0, 0, 2])
+    assert np.array_equal(store.read("x", rows, columns), whole[np.ix_(rows, columns)])
+    items = StoredItems(store, np.array([8, 0, 3]), {"x": np.array([4, 3, 1])})
+    assert np.array_equal(items.read("x", np.array([2, 0]), np.array([0, 2])), whole[[[3], [8]], [4, 1]])
+    for columns in ([6], [-1]):
+        with pytest.raises(StoreError, match="x has 6 columns, not all of those that are asked for"):
+            store.read("x", rows, np.array(columns))
 
 
 def test_scattered_rows_of_many_shards_are_read_fast(tmp_path):
@@ -561,7 +581,8 @@ def test_a_writer_killed_at_any_step_loses_only_its_shard(tmp_path):
     done = set()
     for call in range(1, 100):
         path = tmp_path / str(call)
-        status = start_writer(path, rows=6, die_at=call).wait()
+        task = writer_task(path, rows=6, die_at=call)
+        status = start(WRITER, json.dumps(task)).finish().returncode
         if status == 0:
             break
         assert status == -9

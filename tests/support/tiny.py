@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.data.batches import BatchSampler
+from teachclip.data.caption_groups import CaptionGroups
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
 from teachclip.training.batches import StoredRelevance, TrainingBatches
@@ -92,9 +94,12 @@ def tiny_student() -> StudentModel:
     return StudentModel.from_backbone(tiny_clip(), temporal_layers=2, frames=FRAMES)
 
 
-def tiny_batches(processes: Processes | None = None, *, batch_size: int = 8, stored: bool = True) -> TrainingBatches:
+def tiny_batches(
+    processes: Processes | None = None, *, batch_size: int = 8, stored: bool = True, captions_per_video: int = 1
+) -> TrainingBatches:
     split = tiny_split()
-    sampling = BatchSampler(len(split.captions), batch_size, 0)
+    groups = CaptionGroups(split.caption_videos, captions_per_video) if captions_per_video > 1 else None
+    sampling = BatchSampler(len(split.captions), batch_size, 0, groups=groups)
     return TrainingBatches(
         TinyPixels.make(), split, sampling, processes or Processes(), [TinyRelevance()] if stored else []
     )
@@ -106,6 +111,6 @@ def tiny_optimizer(student: StudentModel) -> torch.optim.Optimizer:
     return build_optimizer("bert_adam", groups)
 
 
-def tiny_schedule(steps: int, **changes: int) -> Schedule:
-    values = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1, **changes}
+def tiny_schedule(steps: int, **changes: int | None) -> Schedule:
+    values: dict[str, Any] = {"evaluate_every": 3, "checkpoint_every": 2, "log_every": 1, **changes}
     return Schedule(steps=steps, rate=lambda progress: published_schedule(progress, 0.1), max_grad_norm=1.0, **values)

@@ -1,6 +1,6 @@
 """Train the tiny set-up, in one process or several.
 
-`python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS] [CLIP_WEIGHTS]`
+`python train_tiny.py FOLDER STEPS [ONLINE] [SECONDS] [CLIP_WEIGHTS] [CAPTIONS_PER_VIDEO] [CHUNK_SIZE]`
 """
 
 from __future__ import annotations
@@ -22,13 +22,21 @@ from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
 
 
-def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weights: str = "float32") -> None:
+def main(
+    folder: str,
+    steps: str,
+    online: str = "",
+    pause: str = "0",
+    clip_weights: str = "float32",
+    together: str = "1",
+    chunk_size: str = "",
+) -> None:
     torch.set_num_threads(1)
     from teachers.xpool import XPool
 
     accelerator = build_accelerator()
     processes = processes_of(accelerator)
-    batches = tiny_batches(processes, stored=not online)
+    batches = tiny_batches(processes, stored=not online, captions_per_video=int(together))
     teachers = [OnlineTeacher(XPool.from_clip(tiny_clip(1)).eval())] if online else []
     student = tiny_student()
     set_clip_weights(student, clip_weights)
@@ -46,7 +54,7 @@ def main(folder: str, steps: str, online: str = "", pause: str = "0", clip_weigh
         batches,
         accelerator,
         run,
-        tiny_schedule(int(steps), evaluate_every=1),
+        tiny_schedule(int(steps), evaluate_every=1, chunk_size=int(chunk_size) if chunk_size else None),
         validate,
     )
 

@@ -107,7 +107,8 @@ def test_perturbed_selection_has_the_official_means_and_deviations(
     tokens = teacher.patch_tokens(batch["pixel_values"])
     monkeypatch.setattr(teacher, "patch_tokens", lambda pixels: tokens)
     draws: dict[str, list[Tensor]] = {"logits": [], "relevance": []}
-    for seed in range(20):
+    draws_here = 10
+    for seed in range(draws_here):
         teacher.visual_token_selector.seed = seed
         texts, videos = encode(teacher, batch)
         draws["logits"].append(teacher.score(texts, videos))
@@ -117,8 +118,8 @@ def test_perturbed_selection_has_the_official_means_and_deviations(
             torch.stack(draws[what]),
             (torch.from_numpy(arrays[f"{kind}_noisy_{what}_{of}"]) for of in ("mean", "std")),
         )
-        # both means are of 20 draws
-        assert ((found.mean(dim=0) - mean).abs() <= 4 * std * math.sqrt(2 / 20) + slack).all(), what
+        # the official means are of 20 draws
+        assert ((found.mean(dim=0) - mean).abs() <= 4 * std * math.sqrt(1 / 20 + 1 / draws_here) + slack).all(), what
         assert 0.7 < found.std(dim=0).mean() / std.mean() < 1.4, what
     hard = torch.from_numpy(arrays[f"{kind}_logits"])
     assert (torch.stack(draws["logits"]).mean(dim=0) - hard).abs().max() > 0.05

@@ -1,0 +1,103 @@
+"""Options that change speed and memory: compiling, activation checkpointing, precision, TensorFloat-32."""
+
+import logging
+
+import pytest
+import torch
+from tiny import TinyPixels, tiny_batches, tiny_student
+from torch.testing import assert_close
+
+from teachclip import precompute
+from teachclip.cli import precompute as precompute_command
+from teachclip.errors import RecipeError, StoreError
+from teachclip.pipeline.build import run_settings
+from teachclip.pipeline.encoders import set_clip_weights, speed_up
+from teachclip.recipe.loading import load_recipe
+from teachclip.recipe.schema import Train
+from teachclip.scorer import encoding_in
+from teachclip.scoring.inputs import encode_split
+from teachclip.training.distributed import build_accelerator
+from teachclip.training.task import DistillationTask, DistillationTerms
+
+
+def step(**options):
+    """Return losses, gradients and the bytes that a step keeps for its backward pass."""
+    student, kept = tiny_student(), []
+    names = list(student.state_dict())
+    speed_up(student, Train(steps=1, **options), backend="eager")
+    assert list(student.state_dict()) == names
+    task = DistillationTask(student, DistillationTerms(), stored_weights=(1.0,)).train()
+
+    def keep(tensor):
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = task(tiny_batches()[0])
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in losses.items()}, gradients, sum(kept)
+
+
+def test_compiled_encoders_and_activations_computed_again_give_the_same_gradients():
+    losses, gradients, kept = step()
+    for option in ({"compile": True}, {"activation_checkpointing": True}):
+        found, again, memory = step(**option)
+        assert_close(found, losses)
+        assert_close(again, gradients, rtol=1e-4, atol=1e-6)
+        if "activation_checkpointing" in option:
+            assert memory < 0.8 * kept
+
+
+def test_tensorfloat_32_is_off_unless_it_is_asked_for():
+    for asked in (True, False):
+        build_accelerator(tf32=asked)
+        assert torch.backends.cuda.matmul.allow_tf32 == asked
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU float16 is fast")
+def test_float16_weights_on_a_cpu_warn_of_their_cost(caplog):
+    caplog.set_level(logging.WARNING)
+    set_clip_weights(tiny_student(), "float32")
+    assert not caplog.messages
+    set_clip_weights(tiny_student(), "float16")
+    assert "ten times as slowly" in caplog.text
+
+
+def test_encoders_in_bfloat16_give_nearly_the_same_in_float32():
+    inputs, student = TinyPixels.make(), tiny_student()
+    options = {"batch_size": 4, "device": "cpu"}
+    plain, half = (
+        encode_split(student, inputs, **options),
+        encode_split(student, inputs, **options, precision="bfloat16"),
+    )
+    for one, other in zip(plain, half, strict=True):
+        assert one["embeds"].dtype == other["embeds"].dtype == torch.float32
+        assert not torch.equal(one["embeds"], other["embeds"])
+        assert (one["embeds"] * other["embeds"]).sum(1).min() > 0.999
+    with (
+        pytest.raises(RecipeError, match=r"precision is 'bfloat61'; allowed: float32, bfloat16"),
+        encoding_in("bfloat61", "cpu"),
+    ):
+        pass
+
+
+def test_relevance_in_bfloat16_is_verified_and_never_taken_for_that_in_float32(project, capsys):
+    half = ["teaching.encoding_precision=bfloat16"]
+    recipe = str(project())
+    with pytest.raises(StoreError, match="encoded_in"):
+        precompute(recipe, half)  # the stores are filled in float32
+    project.fill = False
+    again = str(project(stores=str(project.folder / "half")))
+    precompute(again, half)
+    assert precompute_command.main([again, *half, "--verify"]) == 0
+
+
+def test_settings_of_a_run_name_the_options_where_they_are_used(project):
+    plain = run_settings(load_recipe(str(project())))
+    assert not {"compile", "tf32", "chunk_size", "captions_per_video"} & plain["train"].keys()
+    assert "evaluation" not in plain and "encoding_precision" not in plain["teaching"]
+    overrides = ["train.compile=true", "train.chunk_size=2", "evaluation.precision=bfloat16"]
+    used = run_settings(load_recipe(str(project()), overrides))
+    assert used["train"]["compile"] is True and used["train"]["chunk_size"] == 2
+    assert used["evaluation"] == {"precision": "bfloat16"}
