@@ -24,6 +24,9 @@ from teachclip.scorer import TeacherTraits, check_teacher, reads_relevance, teac
 FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
 """A checkpoint whose name ends so is a file, never the id of a repository."""
 
+ZERO_SHOT = "zero_shot"
+"""Who finds shortlists and needs no training: mean pooling of the student's backbone."""
+
 
 def teacher_class(section: TeacherSection) -> Any:
     """Return the class that a teacher's name stands for. Raises RecipeError for an unknown one."""
@@ -158,7 +161,27 @@ def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
     """Load every teacher, before hours of decoding, and see that it fits the recipe. See `TeacherHandle.check`."""
     for handle in teachers.values():
         handle.check(recipe)
+    for handle in teachers.values():
+        check_shortlist(handle, teachers)
     check_frame_set_scorer(recipe, teachers)
+
+
+def check_shortlist(handle: TeacherHandle, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if a teacher scores a shortlist that nobody can find."""
+    if not handle.scores_shortlist:
+        return
+    assert handle.traits.shortlist is not None
+    first = handle.traits.shortlist.first
+    if first in teachers and teachers[first].scores_shortlist:
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r} scores a shortlist itself; give who scores all pairs"
+        )
+    if first not in (*teachers, ZERO_SHOT) and not Path(first).exists():
+        known = [*(label for label in teachers if not teachers[label].scores_shortlist), ZERO_SHOT]
+        allowed = f"{', '.join(known)}, or the folder of a student"
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r}; allowed: {allowed}{closest(first, known)}"
+        )
 
 
 def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:

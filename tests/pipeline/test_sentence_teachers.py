@@ -183,7 +183,7 @@ def test_a_cross_encoder_reranks_in_an_evaluation(project, models, capsys):
     [
         (
             {"first": "nobody"},
-            "options.first: 'nobody'; allowed: cross_encoder, zero_shot, or the folder of a student",
+            "options.first: 'nobody'; allowed: zero_shot, or the folder of a student",
         ),
         ({"first": "cross_encoder"}, "'cross_encoder' scores a shortlist itself"),
         ({"frames": {"temporal_augmentation": 2}}, "needs frames.temporal_augmentation=1, got 2"),

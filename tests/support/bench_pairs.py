@@ -1,4 +1,4 @@
-"""Measure a store of shortlists against one of all pairs, by made-up logits: `bench_pairs.py [CAPTIONS VIDEOS TOP]`."""
+"""Measure a store of shortlists against one of all pairs, with made-up logits: `bench_pairs.py CAPTIONS VIDEOS K`."""
 
 from __future__ import annotations
 
