@@ -109,11 +109,6 @@ class TeacherHandle:
                 f"teacher {self.label!r} reads its relevance from a file, which knows one version of each video: it "
                 f"needs frames.temporal_augmentation=1, got {versions}"
             )
-        if traits.shortlist is not None and versions > 1:
-            raise RecipeError(
-                f"teacher {self.label!r} scores a shortlist, which holds one version of each video: it needs "
-                f"frames.temporal_augmentation=1, got {versions}"
-            )
         tokens, frames = recipe.text.max_tokens, recipe.frames.count
         most_tokens = traits.max_tokens if traits.preprocessing is None else None
         if most_tokens is not None and tokens > most_tokens:
@@ -162,22 +157,28 @@ def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
     for handle in teachers.values():
         handle.check(recipe)
     for handle in teachers.values():
-        check_shortlist(handle, teachers)
+        check_shortlist(recipe, handle, teachers)
     check_frame_set_scorer(recipe, teachers)
 
 
-def check_shortlist(handle: TeacherHandle, teachers: TeacherHandles) -> None:
-    """Raise RecipeError if a teacher scores a shortlist that nobody can find."""
+def check_shortlist(recipe: Recipe, handle: TeacherHandle, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if a teacher would teach a shortlist that nobody can find, or of several views."""
     if not handle.scores_shortlist:
         return
     assert handle.traits.shortlist is not None
+    if (versions := recipe.frames.temporal_augmentation) > 1:
+        raise RecipeError(
+            f"teacher {handle.label!r} scores a shortlist, which holds one version of each video: it needs "
+            f"frames.temporal_augmentation=1, got {versions}"
+        )
     first = handle.traits.shortlist.first
-    if first in teachers and teachers[first].scores_shortlist:
+    listing = [label for label, other in teachers.items() if other.exists() and other.scores_shortlist]
+    if first in listing:
         raise RecipeError(
             f"teacher {handle.label!r}: options.first: {first!r} scores a shortlist itself; give who scores all pairs"
         )
     if first not in (*teachers, ZERO_SHOT) and not Path(first).exists():
-        known = [*(label for label in teachers if not teachers[label].scores_shortlist), ZERO_SHOT]
+        known = [*(label for label in teachers if label not in listing), ZERO_SHOT]
         allowed = f"{', '.join(known)}, or the folder of a student"
         raise RecipeError(
             f"teacher {handle.label!r}: options.first: {first!r}; allowed: {allowed}{closest(first, known)}"

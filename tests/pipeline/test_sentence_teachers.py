@@ -16,6 +16,7 @@ from teachclip.cli import diagnose, distill, evaluate, precompute
 from teachclip.models.student import load_student
 from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.relevance import teacher_relevance
+from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
@@ -196,6 +197,13 @@ def test_what_does_not_go_together_is_one_line(project, models, changes, part, c
     assert run(distill.main, project(teachers=[reranker(models, **first)], **sections)) == 2
     (line,) = errors(capsys)
     assert part in line
+
+
+def test_a_reranker_that_does_not_teach_minds_no_temporal_augmentation(project, models):
+    recipe = load_recipe(project(teachers=[reranker(models)], frames={"temporal_augmentation": 2}))
+    handle = TeacherHandle(recipe.teachers[0], torch.device("cpu"))
+    handle.check(recipe)
+    assert handle.scores_shortlist
 
 
 def test_a_dry_run_takes_a_step_with_both(project, models, capsys):
