@@ -5,6 +5,7 @@ The same code serves students and teachers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,15 +55,15 @@ def evaluate_split(
     returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
     the ranks. All processes encode their share and return the same numbers.
     """
-    texts, videos = encode_split(
-        scorer,
-        inputs,
+    encode = functools.partial(
+        encode_split,
         batch_size=blocks.batch_size,
         device=device,
         processes=processes,
         progress=progress,
         precision=blocks.precision,
     )
+    texts, videos = encode(scorer, inputs)
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
         ranks = retrieval_ranks(
@@ -82,15 +83,7 @@ def evaluate_split(
         metrics["cost"] = search_cost(scorer, texts, videos)
         metrics |= certainty(ranks, split)
     if reranking is not None:
-        again = encode_split(
-            reranking.teacher,
-            reranking.inputs,
-            batch_size=blocks.batch_size,
-            device=device,
-            processes=processes,
-            progress=progress,
-            precision=blocks.precision,
-        )
+        again = encode(reranking.teacher, reranking.inputs)
         teacher_texts, teacher_videos = (tokens_to(part, device) for part in again)
         owners = split.caption_videos
         by_depth = reranked(
