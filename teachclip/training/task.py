@@ -164,7 +164,8 @@ class DistillationTask(Task):
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-        losses = {"contrastive": _mean(contrastive_loss(each, same_video) for each in logits)}
+        temperature = self.terms.contrastive.temperature
+        losses = {"contrastive": _mean(contrastive_loss(each, same_video, temperature) for each in logits)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
         if relevances or frame_sets is not None:
