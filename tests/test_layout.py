@@ -22,8 +22,8 @@ LAYERS = [
     {"evaluation", "training", "reports", "onnx", "search"},
     {"pipeline"},
     {"shapes"},
-    {"data_check", "diagnosis", "integrations", "server"},
-    {"studies", "demo"},
+    {"data_check", "diagnosis", "integrations", "server", "texts"},
+    {"studies", "demo", "start"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

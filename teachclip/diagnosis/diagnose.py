@@ -140,6 +140,7 @@ def measure_diagnosis(
     if family != expected:
         raise RecipeError(f"{source} has a backbone of {family}, but student.backbone of the recipe is {expected}")
     split, blocks = work.split(split_name), build.build_blocks(recipe)
+    split.require_captions("a diagnosis is of captions")
     features, student_scores = student_features(work, student, split, blocks)
     zero_shot = zero_shot_scores(work, split, blocks)
     tokens = encode(work, teacher, split, blocks.batch_size)

@@ -11,13 +11,12 @@ from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
-from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
-from teachclip.pipeline import build
 from teachclip.pipeline.teachers import TeacherHandle, reranker_section
+from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
@@ -60,24 +59,17 @@ def evaluate(
     results = work.stamp(model=model)
     reranking = None
     if rerank is not None:
+        videos.require_captions("--rerank measures what their order gains")
         handle = TeacherHandle(reranker, device) if reranker else work.teachers[rerank]
         teacher = _teacher(handle, "--rerank").to(device).eval()
         reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
-    blocks = build.build_blocks(recipe)
     kept: list[Ranks] = []
-    results[split] = evaluate_split(
-        scorer,
-        inputs,
-        videos,
-        blocks,
-        device,
-        processes,
-        final=True,
-        reranking=reranking,
-        keep_ranks=kept.append,
-        progress=True,
-    )
+    captioned: dict[str, Any] = {"final": True, "reranking": reranking, "keep_ranks": kept.append}
+    options = captioned if videos.is_paired else {}
+    choices = [] if videos.is_paired else teacher_choices(work, videos)
+    results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
     if queries is not None and processes.is_main:
+        videos.require_captions("results per query are of captions")
         write_per_query(Path(queries), per_query(kept[0], videos))
     return results
 

@@ -13,6 +13,7 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.relevance import teacher_relevance
 from teachclip.pipeline.teachers import TeacherHandle
+from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
@@ -53,6 +54,10 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
     known = {"": work.pixel_inputs(split, views=work.views)}
     for handle in work.teachers.values():
         section = handle.section
+        if is_stored(recipe, handle) and not split.is_paired:
+            found.stored.append(uncaptioned_relevance(work, handle))
+            found.weights.append(section.weight)
+            continue
         if is_stored(recipe, handle):
             relevance = StoredRelevance.build(
                 teacher_relevance(work, handle),

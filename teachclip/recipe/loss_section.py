@@ -68,6 +68,10 @@ class FrameTextTerm(_Term):
         None, description="with targets=video: the share of a video's captions above which a frame's target is 1"
     )
 
+    surest: Count = Field(
+        4, description="for videos without captions: how many texts that a teacher is surest of stand for captions"
+    )
+
     @model_validator(mode="after")
     def _saturation_needs_video(self) -> FrameTextTerm:
         if self.saturation is not None and self.targets != "video":
