@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint setup clean
+.PHONY: demo test test-fast bench-smoke lint setup clean
 
 demo: setup
 	$(BIN)/teachclip demo
@@ -12,6 +12,9 @@ test: setup
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+bench-smoke: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py --captions 400 --batch-size 8 --steps 1 --rounds 1
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ The same code serves students and teachers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from teachclip.evaluation.cost import COST_RUNS, search_cost
 from teachclip.evaluation.reranking import Again, Reranking, again_by_inputs, again_by_tokens, reranked
 from teachclip.evaluation.retrieval import Ranks, metrics_of, retrieval_ranks
 from teachclip.processes import Processes
-from teachclip.scorer import PairScorer, Scorer, tokens_to
+from teachclip.scorer import PairScorer, Scorer, Tokens, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_split
 
 PAIR_COST_RUNS = 3
@@ -57,15 +58,15 @@ def evaluate_split(
     returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
     the ranks. All processes encode their share and return the same numbers.
     """
-    texts, videos = encode_split(
-        scorer,
-        inputs,
+    encode = functools.partial(
+        encode_split,
         batch_size=blocks.batch_size,
         device=device,
         processes=processes,
         progress=progress,
         precision=blocks.precision,
     )
+    texts, videos = encode(scorer, inputs)
     texts, videos = tokens_to(texts, device), tokens_to(videos, device)
     with torch.no_grad():
         ranks = retrieval_ranks(
@@ -85,7 +86,7 @@ def evaluate_split(
         metrics["cost"] = search_cost(scorer, texts, videos)
         metrics |= certainty(ranks, split)
     if reranking is not None:
-        again = _again(reranking, blocks, device, processes, progress=progress)
+        again = _again(reranking, encode, blocks.batch_size, device)
         by_depth = reranked(
             scorer,
             texts,
@@ -101,25 +102,11 @@ def evaluate_split(
 
 
 def _again(
-    reranking: Reranking,
-    blocks: Blocks,
-    device: torch.device | str,
-    processes: Processes | None,
-    *,
-    progress: bool,
+    reranking: Reranking, encode: Callable[..., tuple[Tokens, Tokens]], batch_size: int, device: torch.device | str
 ) -> Again:
-    """Return how the teacher scores, once it has encoded all that it encodes once."""
+    """Return how the teacher scores, once it has encoded all that it encodes once, by `encode`."""
     teacher, inputs = reranking.teacher, reranking.inputs
     if isinstance(teacher, PairScorer):
-        return again_by_inputs(teacher, inputs, batch_size=blocks.batch_size, device=device)
-    tokens = encode_split(
-        teacher,
-        inputs,
-        batch_size=blocks.batch_size,
-        device=device,
-        processes=processes,
-        progress=progress,
-        precision=blocks.precision,
-    )
-    texts, videos = (tokens_to(part, device) for part in tokens)
+        return again_by_inputs(teacher, inputs, batch_size=batch_size, device=device)
+    texts, videos = (tokens_to(part, device) for part in encode(teacher, inputs))
     return again_by_tokens(teacher, texts, videos)

@@ -20,7 +20,13 @@ from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
-from teachclip.pipeline.teachers import TeacherHandle, TeacherHandles, check_frame_set_scorer, open_teachers
+from teachclip.pipeline.teachers import (
+    TeacherHandle,
+    TeacherHandles,
+    check_frame_set_scorer,
+    check_shortlist,
+    open_teachers,
+)
 from teachclip.pipeline.unpaired import check_unpaired
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -144,6 +150,7 @@ def _teachers(
             log(f"teacher {section.label}: {section.checkpoint} does not exist yet; this step runs without it")
             continue
         handle.check(recipe)
+        check_shortlist(recipe, handle, handles)
         if handle.reads_relevance:
             sources.stored.append(_read(handle, catalog, pairs))  # type: ignore[arg-type]
             sources.weights.append(section.weight)

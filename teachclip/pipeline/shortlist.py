@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from teachclip.errors import RecipeError
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
-from teachclip.pipeline.teachers import TeacherHandle
+from teachclip.pipeline.teachers import ZERO_SHOT, TeacherHandle
 from teachclip.pipeline.workspace import Workspace
-from teachclip.registry import closest
 from teachclip.scorer import Scorer, Shortlist
 from teachclip.scoring.pair_store import Lists, SparseRelevance, best_columns, pair_scorer, store_pairs
 from teachclip.scoring.relevance import relevance_rows
@@ -24,7 +21,6 @@ from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
 
-ZERO_SHOT = "zero_shot"
 OPTIONS = ("first", "top", "margin")
 """Options of a teacher that say which pairs it scores, and nothing of what it says of a pair."""
 
@@ -43,7 +39,7 @@ class Finder:
 def open_finder(
     work: Workspace, shortlist: Shortlist, *, read: ReadRelevance, describe: Callable[[TeacherHandle], dict[str, Any]]
 ) -> Finder:
-    """Return who finds the lists of a teacher's shortlist. Raises RecipeError for an unknown one.
+    """Return who finds the lists of a teacher's shortlist, which `check_shortlist` has checked.
 
     `read`: the relevance of another teacher; `describe`: what it depends on.
     """
@@ -54,8 +50,6 @@ def open_finder(
 
     if first in work.teachers:
         handle = work.teachers[first]
-        if handle.scores_shortlist:
-            raise RecipeError(f"options.first: {first!r} scores a shortlist itself; give who scores all pairs")
         provenance = {"count": shortlist.count, "first": fingerprint_of(describe(handle))}
 
         def of_teacher() -> Lists:
@@ -73,10 +67,6 @@ def _scorer(work: Workspace, first: str) -> Any:
     """Return the zero-shot student or the one in a folder, in evaluation mode on the device."""
     if first == ZERO_SHOT:
         return MeanPooling(work.backbone).to(work.device).eval()
-    if not Path(first).exists():
-        known = [*work.teachers, ZERO_SHOT]
-        allowed = f"{', '.join(known)}, or the folder of a student"
-        raise RecipeError(f"options.first: {first!r}; allowed: {allowed}{closest(first, known)}")
     student: Any = load_student(first, mask_padding=work.recipe.student.mask_padding)
     if student.processor is not None:  # another backbone reads other tokens and pixels
         student.preprocessing = student.processor.preprocessing

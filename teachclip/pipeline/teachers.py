@@ -24,6 +24,9 @@ from teachclip.scorer import TeacherTraits, check_teacher, reads_relevance, teac
 FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
 """A checkpoint whose name ends so is a file, never the id of a repository."""
 
+ZERO_SHOT = "zero_shot"
+"""Who finds shortlists and needs no training: mean pooling of the student's backbone."""
+
 
 def teacher_class(section: TeacherSection) -> Any:
     """Return the class that a teacher's name stands for. Raises RecipeError for an unknown one."""
@@ -106,11 +109,6 @@ class TeacherHandle:
                 f"teacher {self.label!r} reads its relevance from a file, which knows one version of each video: it "
                 f"needs frames.temporal_augmentation=1, got {versions}"
             )
-        if traits.shortlist is not None and versions > 1:
-            raise RecipeError(
-                f"teacher {self.label!r} scores a shortlist, which holds one version of each video: it needs "
-                f"frames.temporal_augmentation=1, got {versions}"
-            )
         tokens, frames = recipe.text.max_tokens, recipe.frames.count
         most_tokens = traits.max_tokens if traits.preprocessing is None else None
         if most_tokens is not None and tokens > most_tokens:
@@ -158,7 +156,33 @@ def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
     """Load every teacher, before hours of decoding, and see that it fits the recipe. See `TeacherHandle.check`."""
     for handle in teachers.values():
         handle.check(recipe)
+    for handle in teachers.values():
+        check_shortlist(recipe, handle, teachers)
     check_frame_set_scorer(recipe, teachers)
+
+
+def check_shortlist(recipe: Recipe, handle: TeacherHandle, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if a teacher would teach a shortlist that nobody can find, or of several views."""
+    if not handle.scores_shortlist:
+        return
+    assert handle.traits.shortlist is not None
+    if (versions := recipe.frames.temporal_augmentation) > 1:
+        raise RecipeError(
+            f"teacher {handle.label!r} scores a shortlist, which holds one version of each video: it needs "
+            f"frames.temporal_augmentation=1, got {versions}"
+        )
+    first = handle.traits.shortlist.first
+    listing = [label for label, other in teachers.items() if other.exists() and other.scores_shortlist]
+    if first in listing:
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r} scores a shortlist itself; give who scores all pairs"
+        )
+    if first not in (*teachers, ZERO_SHOT) and not Path(first).exists():
+        known = [*(label for label in teachers if label not in listing), ZERO_SHOT]
+        allowed = f"{', '.join(known)}, or the folder of a student"
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r}; allowed: {allowed}{closest(first, known)}"
+        )
 
 
 def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:

@@ -38,6 +38,7 @@ class ContrastiveTerm(_Term):
     """Cross-entropy of the matching pairs, in both directions."""
 
     weight: Weight = 0.2
+    temperature: Positive = Field(1.0, description="divisor of the logits, which have the backbone's scale already")
 
 
 class VideoTextTerm(_Term):

@@ -165,7 +165,8 @@ class DistillationTask(Task):
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-        losses = {"contrastive": _mean(pairs_loss(each, same_video, batch.get("is_pair")) for each in logits)}
+        temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
+        losses = {"contrastive": _mean(pairs_loss(each, same_video, is_pair, temperature) for each in logits)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
         if relevances or frame_sets is not None:
@@ -235,18 +236,18 @@ def of_pairs(videos: Tensor, pairs: int) -> Tensor:
     return videos if together == 1 else videos.repeat_interleave(together, dim=0)
 
 
-def pairs_loss(logits: Tensor, same_video: Tensor, is_pair: Tensor | None = None) -> Tensor:
+def pairs_loss(logits: Tensor, same_video: Tensor, is_pair: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """Return the contrastive loss of the places of a batch that hold a caption with its own video.
 
     A text and a video that were dealt out side by side are no pair, and nobody knows which captioned videos the text
     describes too: they are neither positives nor negatives here; teachers judge them. Without any pair it is 0.
-    `logits`, `same_video`: (places, places); `is_pair`: (places,) bool, None: all are.
+    `logits`, `same_video`: (places, places); `is_pair`: (places,) bool, None: all are; `temperature`: of that loss.
     """
     if is_pair is None:
-        return contrastive_loss(logits, same_video)
+        return contrastive_loss(logits, same_video, temperature)
     if not is_pair.any():
         return logits.sum() * 0
-    return contrastive_loss(logits[is_pair][:, is_pair], same_video[is_pair][:, is_pair])
+    return contrastive_loss(logits[is_pair][:, is_pair], same_video[is_pair][:, is_pair], temperature)
 
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from teachclip.cli import diagnose, distill, evaluate, precompute
 from teachclip.models.student import load_student
 from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.relevance import teacher_relevance
+from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
@@ -183,7 +184,7 @@ def test_a_cross_encoder_reranks_in_an_evaluation(project, models, capsys):
     [
         (
             {"first": "nobody"},
-            "options.first: 'nobody'; allowed: cross_encoder, zero_shot, or the folder of a student",
+            "options.first: 'nobody'; allowed: zero_shot, or the folder of a student",
         ),
         ({"first": "cross_encoder"}, "'cross_encoder' scores a shortlist itself"),
         ({"frames": {"temporal_augmentation": 2}}, "needs frames.temporal_augmentation=1, got 2"),
@@ -198,7 +199,16 @@ def test_what_does_not_go_together_is_one_line(project, models, changes, part, c
     assert part in line
 
 
+def test_a_reranker_that_does_not_teach_minds_no_temporal_augmentation(project, models):
+    recipe = load_recipe(project(teachers=[reranker(models)], frames={"temporal_augmentation": 2}))
+    handle = TeacherHandle(recipe.teachers[0], torch.device("cpu"))
+    handle.check(recipe)
+    assert handle.scores_shortlist
+
+
 def test_a_dry_run_takes_a_step_with_both(project, models, capsys):
-    recipe = project(teachers=[encoder(models), reranker(models, top=3)])
+    sets = {"weight": 1.0, "count": 4, "texts": 4, "scorer": "sentence_transformer"}
+    recipe = project(teachers=[encoder(models), reranker(models, top=3)], losses={"frame_sets": sets})
     assert run(distill.main, recipe, "--dry-run") == 0, capsys.readouterr().err
-    assert "dry run passed" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "dry run passed" in message and "frame_sets" in message

@@ -23,5 +23,6 @@ def test_tensorboard_has_the_losses_the_results_and_the_recipe(project):
     for split in ("validation", "test"):
         (event,) = events.Scalars(f"{split}/t2v_recall_at_1")
         assert (event.step, event.value) == (4, pytest.approx(results[split]["t2v"]["recall_at_1"]))
-    hyperparameters = yaml.safe_load((log / "hparams.yml").read_text())
+    (written,) = log.rglob("hparams.yml")
+    hyperparameters = yaml.safe_load(written.read_text())
     assert hyperparameters["train.batch_size"] == 4 and hyperparameters["optimizer.attention_lr"] == 0.01

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,8 @@ def test_a_video_that_is_not_listed_counts_as_the_lowest_of_its_text_less_the_ma
     assert np.array_equal(found[~scored], np.broadcast_to(floor[:, None], found.shape)[~scored])
     assert store.arrays["video_text"].shape == (VIDEOS,) and store.rows == CAPTIONS and store.verify() == []
     assert pairs.scored == (CAPTIONS + 1) * 4  # the first caption twice: it tells the shapes
+    again = pickle.loads(pickle.dumps(store))  # as processes that load batches get it
+    assert np.array_equal(again.read("video_text", [7, 2]), found[[7, 2]])
 
 
 def split_of(pairs):

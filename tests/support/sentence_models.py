@@ -165,18 +165,72 @@ class ByteVideoScorer(InputModule):
 '''
 
 
-def save_video_reranker(folder: Path, *, seed: int = 0) -> Path:
+def save_video_reranker(folder: Path) -> Path:
     """Save a random reranker of texts and videos whose code is in its folder, and so needs `trust_remote_code`."""
+    return _save_with_code(folder, VIDEO_RERANKER, "ByteVideoScorer", "CrossEncoder", {"find": "Find: "})
+
+
+def _save_with_code(folder: Path, code: str, name: str, kind: str, prompts: dict[str, str]) -> Path:
+    """Save a module with its own code, the class `name`, as a model of that kind."""
     folder.mkdir(parents=True)
-    (folder / "byte_video_scorer.py").write_text(VIDEO_RERANKER, encoding="utf-8")
+    module = f"tiny_{name.lower()}"
+    (folder / f"{module}.py").write_text(code, encoding="utf-8")
     names: dict[str, Any] = {}
-    exec(VIDEO_RERANKER, names)
-    names["ByteVideoScorer"](seed).save(str(folder))
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "byte_video_scorer.ByteVideoScorer"}]
-    settings = {"model_type": "CrossEncoder", "prompts": {"find": "Find: "}}
+    exec(code, names)
+    names[name]().save(str(folder))
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{module}.{name}"}]
+    settings = {"model_type": kind, "prompts": prompts}
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+VIDEO_ENCODER = '''"""An encoder of texts, pictures and videos: their bytes and colours times random matrices."""
+
+import numpy as np
+import torch
+from sentence_transformers.base.modules import InputModule
+
+
+class ColourEncoder(InputModule):
+    """A picture is its mean colour, a video those of its first and last frame together."""
+
+    modalities = ["text", "image", "video"]
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.words = torch.nn.Parameter(torch.randn(256, 8, generator=generator))
+        self.colours = torch.nn.Parameter(torch.randn(3, 8, generator=generator))
+
+    def preprocess(self, inputs, prompt=None, **options):
+        return {"vectors": torch.stack([self.vector(item) for item in inputs])}
+
+    def vector(self, item):
+        if isinstance(item, dict) and "text" in item:
+            return self.words[list(item["text"].encode())].mean(0)
+        if isinstance(item, dict):
+            return (item["video"][[0, -1]].float() / 255).mean((0, 2, 3)) @ self.colours
+        return torch.tensor(np.asarray(item)).float().div(255).mean((0, 1)) @ self.colours
+
+    def forward(self, features, **options):
+        return {"sentence_embedding": features["vectors"]}
+
+    def get_embedding_dimension(self):
+        return 8
+
+    def save(self, output_path, *args, **kwargs):
+        self.save_torch_weights(output_path)
+
+    @classmethod
+    def load(cls, model_name_or_path, subfolder="", **kwargs):
+        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls())
+'''
+
+
+def save_colour_encoder(folder: Path) -> Path:
+    """Save an encoder of texts, pictures and videos whose code is in its folder."""
+    return _save_with_code(folder, VIDEO_ENCODER, "ColourEncoder", "SentenceTransformer", {})
 
 
 class DensePairs(CrossEncoder):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sentence_models import save_embedder, save_llava, save_qwen3_vl
+from sentence_models import save_colour_encoder, save_embedder, save_llava, save_qwen3_vl
 from sentence_transformers import SentenceTransformer
 from tiny_models import FRAMES, SIZE, tiny_clip, tiny_processor, tiny_student
 from torch.testing import assert_close
@@ -178,6 +178,23 @@ def test_a_student_with_a_larger_first_step_is_given_frames_of_that_size(tmp_pat
     assert (
         load_teacher("sentence_transformer", tmp_path / "student", size=64, resize="stretch").preprocessing.size == 64
     )
+
+
+def test_a_model_of_videos_may_say_of_its_frames_what_it_says_of_pictures(tmp_path):
+    save_colour_encoder(tmp_path / "colours")
+    videos, frames = (
+        load(tmp_path, "colours", trust_remote_code=True, **options)
+        for options in ({"frame_relevance": True}, {"modality": "image"})
+    )
+    texts, batch = text_batch(TEXTS), video_batch()
+    tokens = [(encode_text_batch(teacher, texts), encode_video_batch(teacher, batch)) for teacher in (videos, frames)]
+    assert (videos.modality, frames.modality) == ("video", "image") and videos.has_frame_relevance
+    found, wanted = (teacher.frame_relevance(*each) for teacher, each in zip((videos, frames), tokens, strict=True))
+    assert torch.equal(found, wanted)
+    shown = zip(batch["frames"], batch["frame_mask"], strict=True)
+    ends = [video[mask][[0, -1]].float().mean((0, 2, 3)) for video, mask in shown]
+    vectors = torch.nn.functional.normalize(torch.stack(ends) / 255 @ videos.model[0].colours, dim=-1)
+    assert_close(videos.score(*tokens[0]), 100 * tokens[0][0]["sentence"] @ vectors.T, atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_model_elsewhere_has_the_same_identity(folders, tmp_path):

@@ -141,6 +141,16 @@ def test_a_weight_moves_linearly_over_the_run(losses):
     assert found["loss"] == pytest.approx(total, rel=1e-6)
 
 
+def test_the_contrastive_term_has_a_temperature_of_its_own(losses):
+    batch, student = tiny_batches()[0], tiny_student().eval()
+    same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+    with torch.no_grad():
+        logits = student(**model_inputs(batch)).logits_per_text
+    for temperature in (1.0, 4.0):
+        task = DistillationTask(student, DistillationTerms(contrastive=Term(0.2, temperature=temperature)))
+        assert torch.equal(task(batch)["contrastive"], contrastive_loss(logits / temperature, same_video))
+
+
 # Prefixes of embeddings that are trained as embeddings.
 
 

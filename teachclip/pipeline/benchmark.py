@@ -1,0 +1,196 @@
+"""What a training step costs in each way to make it: all ways in turn, in one run, so that other work slows all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from teachclip.errors import RecipeError
+from teachclip.pipeline.benchmark_parts import SIZES, Parts
+from teachclip.registry import closest
+from teachclip.scoring.inputs import Batch, to_device
+from teachclip.training.chunked_step import chunked_backward
+from teachclip.training.optim import build_optimizer, parameter_groups
+
+BASE, OFFICIAL = "student only", "2 online"
+"""What stored teachers are compared with, and the official order of work."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to make a step."""
+
+    stored: int = 0
+    online: bool = False
+    captions_per_video: int = 1
+    chunks: int = 1
+    bfloat16: bool = False
+
+
+SIDES = {
+    BASE: Side(),
+    **{f"{count} stored": Side(count) for count in range(1, 5)},
+    OFFICIAL: Side(online=True),
+    "2 stored with 2 captions per video": Side(2, captions_per_video=2),
+    "2 stored with 4 captions per video": Side(2, captions_per_video=4),
+    "2 stored with 4 chunks": Side(2, chunks=4),
+    "2 stored with bfloat16": Side(2, bfloat16=True),
+    "2 stored with bfloat16 and 4 captions per video": Side(2, captions_per_video=4, bfloat16=True),
+}
+
+
+def benchmark_steps(
+    size: str = "tiny",
+    *,
+    sides: Sequence[str] | None = None,
+    captions: int = 18_000,
+    batch_size: int = 24,
+    steps: int = 5,
+    rounds: int = 5,
+    folder: Path | None = None,
+    json_file: Path | None = None,
+) -> dict[str, Any]:
+    """Measure training steps on random weights and made-up data; print a table and return what it shows.
+
+    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: all. `captions`: rows of the relevance stores,
+    with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
+    `rounds` are measured. Raises RecipeError for an unknown size or side.
+    """
+    chosen = list(sides or SIDES)
+    for name, known in ((size, SIZES), *((side, SIDES) for side in chosen)):
+        if name not in known:
+            raise RecipeError(f"{name!r} cannot be measured; known: {', '.join(known)}{closest(name, known)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with contextlib.ExitStack() as stack:
+        where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        most = max(SIDES[name].stored for name in chosen)
+        parts = Parts.make(size, where, captions=captions, teachers=most, batch_size=batch_size, device=device)
+        optimizer = build_optimizer(
+            "bert_adam", parameter_groups(parts.student, lr=1e-6, clip_lr=1e-9, attention_lr=1e-5, weight_decay=0.2)
+        )
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+        for number in range(rounds):
+            for name in chosen:
+                measured[name] += _measure(SIDES[name], parts, optimizer, number * (steps + 1), steps + 1)
+    result = {
+        "size": size,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "captions": len(parts.split.captions),
+        "videos": len(parts.split.videos),
+        "batch_size": batch_size,
+        "steps": steps * rounds,
+        "sides": {name: _summary(times, batch_size) for name, times in measured.items()},
+    }
+    print(table(result), flush=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def _measure(
+    side: Side, parts: Parts, optimizer: torch.optim.Optimizer, start: int, steps: int
+) -> list[dict[str, float]]:
+    """Make some steps; return the seconds of each but the first, whose batch nothing was made ahead of."""
+    chunk_size = parts.batch_size // side.chunks if side.chunks > 1 else None
+    task = parts.task(stored=side.stored, online=side.online, chunk_size=chunk_size).train()
+    batches = parts.batches(stored=side.stored, captions_per_video=side.captions_per_video)
+    forward_and_backward = _step(side, task, chunk_size, parts.device)
+    times = []
+    with contextlib.closing(batches.loader(start, start + steps, workers=0)) as loader:
+        clock = _Clock(parts.device)
+        for _ in range(steps):
+            batch = to_device({**next(loader), "progress": torch.tensor(0.0)}, parts.device)
+            wait = clock.lap()
+            forward_and_backward(batch)
+            compute = clock.lap()
+            torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            task.clamp_scale()
+            times.append({"wait": wait, "compute": compute, "optimizer": clock.lap(), "cpu": clock.cpu_lap()})
+    return times[1:]
+
+
+def _step(side: Side, task: Any, chunk_size: int | None, device: torch.device) -> Callable[[Batch], object]:
+    """Return a function that adds the gradient of a batch."""
+
+    def autocast() -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=side.bfloat16)
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+
+    def whole(batch: Batch) -> None:
+        with autocast():
+            losses = task(batch)
+        losses["loss"].backward()
+
+    def chunked(batch: Batch) -> None:
+        assert chunk_size is not None
+        chunked_backward(task, batch, chunk_size, autocast=autocast, backward=backward)
+
+    return whole if chunk_size is None else chunked
+
+
+class _Clock:
+    """Seconds since the last lap; on a GPU until its work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.last, self.last_cpu = device, 0.0, 0.0
+        self.lap(), self.cpu_lap()
+
+    def lap(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before
+
+    def cpu_lap(self) -> float:
+        """Return the seconds that all threads of this process computed since the last call."""
+        before, self.last_cpu = self.last_cpu, time.process_time()
+        return self.last_cpu - before
+
+
+def _summary(times: Sequence[dict[str, float]], batch_size: int) -> dict[str, float]:
+    """Return the median seconds of a step, its quartiles, pairs per second, and the shares of its parts."""
+    whole = [each["wait"] + each["compute"] + each["optimizer"] for each in times]
+    low, middle, high = statistics.quantiles(whole, n=4) if len(whole) > 1 else whole * 3
+    shares = {f"{part}_share": sum(each[part] for each in times) / sum(whole) for part in ("wait", "optimizer")}
+    cpu = statistics.median(each["cpu"] for each in times)
+    rate = batch_size / middle
+    return {"seconds": middle, "low": low, "high": high, "cpu_seconds": cpu, "pairs_per_second": rate, **shares}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the measurements as a table, with times over the student's alone and speeds over the official order."""
+    sides = result["sides"]
+    head = (
+        f"{result['size']}, {result['device']}, {result['threads']} threads, batch {result['batch_size']}, relevance "
+        f"{result['captions']:,} x {result['videos']:,}, medians of {result['steps']} steps in turn"
+    )
+    lines = [
+        head,
+        f"{'':42} {'':>9} {'':>17} {'CPU':>8} {'':>9} {'time of':>8} {'speed of':>9}",
+        f"{'':42} {'ms/step':>9} {'quartiles':>17} {'ms/step':>8} {'pairs/s':>9} {'student':>8} {'official':>9} "
+        f"{'wait':>6} {'optim.':>6}",
+    ]
+    for name, side in sides.items():
+        quartiles = f"{1e3 * side['low']:.1f} to {1e3 * side['high']:.1f}"
+        of_base = f"{side['seconds'] / sides[BASE]['seconds']:.2f}x" if BASE in sides else ""
+        of_official = f"{sides[OFFICIAL]['seconds'] / side['seconds']:.2f}x" if OFFICIAL in sides else ""
+        times = f"{1e3 * side['seconds']:9.1f} {quartiles:>17} {1e3 * side['cpu_seconds']:8.1f}"
+        ratios = f"{side['pairs_per_second']:9.1f} {of_base:>8} {of_official:>9}"
+        lines.append(f"{name:42} {times} {ratios} {side['wait_share']:6.1%} {side['optimizer_share']:6.1%}")
+    return "\n".join(lines)

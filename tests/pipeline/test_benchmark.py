@@ -1,0 +1,57 @@
+"""What training steps cost: every way to make one runs, and the table says what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from teachclip.cli import bench
+from teachclip.pipeline.benchmark import BASE, OFFICIAL, SIDES, benchmark_steps, table
+from teachclip.pipeline.benchmark_parts import made_up_relevance
+
+SMALL = ["--captions", "400", "--batch-size", "8", "--steps", "1", "--rounds", "1"]
+
+
+def test_every_way_to_make_a_step_is_measured_and_written(tmp_path, capsys):
+    assert bench.main([*SMALL, "--folder", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["sides"]) == list(SIDES)
+    assert (found["captions"], found["videos"], found["steps"]) == (400, 20, 1)
+    for side in found["sides"].values():
+        assert side["seconds"] > 0 and side["pairs_per_second"] == pytest.approx(8 / side["seconds"])
+        assert side["wait_share"] + side["optimizer_share"] < 1
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in SIDES) and max(map(len, shown.splitlines())) < 130
+    assert len(list(tmp_path.glob("relevance-400x20-*"))) == 4
+
+
+def test_ratios_are_to_the_student_alone_and_to_the_official_order():
+    side = {"low": 1, "high": 1, "cpu_seconds": 1, "pairs_per_second": 1, "wait_share": 0.1, "optimizer_share": 0}
+    head = {"size": "x", "device": "cpu", "threads": 1, "batch_size": 1, "captions": 1, "videos": 1, "steps": 1}
+    times = {BASE: 2.0, "1 stored": 3.0, OFFICIAL: 12.0}
+    shown = table({**head, "sides": {name: {**side, "seconds": seconds} for name, seconds in times.items()}})
+    row = next(line for line in shown.splitlines() if line.startswith("1 stored"))
+    assert "1.50x" in row and "4.00x" in row and "10.0%" in row
+
+
+def test_what_cannot_be_measured_is_named(capsys):
+    assert bench.main([*SMALL, "--sides", "3 storde"]) == 2
+    assert "'3 storde' cannot be measured" in capsys.readouterr().err
+    assert bench.main(["--size", "vit-b-16"]) == 2
+    assert "did you mean vit-b-32" in capsys.readouterr().err
+
+
+def test_made_up_relevance_is_kept(tmp_path):
+    first = made_up_relevance(tmp_path, 600, 30, 1)
+    again = made_up_relevance(tmp_path, 600, 30, 1)
+    rows = np.array([0, 599])
+    assert np.array_equal(first.read("video_text", rows), again.read("video_text", rows))
+    assert first.read("video_text", rows).std() > 1
+    assert first.read("frame_text", rows).sum(1) == pytest.approx([1, 1], abs=1e-2)
+
+
+def test_the_sides_that_are_asked_for_are_measured_alone(tmp_path, capsys):
+    options = {"captions": 400, "batch_size": 4, "steps": 1, "rounds": 2, "folder": tmp_path}
+    found = benchmark_steps(sides=["1 stored", BASE], **options)
+    assert list(found["sides"]) == ["1 stored", BASE]
+    capsys.readouterr()
