@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from processes import launch
+from runs import assert_same_losses, logged_losses
 
 from teachclip import distill, evaluate, load_student, precompute
 from teachclip.cli import distill as distill_command
@@ -154,3 +156,16 @@ def test_what_is_made_for_captions_says_so(uncaptioned, project, capsys):
     recipe = uncaptioned()
     assert evaluate_command.main([str(recipe), "--model", "zero_shot"]) == 2
     assert "the data has no test split; it has: train, validation" in capsys.readouterr().err
+
+
+def test_two_processes_teach_as_one_does(uncaptioned, project):
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        recipe = uncaptioned(output=str(folder / "run"), stores=str(folder / "stores"))
+        done = launch(count, "distill", recipe)
+        assert done.returncode == 0, done.stderr
+    terms = ["loss", "video_text", "frame_text", "frame_sets"]
+    one, two = (logged_losses(project.folder / name / "run", terms) for name in "12")
+    assert_same_losses(one, two, steps=4)
+    one, two = (json.loads((project.folder / name / "run" / "results.json").read_text()) for name in "12")
+    assert one["validation"]["rank_correlation"] == pytest.approx(two["validation"]["rank_correlation"], abs=1e-3)
