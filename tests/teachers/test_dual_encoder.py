@@ -77,6 +77,23 @@ def test_without_masking_padded_frames_count_as_pictures(tmp_path: Path) -> None
     assert_close(teacher.score(texts, videos), teacher.score(texts, everything))
 
 
+@torch.no_grad()
+def test_the_closest_frame_may_stand_for_a_video(tmp_path: Path) -> None:
+    source = save_backbone("clip", tmp_path)
+    teacher = load_teacher("dual_encoder", source, pooling="max")
+    batch, model = batch_of(teacher), tiny_backbone("clip")  # type: ignore[arg-type]
+    texts = teacher.encode_texts(batch["input_ids"], batch["attention_mask"])
+    videos = teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])
+    expected = torch.stack(
+        [(texts["sentence"] @ videos["frames"][i, batch["frame_mask"][i]].T).amax(dim=1) for i in range(3)], dim=1
+    )
+    assert_close(teacher.score(texts, videos), model.logit_scale.exp() * expected, atol=1e-5, rtol=1e-4)
+    mean = load_teacher("dual_encoder", source).score(texts, videos)
+    assert_close(teacher.score(texts, videos)[:, 2], mean[:, 2], atol=1e-5, rtol=1e-4)  # it has one frame
+    with pytest.raises(CheckpointError, match="pooling is 'top'; allowed: mean, max"):
+        load_teacher("dual_encoder", source, pooling="top")
+
+
 def test_a_teacher_says_how_its_inputs_are_prepared(tmp_path: Path) -> None:
     teacher = load_teacher("dual_encoder", save_backbone("siglip", tmp_path))
     preprocessing = teacher.preprocessing  # type: ignore[attr-defined]
