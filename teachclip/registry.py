@@ -21,8 +21,10 @@ from teachclip.errors import RecipeError
 
 TEACHERS: Mapping[str, str] = {
     "clip2video": "teachers.clip2video:CLIP2Video",
+    "cross_encoder": "teachers.cross_encoder:CrossEncoder",
     "dual_encoder": "teachers.dual_encoder:DualEncoder",
     "scores": "teachers.scores:Scores",
+    "sentence_transformer": "teachers.sentence_transformer:SentenceEncoder",
     "ts2net": "teachers.ts2net:TS2Net",
     "video_encoder": "teachers.video_encoder:VideoEncoder",
     "xclip": "teachers.xclip:XCLIP",

@@ -71,6 +71,38 @@ class FrameScorer(Scorer, Protocol):
         """Encode videos. `frames`: uint8 (videos, frames, 3, size, size); `frame_mask`: (videos, frames) bool."""
 
 
+@runtime_checkable
+class PairScorer(Scorer, Protocol):
+    """A scorer that reads a text and a video together: what it says of a pair is computed for that pair.
+
+    Its tokens are the inputs themselves, so that they are not worth storing, and all pairs are too many.
+    """
+
+    def score_pairs(self, texts: Tokens, videos: Tokens) -> Tensor:
+        """Score aligned pairs. Returns logits (pairs,), equal to the diagonal of `score`."""
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Which pairs a `PairScorer` scores: of each text its own video and the best others that another scorer finds.
+
+    first: who finds them: the label of another teacher of the recipe, `zero_shot` (mean pooling of the student's
+        backbone), or the folder of a student.
+    count: videos of a text, its own one among them, from 2.
+    margin: the relevance of a pair that is not scored is the lowest one of its text less this, not below 0.
+    """
+
+    first: str = "zero_shot"
+    count: int = 50
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
+            raise RecipeError(f"videos to score of a text: {self.count}; allowed: whole numbers from 2")
+        if not 0 <= self.margin < float("inf"):
+            raise RecipeError(f"margin below the lowest score: {self.margin}; allowed: numbers from 0")
+
+
 @dataclass(frozen=True)
 class TeacherTraits:
     """The optional attributes of a teacher, by their names, as `teacher_traits` reads them.
@@ -81,6 +113,7 @@ class TeacherTraits:
     max_tokens: the most tokens of a text. Default None: any number.
     min_frames, max_frames: the fewest and most frames of a video. Defaults 1 and None: any number.
     clip: its dual encoder, whose features can be stored if it is a `FeatureScorer`. Default None.
+    shortlist: which pairs it scores (`Shortlist`); then it is a `PairScorer`. Default None: all.
     """
 
     has_frame_relevance: bool
@@ -89,6 +122,7 @@ class TeacherTraits:
     min_frames: int
     max_frames: int | None
     clip: nn.Module | None
+    shortlist: Shortlist | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +148,9 @@ def check_teacher(teacher: Any, name: str) -> None:
     """Raise RecipeError unless a teacher has the methods of a `Scorer`, or reads its relevance from a file."""
     if reads_relevance(teacher):
         return
-    methods = [method for method in ("encode_texts", "encode_videos", "score") if not _has_method(teacher, method)]
+    needed = ["encode_texts", "encode_videos", "score"]
+    needed += [] if teacher_traits(teacher).shortlist is None else ["score_pairs"]
+    methods = [method for method in needed if not _has_method(teacher, method)]
     if methods:
         raise RecipeError(
             f"teacher {name!r}: a {type(teacher).__name__} has no method {', '.join(methods)}; what a teacher has is "
@@ -136,6 +172,7 @@ def teacher_traits(teacher: Any) -> TeacherTraits:
         min_frames=getattr(teacher, "min_frames", 1),
         max_frames=getattr(teacher, "max_frames", None),
         clip=getattr(teacher, "clip", None),
+        shortlist=getattr(teacher, "shortlist", None),
     )
 
 

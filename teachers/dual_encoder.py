@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teachclip.errors import CheckpointError
 from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.scorer import Tokens
+
+POOLINGS = ("mean", "max")
 
 
 class DualEncoder(nn.Module):
@@ -25,28 +28,44 @@ class DualEncoder(nn.Module):
     backbone: a model of one of `teachclip.models.families.FAMILIES`.
     preprocessing: how its texts and pictures are prepared, which may differ from the student's; None: unknown.
     mask_padding: padded frames take no part; False takes them for pictures.
+    pooling: `mean`, or `max`: a video is as close to a text as its closest frame (late interaction), which needs
+        every frame, so a student of the same backbone has something to learn from it.
     """
 
     def __init__(
-        self, backbone: Any, *, preprocessing: Preprocessing | None = None, mask_padding: bool = True
+        self,
+        backbone: Any,
+        *,
+        preprocessing: Preprocessing | None = None,
+        mask_padding: bool = True,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
+        if pooling not in POOLINGS:
+            raise CheckpointError(f"dual_encoder: pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
+        self.pooling = pooling
         self.backbone = backbone
         self.preprocessing = preprocessing
         self.mask_padding = mask_padding
 
     @classmethod
     def from_source(
-        cls, checkpoint: str | os.PathLike[str], *, mask_padding: bool = True, trust_remote_code: bool = False
+        cls,
+        checkpoint: str | os.PathLike[str],
+        *,
+        mask_padding: bool = True,
+        trust_remote_code: bool = False,
+        pooling: str = "mean",
     ) -> DualEncoder:
         """Load a model with its tokenizer and image settings from a hub id or a folder.
 
         `trust_remote_code`: run the Python code that its tokenizer brings, if any; otherwise it is refused. Raises
-        CheckpointError if it is of no supported family, incomplete, or has no tokenizer.
+        CheckpointError if it is of no supported family, incomplete, or has no tokenizer, or for another `pooling`
+        than those of the class.
         """
         backbone = load_backbone(checkpoint)
         how = load_preprocessing(checkpoint, backbone.config, trust_remote_code=trust_remote_code)
-        return cls(backbone, preprocessing=how, mask_padding=mask_padding)
+        return cls(backbone, preprocessing=how, mask_padding=mask_padding, pooling=pooling)
 
     # The scorer interface
 
@@ -70,11 +89,16 @@ class DualEncoder(nn.Module):
         return self.videos_from_features(frame_features(self.backbone, pixel_values), frame_mask)
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Return the model's own logits of each text and each video's mean frame (texts, videos), float32.
+        """Return the model's own logits of each text and each video's mean or closest frame (texts, videos), float32.
 
-        exp(scale) cos(t, mean_f N(f)), plus SigLIP's bias.
+        exp(scale) cos(t, mean_f N(f)) or exp(scale) max_f cos(t, f), plus SigLIP's bias.
         """
         with torch.autocast(texts["sentence"].device.type, enabled=False):
+            if self.pooling == "max":
+                cosines = torch.einsum("td,vfd->tvf", texts["sentence"], videos["frames"])
+                if self.mask_padding:
+                    cosines = cosines.masked_fill(~videos["mask"], float("-inf"))
+                return logits_of(self.backbone, cosines.amax(dim=-1))
             weights = (videos["mask"] if self.mask_padding else torch.ones_like(videos["mask"])).float()
             pooled = F.normalize((videos["frames"] * weights.unsqueeze(-1)).sum(dim=1), dim=-1)
             return logits_of(self.backbone, texts["sentence"] @ pooled.T)

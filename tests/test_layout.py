@@ -22,8 +22,8 @@ LAYERS = [
     {"evaluation", "training", "reports", "onnx", "search"},
     {"pipeline"},
     {"shapes"},
-    {"data_check", "diagnosis", "integrations", "server"},
-    {"studies", "demo"},
+    {"data_check", "diagnosis", "integrations", "server", "texts"},
+    {"studies", "demo", "start"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -82,6 +82,7 @@ def test_every_part_has_a_layer():
         ("lancedb", ["teachclip/search/engines/lance.py", "teachclip/integrations/lancedb.py"]),
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),
         ("scenedetect", ["teachclip/data/video/shots.py"]),
+        ("sentence_transformers", ["teachers/sentence_models.py"]),
         ("sqlite3", ["teachclip/search/"]),
         ("onnx", ["teachclip/onnx/"]),
         ("onnxruntime", ["teachclip/onnx/"]),

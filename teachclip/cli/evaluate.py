@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument(
-        "--rerank", metavar="TEACHER", help="the label of a teacher that orders the best videos of each text anew"
+        "--rerank",
+        metavar="TEACHER",
+        help="who orders the best videos of each text anew: the label of a teacher of the recipe, or the folder or "
+        "hub id of a CrossEncoder of Sentence Transformers",
     )
     parser.add_argument(
         "--top",

@@ -11,7 +11,9 @@ from teachclip import __version__
 from teachclip.registry import closest
 
 COMMANDS = {
-    "prepare": "check the data of a recipe, or write a recipe for your own videos",
+    "init": "write a recipe for a folder of your own videos, with or without captions",
+    "prepare": "check the data of a recipe",
+    "texts": "texts for videos without captions: a bank of them, and which of them occur in your videos",
     "make-shapes": "make the Shapes dataset: videos, captions and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",

@@ -35,8 +35,13 @@ def _parser() -> CommandParser:
     parser.add_argument("--open", action="store_true", help="open the best moment in a player")
     parser.add_argument("--clip", type=path_argument, metavar="MP4", help="cut the best moment out into this file")
     parser.add_argument("--json", action="store_true", help="print JSON with all that is known of each part")
-    parser.add_argument("--rerank", metavar="TEACHER", help="order the best videos anew by this teacher of --recipe")
-    parser.add_argument("--recipe", help="the recipe that names the teacher of --rerank")
+    parser.add_argument(
+        "--rerank",
+        metavar="TEACHER",
+        help="who orders the best videos anew: the label of a teacher of --recipe, or the folder or hub id of a "
+        "CrossEncoder of Sentence Transformers",
+    )
+    parser.add_argument("--recipe", help="the recipe that names the teacher of --rerank; a CrossEncoder needs none")
     parser.add_argument("--top", type=positive_count, default=50, help="how many videos --rerank orders (default 50)")
     parser.add_argument("--model", help="the student of the index, if its folder was moved")
     parser.add_argument("--device", help="where the student runs (default: a GPU if there is one)")
@@ -50,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     from teachclip.search.index import VideoIndex
 
-    if args.rerank and not (args.recipe and args.text):
-        parser.error("--rerank needs a TEXT, and the --recipe that names the teacher")
+    if args.rerank and not args.text:
+        parser.error("--rerank needs a TEXT")
     with VideoIndex.open(args.index, model=args.model, device=args.device) as index:
         found = index.search(
             args.text,
@@ -63,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             parts=args.parts,
         )
         if args.rerank:
-            from teachclip.pipeline.rerank import TeacherReranker
+            from teachclip.pipeline.rerank import open_reranker
 
-            reranker = TeacherReranker(args.recipe, args.rerank, device=args.device)
+            reranker = open_reranker(index, args.rerank, recipe=args.recipe, device=args.device)
             found = [*reranker.rerank(index, args.text, found[: args.top]), *found[args.top :]][: args.limit]
     if args.json:
         print(json.dumps([video.to_dict() for video in found], indent=1))

@@ -114,7 +114,7 @@ def caption_statistics(split: Split, lengths: Sequence[int], max_tokens: int) ->
 
     Triples are minimum, median and maximum.
     """
-    per_video = np.bincount(split.caption_videos, minlength=len(split.videos))
+    per_video = np.bincount(split.caption_videos[: split.pairs], minlength=len(split.videos))
     tokens = np.asarray(lengths)
     videos_of: dict[str, set[str]] = defaultdict(set)
     for caption in split.captions:

@@ -56,7 +56,7 @@ def init_recipe(
     make_folder(out.parent)
     write_atomic(out, recipe_text(folder, source, out, backbone=backbone, teacher=teacher).encode())
     log(f"recipe: {out}")
-    log(f"next:   teachclip prepare {_shell(out)}")
+    log(f"next:   teachclip prepare {shell_path(out)}")
     return out
 
 
@@ -150,9 +150,9 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
     return f"""# Your own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
 #
-# Check the data:    teachclip prepare {_shell(out)}
-# Check the recipe:  teachclip distill {_shell(out)} --dry-run
-# Train and export:  accelerate launch -m teachclip distill {_shell(out)}
+# Check the data:    teachclip prepare {shell_path(out)}
+# Check the recipe:  teachclip distill {shell_path(out)} --dry-run
+# Train and export:  accelerate launch -m teachclip distill {shell_path(out)}
 # All keys:          teachclip keys
 name: {_quoted(name)}
 output: {_quoted(str(home / "run"))}
@@ -179,5 +179,6 @@ def _quoted(text: str) -> str:
     return yaml.safe_dump(text, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
-def _shell(path: Path) -> str:
+def shell_path(path: Path) -> str:
+    """Return a path as a shell takes it, relative to the working directory where it is below it."""
     return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from teachclip.diagnosis.features import Features, FrameTeacher, Scores
+from teachclip.evaluation.agreement import mean_spearman
 
 TOP = 10
 """Number of top-ranked videos that are compared."""
@@ -52,26 +53,6 @@ def measure_agreement(
             ),
         ]
     return [dict(zip(("name", "label", "value", "description"), entry, strict=True)) for entry in measures]
-
-
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks of values (n,) from 1, ascending; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Return Spearman's rank correlation of two (n,): Pearson's of their average ranks. NaN if one is constant."""
-    a, b = (ranks - ranks.mean() for ranks in (average_ranks(left), average_ranks(right)))
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
-
-
-def mean_spearman(left: Tensor, right: Tensor) -> float | None:
-    """Return the mean over rows of `spearman` of two (captions, videos); None if no row has one."""
-    correlations = [spearman(a, b) for a, b in zip(left.numpy(), right.numpy(), strict=True)]
-    defined = [value for value in correlations if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else None
 
 
 def top_overlap(left: Tensor, right: Tensor, *, top: int = TOP) -> float:

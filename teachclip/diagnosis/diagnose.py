@@ -129,12 +129,18 @@ def measure_diagnosis(
         source, mask_padding=recipe.student.mask_padding, trust_remote_code=recipe.student.trust_remote_code
     )
     teachers = open_teachers(recipe, device)
+    if teachers[section.label].scores_shortlist:
+        raise RecipeError(
+            f"teacher {section.label!r} scores a shortlist of each text, a diagnosis needs all pairs; choose another "
+            "with --teacher"
+        )
     teacher = teachers[section.label].model
     work = build_workspace(recipe, processes, device, teachers=teachers)
     family, expected = (family_of(model.config).name for model in (student.backbone, work.backbone))
     if family != expected:
         raise RecipeError(f"{source} has a backbone of {family}, but student.backbone of the recipe is {expected}")
     split, blocks = work.split(split_name), build.build_blocks(recipe)
+    split.require_captions("a diagnosis is of captions")
     features, student_scores = student_features(work, student, split, blocks)
     zero_shot = zero_shot_scores(work, split, blocks)
     tokens = encode(work, teacher, split, blocks.batch_size)

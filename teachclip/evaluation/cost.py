@@ -36,13 +36,13 @@ def search_cost(scorer: Scorer, texts: Tokens, videos: Tokens, *, candidates: in
     return costs
 
 
-def measure(compute: Callable[[], Tensor]) -> tuple[float, float]:
-    """Return the floating point operations of a computation and the median milliseconds of `COST_RUNS` runs."""
+def measure(compute: Callable[[], Tensor], runs: int = COST_RUNS) -> tuple[float, float]:
+    """Return the floating point operations of a computation and the median milliseconds of some runs."""
     counter = FlopCounterMode(display=False)
     with counter:
         compute()
     times = []
-    for _ in range(COST_RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         if compute().is_cuda:
             torch.cuda.synchronize()

@@ -14,12 +14,15 @@ import torch
 
 from teachclip.data.annotations.records import Split
 from teachclip.evaluation.certainty import certainty
-from teachclip.evaluation.cost import search_cost
-from teachclip.evaluation.reranking import Reranking, reranked
+from teachclip.evaluation.cost import COST_RUNS, search_cost
+from teachclip.evaluation.reranking import Again, Reranking, again_by_inputs, again_by_tokens, reranked
 from teachclip.evaluation.retrieval import Ranks, metrics_of, retrieval_ranks
 from teachclip.processes import Processes
-from teachclip.scorer import Scorer, tokens_to
+from teachclip.scorer import PairScorer, Scorer, Tokens, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_split
+
+PAIR_COST_RUNS = 3
+"""How often the cost of a teacher is timed that reads a text and a video together: seconds, not milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,27 @@ def evaluate_split(
         metrics["cost"] = search_cost(scorer, texts, videos)
         metrics |= certainty(ranks, split)
     if reranking is not None:
-        again = encode(reranking.teacher, reranking.inputs)
-        teacher_texts, teacher_videos = (tokens_to(part, device) for part in again)
-        owners = split.caption_videos
+        again = _again(reranking, encode, blocks.batch_size, device)
         by_depth = reranked(
-            scorer, texts, videos, reranking, teacher_texts, teacher_videos, owners, progress=progress
+            scorer,
+            texts,
+            videos,
+            reranking.depths,
+            again,
+            split.caption_videos,
+            cost_runs=PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS,
+            progress=progress,
         )
         metrics["reranked"] = {"by": reranking.name, "depths": by_depth}
     return metrics
+
+
+def _again(
+    reranking: Reranking, encode: Callable[..., tuple[Tokens, Tokens]], batch_size: int, device: torch.device | str
+) -> Again:
+    """Return how the teacher scores, once it has encoded all that it encodes once, by `encode`."""
+    teacher, inputs = reranking.teacher, reranking.inputs
+    if isinstance(teacher, PairScorer):
+        return again_by_inputs(teacher, inputs, batch_size=batch_size, device=device)
+    texts, videos = (tokens_to(part, device) for part in encode(teacher, inputs))
+    return again_by_tokens(teacher, texts, videos)

@@ -144,6 +144,7 @@ def retrieval_task(
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     chosen = work.split(split)
+    chosen.require_captions("a task of mteb is of captions")
     metadata = TaskMetadata(
         name=name or f"{recipe.name}-{split}",
         description=f"Text-to-video retrieval: {len(chosen.captions)} captions, {len(chosen.videos)} videos",

@@ -16,6 +16,7 @@ from teachclip.data.annotations.catalog import DEFAULT_SHARE, ValidationOptions,
 from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.caption_groups import CaptionGroups
+from teachclip.data.places import Places
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
 from teachclip.evaluation.splits import Blocks
@@ -42,13 +43,15 @@ def build_catalog(recipe: Recipe) -> Catalog:
         share = DEFAULT_SHARE if section.share is None else section.share
         validation = section.list or ValidationOptions(videos=section.videos, share=share, seed=section.seed)
     return load_catalog(
-        format=data.format,
         videos=data.videos,
+        format=data.format,
         annotations=data.annotations,
         train=data.train,
         test=data.test,
         validation=validation,
         max_missing=data.max_missing,
+        texts=data.texts,
+        uncaptioned=data.uncaptioned,
     )
 
 
@@ -101,16 +104,40 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     """Find what would fail after hours of decoding: no split to select on, or batches that do not fit."""
     build_selection(recipe, catalog)
     check_losses(recipe)
+    check_uncaptioned(recipe, catalog)
     build_sampler(train, catalog.train, seed=recipe.seed).local(0, processes.index, processes.count)
     if recipe.losses.uses_frame_sets:
         check_divisible(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
 
 
+def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
+    """Raise RecipeError for what needs captions where training or selection has texts or videos without them."""
+    if catalog.train.is_paired and build_selection(recipe, catalog).is_paired:
+        return
+    frame_text = recipe.losses.frame_text
+    problems = []
+    if not recipe.teachers:
+        problems.append("teachers: it needs one, which says what texts and videos have in common")
+    if frame_text.is_used and recipe.teachers and frame_text.targets != "video":
+        problems.append("losses.frame_text.targets is pair, which needs captions; write video")
+    if recipe.teaching.source != "stored":
+        problems.append("teaching.source is online; write stored: it looks for the surest texts of all")
+    if recipe.teaching.weighting != "fixed":
+        problems.append("teaching.weighting is confidence, which needs captions; write fixed")
+    if recipe.frames.temporal_augmentation > 1:
+        problems.append("frames.temporal_augmentation needs captions; write 1")
+    if recipe.train.captions_per_video > 1:
+        problems.append("train.captions_per_video needs captions; write 1")
+    if problems:
+        lines = "\n".join(f"{recipe.name}: {problem}" for problem in problems)
+        raise RecipeError(f"{recipe.name}: the data has {catalog.train.describe()}\n{lines}")
+
+
 def build_sampler(train: Train, split: Split, *, seed: int, views: int = 1) -> BatchSampler:
-    """Return which pairs of a split are in every batch."""
+    """Return which pairs, or other places (see `Places`), of a split are in every batch."""
     together = train.captions_per_video
     groups = CaptionGroups(split.caption_videos, together) if together > 1 else None
-    return BatchSampler(len(split.captions), train.batch_size, seed, views, groups)
+    return BatchSampler(Places(split, seed).count, train.batch_size, seed, views, groups)
 
 
 def check_losses(recipe: Recipe) -> None:
@@ -198,7 +225,12 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     for entry in values["teachers"]:
         del entry["training"], entry["label"]
     _drop_unused_options(values, recipe)
-    values["data"] = {key: value for key, value in values["data"].items() if key not in ("videos", "max_missing")}
+    new = ("texts", "uncaptioned")  # named only where they are used
+    values["data"] = {
+        key: value
+        for key, value in values["data"].items()
+        if key not in ("videos", "max_missing") and not (key in new and value is None)
+    }
     if recipe.evaluation.precision != "float32":  # selection depends on it
         values["evaluation"] = {"precision": recipe.evaluation.precision}
     if teacher is not None:
@@ -237,6 +269,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
+    if losses["frame_text"]["surest"] == type(recipe.losses.frame_text).model_fields["surest"].default:
+        del losses["frame_text"]["surest"]
     for term in losses.values():
         for key in ("end_weight", "saturation"):
             if key in term and term[key] is None:

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
@@ -18,8 +17,11 @@ from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
+from teachclip.pipeline.tracking import start_trackers, track_results
+from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
@@ -65,9 +67,11 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     select = _evaluation(work, student, "selection")
     freeze(student, encoders=train.encoders)
     set_clip_weights(student, train.clip_weights)
+    if not work.catalog.train.is_paired:
+        write_taught(work)
     speed_up(student, train)
-    task, batches = _build_training(work, student, unpaired)
-    accelerator.init_trackers(recipe.name)
+    task, batches = build_training(work, student, unpaired)
+    start_trackers(accelerator, recipe)
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
@@ -81,6 +85,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     )
     task.load_state_dict(run.best_weights())
     results = _measure(work, student, select, progress.best_step)
+    track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
     return results
@@ -105,7 +110,7 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
     return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes)
 
 
-def _build_training(
+def build_training(
     work: Workspace, student: StudentModel, unpaired: Unpaired | None
 ) -> tuple[DistillationTask, TrainingBatches]:
     """Return what one step computes and what it reads; what teachers know of the data is stored by then."""
@@ -127,8 +132,8 @@ def _evaluation(
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
-    blocks = build.build_blocks(work.recipe)
-    return lambda: evaluate_split(student, inputs, split, blocks, work.device, work.processes, final=final)
+    choices = [] if split.is_paired else teacher_choices(work, split)
+    return lambda: evaluate_any(work, student, inputs, split, choices, final=final)
 
 
 def _measure(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from teachclip.console import log
-from teachclip.data.annotations.records import Catalog, Split
+from teachclip.data.annotations.records import Caption, Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling
@@ -20,7 +20,13 @@ from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
-from teachclip.pipeline.teachers import TeacherHandle, TeacherHandles, check_frame_set_scorer, open_teachers
+from teachclip.pipeline.teachers import (
+    TeacherHandle,
+    TeacherHandles,
+    check_frame_set_scorer,
+    check_shortlist,
+    open_teachers,
+)
 from teachclip.pipeline.unpaired import check_unpaired
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -128,7 +134,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     clamp_scale(student.backbone)
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
-    log(f"recipe {recipe.name}: {len(catalog.train.captions)} training pairs, {trained:,} trained parameters")
+    log(f"recipe {recipe.name}: {catalog.train.describe()}, {trained:,} trained parameters")
     log(f"one step on {len(split.captions)} pairs: {values}")
     log("dry run passed; nothing was written")
 
@@ -144,6 +150,7 @@ def _teachers(
             log(f"teacher {section.label}: {section.checkpoint} does not exist yet; this step runs without it")
             continue
         handle.check(recipe)
+        check_shortlist(recipe, handle, handles)
         if handle.reads_relevance:
             sources.stored.append(_read(handle, catalog, pairs))  # type: ignore[arg-type]
             sources.weights.append(section.weight)
@@ -189,5 +196,9 @@ def _read(handle: TeacherHandle, catalog: Catalog, pairs: _Pairs) -> _ReadReleva
 
 def _first_pairs(split: Split, count: int) -> Split:
     videos = split.videos[:count]
+    if not split.is_paired:  # the first texts stand for captions: only that a step can be taken is tried
+        own = zip(split.captions, videos, strict=False)
+        texts = tuple(Caption(caption.id, video.id, caption.text) for caption, video in own)
+        return Split(split.name, videos[: len(texts)], texts)
     first = {caption.video_id: caption for caption in reversed(split.captions)}
     return replace(split, videos=videos, captions=tuple(first[video.id] for video in videos))

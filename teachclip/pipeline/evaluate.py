@@ -11,12 +11,12 @@ from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
-from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
-from teachclip.pipeline import build
+from teachclip.pipeline.teachers import TeacherHandle, reranker_section
+from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
@@ -36,22 +36,20 @@ def evaluate(
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
-    (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: the label of a
-    teacher that orders the best videos of each text anew, as many as each of `depths` says. `queries`: a Parquet file
-    for the rank and the score of each query, for `compare`. Returns the results. Raises RecipeError for an unknown
-    model or teacher, DataError for a split that the data does not have.
+    (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: who orders the
+    best videos of each text anew, as many as each of `depths` says: a teacher's label, or the folder or hub id of a
+    CrossEncoder. `queries`: a Parquet file for the rank and the score of each query, for `compare`. Returns the
+    results. Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
     if queries is not None:
         check_writing(Path(queries))
     model = os.path.expanduser(model)
-    known = ["student", "zero_shot", *(section.label for section in recipe.teachers)]
+    labels = [section.label for section in recipe.teachers]
+    known = ["student", "zero_shot", *labels]
     if model not in known and not Path(model).exists():
         raise RecipeError(f"--model {model!r}: allowed: {', '.join(known)}, or a path{closest(model, known)}")
-    labels = [section.label for section in recipe.teachers]
-    if rerank is not None and rerank not in labels:
-        allowed = ", ".join(labels) or "the recipe has no teachers"
-        raise RecipeError(f"--rerank {rerank!r}: allowed: {allowed}{closest(rerank, labels)}")
+    reranker = None if rerank is None or rerank in labels else reranker_section(rerank, labels)
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
     work = build_workspace(recipe, processes, device)
@@ -61,31 +59,30 @@ def evaluate(
     results = work.stamp(model=model)
     reranking = None
     if rerank is not None:
-        teacher = _teacher(work, "--rerank", rerank).to(device).eval()
+        videos.require_captions("--rerank measures what their order gains")
+        handle = TeacherHandle(reranker, device) if reranker else work.teachers[rerank]
+        teacher = _teacher(handle, "--rerank").to(device).eval()
         reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
-    blocks = build.build_blocks(recipe)
     kept: list[Ranks] = []
-    results[split] = evaluate_split(
-        scorer,
-        inputs,
-        videos,
-        blocks,
-        device,
-        processes,
-        final=True,
-        reranking=reranking,
-        keep_ranks=kept.append,
-        progress=True,
-    )
+    captioned: dict[str, Any] = {"final": True, "reranking": reranking, "keep_ranks": kept.append}
+    options = captioned if videos.is_paired else {}
+    choices = [] if videos.is_paired else teacher_choices(work, videos)
+    results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
     if queries is not None and processes.is_main:
+        videos.require_captions("results per query are of captions")
         write_per_query(Path(queries), per_query(kept[0], videos))
     return results
 
 
 def _scorer(work: Workspace, model: str) -> Any:
-    """Return what scores texts and videos by the name that `evaluate` got."""
+    """Return what is evaluated; see `evaluate`. Raises RecipeError for a teacher that cannot score all pairs."""
     if model in work.teachers:
-        return _teacher(work, "--model", model)
+        if work.teachers[model].scores_shortlist:
+            raise RecipeError(
+                f"--model {model!r} reads a text and a video together, which is too slow for all pairs; --rerank "
+                f"{model} lets it score the best videos of each text"
+            )
+        return _teacher(work.teachers[model], "--model")
     if model == "zero_shot":
         return MeanPooling(work.backbone)
     if model != "student" and is_onnx_folder(model):
@@ -102,9 +99,10 @@ def _scorer(work: Workspace, model: str) -> Any:
     return scorer
 
 
-def _teacher(work: Workspace, option: str, label: str) -> Any:
-    """Return a teacher of the recipe that scores any text and video. Raises RecipeError for one that reads scores."""
-    handle = work.teachers[label]
+def _teacher(handle: TeacherHandle, option: str) -> Any:
+    """Return a teacher that scores any text and video. Raises RecipeError for one that reads scores."""
     if handle.reads_relevance:
-        raise RecipeError(f"{option} {label!r} reads scores of training pairs from a file: it cannot be evaluated")
+        raise RecipeError(
+            f"{option} {handle.label!r} reads scores of training pairs from a file: it cannot be evaluated"
+        )
     return handle.model

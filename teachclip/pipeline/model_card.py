@@ -79,7 +79,7 @@ def _front_matter(results: Mapping[str, Any], recipe: Recipe, library: str) -> s
             metric_value=round(float(results["test"]["t2v"][metric]), 2),
         )
         for metric in ("recall_at_1", "recall_at_5", "recall_at_10")
-        if "test" in results
+        if "agreement_with" not in results.get("test", {"agreement_with": ()})
     ]
     data = ModelCardData(
         license=recipe.card.license,
@@ -137,6 +137,8 @@ def _table(results: Mapping[str, Any]) -> Iterator[str]:
             continue
         numbers = {"t2v": ("captions", "videos"), "v2t": ("videos", "captions")}
         for direction, label in DIRECTIONS.items():
+            if direction not in results[split]:
+                continue
             queries, among = (results[split][name] for name in numbers[direction])
             rows = {markdown_text(str(results["model"])): results[split][direction]}
             if split in zero_shot:

@@ -8,6 +8,7 @@ from teachclip.console import log
 from teachclip.errors import StoreError
 from teachclip.pipeline.relevance import teacher_relevance, verify_teacher
 from teachclip.pipeline.teachers import check_teachers, open_teachers
+from teachclip.pipeline.uncaptioned import teacher_choices, uncaptioned_relevance
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -37,9 +38,14 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
             problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
     for handle in teachers.values():
         store = teacher_relevance(work, handle)
+        if not work.catalog.train.is_paired:
+            uncaptioned_relevance(work, handle)
         log(f"{handle.label}: {store.path} ({store.rows} captions)")
         if verify:
             problems += verify_teacher(work, handle, store, sample=not problems)
+    if not work.selection_split().is_paired:
+        teacher_choices(work, work.selection_split())
+    for handle in teachers.values():
         handle.release()
     if verify:
         if problems:

@@ -10,12 +10,15 @@ import numpy as np
 
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts
-from teachclip.data.annotations.records import Video
+from teachclip.data.annotations.records import Split, Video
+from teachclip.errors import RecipeError
 from teachclip.losses.checks import pick
+from teachclip.pipeline.shortlist import OPTIONS, Finder, open_finder, shortlist_relevance, verify_shortlist
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
+from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
@@ -50,38 +53,77 @@ def training_content(work: Workspace) -> dict[str, str]:
     }
 
 
-def teacher_relevance(work: Workspace, handle: TeacherHandle) -> StoredItems:
-    """Return the relevance of a teacher for the training split; compute or read what is not stored yet."""
-    split = work.catalog.train
-    options: dict[str, Any] = {
-        "provenance": _common_provenance(work, handle),
-        "precision": work.recipe.teaching.precision,
-        "label": f"{handle.label} relevance",
-    }
-    path = work.recipe.stores / work.training_name(f"relevance-{handle.section.folder}")
-    if handle.reads_relevance:  # its file is read by one process: it may be large
-        compute = _from_file(work, handle)
-        ids = [(caption.id, caption.video_id, caption.text) for caption in split.captions]
-        options |= {"captions": row_keys(ids), "videos": row_keys(video.id for video in split.videos)}
-        return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
-    texts, videos = _tokens(work, handle)
-    inputs = work.inputs_for(handle.model, split, work.views)
-    captions, columns = inputs.text_keys(), inputs.video_keys()
-    own = columns.reshape(work.views, -1, columns.shape[1])[:, split.caption_videos]
-    pairs = np.concatenate([captions[None], own]).swapaxes(0, 1)  # frame relevance is of a caption and its video
-    return store_relevance(
-        path,
-        functools.partial(
-            relevance_rows, handle.model, texts, videos, split.caption_videos, views=work.views, device=work.device
-        ),
-        captions=row_keys(pair.tobytes() for pair in pairs),
-        videos=columns,
-        processes=work.processes,
-        **options,
+def teacher_relevance(
+    work: Workspace, handle: TeacherHandle, split: Split | None = None
+) -> StoredItems | SparseRelevance:
+    """Return the relevance of a teacher for a split, by default training; compute or read what is not stored yet.
+
+    Every text is scored with every video, or by a teacher of shortlists with those of its shortlist. Frame relevance
+    is of a caption and its video: there is none in a split with texts or videos that are of no pair. Raises
+    RecipeError for shortlists of such a split.
+    """
+    if not handle.scores_shortlist:
+        return dense_relevance(work, handle, split or work.catalog.train)
+    if split not in (None, work.catalog.train) or not work.catalog.train.is_paired:
+        raise RecipeError(
+            f"teacher {handle.label!r} scores shortlists of captions: data without captions needs a teacher that "
+            "scores every text with every video"
+        )
+    finder = _finder(work, handle)
+    return shortlist_relevance(work, handle, finder, provenance=common_provenance(work, handle, work.catalog.train))
+
+
+def _finder(work: Workspace, handle: TeacherHandle) -> Finder:
+    shortlist = handle.traits.shortlist
+    assert shortlist is not None
+    train = work.catalog.train
+    return open_finder(
+        work,
+        shortlist,
+        read=lambda other: dense_relevance(work, other, train),
+        describe=lambda other: common_provenance(work, other, train),
     )
 
 
-def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *, sample: bool = True) -> list[str]:
+def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> StoredItems:
+    """Return the relevance of all texts and videos of a split."""
+    options: dict[str, Any] = {
+        "provenance": common_provenance(work, handle, split),
+        "precision": work.recipe.teaching.precision,
+        "label": f"{handle.label} relevance",
+    }
+    views = work.views if split is work.catalog.train else 1
+    name = f"relevance-{handle.section.folder}"
+    path = work.recipe.stores / (work.training_name(name) if split is work.catalog.train else f"{name}-{split.name}")
+    if handle.reads_relevance:  # its file is read by one process: it may be large
+        compute = _from_file(work, handle, split)
+        ids = [(caption.id, caption.video_id, caption.text) for caption in split.captions]
+        options |= {"captions": row_keys(ids), "videos": row_keys(video.id for video in split.videos)}
+        return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
+    texts, videos = stored_tokens(work, handle, split)
+    inputs = work.inputs_for(handle.model, split, views)
+    captions, columns = inputs.text_keys(), inputs.video_keys()
+    if split.is_paired:
+        own = columns.reshape(views, -1, columns.shape[1])[:, split.caption_videos]
+        pairs = np.concatenate([captions[None], own]).swapaxes(0, 1)  # frame relevance is of a caption and its video
+        rows = row_keys(pair.tobytes() for pair in pairs)
+    else:
+        rows = captions
+    every = functools.partial(
+        relevance_rows, handle.model, texts, videos, split.caption_videos, views=views, device=work.device
+    )
+
+    def compute_rows(
+        captions: np.ndarray, videos: np.ndarray | None = None, *, with_frames: bool = True
+    ) -> Mapping[str, np.ndarray]:
+        return every(captions, videos, with_frames=with_frames and split.is_paired)
+
+    return store_relevance(path, compute_rows, captions=rows, videos=columns, processes=work.processes, **options)
+
+
+def verify_teacher(
+    work: Workspace, handle: TeacherHandle, store: StoredItems | SparseRelevance, *, sample: bool = True
+) -> list[str]:
     """Check a teacher's stores: every checksum, and a `sample` of rows computed or read again from the start.
 
     No sample is taken where a checksum is wrong: what it is computed from may be at fault.
@@ -89,18 +131,22 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
     split, problems = work.catalog.train, []
     if not handle.reads_relevance:
         inputs = work.inputs_for(handle.model, split, work.views)
-        problems = [problem for tokens in _tokens(work, handle) for problem in tokens.verify()]
+        if not isinstance(store, SparseRelevance):
+            problems = [problem for tokens in stored_tokens(work, handle, split) for problem in tokens.verify()]
         if inputs.frames is not work.frames:
             problems += inputs.frames.verify()
     problems += store.verify()
     if problems or not sample:
         return problems
     rows = np.unique(np.linspace(0, store.rows - 1, min(SAMPLE, store.rows)).astype(np.int64))
+    if isinstance(store, SparseRelevance):
+        return verify_shortlist(work, handle, store, rows, pairs=SAMPLE)
     if handle.reads_relevance:
         columns = np.arange(len(split.videos))
-        again = _from_file(work, handle)(rows)
+        again = _from_file(work, handle, split)(rows)
     else:
-        videos = np.unique(split.caption_videos[rows])
+        own = split.caption_videos if split.is_paired else np.arange(len(split.videos))
+        videos = np.unique(own[rows % len(own)])
         columns = np.concatenate([view * len(split.videos) + videos for view in range(work.views)])
         again = recompute(
             handle.model,
@@ -109,6 +155,7 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
             rows,
             columns,
             views=work.views,
+            with_frames=split.is_paired,
             device=work.device,
             precision=work.recipe.teaching.encoding_precision,
         )
@@ -119,15 +166,19 @@ def verify_teacher(work: Workspace, handle: TeacherHandle, store: StoredItems, *
 def _provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
     """Return everything that a teacher's relevance for the training split depends on."""
     if handle.reads_relevance:
-        return {**_common_provenance(work, handle), "split": work.catalog.train.provenance()}
+        return {**common_provenance(work, handle, work.catalog.train), "split": work.catalog.train.provenance()}
+    if handle.scores_shortlist:
+        lists = _finder(work, handle).provenance
+        return {**work.provenance(work.catalog.train, handle.model, _options(handle)), "lists": lists}
     return work.provenance(work.catalog.train, handle.model, _options(handle), views=work.views)
 
 
-def _common_provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]:
+def common_provenance(work: Workspace, handle: TeacherHandle, split: Split) -> dict[str, Any]:
     """Return what a teacher's relevance depends on besides the captions and videos."""
     if not handle.reads_relevance:
-        inputs = work.inputs_for(handle.model, work.catalog.train, work.views)
-        return work.common_provenance(handle.model, _options(handle), inputs, work.views)
+        views = work.views if split is work.catalog.train else 1
+        inputs = work.inputs_for(handle.model, split, views)
+        return work.common_provenance(handle.model, _options(handle), inputs, views)
     # The content of its files counts, not where they lie.
     files = handle.model.files()
     facts = file_facts(
@@ -146,17 +197,19 @@ def _common_provenance(work: Workspace, handle: TeacherHandle) -> dict[str, Any]
 
 
 def _options(handle: TeacherHandle) -> dict[str, Any]:
-    return {"name": handle.section.name, **handle.section.options}
+    options = {"name": handle.section.name, **handle.section.options}
+    left_out = OPTIONS if handle.scores_shortlist else ()
+    return {key: value for key, value in options.items() if key not in left_out}
 
 
-def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
+def _from_file(work: Workspace, handle: TeacherHandle, split: Split) -> Compute:
     """Return a function that reads relevance from the teacher's files, which are opened at its first call."""
 
     @functools.cache
     def opened() -> Any:
-        others = [split for split in work.catalog.splits if split is not work.catalog.train]
+        others = [other for other in work.catalog.splits if other is not split]
         relevance = handle.model.relevance_of(
-            work.catalog.train, frames=work.recipe.frames.count, others=others, scratch=work.recipe.stores
+            split, frames=work.recipe.frames.count, others=others, scratch=work.recipe.stores
         )
         for line in relevance.notes:
             log(f"{handle.label}: {line}")
@@ -175,13 +228,18 @@ def _from_file(work: Workspace, handle: TeacherHandle) -> Compute:
     return rows
 
 
-def _tokens(work: Workspace, handle: TeacherHandle) -> tuple[StoredItems, StoredItems]:
-    """Return the stored tokens of the training texts and videos; compute them if they are not stored yet."""
+def stored_tokens(work: Workspace, handle: TeacherHandle, split: Split) -> tuple[StoredItems, StoredItems]:
+    """Return the stored tokens of a split's texts and videos; compute them if they are not stored yet.
+
+    Tokens are the same in every split: they share a store, unless the training split has augmented views.
+    """
+    views = work.views if split is work.catalog.train else 1
+    name = f"tokens-{handle.section.folder}"
     return store_scorer_tokens(
-        work.recipe.stores / work.training_name(f"tokens-{handle.section.folder}"),
+        work.recipe.stores / (name if views == 1 else work.training_name(name)),
         handle.model,
-        work.inputs_for(handle.model, work.catalog.train, work.views),
-        provenance=_common_provenance(work, handle),
+        work.inputs_for(handle.model, split, views),
+        provenance=common_provenance(work, handle, split),
         batch_size=work.recipe.teaching.batch_size,
         device=work.device,
         processes=work.processes,

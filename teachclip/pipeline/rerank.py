@@ -1,7 +1,8 @@
-"""Rerank what a search found: a teacher of a recipe scores the best moment of each video anew.
+"""Rerank what a search found: a teacher scores the best moment of each video anew.
 
-The teacher's tokens of a moment are kept in the index, so that they are computed once. The teacher reads the frames
-that the recipe's frame sampling takes of the moment, as in training.
+The teacher's tokens of a moment are kept in the index, so that they are computed once; a CrossEncoder has none and
+reads the frames whenever it scores. A teacher of a recipe reads the frames that the recipe's frame sampling takes of
+the moment, as in training; a CrossEncoder without a recipe those of the index's student.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import torch
 from teachclip.data.annotations.records import Caption, Video
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.live import LiveFrames
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.workers import Decoding
 from teachclip.errors import DataError, RecipeError
+from teachclip.evaluation.reranking import again_by_inputs, again_by_tokens
 from teachclip.models.backbone import load_config
+from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline.build import build_frame_sampling, build_processor
-from teachclip.pipeline.teachers import open_teachers
+from teachclip.pipeline.teachers import TeacherHandle, open_teachers, reranker_section
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
-from teachclip.registry import closest
-from teachclip.scorer import teacher_traits
+from teachclip.scorer import PairScorer, Tokens
 from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.scoring.token_store import VIDEOS_PER_SHARD, architecture_hash, read_tokens, store_tokens, weights_hash
 from teachclip.search.index import VideoIndex
@@ -37,24 +40,47 @@ from teachclip.store.row_plan import row_keys
 
 
 class TeacherReranker:
-    """Scores texts and moments by a teacher of a recipe."""
+    """Scores texts and moments by a teacher.
 
-    def __init__(self, recipe: RecipeSource, teacher: str, *, device: str | None = None) -> None:
-        """`teacher`: its label. Raises RecipeError for an unknown one, and as `TeacherHandle.check`."""
-        self.recipe = load_recipe(recipe)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        handles = open_teachers(self.recipe, self.device)
-        if teacher not in handles:
-            allowed = ", ".join(handles) or "the recipe has no teachers"
-            raise RecipeError(f"--rerank {teacher!r}: allowed: {allowed}{closest(teacher, handles)}")
-        if handles[teacher].reads_relevance:
+    how: what it reads. decoding: how frames of a moment are chosen and cut. batch_size: moments of a forward pass.
+    """
+
+    def __init__(
+        self, teacher: Any, how: Preprocessing, decoding: Decoding, *, device: torch.device, batch_size: int = 32
+    ) -> None:
+        self.teacher, self.how, self.decoding = teacher, how, decoding
+        self.device, self.batch_size = device, batch_size
+
+    @classmethod
+    def of_recipe(cls, recipe: RecipeSource, teacher: str, *, device: str | None = None) -> TeacherReranker:
+        """Return a teacher of a recipe by its label, or a CrossEncoder by its folder or hub id.
+
+        It reads the frames of the recipe's sampling. Raises RecipeError for another text, and as
+        `TeacherHandle.check`.
+        """
+        recipe, where = load_recipe(recipe), _device(device)
+        handles = open_teachers(recipe, where)
+        handle = handles.get(teacher) or TeacherHandle(reranker_section(teacher, list(handles)), where)
+        if handle.reads_relevance:
             raise RecipeError(f"--rerank {teacher!r} reads scores of training pairs from a file: it cannot rerank")
-        handles[teacher].check(self.recipe)
-        self.teacher = handles[teacher].model
-        processor = build_processor(self.recipe, load_config(self.recipe.student.backbone))
-        self.how = teacher_traits(self.teacher).preprocessing or processor.preprocessing
-        sampling, workers = build_frame_sampling(self.recipe), self.recipe.frames.workers
-        self.decoding = Decoding(sampling, self.how.transform, workers=workers)
+        handle.check(recipe)
+        processor = build_processor(recipe, load_config(recipe.student.backbone))
+        how = handle.traits.preprocessing or processor.preprocessing
+        decoding = Decoding(build_frame_sampling(recipe), how.transform, workers=recipe.frames.workers)
+        return cls(handle.model, how, decoding, device=where, batch_size=recipe.teaching.batch_size)
+
+    @classmethod
+    def of_cross_encoder(cls, index: VideoIndex, source: str, *, device: str | None = None) -> TeacherReranker:
+        """Return a CrossEncoder by its folder or hub id, which reads the frames that the student of `index` reads.
+
+        Raises RecipeError for another text, CheckpointError if it cannot be loaded.
+        """
+        where = _device(device)
+        handle = TeacherHandle(reranker_section(source, []), where)
+        handle.require()
+        how: Any = handle.traits.preprocessing
+        sampling = FrameSampling(**index.settings.provenance["frame sampling"])
+        return cls(handle.model, how, Decoding(sampling, how.transform), device=where)
 
     @torch.no_grad()
     def rerank(self, index: VideoIndex, text: str, found: Sequence[Found]) -> list[Found]:
@@ -66,25 +92,32 @@ class TeacherReranker:
         if not found:
             return []
         inputs = self._inputs(text, found)
-        parts = [one.parts[0].id for one in found]
-        provenance = self._provenance()
-        videos = store_tokens(
-            index.generation.folder / f"rerank-{fingerprint_of(provenance)[:12]}",
-            keys=row_keys(parts),
-            encode=lambda rows: encode_video_batch(self.teacher, to_device(inputs.videos(rows), self.device)),
-            provenance=provenance,
-            batch_size=self.recipe.teaching.batch_size,
-            rows_per_shard=VIDEOS_PER_SHARD,
-            processes=Processes(),
-            label="rerank",
-        )
-        query = encode_text_batch(self.teacher, to_device(inputs.texts(np.arange(1)), self.device))
-        scores = self.teacher.score(query, read_tokens(videos, np.arange(len(found)), self.device))[0].tolist()
+        if isinstance(self.teacher, PairScorer):  # it keeps nothing of a moment but its frames
+            again = again_by_inputs(self.teacher, inputs, batch_size=self.batch_size, device=self.device)
+        else:
+            query = encode_text_batch(self.teacher, to_device(inputs.texts(np.arange(1)), self.device))
+            again = again_by_tokens(self.teacher, query, self._tokens(index, inputs, found))
+        scores = again(0, torch.arange(len(found))).tolist()
         scored = [
             replace(one, score=score, parts=[replace(one.parts[0], score=score), *one.parts[1:]])
             for one, score in zip(found, scores, strict=True)
         ]
         return sorted(scored, key=lambda one: -one.score)
+
+    def _tokens(self, index: VideoIndex, inputs: PixelInputs, found: Sequence[Found]) -> Tokens:
+        """Return the teacher's tokens of the best part of each video, from the index as far as it has them."""
+        provenance = self._provenance()
+        store = store_tokens(
+            index.generation.folder / f"rerank-{fingerprint_of(provenance)[:12]}",
+            keys=row_keys(one.parts[0].id for one in found),
+            encode=lambda rows: encode_video_batch(self.teacher, to_device(inputs.videos(rows), self.device)),
+            provenance=provenance,
+            batch_size=self.batch_size,
+            rows_per_shard=VIDEOS_PER_SHARD,
+            processes=Processes(),
+            label="rerank",
+        )
+        return read_tokens(store, np.arange(len(found)), self.device)
 
     def _inputs(self, text: str, found: Sequence[Found]) -> PixelInputs:
         """Return the text and the best part of each video as the teacher reads them."""
@@ -118,6 +151,19 @@ class TeacherReranker:
             "preprocessing": self.how.describe(),
             "frames": self.decoding.provenance(),
         }
+
+
+def open_reranker(
+    index: VideoIndex, teacher: str, *, recipe: RecipeSource | None = None, device: str | None = None
+) -> TeacherReranker:
+    """Return who reranks what a search of `index` finds: see `TeacherReranker`; without a recipe a CrossEncoder."""
+    if recipe is not None:
+        return TeacherReranker.of_recipe(recipe, teacher, device=device)
+    return TeacherReranker.of_cross_encoder(index, teacher, device=device)
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _check_unchanged(found: Found) -> None:

@@ -13,6 +13,7 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.relevance import teacher_relevance
 from teachclip.pipeline.teachers import TeacherHandle
+from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
@@ -46,13 +47,17 @@ class Teachers:
 def build_teachers(work: Workspace, split: Split) -> Teachers:
     """Prepare every teacher of the recipe for the training split.
 
-    Relevance from a file (`scores`) is read from its store even where `teaching.source` is online. Online teachers
-    that read the same tokens and frames as the student, or as each other, share them.
+    Relevance from a file (`scores`) and of shortlists is read from its store even where `teaching.source` is online.
+    Online teachers that read the same tokens and frames as the student, or as each other, share them.
     """
     recipe, found = work.recipe, Teachers()
     known = {"": work.pixel_inputs(split, views=work.views)}
     for handle in work.teachers.values():
         section = handle.section
+        if is_stored(recipe, handle) and not split.is_paired:
+            found.stored.append(uncaptioned_relevance(work, handle))
+            found.weights.append(section.weight)
+            continue
         if is_stored(recipe, handle):
             relevance = StoredRelevance.build(
                 teacher_relevance(work, handle),
@@ -122,7 +127,7 @@ def build_frame_sets(
 
 def is_stored(recipe: Recipe, handle: TeacherHandle) -> bool:
     """Whether a teacher teaches from its store."""
-    return recipe.teaching.source == "stored" or handle.reads_relevance
+    return recipe.teaching.source == "stored" or handle.reads_relevance or handle.scores_shortlist
 
 
 def shared_prefix(known: dict[str, PixelInputs], inputs: PixelInputs) -> str:

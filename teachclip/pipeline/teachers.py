@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from teachclip.scorer import TeacherTraits, check_teacher, reads_relevance, teac
 
 FILE_ENDINGS = (".bin", ".csv", ".npy", ".parquet", ".pt", ".pth", ".safetensors")
 """A checkpoint whose name ends so is a file, never the id of a repository."""
+
+ZERO_SHOT = "zero_shot"
+"""Who finds shortlists and needs no training: mean pooling of the student's backbone."""
 
 
 def teacher_class(section: TeacherSection) -> Any:
@@ -44,6 +48,11 @@ class TeacherHandle:
     def reads_relevance(self) -> bool:
         """Whether it reads scores from a file instead of encoding."""
         return reads_relevance(teacher_class(self.section))
+
+    @property
+    def scores_shortlist(self) -> bool:
+        """Whether it scores a shortlist of each text in place of all pairs."""
+        return not self.reads_relevance and self.traits.shortlist is not None
 
     @functools.cached_property
     def model(self) -> Any:
@@ -115,6 +124,20 @@ class TeacherHandle:
         self.__dict__.pop("model", None)
 
 
+def reranker_section(source: str, labels: Sequence[str]) -> TeacherSection:
+    """Return the section of a CrossEncoder that `--rerank` names by its folder or hub id alone.
+
+    `labels`: of the recipe's teachers. Raises RecipeError for another text.
+    """
+    source = os.path.expanduser(source)
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
+    if not is_id and not Path(source).is_dir():
+        allowed = ", ".join(labels) or "the label of a teacher, with a --recipe that has it"
+        hint = closest(source, labels)
+        raise RecipeError(f"--rerank {source!r}: allowed: {allowed}; the folder or hub id of a CrossEncoder{hint}")
+    return TeacherSection(name="cross_encoder", checkpoint=source)
+
+
 TeacherHandles = Mapping[str, TeacherHandle]
 """The teachers of a run by label, in the order of the recipe."""
 
@@ -133,15 +156,47 @@ def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:
     """Load every teacher, before hours of decoding, and see that it fits the recipe. See `TeacherHandle.check`."""
     for handle in teachers.values():
         handle.check(recipe)
+    for handle in teachers.values():
+        check_shortlist(recipe, handle, teachers)
     check_frame_set_scorer(recipe, teachers)
 
 
+def check_shortlist(recipe: Recipe, handle: TeacherHandle, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if a teacher would teach a shortlist that nobody can find, or of several views."""
+    if not handle.scores_shortlist:
+        return
+    assert handle.traits.shortlist is not None
+    if (versions := recipe.frames.temporal_augmentation) > 1:
+        raise RecipeError(
+            f"teacher {handle.label!r} scores a shortlist, which holds one version of each video: it needs "
+            f"frames.temporal_augmentation=1, got {versions}"
+        )
+    first = handle.traits.shortlist.first
+    listing = [label for label, other in teachers.items() if other.exists() and other.scores_shortlist]
+    if first in listing:
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r} scores a shortlist itself; give who scores all pairs"
+        )
+    if first not in (*teachers, ZERO_SHOT) and not Path(first).exists():
+        known = [*(label for label in teachers if label not in listing), ZERO_SHOT]
+        allowed = f"{', '.join(known)}, or the folder of a student"
+        raise RecipeError(
+            f"teacher {handle.label!r}: options.first: {first!r}; allowed: {allowed}{closest(first, known)}"
+        )
+
+
 def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:
-    """Raise RecipeError if the teacher that is to score frame sets can only read scores of existing videos."""
+    """Raise RecipeError if the teacher that is to score frame sets reads scores from a file or is too slow for it."""
     label = recipe.losses.frame_sets.scorer
-    if recipe.losses.uses_frame_sets and label in teachers and teachers[label].reads_relevance:
+    if not recipe.losses.uses_frame_sets or label not in teachers:
+        return
+    if teachers[label].reads_relevance:
         raise RecipeError(
             f"losses.frame_sets.scorer: {label!r} reads its scores from a file: it cannot score frame sets"
+        )
+    if teachers[label].scores_shortlist:
+        raise RecipeError(
+            f"losses.frame_sets.scorer: {label!r} scores a shortlist of each text: it is too slow for frame sets"
         )
 
 

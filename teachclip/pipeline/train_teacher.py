@@ -131,6 +131,8 @@ def _build_training(
 ) -> tuple[Any, TrainingBatches, Callable[[], dict[str, Any]]]:
     """Return the new teacher, its batches, and a function that evaluates it on the selection split."""
     recipe, split, selection = work.recipe, work.catalog.train, work.selection_split()
+    for part in (split, selection):
+        part.require_captions("a teacher learns from captions")
     clip = load_clip(training.clip) if training.clip else work.backbone
     check_clip(clip, work.backbone, section)
     sizes = {"frames": recipe.frames.count, "tokens": recipe.text.max_tokens}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts, find_videos
-from teachclip.data.annotations.records import Caption, Split, Video
-from teachclip.data.formats.tables import read_lines
+from teachclip.data.annotations.records import Split, Video
+from teachclip.data.annotations.uncaptioned import as_captions, plain_text, read_texts
 from teachclip.errors import DataError, RecipeError
 from teachclip.pipeline.frames import build_frames, hashes_file
 from teachclip.pipeline.workspace import Workspace
@@ -25,10 +24,10 @@ NAME = "unpaired"
 
 @dataclass(frozen=True)
 class Unpaired:
-    """More videos or captions, as a split of its own.
+    """More videos or captions for frame sets alone, as a split of its own without pairs.
 
-    Every video of a split needs a caption and every caption a video: what was not given is filled up from the
-    training split and never drawn. `work` reads its frames.
+    What was not given is one video or text of the training split, which is never drawn. `work` reads its frames.
+    Texts and videos for all terms of the loss are `data.texts` and `data.uncaptioned`.
     """
 
     work: Workspace
@@ -87,7 +86,7 @@ def build_unpaired(work: Workspace) -> Unpaired | None:
     texts = [train.captions[0].text]
     if term.captions is not None:
         texts = _other_captions(work, term.captions)
-    split = _as_split(videos, texts)
+    split = Split(NAME, tuple(videos), as_captions(texts))
     log(f"{NAME}: {len(videos) if term.videos else 0} videos, {len(texts) if term.captions else 0} captions")
     return Unpaired(work, split, term.videos is not None, term.captions is not None, len(train.videos))
 
@@ -98,7 +97,7 @@ def check_unpaired(recipe: Recipe) -> None:
     if recipe.losses.uses_frame_sets and term.videos is not None:
         find_videos(term.videos)
     if recipe.losses.uses_frame_sets and term.captions is not None:
-        _read_captions(term.captions)
+        read_texts(term.captions)
 
 
 def _without_held_out(work: Workspace, files: dict[str, Path]) -> list[Video]:
@@ -125,18 +124,14 @@ def _held_out(work: Workspace) -> list[Split]:
 
 def _other_captions(work: Workspace, path: Path) -> list[str]:
     """Return the unpaired captions but for those to validate or test on, in whatever case they are written."""
-    texts = _read_captions(path)
-    seen = {_plain(caption.text) for split in _held_out(work) for caption in split.captions}
-    kept = [text for text in texts if _plain(text) not in seen]
+    texts = read_texts(path)
+    seen = {plain_text(caption.text) for split in _held_out(work) for caption in split.captions}
+    kept = [text for text in texts if plain_text(text) not in seen]
     if len(kept) < len(texts):
         log(f"excluded {len(texts) - len(kept)} of {len(texts)} {NAME} captions: they are in validation or test")
     if not kept:
         raise DataError(f"{path} holds no other captions than those to validate or test on")
     return kept
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def check_unseen(recipe: Recipe, test: Split) -> None:
@@ -145,8 +140,8 @@ def check_unseen(recipe: Recipe, test: Split) -> None:
     if not recipe.losses.uses_frame_sets:
         return
     if term.captions is not None:
-        seen = {_plain(caption.text) for caption in test.captions}
-        if both := [text for text in _read_captions(term.captions) if _plain(text) in seen]:
+        seen = {plain_text(caption.text) for caption in test.captions}
+        if both := [text for text in read_texts(term.captions) if plain_text(text) in seen]:
             raise RecipeError(
                 f"losses.frame_sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}"
             )
@@ -157,18 +152,3 @@ def check_unseen(recipe: Recipe, test: Split) -> None:
         for path in find_videos(term.videos).values():
             if any(file_hash(path) == file_hash(other) for other in same_size.get(path.stat().st_size, ())):
                 raise RecipeError(f"losses.frame_sets.videos: {path} is a test video; give a folder of other videos")
-
-
-def _read_captions(path: Path) -> list[str]:
-    lines = [line.text.strip() for line in read_lines(path)]
-    if not lines:
-        raise DataError(f"{path} has no captions; expected one per line")
-    return lines
-
-
-def _as_split(videos: Sequence[Video], texts: Sequence[str]) -> Split:
-    """Return a split with all videos and all texts, dealt out in turn; the shorter of both begins again."""
-    count = max(len(videos), len(texts))
-    rows = sorted(range(count), key=lambda row: row % len(videos))
-    captions = [Caption(f"{NAME}:{row}", videos[row % len(videos)].id, texts[row % len(texts)]) for row in rows]
-    return Split(NAME, tuple(videos), tuple(captions))

@@ -18,6 +18,7 @@ from teachclip.console import log
 from teachclip.data.annotations.catalog import require_readable
 from teachclip.data.annotations.files import Overlap, describe_overlaps, file_facts, overlaps
 from teachclip.data.annotations.records import Catalog, Split
+from teachclip.data.annotations.uncaptioned import without_copies
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.views import Frames
 from teachclip.data.video.transform import FrameTransform
@@ -251,20 +252,22 @@ def build_workspace(
     for video in catalog.videos:
         if video.id in frames.partially_decoded:
             log(f"{video.id} is partially decoded: {frames.partially_decoded[video.id]}")
-    shared = _find_overlaps(recipe, catalog)
+    catalog, shared = _find_overlaps(recipe, catalog)
     teachers = open_teachers(recipe, device) if teachers is None else teachers
     work = Workspace(recipe, catalog, frames, processor, backbone, processes, device, teachers, decode, shared)
-    counts = ", ".join(
-        f"{split.name} {len(split.videos)} videos, {len(split.captions)} captions" for split in catalog.splits
-    )
-    log(f"data: {counts}")
+    log(f"data: {', '.join(f'{split.name} {split.describe()}' for split in catalog.splits)}")
     return work
 
 
-def _find_overlaps(recipe: Recipe, catalog: Catalog) -> list[Overlap]:
-    """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache."""
+def _find_overlaps(recipe: Recipe, catalog: Catalog) -> tuple[Catalog, list[Overlap]]:
+    """Return the files that several splits share, and warn of them. Decoding has left their hashes in the cache.
+
+    The catalogue comes back without uncaptioned training videos that are copies of held-out ones.
+    """
     limit = recipe.frames.time_limit
-    shared = overlaps(catalog, file_facts(catalog.videos, hashes_file(recipe), progress=False, time_limit=limit))
+    facts = file_facts(catalog.videos, hashes_file(recipe), progress=False, time_limit=limit)
+    catalog = without_copies(catalog, facts)
+    shared = overlaps(catalog, facts)
     for line in describe_overlaps(shared):
         log(f"warning: {line}")
-    return shared
+    return catalog, shared

@@ -52,13 +52,22 @@ class Validation(Section):
 class Data(Section):
     """Which videos and captions."""
 
-    format: str = Field(
+    format: str | None = Field(
+        None,
         description="msrvtt, msvd, vatex, didemo, activitynet, lsmdc; own data: csv, xlsx, jsonl, parquet, "
-        "text_files, subtitles; or module:name of a reader"
+        "text_files, subtitles; or module:name of a reader; needed with annotations",
     )
     videos: PathValue = Field(description="folder with the video files, searched with its sub-folders")
-    annotations: PathValue = Field(
-        description="file with the captions, or the folder that holds the published files under their names"
+    annotations: PathValue | None = Field(
+        None,
+        description="file with the captions, or the folder that holds the published files under their names; null: "
+        "the videos have no captions",
+    )
+    texts: PathValue | None = Field(
+        None, description="file with texts that are of no video, one per line, such as queries; teachers pair them"
+    )
+    uncaptioned: PathValue | None = Field(
+        None, description="folder with more training videos, which have no captions; they may be in `videos` too"
     )
     train: PathValue | None = Field(None, description="own list of training videos (msrvtt: CSV of video_id)")
     test: PathValue | None = Field(None, description="own list of test videos (msrvtt: CSV of video_id,sentence)")
@@ -77,3 +86,14 @@ class Data(Section):
         if isinstance(values, dict) and values.get("select_on") == "test" and "validation" not in values:
             return {**values, "validation": None}
         return values
+
+    @model_validator(mode="after")
+    def _captions_or_texts(self) -> Data:
+        if (self.format is None) != (self.annotations is None):
+            given, absent = ("annotations", "format") if self.format is None else ("format", "annotations")
+            raise ValueError(f"{given} needs {absent}: they say where captions are")
+        if self.annotations is None and self.texts is None:
+            raise ValueError("give format and annotations (captions), texts (a file with a text per line), or both")
+        if self.annotations is None and (self.train or self.test or (self.validation and self.validation.list)):
+            raise ValueError("train, test and validation.list name captioned videos: they need annotations")
+        return self

@@ -38,6 +38,7 @@ class ContrastiveTerm(_Term):
     """Cross-entropy of the matching pairs, in both directions."""
 
     weight: Weight = 0.2
+    temperature: Positive = Field(1.0, description="divisor of the logits, which have the backbone's scale already")
 
 
 class VideoTextTerm(_Term):
@@ -65,6 +66,10 @@ class FrameTextTerm(_Term):
     )
     saturation: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="with targets=video: the share of a video's captions above which a frame's target is 1"
+    )
+
+    surest: Count = Field(
+        4, description="for videos without captions: how many texts that a teacher is surest of stand for captions"
     )
 
     @model_validator(mode="after")

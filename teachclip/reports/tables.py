@@ -119,7 +119,7 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         for split in ("train", "validation", "test"):
             for direction, label in DIRECTIONS.items():
-                if split in result:
+                if direction in result.get(split, ()):
                     metrics = result[split][direction]
                     values = " | ".join(f"{metrics[name]:.1f}" for name in COLUMNS)
                     lines.append(f"| {_cell(str(result['model']))} | {split} | {label} | {values} |")
@@ -169,6 +169,16 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [note for result in results for note in _certainty_notes(result)]
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    for split, found, before in _agreements(results):
+        labels = ", ".join(found["agreement_with"])
+        notes.append(
+            f"Agreement, not correctness: {split} has no captions. A recall is of the video that the teacher "
+            f"({labels}) ranks first for a text: {found['captions']:,} texts, {found['videos']:,} videos held out. "
+            f"The mean rank correlation of their order of all these videos is {found['rank_correlation']:.3f}"
+            + (f", of the untrained backbone {before['rank_correlation']:.3f}." if before else ".")
+        )
+        if before and before["rank_correlation"] > found["rank_correlation"]:
+            notes.append("Training moved the student away from its teacher: more videos or better texts are needed.")
     for counts in _distinct(result.get("partial") or {} for result in results):
         parts = ", ".join(f"{count} {split} videos" for split, count in counts.items())
         notes.append(f"Partial: {parts}; the others are missing or could not be read.")
@@ -176,6 +186,16 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append(f"Partially decoded: {len(videos)} videos; the rest of them is damaged.")
     notes += [f"Overlap: {line}." for line in _distinct(line for r in results for line in r.get("overlaps") or ())]
     return notes
+
+
+def _agreements(
+    results: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any] | None]]:
+    """Yield the splits without captions: name, result, and the result of the backbone alone if it is known."""
+    for result in results:
+        for split in ("validation", "test"):
+            if "agreement_with" in result.get(split, ()):
+                yield split, result[split], result.get("zero_shot", {}).get(split)
 
 
 def _certainty_notes(result: Mapping[str, Any]) -> Iterator[str]:

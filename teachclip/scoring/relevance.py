@@ -61,6 +61,21 @@ def relevance_rows(
     return relevance
 
 
+@torch.no_grad()
+def pair_frames(
+    teacher: Teacher,
+    texts: StoredItems,
+    videos: StoredItems,
+    text_rows: np.ndarray,
+    video_rows: np.ndarray,
+    *,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Return the frame relevance (pairs, frames), float32, of pairs of any text and any video, from stored tokens."""
+    tokens = read_tokens(texts, text_rows, device)
+    return torch.from_numpy(_frame_text(teacher, tokens, lambda view: read_tokens(videos, video_rows, device), 1))
+
+
 def _frame_text(teacher: Teacher, texts: Tokens, own_videos: Callable[[int], Tokens], views: int) -> np.ndarray:
     """Return the frame relevance of captions for every view of their own video, as `relevance_rows` does."""
     parts = [teacher.frame_relevance(texts, own_videos(view)).float().cpu().numpy() for view in range(views)]
@@ -91,6 +106,7 @@ def recompute(
     columns: np.ndarray,
     *,
     views: int = 1,
+    with_frames: bool = True,
     device: torch.device | str,
     precision: str = "float32",
 ) -> dict[str, np.ndarray]:
@@ -99,7 +115,7 @@ def recompute(
         texts = in_float32(encode_text_batch(teacher, to_device(inputs.texts(rows), device)))
         videos = in_float32(encode_video_batch(teacher, to_device(inputs.videos(columns), device)))
     again = {"video_text": teacher.score(texts, videos).float().cpu().numpy()}
-    if gives_frame_relevance(teacher):
+    if with_frames and gives_frame_relevance(teacher):
 
         def own_videos(view: int) -> Tokens:
             wanted = view * (inputs.video_count // views) + caption_videos[rows]

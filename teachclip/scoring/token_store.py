@@ -46,13 +46,18 @@ def weights_hash(module: nn.Module, *, rounded: bool = False) -> str:
 
 
 def architecture_hash(module: nn.Module) -> str:
-    """Return the sha256 of what the weights do not tell: the parts' types and their plain settings (heads, masks)."""
+    """Return the sha256 of what the weights do not tell: the parts' types and their plain settings (heads, masks).
+
+    Where a model was loaded from is none of them: a folder that is moved is the same model.
+    """
     parts = []
     for name, part in module.named_modules():
         values = {
             key: value
             for key, value in sorted(vars(part).items())
-            if key != "training" and not key.startswith("_") and isinstance(value, (bool, int, float, str))
+            if key not in ("training", "name_or_path")
+            and not key.startswith("_")
+            and isinstance(value, (bool, int, float, str))
         }
         parts.append([name, type(part).__name__, values])
     return fingerprint_of({"parts": parts})

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Generation:
     folder: Path
     settings: Settings
 
-    @property
+    @cached_property
     def state(self) -> State:
         """What is in the generation."""
         return State(self.folder / FILE)

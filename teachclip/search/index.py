@@ -177,15 +177,15 @@ class VideoIndex:
         if limit < 1:
             raise DataError(f"limit is {limit}, expected at least 1")
         vector = self.query_vector(text, like=like, minus=minus)
+        if within is None and not filters:
+            return self.nearest(vector, limit=limit, parts=parts)
         found: list[Found] = []
         for _ in range(TRIES):
             state = self.generation.state
-            before, videos = state.revision(), None
-            if within is not None:
-                videos = [self.video(within).id]
-            elif filters:
-                videos = [video.id for video in self.videos(filters)]
-            found = self.nearest(vector, limit=limit, videos=videos, parts=parts, filters=filters)
+            before = state.revision()
+            videos = self.videos(filters) if within is None else [self.video(within)]
+            chosen = [video.id for video in videos]
+            found = self.nearest(vector, limit=limit, videos=chosen, parts=parts, filters=filters)
             if state.revision() == before:  # else a run wrote meanwhile, and the filters may have chosen other videos
                 break
         return found
@@ -219,18 +219,19 @@ class VideoIndex:
         """Return the videos nearest to a vector (dim,), as `search` does; `videos`: of these ids alone."""
         generation, engine = self._searched()
         one = videos is not None and len(videos) == 1
-        for _ in range(TRIES):
-            before = generation.state.revision()
-            found: dict[str, list[Part]] = {}
-            hits: list[tuple[str, float]] = []
-            for hits in growing(engine, vector, 1000 if one else None, limit, videos):
-                found = self._parts_of_rows(generation, hits)
-                if one or len(found) >= limit:
-                    break
-            best = [video for video in dict.fromkeys(video_of(row) for row, _ in hits) if video in found][:limit]
-            known = {video.id: video for video in self._videos(generation, filters, best)}
-            if generation.state.revision() == before:
-                break  # else a run wrote in between: rows of before and names of after do not fit together
+        with generation.state.reading():
+            for _ in range(TRIES):
+                before = generation.state.revision()
+                found: dict[str, list[Part]] = {}
+                hits: list[tuple[str, float]] = []
+                for hits in growing(engine, vector, 1000 if one else None, limit, videos):
+                    found = self._parts_of_rows(generation, hits)
+                    if one or len(found) >= limit:
+                        break
+                best = [video for video in dict.fromkeys(video_of(row) for row, _ in hits) if video in found][:limit]
+                known = {video.id: video for video in self._videos(generation, filters, best)}
+                if generation.state.revision() == before:
+                    break  # else a run wrote in between: rows of before and names of after do not fit together
         kept = {video: without_overlaps(found[video], parts) for video in best if video in known}
         return [Found(known[video], float(own[0].score or 0.0), own) for video, own in kept.items()]
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,7 @@ class State:
 
     def __init__(self, path: Path):
         self.path = path
+        self._reading = threading.local()
 
     @classmethod
     def create(cls, path: Path) -> State:
@@ -117,10 +119,22 @@ class State:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection that cannot write. Raises StoreError if the file is missing or damaged."""
+        """Give a connection that cannot write. Raises StoreError if the file is missing or damaged.
+
+        Within such a block the same thread gets the same connection again, as opening one takes longer than most
+        statements. Each statement sees the last transaction.
+        """
+        opened: sqlite3.Connection | None = getattr(self._reading, "database", None)
+        if opened is not None:
+            yield opened
+            return
         with self._explained("read"), contextlib.closing(self._reader()) as database:
             database.row_factory = sqlite3.Row
-            yield database
+            self._reading.database = database
+            try:
+                yield database
+            finally:
+                self._reading.database = None
 
     def _reader(self) -> sqlite3.Connection:
         """Open the file for reading.

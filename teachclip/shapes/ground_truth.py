@@ -81,7 +81,7 @@ def frame_kinds(work: Workspace, split: Split) -> np.ndarray:
     Places that the frame sampling leaves empty have "".
     Raises DataError if the data is not a Shapes dataset, which alone keeps such a record.
     """
-    path = work.recipe.data.annotations.with_name("truth.json")
+    path = (work.recipe.data.annotations or work.recipe.data.videos).with_name("truth.json")
     try:
         truth = read_json(path)
         coded = [_sampled(truth["videos"][video.id]["frames"], work.recipe) for video in split.videos]

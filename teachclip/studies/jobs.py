@@ -193,7 +193,7 @@ class Train(_SeedTrial):
         settings = (*self.overrides(), f"output={output}")
         if self.kind == "tune":
             read = load_recipe(self.recipe, settings).data.format
-            settings = (*settings, f"data.format={without_test(read)}", "data.test=null")
+            settings = (*settings, f"data.format={without_test(str(read))}", "data.test=null")
         recipe = recipe_with_stores(self.recipe, settings, self.stores)
         is_whole, started = not output.exists(), time.monotonic()
         results = distill(recipe)
@@ -280,7 +280,7 @@ def _store(recipe: Recipe) -> tuple[dict[str, str], dict[str, list[int]]]:
 def _measure(recipe: Recipe, *, frame_probe: bool) -> dict[str, Any]:
     """Evaluate on test what needs no student: zero-shot, and the teachers that score themselves."""
     handles = open_teachers(recipe, torch.device("cpu"))
-    labels = [label for label, handle in handles.items() if not handle.reads_relevance]
+    labels = [label for label, handle in handles.items() if not (handle.reads_relevance or handle.scores_shortlist)]
     result: dict[str, Any] = {
         "zero_shot": evaluate(recipe, model="zero_shot")["test"],
         "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},

@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
+from teachclip.data.places import Places
 from teachclip.errors import TrainingError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
+from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
@@ -35,7 +37,7 @@ LOADING_LIMIT = 1800
 """Seconds to wait for a batch of the loading processes before they count as stuck."""
 
 
-RelevanceStore = ArrayStore | StoredItems
+RelevanceStore = ArrayStore | StoredItems | SparseRelevance
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class StoredRelevance:
     """A teacher's stored relevance for the training pairs.
 
     `video_targets` (videos, frames), if given, replaces the relevance of a pair by that of its video; it is tempered
-    already. A store without `frame_text` teaches video-text relevance alone. With several views of a video each is a
-    video here, all of view 0 first, and `frame_text` of the store is (captions, views, frames).
+    already, and all there is for videos without captions. A store without `frame_text` teaches video-text relevance
+    alone. With several views of a video each is a video here, all of view 0 first, and `frame_text` of the store is
+    (captions, views, frames).
     """
 
     store: RelevanceStore
@@ -82,7 +85,7 @@ class StoredRelevance:
     @property
     def has_frames(self) -> bool:
         """Whether it teaches frame-text relevance too."""
-        return "frame_text" in self.store.arrays
+        return "frame_text" in self.store.arrays or self.video_targets is not None
 
     def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return `video_text` (pairs, pairs), as it is stored, and, if it has frames, `frame_text` (pairs, frames).
@@ -130,20 +133,24 @@ class TrainingBatches(Dataset[Batch]):
         self.inputs, self.extras = inputs, dict(extras or {})
         self.split, self.sampler = split, sampler
         self.share = processes.index, processes.count
-        self.caption_videos = split.caption_videos
+        self.places = Places(split, sampler.seed)
         self.relevances = list(relevances)
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
-        rows = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
+        epoch = step // self.sampler.batches_per_epoch
+        places = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
         local = self.sampler.local(step, *self.share).copy()  # videos are read once for captions side by side
+        rows, texts = self.places.texts(epoch, places), self.places.texts(epoch, local)
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            read = {**inputs.texts(local), **inputs.videos(self._local_columns(step))}
+            read = {**inputs.texts(texts), **inputs.videos(self._local_columns(step))}
             batch.update({prefix + name: tensor for name, tensor in read.items()})
         batch["rows"] = torch.from_numpy(rows)
-        batch["video_rows"] = torch.from_numpy(self.caption_videos[rows])
-        columns = self._columns(step, rows)
+        batch["video_rows"] = torch.from_numpy(self.places.videos(epoch, places))
+        if not self.split.is_paired:
+            batch["is_pair"] = torch.from_numpy(places < self.places.pairs)
+        columns = self._columns(step, places)
         for number, relevance in enumerate(self.relevances):
             batch[f"video_text.{number}"], frame_text = relevance.batch(rows, columns)
             if frame_text is not None:
@@ -152,9 +159,10 @@ class TrainingBatches(Dataset[Batch]):
             batch.update(self.sets.batch(step, *self.share))
         return batch
 
-    def _columns(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """Return the rows, among all views of all videos, of what these pairs see in `step`."""
-        return self.sampler.views_of(step, rows) * len(self.split.videos) + self.caption_videos[rows]
+    def _columns(self, step: int, places: np.ndarray) -> np.ndarray:
+        """Return the rows, among all views of all videos, of the videos at these places in `step`."""
+        videos = self.places.videos(step // self.sampler.batches_per_epoch, places)
+        return self.sampler.views_of(step, places) * len(self.split.videos) + videos
 
     def _local_columns(self, step: int) -> np.ndarray:
         """Return what this process encodes in `step`, as `_columns`: one for all captions of a video side by side."""

@@ -102,7 +102,8 @@ class DistillationTask(Task):
     A batch holds this process's texts and videos (see `teachclip.scoring.inputs`), g texts in a row for each video,
     g = 1 as published, and, for the global batch, `video_rows` (pairs,) and
     for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
-    (pairs, frames). Each term is the weighted mean over the teachers that support it; a term that none supports is
+    (pairs, frames). Where texts or videos are without the other, it also holds `is_pair` (pairs,) bool; see
+    `pairs_loss`. Each term is the weighted mean over the teachers that support it; a term that none supports is
     not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
     `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
     `FrameSetSampler`). The terms of embeddings are means over them and the prefixes that the student's `matryoshka`
@@ -164,7 +165,8 @@ class DistillationTask(Task):
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-        losses = {"contrastive": _mean(contrastive_loss(each, same_video) for each in logits)}
+        temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
+        losses = {"contrastive": _mean(pairs_loss(each, same_video, is_pair, temperature) for each in logits)}
         relevances = self._relevances(batch)
         total = losses["contrastive"]
         if relevances or frame_sets is not None:
@@ -234,6 +236,20 @@ def of_pairs(videos: Tensor, pairs: int) -> Tensor:
     return videos if together == 1 else videos.repeat_interleave(together, dim=0)
 
 
+def pairs_loss(logits: Tensor, same_video: Tensor, is_pair: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Return the contrastive loss of the places of a batch that hold a caption with its own video.
+
+    A text and a video that were dealt out side by side are no pair, and nobody knows which captioned videos the text
+    describes too: they are neither positives nor negatives here; teachers judge them. Without any pair it is 0.
+    `logits`, `same_video`: (places, places); `is_pair`: (places,) bool, None: all are; `temperature`: of that loss.
+    """
+    if is_pair is None:
+        return contrastive_loss(logits, same_video, temperature)
+    if not is_pair.any():
+        return logits.sum() * 0
+    return contrastive_loss(logits[is_pair][:, is_pair], same_video[is_pair][:, is_pair], temperature)
+
+
 def _mean(losses: Iterable[Tensor]) -> Tensor:
     """Return the mean of some 0-d losses; of one, itself."""
     found = list(losses)
@@ -282,6 +298,8 @@ def _teach(item: OnlineTeacher, batch: Batch, chunk_size: int | None) -> Relevan
         if gives_frame_relevance(item.teacher):
             own = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
             relevance = item.teacher.frame_relevance(texts, own).float()
+            if "is_pair" in batch:  # what was dealt out side by side is no pair: it does not count
+                relevance = relevance * batch["is_pair"][:, None]
             frame_text = tempered_relevance(relevance, item.frame_temperature)
         video_text = of_pairs(item.teacher.score(texts, videos).float().T, pairs).T
         return Relevance(video_text, frame_text, item.weight)

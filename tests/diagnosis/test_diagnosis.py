@@ -11,14 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from teachclip.diagnosis import features as diagnosis_features
-from teachclip.diagnosis.agreement import (
-    average_ranks,
-    mean_spearman,
-    spearman,
-    top_overlap,
-    weight_overlap,
-    worst_captions,
-)
+from teachclip.diagnosis.agreement import top_overlap, weight_overlap, worst_captions
 from teachclip.diagnosis.alternatives import (
     can_cross_fit,
     caption_folds,
@@ -43,6 +36,7 @@ from teachclip.diagnosis.ladder import (
     temperature_scaled,
 )
 from teachclip.diagnosis.report import verdicts
+from teachclip.evaluation.agreement import average_ranks, mean_spearman, spearman
 
 VIDEOS, FRAMES, DIM = 6, 4, 16
 

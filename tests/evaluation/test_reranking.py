@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from teachclip.errors import DataError
-from teachclip.evaluation.reranking import Reranking, reranked
+from teachclip.evaluation.reranking import Reranking, again_by_tokens, reranked
 from teachclip.evaluation.retrieval import retrieval_ranks
 
 CAPTIONS, VIDEOS = 24, 9
@@ -38,7 +38,7 @@ def ranks_of(student, teacher, depths):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("teachclip.evaluation.reranking.rank_metrics", keep)
-        results = reranked(Dot(), *student, Reranking("t", Dot(), None, depths), *teacher, OWNERS)
+        results = reranked(Dot(), *student, depths, again_by_tokens(Dot(), *teacher), OWNERS)
     return {result["k"]: found[number] for number, result in enumerate(results)}
 
 
@@ -75,7 +75,7 @@ def test_a_tie_with_the_last_that_is_recalled_adds_no_hit():
 
 def test_cost_grows_with_the_depth():
     student = tokens(0)
-    results = reranked(Dot(), *student, Reranking("t", Dot(), None, (2, 4)), *student, OWNERS)
+    results = reranked(Dot(), *student, (2, 4), again_by_tokens(Dot(), *student), OWNERS)
     assert [item["flops_per_query"] for item in results] == [2 * 4 * 2, 2 * 4 * 4]
     assert all(item["ms_per_query"] > 0 and 0 <= item["t2v"]["recall_at_1"] <= 100 for item in results)
 

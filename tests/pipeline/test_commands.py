@@ -335,7 +335,10 @@ def test_evaluate_reranks_by_a_teacher(project, capsys):
     assert found["reranked"]["depths"][-1]["t2v"] == teacher["t2v"]
     capsys.readouterr()
     for arguments, part in (
-        (["--rerank", "xpol"], "--rerank 'xpol': allowed: xpool; did you mean xpool?"),
+        (
+            ["--rerank", "xpol"],
+            "--rerank 'xpol': allowed: xpool; the folder or hub id of a CrossEncoder; did you mean xpool?",
+        ),
         (["--top", "3"], "--top says how many videos --rerank orders anew"),
         (["--rerank", "xpool", "--top", "3,x"], "allowed: whole numbers from 1 between commas"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,14 +12,15 @@ import torch
 import yaml
 from indexing import update
 from made_recipe import recipe_sections
+from sentence_models import save_llava, save_reranker
 
 from teachclip import distill
 from teachclip.cli import search
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.live import LiveFrames
 from teachclip.errors import DataError
-from teachclip.pipeline.rerank import TeacherReranker
-from teachclip.scoring.inputs import pixel_values
+from teachclip.pipeline.rerank import TeacherReranker, open_reranker
+from teachclip.scoring.inputs import encode_video_batch
 from teachclip.search.index import VideoIndex
 from teachclip.search.update import Wanted
 
@@ -43,17 +45,17 @@ def teacher_scores(reranker, text, paths):
     ).read(np.arange(len(paths)))
     batch = {"frames": frames, "frame_mask": mask}
     batch |= {"mean": torch.tensor(reranker.how.mean), "std": torch.tensor(reranker.how.std)}
-    tokens = reranker.how.tokenizer([text], return_tensors="pt")
+    ids = torch.tensor(reranker.how.tokenizer([text])["input_ids"])
     with torch.no_grad():
-        videos = reranker.teacher.encode_videos(pixel_values(batch), mask)
-        texts = reranker.teacher.encode_texts(tokens["input_ids"], tokens["attention_mask"])
+        videos = encode_video_batch(reranker.teacher, batch)
+        texts = reranker.teacher.encode_texts(ids, torch.ones_like(ids))
         return reranker.teacher.score(texts, videos)[0].numpy()
 
 
 def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, tmp_path, monkeypatch):
     recipe, made, films = searchable
     index_folder = shutil.copytree(made, tmp_path / "index")  # in which nothing is kept yet
-    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=6)
         again = reranker.rerank(index, "a red circle", found)
@@ -75,26 +77,44 @@ def test_the_best_videos_are_in_the_order_of_the_teacher(searchable, tmp_path, m
         assert reranker.rerank(index, "a red circle", []) == []
 
 
-def test_the_command_reranks(searchable, capsys):
-    recipe, index, _ = searchable
-    command = [str(index), "a red circle", "--json", "--limit", "3"]
+def test_the_command_reranks_by_a_teacher_and_by_a_cross_encoder(searchable, tmp_path, capsys):
+    recipe, index_path, films = searchable
+    command = [str(index_path), "a red circle", "--json", "--limit", "3"]
     assert search.main([*command, "--rerank", "xpool", "--recipe", str(recipe), "--top", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 3 and found[0]["score"] > found[1]["score"] > found[2]["score"]
     for arguments, part in (
-        (["--rerank", "xpool"], "--rerank needs a TEXT, and the --recipe that names the teacher"),
-        (["--rerank", "xpol", "--recipe", str(recipe)], "--rerank 'xpol': allowed: xpool; did you mean xpool?"),
+        (
+            ["--rerank", "xpool"],
+            "--rerank 'xpool': allowed: the label of a teacher, with a --recipe that has it; the folder",
+        ),
+        (["--rerank", "xpol", "--recipe", str(recipe)], "CrossEncoder; did you mean xpool?"),
     ):
         try:
             assert search.main([*command, *arguments]) == 2
         except SystemExit as error:
             assert error.code == 2
         assert part in capsys.readouterr().err.splitlines()[-1]
+    # a CrossEncoder is named by its folder, with the recipe or without
+    folder = save_reranker(tmp_path / "reranker", save_llava(tmp_path / "llava"))
+    reranker = TeacherReranker.of_recipe(recipe, str(folder), device="cpu")
+    with VideoIndex.open(index_path) as index:
+        found = index.search("a red circle", limit=5)
+        scores = teacher_scores(reranker, "a red circle", [films / os.path.basename(one.path) for one in found])
+        wanted = dict(zip([one.path for one in found], scores.tolist(), strict=True))
+        for each in (reranker, open_reranker(index, str(folder), device="cpu")):  # the student samples as the recipe
+            again = each.rerank(index, "a red circle", found)
+            assert [one.path for one in again] == sorted(wanted, key=lambda path: -wanted[path])
+            np.testing.assert_allclose([one.score for one in again], sorted(scores.tolist(), reverse=True), atol=1e-4)
+        assert len(list(index.generation.folder.glob("rerank-*"))) == 1  # of the teacher; frames are not kept
+    command = [str(index_path), "a red circle", "--json"]
+    assert search.main([*command, "--rerank", str(folder), "--top", "5"]) == 0
+    assert [one["path"] for one in json.loads(capsys.readouterr().out)][:5] == [one.path for one in again]
 
 
 def test_a_file_that_is_not_the_indexed_one_is_refused(searchable, tmp_path):
     recipe, index_folder, _ = searchable
-    reranker = TeacherReranker(recipe, "xpool", device="cpu")
+    reranker = TeacherReranker.of_recipe(recipe, "xpool", device="cpu")
     with VideoIndex.open(index_folder) as index:
         found = index.search("a red circle", limit=2)
         film = shutil.move(found[0].path, tmp_path / "moved.mp4")  # the other tests read it too

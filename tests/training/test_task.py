@@ -5,7 +5,14 @@ from tiny import TinyPixels, TinyRelevance, tiny_batches, tiny_student
 
 from teachclip.losses import contrastive_loss, frame_text_loss, video_text_loss
 from teachclip.scoring.inputs import model_inputs
-from teachclip.training.task import DistillationTask, DistillationTerms, Relevance, Term, confidence_weights
+from teachclip.training.task import (
+    DistillationTask,
+    DistillationTerms,
+    Relevance,
+    Term,
+    confidence_weights,
+    pairs_loss,
+)
 
 
 class VideoAlone(TinyRelevance):
@@ -134,6 +141,16 @@ def test_a_weight_moves_linearly_over_the_run(losses):
     assert found["loss"] == pytest.approx(total, rel=1e-6)
 
 
+def test_the_contrastive_term_has_a_temperature_of_its_own(losses):
+    batch, student = tiny_batches()[0], tiny_student().eval()
+    same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
+    with torch.no_grad():
+        logits = student(**model_inputs(batch)).logits_per_text
+    for temperature in (1.0, 4.0):
+        task = DistillationTask(student, DistillationTerms(contrastive=Term(0.2, temperature=temperature)))
+        assert torch.equal(task(batch)["contrastive"], contrastive_loss(logits / temperature, same_video))
+
+
 # Prefixes of embeddings that are trained as embeddings.
 
 
@@ -221,3 +238,16 @@ def test_a_prefix_that_was_trained_finds_more():
 
     without, trained = found([]), found([4])
     assert trained > without + 0.2, (trained, without)
+
+
+def test_texts_and_videos_that_were_dealt_out_are_no_positives_and_no_negatives():
+    logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    same_video = torch.eye(5, dtype=torch.bool)
+    is_pair = torch.tensor([True, False, True, True, False])
+    loss = pairs_loss(logits, same_video, is_pair)
+    assert loss == contrastive_loss(logits[is_pair][:, is_pair])
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[~is_pair].eq(0).all() and gradient[:, ~is_pair].eq(0).all()
+    assert pairs_loss(logits, same_video) == contrastive_loss(logits, same_video)
+    nothing = pairs_loss(logits, same_video, torch.zeros(5, dtype=torch.bool))
+    assert nothing == 0 and torch.autograd.grad(nothing, logits)[0].eq(0).all()

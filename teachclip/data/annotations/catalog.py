@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teachclip.data.annotations.files import locate_videos
 from teachclip.data.annotations.records import Annotations, Caption, Catalog, Segment, Split, Video, hash_of
+from teachclip.data.annotations.uncaptioned import join_uncaptioned, most_texts
 from teachclip.data.formats import FORMATS
 from teachclip.data.formats.problems import Problems
 from teachclip.errors import DataError
@@ -20,15 +21,21 @@ SHOWN = 5
 
 def load_catalog(
     *,
-    format: str,
     videos: Path,
-    annotations: Path,
+    format: str | None = None,
+    annotations: Path | None = None,
     train: Path | None = None,
     test: Path | None = None,
     validation: ValidationOptions | Path | None = None,
     max_missing: float = 0.0,
+    texts: Path | None = None,
+    uncaptioned: Path | None = None,
 ) -> Catalog:
     """Read annotations and find the video files below the folder `videos`.
+
+    Without `annotations` no video has captions. `texts`: file with texts that are of no video, one per line.
+    `uncaptioned`: folder with more videos for training, which have no captions. Validation is then held out of the
+    captioned videos if there are any; if not, of the others, with at most `MAX_HELD_OUT` of the texts.
 
     `format` is a name in `teachclip.data.formats.FORMATS` or the `module:name` of a reader
     `read(*, annotations, train, validation, test) -> Annotations`, which gets the lists `train`, `test` and, if it is
@@ -37,9 +44,26 @@ def load_catalog(
 
     Raises RecipeError for an unknown format and DataError for every problem of the data.
     """
+    if annotations is None or format is None:
+        catalog, uncaptioned = Catalog(Split("train", (), ())), uncaptioned or videos
+    else:
+        listed = None if isinstance(validation, ValidationOptions) else validation
+        files = {"annotations": annotations, "train": train, "test": test, "validation": listed}
+        is_whole = texts is None and uncaptioned is None
+        catalog = _read_catalog(format, videos, files, max_missing=max_missing, needs_train=is_whole)
+    if texts is not None or uncaptioned is not None:
+        catalog = join_uncaptioned(catalog, texts, uncaptioned)
+    if catalog.validation is None and isinstance(validation, ValidationOptions):
+        return _hold_out(catalog, validation)
+    return catalog
+
+
+def _read_catalog(
+    format: str, videos: Path, files: Mapping[str, Path | None], *, max_missing: float, needs_train: bool
+) -> Catalog:
+    """Read the captioned videos; only if it `needs_train` must there be some to train on."""
     read = resolve("data format", format, FORMATS)
-    listed = None if isinstance(validation, ValidationOptions) else validation
-    read_annotations = read(annotations=Path(annotations), train=train, validation=listed, test=test)
+    read_annotations = read(**files)
     if not isinstance(read_annotations, Annotations):
         raise DataError(
             f"data format {format!r}: the reader returned a {type(read_annotations).__name__}; allowed: "
@@ -61,16 +85,17 @@ def load_catalog(
     total = len(ids) + len(missing) - len(absent)
     problem = f"are not below {videos}" + (" or have no caption" if total > len(ids) else "")
     check_missing_share(missing, missing, total, max_missing, problem)
-    splits = {name: _build_split(name, group, located, missing) for name, group in groups.items()}
+    splits = {
+        name: _build_split(name, group, located, missing)
+        for name, group in groups.items()
+        if group or name != "train" or needs_train
+    }
     excluded_ids = {
         name: (*(key for key in group if key in absent), *read_annotations.excluded.get(name, ()))
         for name, group in groups.items()
     }
-    named_splits = (splits["train"], splits.get("validation"), splits.get("test"))
-    catalog = Catalog(*named_splits, missing, excluded_ids, read_annotations.understood)
-    if catalog.validation is None and isinstance(validation, ValidationOptions):
-        return _hold_out(catalog, validation)
-    return catalog
+    named_splits = (splits.get("train", Split("train", (), ())), splits.get("validation"), splits.get("test"))
+    return Catalog(*named_splits, missing, excluded_ids, read_annotations.understood)
 
 
 def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missing: float) -> Catalog:
@@ -84,10 +109,7 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
         return catalog
     excluded = {**catalog.excluded, **errors}
     check_missing_share(errors, excluded, len(catalog.videos) + len(catalog.excluded), max_missing, "cannot be read")
-    kept = {video.id: video for video in catalog.videos if video.id not in errors}
-    splits = {
-        split.name: _build_split(split.name, _by_video(split.captions), kept, errors) for split in catalog.splits
-    }
+    splits = {split.name: _readable(split, errors) for split in catalog.splits}
     excluded_ids = {
         split.name: (
             *catalog.excluded_ids.get(split.name, ()),
@@ -97,6 +119,16 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
     }
     named = (splits["train"], splits.get("validation"), splits.get("test"))
     return Catalog(*named, excluded, excluded_ids, catalog.understood)
+
+
+def _readable(split: Split, errors: Mapping[str, str]) -> Split:
+    """Return the split without the videos in `errors` and their captions. Raises DataError if none is left."""
+    kept = tuple(video for video in split.videos if video.id not in errors)
+    if not kept:
+        names = [video.id for video in split.videos]
+        raise DataError(f"split {split.name}: none of its videos can be used: {_some(names, errors)}")
+    captions = tuple(caption for caption in split.captions if caption.video_id not in errors)
+    return Split(split.name, kept, captions)
 
 
 def _locate(root: Path, ids: Sequence[str], annotations: Annotations) -> dict[str, Video]:
@@ -165,15 +197,22 @@ def _some(video_ids: Collection[str], errors: Mapping[str, str]) -> str:
 
 
 def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
-    """Move training videos to a validation split."""
+    """Move training videos to a validation split: captioned ones, or if there are none, others with texts."""
     train = catalog.train
-    held = choose_held_out({video.id: str(video.path) for video in train.videos}, options)
-    videos = {video.id: video for video in train.videos}
-    groups = _by_video(train.captions)
+    texts = train.captions[train.pairs :]
+    captioned = {caption.video_id for caption in train.captions[: train.pairs]}
+    candidates = [video for video in train.videos if video.id in captioned or not captioned]
+    held = choose_held_out({video.id: str(video.path) for video in candidates}, options)
+    rest = tuple(video for video in train.videos if video.id not in held)
+    own = tuple(caption for caption in train.captions if caption.video_id in held)
     return replace(
         catalog,
-        train=_build_split("train", {key: groups[key] for key in groups if key not in held}, videos, {}),
-        validation=_build_split("validation", {key: groups[key] for key in groups if key in held}, videos, {}),
+        train=Split("train", rest, tuple(caption for caption in train.captions if caption.video_id not in held)),
+        validation=Split(
+            "validation",
+            tuple(video for video in train.videos if video.id in held),
+            own if captioned else most_texts(texts, MAX_HELD_OUT, options.seed),
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from teachclip.errors import DataError
 class Caption:
     """One sentence, or one paragraph, about one video. `id` is unique within a split.
 
+    A text that is of no video, such as a query, has the `video_id` "".
     Raises DataError for a text that tokenizers reject: a lone surrogate, as JSON may escape it, or NUL.
     """
 
@@ -99,7 +100,8 @@ class Video:
 class Split:
     """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
 
-    Raises DataError for a duplicated id, a video without caption, or captions in another order.
+    Behind them come texts that are of no video; videos may be without captions. Raises DataError for a duplicated
+    id, a caption of a video that is not here, or captions in another order.
     """
 
     name: str
@@ -110,13 +112,37 @@ class Split:
         for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
             if len(set(ids)) < len(ids):
                 raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} is duplicated")
-        order = list(dict.fromkeys(caption.video_id for caption in self.captions))
-        if order != [video.id for video in self.videos] or (np.diff(self.caption_videos) < 0).any():
+        own = self.caption_videos[: self.pairs]
+        behind = any(caption.video_id for caption in self.captions[self.pairs :])
+        if behind or (own < 0).any() or (np.diff(own) < 0).any():
             raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
 
     @cached_property
+    def pairs(self) -> int:
+        """How many captions are of a video; they come before the texts that are of none."""
+        texts = [not caption.video_id for caption in self.captions]
+        return texts.index(True) if True in texts else len(texts)
+
+    @cached_property
+    def is_paired(self) -> bool:
+        """Whether every text is of a video and every video has a caption."""
+        return self.pairs == len(self.captions) and len(np.unique(self.caption_videos)) == len(self.videos)
+
+    def require_captions(self, what: str) -> None:
+        """Raise DataError unless every text is of a video and every video has a caption; `what` needs that."""
+        if not self.is_paired:
+            raise DataError(f"the {self.name} split has videos without captions or texts without videos: {what}")
+
+    def describe(self) -> str:
+        """Return how many videos, captions and texts there are, for a log line."""
+        parts = [f"{len(self.videos):,} videos"]
+        parts += [f"{self.pairs:,} captions"] if self.pairs else ["no captions"]
+        texts = len(self.captions) - self.pairs
+        return ", ".join(parts + ([f"{texts:,} texts without a video"] if texts else []))
+
+    @cached_property
     def caption_videos(self) -> np.ndarray:
-        """The row of each caption's video: (captions,) int64."""
+        """The row of each caption's video, -1 of a text that is of none: (captions,) int64."""
         rows = {video.id: row for row, video in enumerate(self.videos)}
         return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
 

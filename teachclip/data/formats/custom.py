@@ -140,8 +140,6 @@ def collect(path: Path, table: OwnTable, problems: Problems) -> Annotations:
     problems.raise_all()
     if not table.rows:
         raise DataError(f"{path} has a header but no rows")
-    if not rows.captions["train"]:
-        raise DataError(f"{path}: no row is in split train")
     return Annotations(
         rows.captions["train"],
         rows.captions["validation"] or None,

@@ -84,7 +84,8 @@ class LanceEngine:
         with self._explained("searched"):
             query = self.table.search(np.asarray(vector, np.float32), vector_column_name="vector")
             query = query.distance_type("cosine").limit(limit).select(["id", "_distance"])
-            if how := STRUCTURES[self._structure()]:
+            # Asking for the structure takes as long as a small search; a table that compares all vectors ignores it.
+            if how := STRUCTURES[self._made or LARGE]:
                 query = query.nprobes(how["nprobes"]).refine_factor(how["refine"])
             if videos is not None:
                 query = query.where(_among(videos), prefilter=True)

@@ -193,7 +193,9 @@ def test_split_refuses_repeated_ids_and_captions_out_of_order():
     with pytest.raises(DataError, match="grouped by video"):
         Split("train", videos, captions)
     with pytest.raises(DataError, match="grouped by video"):
-        Split("train", videos, captions[:1])
+        Split("train", videos[:1], captions[:2])
+    with pytest.raises(DataError, match="grouped by video"):
+        Split("train", videos, (Caption("t", "", "a text"), *captions[:2]))
     with pytest.raises(DataError, match="caption id '1' is duplicated"):
         Split("train", videos[:1], captions[:1] * 2)
 

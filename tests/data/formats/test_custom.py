@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from teachclip.data.annotations.catalog import load_catalog
 from teachclip.data.annotations.records import Segment
 from teachclip.data.formats.custom import read_csv, read_jsonl, read_parquet, read_xlsx
 from teachclip.errors import DataError
@@ -157,8 +158,11 @@ def test_a_comma_before_three_digits_needs_another_time_that_shows_what_it_is(tm
 
 @each_table
 def test_files_without_training_rows_or_with_lists_are_refused(tmp_path, kind):
-    with pytest.raises(DataError, match="no row is in split train"):
-        read_rows(tmp_path, kind, [ROWS[3]])
+    assert read_rows(tmp_path, kind, [ROWS[3]]).train == []  # videos without captions may be what is trained on
+    options = {"format": kind, "annotations": tmp_path / f"own.{kind}", "videos": tmp_path}
+    (tmp_path / "y.mp4").touch()
+    with pytest.raises(DataError, match="split train: it has no captions"):
+        load_catalog(**options)
     for name in ("train", "validation", "test"):
         with pytest.raises(DataError, match="does not take lists of videos; add a column 'split'"):
             TABLES[kind][1](annotations=tmp_path / f"own.{kind}", **{name: tmp_path / "list.csv"})

@@ -1,0 +1,148 @@
+"""`teachclip init` on folders without captions: what it says, what it writes, and that what it writes trains."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from video_files import write_video
+
+from teachclip.cli import distill
+from teachclip.cli import init as init_command
+from teachclip.errors import CheckpointError, DataError
+from teachclip.recipe.loading import load_recipe
+from teachclip.start import look
+from teachclip.start.look import Films, Machine, has_captions, look_at_films
+from teachclip.start.rules import RULES, STUDENT, TEACHER, choose
+
+RESULTS = Path(__file__).parents[2] / "recipes" / "RESULTS.md"
+
+
+def run(*arguments):
+    return init_command.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def films(project, tmp_path):
+    """Six videos in sub-folders, without captions."""
+    home = tmp_path / "films"
+    for number in range(6):
+        place = home / ("sea" if number % 2 else "beach_holiday") / f"IMG_{number}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project.root / "videos" / f"clip{number}.mp4", place)
+    return home
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No model in the cache, and no hub."""
+    monkeypatch.setattr(look, "cached_models", dict)
+    monkeypatch.setattr(look, "why_unreachable", lambda: "no network")
+
+
+def machine(models=None, offline=""):
+    return Machine("cpu", 2, 8 * 10**9, 10**11, models or {}, offline)
+
+
+def many(count):
+    return Films(Path("films"), {f"{number}.mp4": Path(f"{number}.mp4") for number in range(count)}, count, 1.0)
+
+
+def test_a_folder_of_videos_becomes_a_recipe_that_trains(films, project, offline, capsys):
+    # the tiny tokenizer of the project knows few words
+    (films / "queries.txt").write_text("a red circle\na blue square\na circle\n", encoding="utf-8")
+    assert run(films, "--backbone", project.root / "clip") == 0, capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "found:   6 videos, 7 s," in told and "texts:   3," in told and "6 videos are few" in told
+    assert "takes:   about" in told and "stores:  about" in told
+    (command,) = [line for line in told.splitlines() if line.startswith("next:")]
+    path = films / "recipe.yaml"
+    assert command.split()[1:3] == ["teachclip", "distill"] and command.endswith("recipe.yaml")
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 30
+    recipe = load_recipe(path)
+    assert recipe.teachers[0].options == {"pooling": "max"} and recipe.student.backbone == str(project.root / "clip")
+    short = ["train.steps=2", "train.evaluate_every=2", "train.batch_size=2", "text.max_tokens=10"]
+    short += ["losses.frame_sets.count=4", "losses.frame_sets.texts=4", "frames.workers=1"]
+    assert distill.main([str(path), *short]) == 0, capsys.readouterr().err
+    assert "Agreement, not correctness" in capsys.readouterr().out
+    assert (films / "teachclip" / "run" / "student" / "config.json").exists()
+    assert run(films) == 2 and "recipe.yaml exists" in capsys.readouterr().err
+
+
+def test_what_is_out_of_reach_is_said_at_once_with_the_way_to_get_it(films, offline, capsys):
+    assert run(films) == 2
+    told = capsys.readouterr().err
+    assert f"{STUDENT} and {TEACHER}: not here, and the hub cannot be reached (no network)" in told
+    assert f"hf download {STUDENT} --local-dir clip-vit-base-patch32" in told
+    assert f"teachclip init {films} --backbone clip-vit-base-patch32 --teacher clip-vit-large-patch14" in told
+    assert not (films / "recipe.yaml").exists()
+
+
+def test_a_mistyped_folder_is_called_one(films, capsys):
+    assert run(films.parent / "flims") == 2
+    assert capsys.readouterr().err.strip().endswith("flims: no such folder; did you mean films?")
+    assert run(films.parent / "nowhere" / "films") == 2
+    assert "no such folder, nor is there" in capsys.readouterr().err
+    (films.parent / "empty").mkdir()
+    assert run(films.parent / "empty") == 2
+    assert "has no file with the extension .mp4" in capsys.readouterr().err
+
+
+def test_captions_are_found_where_they_are_and_nowhere_else(films, tmp_path):
+    (films / "README.txt").write_text("my films")
+    (films / "texts.txt").write_text("a sea")
+    assert not has_captions(look_at_films(films))
+    (films / "sea" / "IMG_1.en.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    assert has_captions(look_at_films(films))
+    (films / "sea" / "IMG_1.en.srt").unlink()
+    (films / "list.csv").write_text("video,caption\nsea/IMG_1.mp4,a sea\n")
+    assert has_captions(look_at_films(films))
+
+
+def test_a_folder_with_captions_gets_the_recipe_it_got_before(tmp_path, capsys):
+    write_video(tmp_path / "a.mp4", frames=5)
+    (tmp_path / "a.txt").write_text("one caption\n")
+    assert run(tmp_path, "--teacher", "some/model") == 0
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.data.format == "text_files" and recipe.teachers[0].checkpoint == "some/model"
+
+
+def test_the_smallest_model_here_learns_from_the_largest():
+    models = {"small/clip": 10, "middle/clip": 20, "large/clip": 30}
+    choice = choose(many(100), machine(models, "no network"))
+    assert (choice.backbone, choice.teacher, choice.pooling) == ("small/clip", "large/clip", "mean")
+    assert "teacher" in choice.rules and choice.fetched == ()
+    alone = choose(many(100), machine({"small/clip": 10}, "no network"))
+    assert (alone.backbone, alone.teacher, alone.pooling) == ("small/clip", "small/clip", "max")
+    assert "late" in alone.rules
+    fetched = choose(many(100), machine())
+    assert (fetched.backbone, fetched.teacher) == fetched.fetched == (STUDENT, TEACHER)
+    assert choose(many(9), machine({STUDENT: 5}, "no network")).teacher == STUDENT
+    with pytest.raises(CheckpointError, match="hf download other/model"):
+        choose(many(9), machine({"small/clip": 10}, "no network"), teacher="other/model")
+
+
+@pytest.mark.parametrize(("videos", "held_out", "batch"), [(4, 2, 2), (20, 4, 16), (60, 6, 54), (1000, 100, 64)])
+def test_held_out_videos_and_batches_follow_the_number_of_videos(videos, held_out, batch):
+    choice = choose(many(videos), machine({"a/b": 1}))
+    assert (choice.held_out, choice.batch_size) == (held_out, batch)
+    with pytest.raises(DataError, match="has 3 videos; 4 are the fewest"):
+        choose(many(3), machine())
+
+
+def test_every_rule_rests_on_a_line_of_the_results():
+    text = " ".join(RESULTS.read_text(encoding="utf-8").split())
+    for name, rule in RULES.items():
+        assert rule.line in text, name
+        assert f"## {rule.table}" in text or f"**{rule.table}**" in text, name
+    assert set(choose(many(9), machine({"a/b": 1})).rules) <= set(RULES)
+    used = set(choose(many(9), machine({"a/b": 1})).rules) | set(choose(many(9), machine()).rules)
+    assert used == set(RULES), "no rule without a use"
+
+
+def test_a_sample_spans_the_sizes(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.mp4").write_bytes(b"x" * (10 - number))
+    found = look_at_films(tmp_path)
+    assert found.sample(3) == ["8.mp4", "4.mp4", "1.mp4"] and len(found.sample(20)) == 10
+    assert found.size == 55
