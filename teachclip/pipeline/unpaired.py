@@ -135,20 +135,19 @@ def _other_captions(work: Workspace, path: Path) -> list[str]:
 
 
 def check_unseen(recipe: Recipe, test: Split) -> None:
-    """Raise RecipeError if frame-set distillation would draw from the test split."""
-    term = recipe.losses.frame_sets
-    if not recipe.losses.uses_frame_sets:
-        return
-    if term.captions is not None:
-        seen = {plain_text(caption.text) for caption in test.captions}
-        if both := [text for text in read_texts(term.captions) if plain_text(text) in seen]:
-            raise RecipeError(
-                f"losses.frame_sets.captions: {term.captions} holds {len(both)} test captions: {both[0]!r}"
-            )
-    if term.videos is not None:
-        same_size: dict[int, set[Path]] = {}
-        for path in (video.path for video in test.videos if video.path.exists()):
-            same_size.setdefault(path.stat().st_size, set()).add(path)
-        for path in find_videos(term.videos).values():
+    """Raise RecipeError if texts or videos without the other are of the test split, which a trial does not know."""
+    term, data = recipe.losses.frame_sets, recipe.data
+    used = recipe.losses.uses_frame_sets
+    captions, videos = (term.captions, term.videos) if used else (None, None)
+    seen = {plain_text(caption.text) for caption in test.captions}
+    for key, path in (("losses.frame_sets.captions", captions), ("data.texts", data.texts)):
+        both = [text for text in read_texts(path) if plain_text(text) in seen] if path is not None else []
+        if both:
+            raise RecipeError(f"{key}: {path} holds {len(both)} test captions: {both[0]!r}")
+    same_size: dict[int, set[Path]] = {}
+    for path in (video.path for video in test.videos if video.path.exists()):
+        same_size.setdefault(path.stat().st_size, set()).add(path)
+    for key, folder in (("losses.frame_sets.videos", videos), ("data.uncaptioned", data.uncaptioned)):
+        for path in find_videos(folder).values() if folder is not None else ():
             if any(file_hash(path) == file_hash(other) for other in same_size.get(path.stat().st_size, ())):
-                raise RecipeError(f"losses.frame_sets.videos: {path} is a test video; give a folder of other videos")
+                raise RecipeError(f"{key}: {path} is a test video; give a folder of other videos")

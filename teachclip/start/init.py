@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -69,7 +71,9 @@ def init(
     lines = read_texts(source) if given else distinct([*texts_of_files(folder, films.files), *bank()])
     log(f"texts:   {len(lines):,}, {source if given else 'names of files and folders, tags, everyday words'}")
     text = recipe_text(films, choice, name=folder.name or "videos", home=home, texts=source)
-    estimate = probe(load_recipe(_as_values(text)), films, lines)
+    log("probe:   a few videos and texts go through every part of the run")
+    with contextlib.redirect_stderr(io.StringIO()):  # its stores and bars are not those of the run
+        estimate = probe(load_recipe(_as_values(text)), films, lines)
     if not given:
         make_folder(home)
         write_atomic(source, ("\n".join(lines) + "\n").encode())

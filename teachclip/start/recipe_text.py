@@ -28,7 +28,7 @@ student:
   attention: sigmoid                # every frame is judged by itself ("What the options add": +6.0)
   pooling_temperature: 0.25
   adapters: [frame, pooled, text]   # "What the options add": +10.9 and +12.2
-teachers:   # the larger one teaches; where there is one model alone, by its closest frame ("What the options add")
+teachers:   # the larger model teaches, or the only one by its closest frame: expect little ("Without captions")
   - {{name: dual_encoder, checkpoint: {quoted(choice.teacher)}, options: {{pooling: {choice.pooling}}}}}
 losses:
   contrastive: {{weight: 0.0}}        # there are no captions to tell apart

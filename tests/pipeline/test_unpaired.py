@@ -69,3 +69,15 @@ def test_what_is_not_tested_on_may_be_drawn_from(unpaired):
     check_unseen(recipe, catalog.test)
     with pytest.raises(RecipeError, match="is a test video"):
         check_unseen(recipe, catalog.train)
+
+
+def test_the_main_lists_of_texts_and_videos_are_looked_at_too(project):
+    texts = project.folder / "more.txt"
+    texts.write_text("a green sea\nA BLUE circle\n", encoding="utf-8")
+    recipe = load_recipe(project(data={"texts": str(texts), "uncaptioned": str(project.root / "videos")}))
+    test = build_catalog(recipe).test
+    with pytest.raises(RecipeError, match=r"data.texts: .* holds 1 test captions: 'A BLUE circle'"):
+        check_unseen(recipe, test)
+    texts.write_text("a green sea\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"data.uncaptioned: .*clip1[123].mp4 is a test video"):
+        check_unseen(recipe, test)

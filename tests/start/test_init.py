@@ -10,7 +10,8 @@ from teachclip.cli import distill
 from teachclip.cli import init as init_command
 from teachclip.errors import CheckpointError, DataError
 from teachclip.recipe.loading import load_recipe
-from teachclip.start import look
+from teachclip.start import init as init_module
+from teachclip.start import look, probe
 from teachclip.start.look import Films, Machine, has_captions, look_at_films
 from teachclip.start.rules import RULES, STUDENT, TEACHER, choose
 
@@ -34,7 +35,8 @@ def films(project, tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No model in the cache, and no hub."""
+    """No model in the cache, and no hub; and a probe that takes the fewest steps."""
+    monkeypatch.setattr(probe, "STEPS", (1, 1))
     monkeypatch.setattr(look, "cached_models", dict)
     monkeypatch.setattr(look, "why_unreachable", lambda: "no network")
 
@@ -53,6 +55,7 @@ def test_a_folder_of_videos_becomes_a_recipe_that_trains(films, project, offline
     assert run(films, "--backbone", project.root / "clip") == 0, capsys.readouterr().err
     told = capsys.readouterr().err
     assert "found:   6 videos, 7 s," in told and "texts:   3," in told and "6 videos are few" in told
+    assert "better:" not in told
     assert "takes:   about" in told and "stores:  about" in told
     (command,) = [line for line in told.splitlines() if line.startswith("next:")]
     path = films / "recipe.yaml"
@@ -67,6 +70,22 @@ def test_a_folder_of_videos_becomes_a_recipe_that_trains(films, project, offline
     assert "Agreement, not correctness" in capsys.readouterr().out
     assert (films / "teachclip" / "run" / "student" / "config.json").exists()
     assert run(films) == 2 and "recipe.yaml exists" in capsys.readouterr().err
+
+
+def test_texts_come_from_names_and_the_bank_where_none_are_given(films, project, offline, monkeypatch, capsys):
+    monkeypatch.setattr(init_module, "bank", lambda: ["a red circle", "a blue square"])
+    (films / "sea" / "a red circle.mp4").write_bytes((films / "sea" / "IMG_1.mp4").read_bytes())
+    recipe = films.parent / "elsewhere" / "films.yaml"
+    assert run(films, "--backbone", project.root / "clip", "--out", recipe) == 0, capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "texts:   5, names of files and folders, tags, everyday words" in told
+    assert "better:  before it, keep the texts that occur here: teachclip texts suggest" in told
+    texts = films.parent / "elsewhere" / "teachclip" / "films" / "texts.txt"
+    assert load_recipe(recipe).data.texts == texts
+    assert texts.read_text(encoding="utf-8").split("\n") == [
+        *("beach holiday", "sea", "red circle", "a red circle", "a blue square", "")
+    ]
+    assert not (films / "recipe.yaml").exists() and not (films / "teachclip").exists()
 
 
 def test_what_is_out_of_reach_is_said_at_once_with_the_way_to_get_it(films, offline, capsys):
