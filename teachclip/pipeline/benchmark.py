@@ -45,7 +45,7 @@ SIDES = {
     "2 stored with 4 captions per video": Side(2, captions_per_video=4),
     "2 stored with 4 chunks": Side(2, chunks=4),
     "2 stored with bfloat16": Side(2, bfloat16=True),
-    "2 stored with bfloat16 and 4 captions per video": Side(2, captions_per_video=4, bfloat16=True),
+    "2 stored with bfloat16 and 4 captions": Side(2, captions_per_video=4, bfloat16=True),
 }
 
 

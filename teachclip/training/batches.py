@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.places import Places
+from teachclip.data.video.workers import start_context
 from teachclip.errors import TrainingError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
@@ -191,6 +192,7 @@ class TrainingBatches(Dataset[Batch]):
             sampler=range(start, steps),  # type: ignore[arg-type]
             num_workers=workers,
             timeout=LOADING_LIMIT if workers else 0,
+            multiprocessing_context=start_context() if workers else None,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )

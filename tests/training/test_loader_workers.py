@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import SUPPORT, start
 from tiny import tiny_batches
 
 from teachclip.errors import TrainingError
@@ -38,18 +39,25 @@ def test_a_small_shared_memory_gives_the_same_batches(monkeypatch):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_batch_that_never_comes_ends_the_run_in_one_line(monkeypatch):
-    stuck = tiny_batches()
-    monkeypatch.setattr(module, "LOADING_LIMIT", 1)
-    monkeypatch.setattr(module, "workers_that_fit", lambda workers, batch: workers)
-    read = type(stuck).__getitem__
+class StuckBatches(module.TrainingBatches):
+    """Its third batch takes longer than anyone waits."""
 
-    def wait(self, step):
+    def __getitem__(self, step):
         if step == 2:
-            time.sleep(20)
-        return read(self, step)
+            time.sleep(60)
+        return super().__getitem__(step)
 
-    monkeypatch.setattr(type(stuck), "__getitem__", wait)
+
+def test_processes_start_though_a_fork_of_this_one_would_never_answer():
+    done = start(SUPPORT / "load_batches.py", paths=[SUPPORT]).finish(timeout=60)
+    assert (done.returncode, done.stdout) == (0, "all equal\n"), done.stderr
+
+
+def test_a_batch_that_never_comes_ends_the_run_in_one_line(monkeypatch):
+    monkeypatch.setattr(module, "LOADING_LIMIT", 5)
+    monkeypatch.setattr(module, "workers_that_fit", lambda workers, batch: workers)
+    stuck = tiny_batches()
+    stuck.__class__ = StuckBatches
     with pytest.raises(TrainingError, match=r"timed out.*lower train\.workers") as error:
         list(stuck.loader(1, 4, workers=1))
     assert "\n" not in str(error.value)

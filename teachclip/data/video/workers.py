@@ -191,7 +191,7 @@ def guarded_pool(workers: int, memory_limit: int | None) -> ProcessPool:
     return ProcessPool(
         max_workers=workers or usable_cores(),
         max_tasks=TASKS_PER_WORKER,
-        context=_context(),
+        context=start_context(),
         initializer=_prepare_worker,
         initargs=(memory_limit,),
     )
@@ -237,7 +237,11 @@ class _Context(type(_START)):  # type: ignore[misc]
     Process = _Worker
 
 
-def _context() -> BaseContext:
+def start_context() -> BaseContext:
+    """Return how processes start here: never by a fork of this process, in which libraries may have threads.
+
+    A lock that such a thread holds at that moment stays locked in a fork for ever. What a process gets is pickled.
+    """
     context: BaseContext = _Context()
     if _SERVED:
         context.set_forkserver_preload([PRELOADED])
