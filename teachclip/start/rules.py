@@ -55,7 +55,7 @@ RULES: Mapping[str, Rule] = {
         "`order` needs the temporal transformer",
     ),
     "steps": Rule(
-        "1,200 steps of 64 texts and 64 videos, one validation at the end",
+        "1,200 steps of up to 64 texts and videos, one validation at the end",
         OPTIONS,
         "Training takes 75 s in place of 7 to 19 s.",
     ),
