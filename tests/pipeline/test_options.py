@@ -196,7 +196,7 @@ def test_the_sharpening_of_an_undistilled_student_is_chosen_on_the_selection_spl
         found["t2v"]["recall_at_1"] = 10 * sharpness if split.name == "validation" else 10 / sharpness
         return found
 
-    monkeypatch.setattr("teachclip.pipeline.distill.evaluate_split", evaluate_as_if)
+    monkeypatch.setattr("teachclip.pipeline.uncaptioned.evaluate_split", evaluate_as_if)
     recipe = project(teachers=[], student={"temperature_scaling": [2.0, 0.5]})
     assert run(distill.main, recipe, f"data.select_on={split}") == 0
     found = results(project.folder / "run")
