@@ -1,6 +1,8 @@
 # `make demo` and `make test` set up .venv and run; nothing else is needed but Python >= 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
+# Some tests wait for processes of their own: half as many workers again as there are cores.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)) // 2)')
 
 .PHONY: demo test test-fast bench-smoke lint setup clean
 
@@ -8,10 +10,10 @@ demo: setup
 	$(BIN)/teachclip demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench-smoke: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py --captions 400 --batch-size 8 --steps 1 --rounds 1

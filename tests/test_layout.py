@@ -1,6 +1,7 @@
 """The shape of the project: imports go one way, importing is light, nothing unsafe is opened, modules stay small."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,14 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path, *, lazy=True):
     """Yield the modules that a file imports; with `lazy=False` only those imported at its top level."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -125,7 +131,7 @@ def test_importing_stays_light(imports):
 
 def test_nothing_is_unpickled():
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
                 owner = getattr(node.func.value, "id", "")
                 keywords = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
@@ -140,7 +146,7 @@ def test_optional_attributes_of_a_teacher_are_read_in_the_contract_only():
     for path in MODULES:
         if path.name == "scorer.py" or path.parent.name == "teachers":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
                 name = getattr(node.args[1], "value", None)
                 assert name not in optional, f"{path}:{node.lineno} reads {name}; teachclip/scorer.py does that"
@@ -155,7 +161,7 @@ def test_modules_and_functions_stay_readable(path):
     assert len(text.splitlines()) <= MODULE_LINES
     long = {
         node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
     }

@@ -47,3 +47,5 @@ def serve(index: VideoIndex, host: str, port: int, token: str | None, ready: Cal
         # Of its end it says how many answers it cuts off, with a traceback for each.
         logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         server.run(sockets=[listener])
+        if server.should_exit:  # the interrupt that uvicorn raises again may be lost where it ends its tasks
+            raise KeyboardInterrupt

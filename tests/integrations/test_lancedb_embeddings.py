@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import lancedb
 import numpy as np
 import pytest
-from lancedb.embeddings import get_registry
-from lancedb.pydantic import LanceModel, Vector
 from tiny_models import tiny_student
 
-import teachclip.integrations.lancedb  # noqa: F401 - registers the function
 from teachclip import load_student
 from teachclip.errors import VideoError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports():
+    """Import here what takes a second, not in every process that collects tests."""
+    global lancedb, get_registry, LanceModel, Vector
+    import lancedb
+    from lancedb.embeddings import get_registry
+    from lancedb.pydantic import LanceModel, Vector
+
+    import teachclip.integrations.lancedb  # noqa: F401 - registers the function
 
 
 @pytest.fixture

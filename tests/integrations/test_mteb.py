@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mteb
 import numpy as np
 import pytest
 from datasets import Dataset, Video
@@ -12,7 +11,15 @@ from torch.utils.data import DataLoader
 
 from teachclip import distill, evaluate, load_student
 from teachclip.errors import DataError, VideoError
-from teachclip.integrations.mteb import StudentEncoder, retrieval_task
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports():
+    """Import here what takes seconds, not in every process that collects tests."""
+    global mteb, StudentEncoder, retrieval_task
+    import mteb
+
+    from teachclip.integrations.mteb import StudentEncoder, retrieval_task
 
 
 def loader(columns, **cast):

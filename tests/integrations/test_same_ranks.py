@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import lancedb
-import mteb
 import numpy as np
 import pytest
 from indexing import update
-from lancedb.embeddings import get_registry
-from lancedb.pydantic import LanceModel, Vector
 
-import teachclip.integrations.lancedb  # noqa: F401 - registers the function
 from teachclip import distill, evaluate, export_student
-from teachclip.integrations.mteb import StudentEncoder, retrieval_task
 from teachclip.pipeline.build import build_catalog
 from teachclip.recipe.loading import load_recipe
 from teachclip.search.index import VideoIndex
@@ -28,6 +22,15 @@ def recalls(found, wanted):
 
 
 def test_every_way_gives_the_same_ranks(project, tmp_path):
+    # late: not in every process that collects tests
+    import lancedb
+    import mteb
+    from lancedb.embeddings import get_registry
+    from lancedb.pydantic import LanceModel, Vector
+
+    import teachclip.integrations.lancedb  # noqa: F401 - registers the function
+    from teachclip.integrations.mteb import StudentEncoder, retrieval_task
+
     recipe = project(train={"steps": 8, "evaluate_every": 8})
     distill(recipe)
     student = project.folder / "run" / "student"

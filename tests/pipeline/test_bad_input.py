@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -219,14 +218,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(project):
 
 
 def test_a_batch_that_does_not_divide_by_the_processes(project):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, ROOT / "tools" / "distill.py", project(), "train.batch_size=5"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = start(ROOT / "tools" / "distill.py", project(), "train.batch_size=5", processes=2).finish()
     assert done.returncode != 0
     assert "error: batch size 5 is not divisible by 2 processes" in done.stderr
 
