@@ -31,8 +31,10 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
-def tiny_clip(*, text_layers: int = 2, text_width: int = WIDTH, heads: int = 2, seed: int = 0) -> CLIPModel:
-    """A CLIP of 32 pixels and two vision layers."""
+def tiny_clip(
+    *, text_layers: int = 2, vision_layers: int = 2, text_width: int = WIDTH, heads: int = 2, seed: int = 0
+) -> CLIPModel:
+    """A CLIP of 32 pixels."""
     last = len(tiny_tokenizer()) - 1
     shared = {"num_attention_heads": heads, "projection_dim": WIDTH}
     torch.manual_seed(seed)
@@ -52,7 +54,7 @@ def tiny_clip(*, text_layers: int = 2, text_width: int = WIDTH, heads: int = 2, 
             vision_config={
                 "hidden_size": WIDTH,
                 "intermediate_size": 64,
-                "num_hidden_layers": 2,
+                "num_hidden_layers": vision_layers,
                 "image_size": SIZE,
                 "patch_size": 16,
                 **shared,
@@ -62,9 +64,10 @@ def tiny_clip(*, text_layers: int = 2, text_width: int = WIDTH, heads: int = 2, 
     ).eval()
 
 
-def tiny_student(*, seed: int = 0, heads: int = 2, **options: object) -> StudentModel:
+def tiny_student(*, seed: int = 0, heads: int = 2, layers: int = 2, **options: object) -> StudentModel:
     """A student on the tiny CLIP, with its processor; its weights are spread out so that outputs differ."""
-    student = StudentModel.from_backbone(tiny_clip(heads=heads, seed=seed), **options)  # type: ignore[arg-type]
+    clip = tiny_clip(text_layers=layers, vision_layers=layers, heads=heads, seed=seed)
+    student = StudentModel.from_backbone(clip, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
