@@ -13,6 +13,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeoutError
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.context import BaseContext
@@ -38,6 +39,9 @@ QUEUED_PER_WORKER = 3
 
 PRELOADED = "teachclip.data.frames.store"
 """What a fork server imports once for all workers."""
+
+STUCK_SECONDS = 120.0
+"""Beyond the time limits of items an answer may take so long, as processes must start, and be ended."""
 
 WATCH_SECONDS = 0.05
 """Interval at which a worker checks its memory; at a gigabyte per second it exceeds the limit by 50 MB."""
@@ -162,28 +166,69 @@ def guarded_map(
     that exceeds the memory is retried once, since earlier items may have leaked it. Close the iterator if you leave
     it early. Raises DataError if no worker can start.
     """
-    pool = guarded_pool(workers, memory_limit)
-    waiting: deque[tuple[tuple[Any, ...], ProcessFuture[Any]]] = deque()
-
-    def submit(item: tuple[Any, ...]) -> ProcessFuture[Any]:
-        return pool.schedule(function, args=item, timeout=time_limit)
-
-    def take() -> Any:
-        item, future = waiting.popleft()
-        if _ran_out_of_memory(future):
-            future = submit(item)
-        return _outcome(future, time_limit, memory_limit)
-
+    work = _Work(function, workers, time_limit, memory_limit)
     try:
         for item in items:
-            waiting.append((item, submit(item)))
-            if len(waiting) >= QUEUED_PER_WORKER * (workers or usable_cores()):
-                yield take()
-        while waiting:
-            yield take()
+            work.submit(item)
+            if len(work.waiting) >= QUEUED_PER_WORKER * (workers or usable_cores()):
+                yield work.take()
+        while work.waiting:
+            yield work.take()
     finally:
-        pool.stop()
-        pool.join()
+        work.stop()
+
+
+class _Work:
+    """The items of a `guarded_map` that are on their way, oldest first, and the processes that work on them."""
+
+    def __init__(
+        self, function: Callable[..., Any], workers: int, time_limit: float, memory_limit: int | None
+    ) -> None:
+        self.function, self.workers, self.time_limit, self.memory_limit = function, workers, time_limit, memory_limit
+        self.pool = guarded_pool(workers, memory_limit)
+        self.waiting: deque[tuple[tuple[Any, ...], ProcessFuture[Any]]] = deque()
+
+    def submit(self, item: tuple[Any, ...]) -> None:
+        """Add an item."""
+        self.waiting.append((item, self._schedule(item)))
+
+    def take(self, *, retry: bool = True) -> Any:
+        """Return the result or the failure of the oldest item; `retry` it once if it ran out of memory."""
+        if self._is_stuck():
+            self._start_again()
+            if self._is_stuck():
+                self.waiting.popleft()
+                self._start_again()
+                return Failure(f"{TRANSIENT[1]} while it gave its result")
+        item, future = self.waiting.popleft()
+        if retry and _ran_out_of_memory(future):
+            self.waiting.appendleft((item, self._schedule(item)))
+            return self.take(retry=False)
+        return _outcome(future, self.time_limit, self.memory_limit)
+
+    def stop(self) -> None:
+        """End the processes."""
+        self.pool.stop()
+        self.pool.join()
+
+    def _schedule(self, item: tuple[Any, ...]) -> ProcessFuture[Any]:
+        return self.pool.schedule(self.function, args=item, timeout=self.time_limit)
+
+    def _is_stuck(self) -> bool:
+        """Whether the oldest item has not come although its time is over.
+
+        A process that dies while it sends a result (the system may end one when memory is short) leaves half a
+        message, and the lock of the channel: none of the others can answer, and the pool waits for ever.
+        """
+        _, future = self.waiting[0]
+        turns = QUEUED_PER_WORKER + 1  # an item that is retried is the last in line
+        return bool(wait([future], timeout=turns * self.time_limit + STUCK_SECONDS).not_done)
+
+    def _start_again(self) -> None:
+        """Give all items to new processes."""
+        self.stop()
+        self.pool = guarded_pool(self.workers, self.memory_limit)
+        self.waiting = deque((item, self._schedule(item)) for item, _ in self.waiting)
 
 
 def guarded_pool(workers: int, memory_limit: int | None) -> ProcessPool:

@@ -1,3 +1,4 @@
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -80,6 +81,25 @@ def test_a_hang_or_a_crash_costs_one_item():
         "video": "a.mp4: cannot be decoded",
         "bug": "KeyError: 'name'",
     }
+
+
+def die_while_sending(number):
+    if number == 1:
+
+        def send_half(self, content, write=os.write):
+            write(self._handle, bytes(content[: len(content) // 2]))
+            os._exit(1)
+
+        multiprocessing.connection.Connection._send = send_half
+        return b"x" * 30_000
+    return number
+
+
+def test_a_process_that_dies_while_it_sends_a_result_costs_that_item(monkeypatch):
+    """It leaves half a message and a lock that nobody releases, so all must start anew."""
+    monkeypatch.setattr(workers, "STUCK_SECONDS", 8.0)
+    found = list(guarded_map(die_while_sending, [(0,), (1,), (2,), (3,)], workers=2, time_limit=0.5))
+    assert found == [0, Failure("its process died while it gave its result"), 2, 3]
 
 
 def test_a_decoder_that_sleeps_one_that_dies_and_one_that_leaks_cost_their_files_alone():
