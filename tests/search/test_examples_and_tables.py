@@ -75,10 +75,14 @@ def test_files_and_pictures_that_are_not_in_the_index(opened, made_library, tmp_
 def test_minus_and_text_with_an_example_are_sums_of_vectors(opened):
     red, blue = (opened.queries().texts([text])[0] for text in ("a red circle", "a blue square"))
     both = red - blue
-    assert opened.query_vector("a red circle", minus="a blue square") == pytest.approx(both / np.linalg.norm(both))
+    assert opened.query_vector("a red circle", minus="a blue square") == pytest.approx(
+        both / np.linalg.norm(both), abs=1e-6
+    )
     clip = opened.vectors([opened.video("clip0.mp4").id])
     mixed = red + next(iter(clip.values()))
-    assert opened.query_vector("a red circle", like="clip0.mp4") == pytest.approx(mixed / np.linalg.norm(mixed))
+    assert opened.query_vector("a red circle", like="clip0.mp4") == pytest.approx(
+        mixed / np.linalg.norm(mixed), abs=1e-6
+    )
     with pytest.raises(DataError, match="nothing is left to search"):
         opened.search("a red circle", minus="a red circle")
 
@@ -134,7 +138,10 @@ def test_vectors_leave_as_parquet(made_index, tmp_path, capsys):
     vectors = index.vectors()
     for row in table.to_pylist():
         part = index.part(row["id"])
-        assert row["vector"] == pytest.approx(vectors[row["id"]].tolist()) and row["model"] == about["fingerprint"]
+        assert (
+            row["vector"] == pytest.approx(vectors[row["id"]].tolist(), abs=1e-6)
+            and row["model"] == about["fingerprint"]
+        )
         assert (row["start"], row["end"], row["best"], row["part"]) == (part.start, part.end, part.best, part.number)
         assert row["weights"] == pytest.approx(part.weights) and row["path"] == index.video(row["video"]).path
     assert index_command.main(["--index", str(made_index), "--export", str(tmp_path / "no" / "x.parquet")]) == 2
