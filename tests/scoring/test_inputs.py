@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from teachclip.data.batches import Tokenized
-from teachclip.scoring.inputs import JoinedInputs, PixelInputs
+from teachclip.scoring.inputs import ALIGNMENT, JoinedInputs, PixelInputs, to_device
 
 
 class Numbers:
@@ -51,3 +51,17 @@ def test_shorter_texts_are_filled_up_with_the_padding_of_their_tokenizer():
     found = joined.texts(np.array([1, 2, 0]))
     assert found["input_ids"].tolist() == [[7, 1, 1, 1], [7, 7, 7, 7], [7, 7, 1, 1]]
     assert found["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_numbers_begin_where_products_repeat_to_the_last_bit():
+    numbers = np.random.RandomState(0).standard_normal(5 * 32 + 16).astype(np.float32)
+    weight = torch.randn(10, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for start in range(16):  # numpy's arrays begin at any of these places
+        numbers[start : start + 160] = np.random.RandomState(1).standard_normal(160)
+        batch = {"features": torch.from_numpy(numbers[start : start + 160]).view(5, 32), "rows": torch.arange(5)}
+        moved = to_device(batch, "cpu")
+        assert moved["features"].data_ptr() % ALIGNMENT == 0 and moved["rows"] is batch["rows"]
+        assert torch.equal(moved["features"], batch["features"])
+        found.append(moved["features"] @ weight.T)
+    assert all(torch.equal(found[0], other) for other in found)
