@@ -189,7 +189,7 @@ def as_pictures(frames: Tensor) -> list[Any]:
 def settings_hash(model: Any) -> str:
     """Return a hash of what a model does besides its weights: prompts, modules, tokenizer and processor.
 
-    Paths are left out: a folder that is moved is the same model.
+    Paths do not count: a folder that is moved is the same model.
     """
     parts: list[Any] = [model.prompts, model.default_prompt_name]
     for module in model:

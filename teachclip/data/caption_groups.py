@@ -48,7 +48,7 @@ def _epoch(groups: CaptionGroups, number: int, batch_size: int, seed: int) -> Ep
 def grouped_epoch(
     caption_videos: np.ndarray, captions_per_video: int, batch_size: int, state: np.random.RandomState
 ) -> EpochOrder:
-    """Put the captions into batches, each caption into one at most; fewer than `batch_size` captions are left out.
+    """Put the captions into batches, each caption into one at most; fewer than `batch_size` captions are dropped.
 
     The captions of a video are shuffled and cut into groups of `captions_per_video`. Groups, not captions, are then
     shuffled and put into batches. What is left over, because a video has not a multiple of that many captions or a

@@ -32,7 +32,7 @@ class RawTexts:
 
 
 def texts_of(input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-    """Return the texts of byte ids (texts, bytes) and their mask; a character that was cut in two is left out."""
+    """Return the texts of byte ids (texts, bytes) and their mask; a character that was cut in two is dropped."""
     rows = zip(input_ids.tolist(), attention_mask.sum(dim=1).tolist(), strict=True)
     return [bytes(ids[:length]).decode(errors="ignore") for ids, length in rows]
 

@@ -28,7 +28,7 @@ def made_ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
                 if stopped.is_set():
                     return
             made.put(("end", None))
-        except BaseException as error:  # whatever it is: it belongs to who asks for the item
+        except BaseException as error:  # of any type: it is raised where the item is asked for
             made.put(("error", error))
 
     thread = threading.Thread(target=work, name="batches made ahead", daemon=True)

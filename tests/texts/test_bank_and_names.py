@@ -21,7 +21,7 @@ def test_the_bank_is_large_distinct_and_whole_sentences():
     lists = {name: words for name, words in everyday().items() if name != "patterns"}
     assert sum(map(len, lists.values())) > 500
     for name, words in lists.items():
-        assert len(set(words)) == len(words), f"{name}: a word stands twice"
+        assert len(set(words)) == len(words), f"{name}: a word is repeated"
         missing = [word for word in words if not any(word in text for text in texts)]
         assert not missing, f"{name}: {missing} are in no text"
 
