@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,11 @@ FILE = "state.sqlite"
 
 WAIT = 60.0
 """Seconds that a statement waits for another process to end its transaction."""
+
+_PROBE = "SELECT 1 FROM sqlite_master"
+
+_Identity = tuple[int, int] | None
+"""Device and inode of the file that a connection has open."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS folders (path TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -108,6 +114,8 @@ class State:
     def __init__(self, path: Path):
         self.path = path
         self._reading = threading.local()
+        # by process: a connection must not be used, nor closed, by a child that was forked
+        self._idle: dict[int, list[tuple[_Identity, sqlite3.Connection]]] = {}
 
     @classmethod
     def create(cls, path: Path) -> State:
@@ -121,20 +129,46 @@ class State:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give a connection that cannot write. Raises StoreError if the file is missing or damaged.
 
-        Within such a block the same thread gets the same connection again, as opening one takes longer than most
-        statements. Each statement sees the last transaction.
+        Each statement sees the last transaction, also of another process. Connections are kept for the next reader,
+        as opening one takes longer than most statements; within such a block the same thread gets the same one again.
         """
         opened: sqlite3.Connection | None = getattr(self._reading, "database", None)
         if opened is not None:
             yield opened
             return
-        with self._explained("read"), contextlib.closing(self._reader()) as database:
-            database.row_factory = sqlite3.Row
+        with self._explained("read"):
+            identity, database = self._take()
             self._reading.database = database
             try:
                 yield database
+            except BaseException:
+                database.close()  # a statement that did not end would keep writers waiting
+                raise
             finally:
                 self._reading.database = None
+            self._idle.setdefault(os.getpid(), []).append((identity, database))
+
+    def _take(self) -> tuple[_Identity, sqlite3.Connection]:
+        """Return a connection that nobody uses and that reads the file which is at the path now."""
+        try:
+            status = os.stat(self.path)
+            identity: _Identity = (status.st_dev, status.st_ino)
+        except OSError:
+            identity = None  # sqlite says why
+        idle = self._idle.setdefault(os.getpid(), [])
+        while idle:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                known, database = idle.pop()
+                if known == identity and identity is not None and _answers(database):
+                    return identity, database
+                database.close()
+        return identity, self._reader()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses. The next reader opens one again."""
+        idle = self._idle.pop(os.getpid(), [])
+        for _, database in idle:
+            database.close()
 
     def _reader(self) -> sqlite3.Connection:
         """Open the file for reading.
@@ -144,18 +178,21 @@ class State:
         """
         database = self._connect("ro")
         try:
-            database.execute("SELECT 1 FROM sqlite_master").fetchone()
+            database.execute(_PROBE).fetchone()
         except sqlite3.Error as error:
             database.close()
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             with contextlib.closing(self._connect("rw")) as writer:
-                writer.execute("SELECT 1 FROM sqlite_master").fetchone()
+                writer.execute(_PROBE).fetchone()
             database = self._connect("ro")
+        database.row_factory = sqlite3.Row
         return database
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT)
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT, check_same_thread=False
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -279,6 +316,15 @@ class State:
         """Step 5: the engine holds no rows of these videos."""
         with self._writing() as database:
             database.executemany("DELETE FROM unsettled WHERE video = ?", [(video,) for video in videos])
+
+
+def _answers(database: sqlite3.Connection) -> bool:
+    """Return whether a kept connection can read: not if a kill left a journal since, see `State._reader`."""
+    try:
+        database.execute(_PROBE).fetchone()
+    except sqlite3.Error:
+        return False
+    return True
 
 
 _REPLACED = ("folder", "stamp", "bytes", "date", "video", "error", "again")
