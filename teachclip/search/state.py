@@ -274,10 +274,14 @@ class State:
 
     # Videos
 
-    def video_ids(self) -> set[str]:
-        """Return the ids of all videos that have parts, also of those that no file names any more."""
+    def video_ids(self, among: Sequence[str] | None = None) -> set[str]:
+        """Return the ids of all videos that have parts, or of those among some, also if no file names them any more."""
         with self.reading() as database:
-            return {row[0] for row in database.execute("SELECT id FROM videos")}
+            if among is None:
+                return {row[0] for row in database.execute("SELECT id FROM videos")}
+            asked = json.dumps(list(among))
+            rows = database.execute("SELECT videos.id FROM json_each(?) CROSS JOIN videos ON videos.id = value", (asked,))
+            return {row[0] for row in rows}
 
     def unsettled(self) -> list[str]:
         """Return the videos of which the engine may hold rows that do not count."""

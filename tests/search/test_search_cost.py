@@ -95,3 +95,21 @@ def test_a_kept_connection_takes_back_what_a_kill_left_and_follows_another_file(
     add_videos(State.create(tmp_path / "new.sqlite"), [1])
     os.replace(tmp_path / "new.sqlite", path)
     assert state.video_ids() == {f"{1:016x}"}
+
+
+def test_a_page_of_videos_reads_no_more_of_a_large_index_than_of_a_small_one(made_index, tmp_path):
+    path = shutil.copytree(made_index, tmp_path / "index")
+    state = State(path / "generation-0001" / "state.sqlite")
+    taken = []
+    for numbers in (range(20), range(20, 2000)):
+        add_videos(state, numbers)
+        steps = []
+        with VideoIndex.open(path) as index, index.generation.state.reading() as database:
+            database.set_progress_handler(lambda steps=steps: steps.append(1), 10)
+            shown = index.videos(limit=5, offset=10)
+            known = index.generation.state.video_ids([shown[0].id, "f" * 16])
+            database.set_progress_handler(None, 0)
+            assert shown == index.videos()[10:15] and known == {shown[0].id}
+            assert index.ids(["length>=25"]) == [video.id for video in index.videos(["length>=25"])]
+        taken.append(len(steps))
+    assert taken[1] <= 1.2 * taken[0]
