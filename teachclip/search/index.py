@@ -260,7 +260,7 @@ class VideoIndex:
             return [row[0] for row in rows]
 
     def ids(self, filters: Sequence[str] = (), *, limit: int | None = None, offset: int = 0) -> list[str]:
-        """Return the ids of the videos that fulfil all `filters`, by path; `limit` of them from the place `offset` on.
+        """Return the ids of the videos that `videos` would give, in the same order.
 
         Costs a small part of `videos`: no more files are read than that takes.
         """

@@ -275,12 +275,14 @@ class State:
     # Videos
 
     def video_ids(self, among: Sequence[str] | None = None) -> set[str]:
-        """Return the ids of all videos that have parts, or of those among some, also if no file names them any more."""
+        """Return the ids of all videos that have parts, also of those that no file names any more; `among`: some."""
         with self.reading() as database:
             if among is None:
                 return {row[0] for row in database.execute("SELECT id FROM videos")}
             asked = json.dumps(list(among))
-            rows = database.execute("SELECT videos.id FROM json_each(?) CROSS JOIN videos ON videos.id = value", (asked,))
+            rows = database.execute(
+                "SELECT videos.id FROM json_each(?) CROSS JOIN videos ON videos.id = value", (asked,)
+            )
             return {row[0] for row in rows}
 
     def unsettled(self) -> list[str]:

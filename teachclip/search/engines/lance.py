@@ -24,10 +24,12 @@ GRACE = timedelta(minutes=10)
 
 STRUCTURES: dict[str, dict[str, Any]] = {
     "flat": {},
+    "ivf_flat": {"kind": "IvfFlat", "nprobes": 20, "refine": 1},
     "ivf_pq": {"kind": "IvfPq", "sub_vectors": 8, "nprobes": 20, "refine": 20},
     "ivf_rq": {"kind": "IvfRq", "nprobes": 20, "refine": 20},
     "ivf_sq": {"kind": "IvfSq", "nprobes": 20, "refine": 4},
     "ivf_hnsw_sq": {"kind": "HnswSq", "partition": 200_000, "nprobes": 4, "refine": 4},
+    "ivf_hnsw_pq": {"kind": "HnswPq", "sub_vectors": 8, "partition": 200_000, "nprobes": 4, "refine": 20},
 }
 """Ways to search. nprobes: parts of the space that a query looks at; refine: so many times the rows asked for are
 compared by their whole vectors. sub_vectors: numbers of a vector per byte. partition: rows in a part of the space."""
@@ -129,7 +131,7 @@ class LanceEngine:
         with self._explained("written"):
             rows = self.table.count_rows()
             wanted = LARGE if rows >= INDEXED_FROM else "flat"
-            if wanted != self._structure():
+            if wanted != self.find_structure():
                 self.restructure(wanted)
             self.table.optimize(cleanup_older_than=GRACE)
         return "exact" if wanted == "flat" else f"approximate ({wanted})"
@@ -151,7 +153,7 @@ class LanceEngine:
         config = getattr(kinds, how["kind"])(distance_type="cosine", max_iterations=20, sample_rate=64, **options)
         self.table.create_index("vector", config=config, name=name)
 
-    def _structure(self) -> str:
+    def find_structure(self) -> str:
         """Return the name of the search structure that there is; another process may have made one."""
         if self._made is None or self._made == "flat":
             names = [index.name for index in self.table.list_indices()]
