@@ -115,7 +115,7 @@ def _vectors_of_videos(index: VideoIndex, args: Any) -> Any:
 
     count = max(args.rows)
     if args.keep is not None and args.keep.exists():
-        real = np.load(args.keep)
+        real = np.load(args.keep, allow_pickle=False)
         if len(real) < count:
             raise DataError(f"{args.keep}: has {len(real)} rows, --rows asks for {count}; remove it to make it anew")
         return real

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 
 from teachclip.console import log
+from teachclip.data.video.pool import start_context
 from teachclip.search.engines import Rows
 from teachclip.search.engines.lance import STRUCTURES, LanceEngine
 
@@ -89,7 +91,7 @@ def nearest_of(vectors: np.ndarray, query: np.ndarray) -> list[int]:
 
 
 def _in_a_fresh_process(folder: Path, dim: int, queries: np.ndarray) -> Answers:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, mp_context=start_context(__name__)) as executor:
         return executor.submit(ask, folder, dim, queries).result()
 
 
@@ -111,7 +113,7 @@ def ask(folder: Path, dim: int, queries: np.ndarray) -> Answers:
 
 def _files(engine: LanceEngine, folder: Path) -> list[Path]:
     """Return the files of the table, without those of former structures."""
-    from datetime import timedelta
-
-    engine.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that other processes would miss them: there are none
+        engine.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
     return [Path(place, name) for place, _, names in os.walk(folder) for name in names]

@@ -341,11 +341,28 @@ def _write_files(database: sqlite3.Connection, files: Iterable[tuple[FileRow, st
 
     A file that is new takes the columns of its video: it may have moved, and its old name be there still.
     """
+    rows = list(files)
+    columns = _columns_of(database, {video for _, video, _, _ in rows if video is not None})
     update = ", ".join(f"{name} = excluded.{name}" for name in _REPLACED)
     database.executemany(
         "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again, columns) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT columns FROM videos WHERE id = ?), "
-        "(SELECT columns FROM files AS other WHERE other.video = ? ORDER BY columns = '{}', path LIMIT 1), '{}')) "
-        f"ON CONFLICT (path) DO UPDATE SET {update}",
-        [(*file, video, error, int(again), video, video) for file, video, error, again in files],
+        f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET {update}",
+        [(*file, video, error, int(again), columns.get(video or "", "{}")) for file, video, error, again in rows],
     )
+
+
+def _columns_of(database: sqlite3.Connection, videos: Iterable[str]) -> dict[str, str]:
+    """Return what tables say of videos, as JSON: what was kept of them, or what is known of one of their files.
+
+    Once per video, not per file: thousands of files may be the same video.
+    """
+    found = {}
+    for video in videos:
+        kept = database.execute(
+            "SELECT columns FROM videos WHERE id = ? AND columns IS NOT NULL", (video,)
+        ).fetchone()
+        found[video] = (kept or database.execute(_OF_A_FILE, (video,)).fetchone() or ("{}",))[0]
+    return found
+
+
+_OF_A_FILE = "SELECT columns FROM files WHERE video = ? ORDER BY columns = '{}', path LIMIT 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from tiny_models import tiny_student
 
 from teachclip import VideoIndex
 from teachclip.search.queries import StudentQueries
-from teachclip.search.state import FileRow, PartRow, State, VideoRow
+from teachclip.search.state import FileRow, PartRow, State, VideoRow, _write_files
 
 
 def video_rows(numbers, parts=4):
@@ -113,3 +114,27 @@ def test_a_page_of_videos_reads_no_more_of_a_large_index_than_of_a_small_one(mad
             assert index.ids(["length>=25"]) == [video.id for video in index.videos(["length>=25"])]
         taken.append(len(steps))
     assert taken[1] <= 1.2 * taken[0]
+
+
+def test_a_copy_costs_no_more_where_there_are_thousands_of_it(tmp_path):
+    state = State.create(tmp_path / "state.sqlite")
+    add_videos(state, [1])
+    video = f"{1:016x}"
+    taken = []
+    for start in (0, 3000):
+        copies = [
+            (FileRow(f"/copies/{number:06d}.mp4", "/copies", "s", 1, "2026-01-01 00:00:00"), video, None, False)
+            for number in range(start, start + 300)
+        ]
+        steps = []
+        with sqlite3.connect(state.path) as database:
+            database.set_progress_handler(lambda steps=steps: steps.append(1), 10)
+            _write_files(database, copies)
+            database.set_progress_handler(None, 0)
+        database.close()
+        taken.append(len(steps))
+        state.set_columns({copies[0][0].path: {"kind": "copy"}})
+    assert taken[1] <= 2 * taken[0]
+    with state.reading() as database:
+        (kept,) = database.execute("SELECT columns FROM files WHERE path = '/copies/003299.mp4'").fetchone()
+    assert json.loads(kept) == {"kind": "copy"}  # what a table says of one copy holds for the later ones
