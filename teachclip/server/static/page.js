@@ -169,9 +169,14 @@ function drawLine(parts, length, chosen) {
   const high = Math.max(...scores), low = Math.min(...scores) - 0.2 * Math.max(high - Math.min(...scores), 0.01);
   // Windows overlap: each second shows the best of the parts that hold it.
   const edges = [...new Set(parts.flatMap((part) => [part.start, part.end]))].sort((a, b) => a - b);
+  let first = 0; // of a film of days, only the parts from here on are looked at: they come in the order of time
+  const longest = Math.max(...parts.map((part) => part.end - part.start));
   const bars = edges.slice(1).map((end, place) => {
-    const start = edges[place];
-    const own = parts.filter((part) => part.start < end - 1e-6 && part.end > start + 1e-6);
+    const start = edges[place], own = [];
+    while (first < parts.length && parts[first].start < start - longest) first += 1;
+    for (let next = first; next < parts.length && parts[next].start < end - 1e-6; next += 1) {
+      if (parts[next].end > start + 1e-6) own.push(parts[next]);
+    }
     const score = Math.max(...own.map((part) => part.score ?? 0), low);
     const bar = document.createElementNS(space, "rect"), height = Math.max(0.04, (score - low) / (high - low));
     for (const [name, value] of Object.entries({ x: start, width: end - start, y: 1 - height, height })) bar.setAttribute(name, value);
@@ -192,7 +197,7 @@ function drawLine(parts, length, chosen) {
     line.setAttribute("aria-valuetext", here && here.score !== null ? `${clock(now)}, score ${here.score.toFixed(3)}` : clock(now));
   };
   follow();
-  get("player").ontimeupdate = follow;
+  get("player").ontimeupdate = get("player").onseeked = follow;
   const goTo = (at) => {
     seek(at);
     const part = bestAt(parts, at);
