@@ -31,8 +31,8 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "ivf_hnsw_sq": {"kind": "HnswSq", "partition": 200_000, "nprobes": 4, "refine": 4},
     "ivf_hnsw_pq": {"kind": "HnswPq", "sub_vectors": 8, "partition": 200_000, "nprobes": 4, "refine": 20},
 }
-"""Ways to search. nprobes: parts of the space that a query looks at; refine: so many times the rows asked for are
-compared by their whole vectors. sub_vectors: numbers of a vector per byte. partition: rows in a part of the space."""
+"""Ways to search. nprobes: parts of the space that a query looks at first; refine: so many times the rows asked for
+are compared by their whole vectors. sub_vectors: numbers of a vector per byte. partition: rows in a part of space."""
 
 AT_ONCE = timedelta(0)
 """With any other interval a reader would not see what another process has written since."""
@@ -108,7 +108,8 @@ class LanceEngine:
         query = query.limit(limit).select(["id", "_distance"])
         # Asking for the structure takes as long as a small search; a table that compares all vectors ignores it.
         if how := STRUCTURES[self._made or LARGE]:
-            query = query.nprobes(how["nprobes"]).refine_factor(how["refine"])
+            # no limit above: a filter, or a large limit, may need rows of more parts of the space
+            query = query.minimum_nprobes(how["nprobes"]).maximum_nprobes(0).refine_factor(how["refine"])
         if videos is not None:
             query = query.where(_among(videos))
         return await query.to_arrow()
