@@ -16,7 +16,7 @@ from teachclip.search.engines import Rows
 
 TABLE = "parts"
 
-INDEXED_FROM, LARGE = 100_000, "ivf_sq"
+INDEXED_FROM, LARGE = 20_000, "ivf_sq"
 """Rows from which on an approximate search structure is made, and which one; below, every vector is compared."""
 
 GRACE = timedelta(minutes=10)
