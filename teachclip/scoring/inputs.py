@@ -5,8 +5,8 @@ Both kinds offer the same two methods, so that training, precomputing and evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
+from teachclip.background import made_ahead
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.live import LiveFrames
@@ -227,6 +228,27 @@ def _begins_anywhere(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT != 0
 
 
+READ_AHEAD = 2
+"""Batches that wait in memory while the one before them is encoded."""
+
+
+def read_ahead(
+    read: Callable[[np.ndarray], Batch], batches: Iterable[np.ndarray]
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Return a context that gives what `read` returns for each of `batches`, in order.
+
+    A thread reads the next ones while one is encoded; for a GPU it puts them where copying does not wait.
+    """
+    pin = torch.cuda.is_available()
+
+    def made() -> Iterator[Batch]:
+        for rows in batches:
+            batch = read(rows)
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
+
+    return closing(made_ahead(made(), READ_AHEAD))
+
+
 @torch.no_grad()
 def encode_split(
     scorer: Scorer,
@@ -249,16 +271,20 @@ def encode_split(
         rows = processes.share(count)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
-        bar = tqdm(
-            batches(count, size), desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False
-        )
-        parts = []
-        for rows in bar:
-            batch = to_device(read(rows), device)  # type: ignore[operator]
-            with encoding_in(precision, device):
-                tokens = encode(scorer, batch)  # type: ignore[operator]
-            parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
+    def run(
+        count: int,
+        size: int,
+        label: str,
+        read: Callable[[np.ndarray], Batch],
+        encode: Callable[[Scorer, Batch], Tokens],
+    ) -> Tokens:
+        rows = batches(count, size)
+        hidden, parts = not (progress and processes.is_main), []
+        with read_ahead(read, rows) as coming:
+            for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):
+                with encoding_in(precision, device):
+                    tokens = encode(scorer, to_device(batch, device))
+                parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
         gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
         return concat_tokens(gathered)
 
