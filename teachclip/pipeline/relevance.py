@@ -19,7 +19,7 @@ from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.pair_store import SparseRelevance
-from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
+from teachclip.scoring.relevance import VideoTokens, recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
 from teachclip.store.fingerprint import fingerprint_of
@@ -110,7 +110,13 @@ def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> Sto
     else:
         rows = captions
     every = functools.partial(
-        relevance_rows, handle.model, texts, videos, split.caption_videos, views=views, device=work.device
+        relevance_rows,
+        handle.model,
+        texts,
+        VideoTokens(videos, work.device),
+        split.caption_videos,
+        views=views,
+        device=work.device,
     )
 
     def compute_rows(
