@@ -86,7 +86,7 @@ def benchmark_encoding(
                 run()
                 if number:  # the first round pays for imports, and for pages that are read from the disk
                     measured[name].append(files * FRAMES / (time.perf_counter() - started))
-    result = {
+    result: dict[str, Any] = {
         "machine": machine_facts(),
         "threads": torch.get_num_threads(),
         "device": str(material.device),

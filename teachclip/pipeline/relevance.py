@@ -73,6 +73,28 @@ def teacher_relevance(
     return shortlist_relevance(work, handle, finder, provenance=common_provenance(work, handle, work.catalog.train))
 
 
+def teaches_by_tokens(work: Workspace, handle: TeacherHandle) -> bool:
+    """Whether the relevance of a teacher for all training pairs would be larger than `teaching.max_gb`.
+
+    Then its tokens are stored, and it scores those of a batch in every step. Raises RecipeError for a recipe that
+    needs the relevance of all pairs.
+    """
+    split, teaching = work.catalog.train, work.recipe.teaching
+    if handle.reads_relevance or handle.scores_shortlist:
+        return False
+    size = len(split.captions) * len(split.videos) * work.views * np.dtype(teaching.precision).itemsize
+    if size <= teaching.max_gb * 1e9:
+        return False
+    too_much = (
+        f"the relevance of {handle.label} would take {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
+    )
+    if not split.is_paired:
+        raise RecipeError(f"{too_much}; data without captions needs it, to look for the surest texts of all")
+    if work.recipe.losses.frame_text.targets == "video":
+        raise RecipeError(f"{too_much}; losses.frame_text.targets=video needs it, to weigh the captions of a video")
+    return True
+
+
 def _finder(work: Workspace, handle: TeacherHandle) -> Finder:
     shortlist = handle.traits.shortlist
     assert shortlist is not None
@@ -127,6 +149,11 @@ def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> Sto
     return store_relevance(path, compute_rows, captions=rows, videos=columns, processes=work.processes, **options)
 
 
+def verify_tokens(work: Workspace, handle: TeacherHandle) -> list[str]:
+    """Check every checksum of a teacher's stored tokens. Returns one line per problem."""
+    return [problem for tokens in stored_tokens(work, handle, work.catalog.train) for problem in tokens.verify()]
+
+
 def verify_teacher(
     work: Workspace, handle: TeacherHandle, store: StoredItems | SparseRelevance, *, sample: bool = True
 ) -> list[str]:
@@ -138,7 +165,7 @@ def verify_teacher(
     if not handle.reads_relevance:
         inputs = work.inputs_for(handle.model, split, work.views)
         if not isinstance(store, SparseRelevance):
-            problems = [problem for tokens in stored_tokens(work, handle, split) for problem in tokens.verify()]
+            problems = verify_tokens(work, handle)
         if inputs.frames is not work.frames:
             problems += inputs.frames.verify()
     problems += store.verify()

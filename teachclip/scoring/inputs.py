@@ -154,6 +154,44 @@ class FeatureInputs:
         }
 
 
+TEXT_TOKENS, VIDEO_TOKENS = "text_tokens.", "video_tokens."
+"""What the names of a scorer's stored tokens begin with in a batch."""
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """A scorer's stored tokens of texts and videos: what is left to do for it is to score."""
+
+    text_store: StoredItems
+    video_store: StoredItems
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return self.text_store.rows
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos, each of their views counted."""
+        return self.video_store.rows
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `text_tokens.` and each token's name, (texts, ...)."""
+        return _stored_tokens(self.text_store, rows, TEXT_TOKENS)
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `video_tokens.` and each token's name, (videos, ...)."""
+        return _stored_tokens(self.video_store, rows, VIDEO_TOKENS)
+
+
+def _stored_tokens(store: StoredItems, rows: np.ndarray, prefix: str) -> Batch:
+    return {prefix + name: torch.from_numpy(store.read(name, rows)) for name in store.arrays}
+
+
+def _tokens_in(batch: Batch, prefix: str) -> Tokens:
+    return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
+
+
 def decodes_when_read(inputs: Inputs) -> bool:
     """Whether reading videos decodes them, in processes of its own."""
     return isinstance(inputs, PixelInputs) and isinstance(inputs.frames, LiveFrames)
@@ -191,14 +229,18 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def encode_text_batch(scorer: Scorer, batch: Batch) -> Tokens:
-    """Encode one batch of texts, from features where the batch holds them."""
+    """Encode one batch of texts, from features where the batch holds them; tokens that it holds are the result."""
+    if tokens := _tokens_in(batch, TEXT_TOKENS):
+        return tokens
     if "text_features" in batch:
         return _feature_scorer(scorer).texts_from_features(batch["text_features"])
     return scorer.encode_texts(batch["input_ids"], batch["attention_mask"])
 
 
 def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
-    """Encode one batch of videos, from features where the batch holds them."""
+    """Encode one batch of videos, from features where the batch holds them; tokens that it holds are the result."""
+    if tokens := _tokens_in(batch, VIDEO_TOKENS):
+        return tokens
     if "frame_features" in batch:
         return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
     if isinstance(scorer, FrameScorer):
