@@ -85,9 +85,7 @@ def teaches_by_tokens(work: Workspace, handle: TeacherHandle) -> bool:
     size = len(split.captions) * len(split.videos) * work.views * np.dtype(teaching.precision).itemsize
     if size <= teaching.max_gb * 1e9:
         return False
-    too_much = (
-        f"the relevance of {handle.label} takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
-    )
+    too_much = f"the relevance of {handle.label} takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
     if not split.is_paired:
         raise RecipeError(f"{too_much}; data without captions needs it, to look for the surest texts of all")
     if work.recipe.losses.frame_text.targets == "video":
