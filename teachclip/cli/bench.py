@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", nargs="?", choices=("steps", "encoding"), default="steps", help="default: steps")
     parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
-    parser.add_argument("--sides", nargs="+", help="which of them, by their names in the table (default: all)")
+    parser.add_argument("--sides", nargs="+", help="which of them, by their names (default: all but compiled ones)")
     parser.add_argument("--captions", type=positive_count, default=18_000, help="20 a video (default 18000)")
     parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
     parser.add_argument("--steps", type=positive_count, default=5, help="of each side in a round (default 5)")
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
     parser.add_argument("--folder", type=path_argument, help="keep the made-up stores here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
+    parser.add_argument("--picture", type=path_argument, help="draw where the time of a step goes into this PNG file")
     args = parser.parse_args(argv)
     import torch
 
@@ -58,4 +59,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         rounds=args.rounds,
         folder=args.folder,
         json_file=args.json,
+        picture=args.picture,
     )
