@@ -71,8 +71,8 @@ def benchmark_steps(
 ) -> dict[str, Any]:
     """Measure training steps on random weights and made-up data; print a table and return what it shows.
 
-    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `picture`: a PNG file that shows
-    where the time of a step goes. `captions`: rows of the relevance stores,
+    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `picture`: a PNG file that
+    shows where the time of a step goes. `captions`: rows of the relevance stores,
     with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
     `rounds` are measured. Raises RecipeError for an unknown size or side.
     """

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE, SECONDS = 2048, 0.5
-"""Rows and columns of the matrices that are multiplied, and how long."""
+SIDE, SECONDS, FEWEST = 2048, 0.5, 3
+"""Rows and columns of the matrices that are multiplied; how long, and how often at least."""
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations per second (a multiply-add is two) of the fastest of some products of large matrices."""
     matrix = torch.randn(SIDE, SIDE, device=device).to(dtype)
-    best, end = float("inf"), time.perf_counter() + SECONDS
     product: Tensor = matrix @ matrix  # the first one pays for what is set up
-    while time.perf_counter() < end:
+    best, begun, products = float("inf"), time.perf_counter(), 0
+    while products < FEWEST or time.perf_counter() < begun + SECONDS:
+        products += 1
         _wait(device)
         started = time.perf_counter()
         torch.mm(matrix, matrix, out=product)
