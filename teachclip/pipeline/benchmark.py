@@ -85,19 +85,8 @@ def benchmark_steps(
         where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         most = max(SIDES[name].stored for name in chosen)
         parts = Parts.make(size, where, captions=captions, teachers=most, batch_size=batch_size, device=device)
-        optimizer = build_optimizer(
-            "bert_adam", parameter_groups(parts.student, lr=1e-6, clip_lr=1e-9, attention_lr=1e-5, weight_decay=0.2)
-        )
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-        operations = dict.fromkeys(chosen, 0)
-        rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-        for number in range(rounds):
-            for name in chosen:
-                times, counted = _measure(
-                    SIDES[name], parts, optimizer, number * (steps + 1), steps + 1, count=not number
-                )
-                measured[name] += times
-                operations[name] = counted or operations[name]
+        measured, operations = _in_turn(chosen, parts, steps=steps, rounds=rounds)
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     result: dict[str, Any] = {
         "size": size,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -124,6 +113,24 @@ def benchmark_steps(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
+
+
+def _in_turn(
+    chosen: Sequence[str], parts: Parts, *, steps: int, rounds: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, int]]:
+    """Measure `steps` of each side in each of `rounds`. Returns what each step took, and a step's operations."""
+    optimizer = build_optimizer(
+        "bert_adam", parameter_groups(parts.student, lr=1e-6, clip_lr=1e-9, attention_lr=1e-5, weight_decay=0.2)
+    )
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    operations = dict.fromkeys(chosen, 0)
+    for number in range(rounds):
+        for name in chosen:
+            first = number * (steps + 1)
+            times, counted = _measure(SIDES[name], parts, optimizer, first, steps + 1, count=not number)
+            measured[name] += times
+            operations[name] = counted or operations[name]
+    return measured, operations
 
 
 def _measure(
