@@ -116,21 +116,26 @@ class PixelInputs:
         return {"frames": frames, "frame_mask": mask, "mean": self.mean, "std": self.std}
 
 
+KEPT_BYTES = 2**31
+"""Stored features that take more are read batch by batch: memory does not grow with the data."""
+
+
 @dataclass
 class FeatureInputs:
-    """Stored raw features of frozen CLIP encoders; kept in memory, they are small."""
+    """Stored raw features of frozen CLIP encoders; of texts, and of videos, kept in memory up to `kept_bytes`."""
 
     text_store: StoredItems
     video_store: StoredItems
-    text_features: Tensor = field(init=False, repr=False)
-    frame_features: Tensor = field(init=False, repr=False)
-    frame_mask: Tensor = field(init=False, repr=False)
+    kept_bytes: int = KEPT_BYTES
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        # read here, so that processes that load batches share the memory
-        self.text_features = torch.from_numpy(self.text_store.read("features", slice(None)))
-        self.frame_features = torch.from_numpy(self.video_store.read("frame_features", slice(None)))
-        self.frame_mask = torch.from_numpy(self.video_store.read("frame_mask", slice(None)))
+        for store in (self.text_store, self.video_store):
+            if store.nbytes <= self.kept_bytes:  # read here, so that processes that load batches share the memory
+                self._kept |= {name: torch.from_numpy(store.read(name, slice(None))) for name in store.arrays}
+
+    def _read(self, store: StoredItems, name: str, rows: np.ndarray) -> Tensor:
+        return self._kept[name][rows] if name in self._kept else torch.from_numpy(store.read(name, rows))
 
     @property
     def text_count(self) -> int:
@@ -144,14 +149,11 @@ class FeatureInputs:
 
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `text_features` (texts, dim)."""
-        return {"text_features": self.text_features[rows]}
+        return {"text_features": self._read(self.text_store, "features", rows)}
 
     def videos(self, rows: np.ndarray) -> Batch:
         """Return `frame_features` (videos, frames, dim) and `frame_mask` (videos, frames)."""
-        return {
-            "frame_features": self.frame_features[rows],
-            "frame_mask": self.frame_mask[rows],
-        }
+        return {name: self._read(self.video_store, name, rows) for name in ("frame_features", "frame_mask")}
 
 
 TEXT_TOKENS, VIDEO_TOKENS = "text_tokens.", "video_tokens."

@@ -27,9 +27,8 @@ class VideoTokens:
     """
 
     def __init__(self, stored: StoredItems, device: torch.device | str, *, kept_bytes: int = KEPT_BYTES) -> None:
-        sizes = (np.dtype(spec.dtype).itemsize * int(np.prod(spec.shape)) for spec in stored.arrays.values())
         self.stored, self.device, self.count = stored, device, stored.rows
-        self._keeps = stored.rows * sum(sizes) <= kept_bytes
+        self._keeps = stored.nbytes <= kept_bytes
         self._kept: Tokens | None = None
 
     def read(self, rows: slice | np.ndarray) -> Tokens:
