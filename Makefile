@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Some tests wait for processes of their own: half as many workers again as there are cores.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)) // 2)')
+# One thread each; and what was compiled once is kept, or each of some hundred processes would compile it again.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: demo test test-fast bench-smoke lint setup clean
 
@@ -10,10 +12,10 @@ demo: setup
 	$(BIN)/teachclip demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench-smoke: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py --captions 400 --batch-size 8 --steps 1 --rounds 1

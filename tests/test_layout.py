@@ -15,7 +15,7 @@ MODULES = sorted([*ROOT.glob("teachclip/**/*.py"), *ROOT.glob("teachers/*.py")])
 
 # Each layer may import itself and those above it.
 LAYERS = [
-    {"errors", "registry", "processes", "console", "auto_classes", "__init__"},
+    {"errors", "registry", "processes", "console", "background", "auto_classes", "__init__"},
     {"store"},
     {"recipe"},
     {"data", "models", "losses", "scorer"},

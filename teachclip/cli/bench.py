@@ -9,36 +9,55 @@ from teachclip.cli.arguments import CommandParser, command, path_argument, posit
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure training steps from the command line."""
+    """Measure training steps, or encoding, from the command line."""
     parser = CommandParser(
         prog="teachclip bench",
-        description="Measure training steps on random weights and made-up data: the student alone, with 1 to 4 "
-        "stored teachers, with teachers in every step (the official order of work), with several captions per video, "
-        "in chunks, in bfloat16. All are measured in turn in one run, so that other work on the machine slows all.",
+        description="Measure speed on random weights and made-up data, all ways in turn in one run, so that other "
+        "work on the machine slows all. steps: a training step of the student alone, with 1 to 4 stored teachers, "
+        "with teachers in every step (the official order of work), with several captions per video, in chunks, in "
+        "bfloat16. encoding: precompute, evaluate and encoding of mp4 files, against the bare tower and decoding.",
     )
+    parser.add_argument("what", nargs="?", choices=("steps", "encoding"), default="steps", help="default: steps")
     parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
-    parser.add_argument("--sides", nargs="+", help="which of them, by their names in the table (default: all)")
+    parser.add_argument("--sides", nargs="+", help="which of them, by their names (default: all but compiled ones)")
     parser.add_argument("--captions", type=positive_count, default=18_000, help="20 a video (default 18000)")
-    parser.add_argument("--batch-size", type=positive_count, default=24, help="pairs per step (default 24)")
+    parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
     parser.add_argument("--steps", type=positive_count, default=5, help="of each side in a round (default 5)")
     parser.add_argument("--rounds", type=positive_count, default=5, help="(default 5)")
+    parser.add_argument("--files", type=positive_count, default=16, help="encoding: videos (default 16)")
+    parser.add_argument("--height", type=positive_count, default=240, help="encoding: their pixels (default 240)")
+    parser.add_argument("--seconds", type=positive_count, default=15, help="encoding: their length (default 15)")
     parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
     parser.add_argument("--folder", type=path_argument, help="keep the made-up stores here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
+    parser.add_argument("--picture", type=path_argument, help="draw where the time of a step goes into this PNG file")
     args = parser.parse_args(argv)
     import torch
 
+    from teachclip.data_check.benchmark_encoding import benchmark_encoding
     from teachclip.pipeline.benchmark import benchmark_steps
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.what == "encoding":
+        benchmark_encoding(
+            args.size,
+            files=args.files,
+            height=args.height,
+            seconds=args.seconds,
+            batch_size=args.batch_size or 8,
+            rounds=args.rounds,
+            json_file=args.json,
+        )
+        return
     benchmark_steps(
         args.size,
         sides=args.sides,
         captions=args.captions,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 24,
         steps=args.steps,
         rounds=args.rounds,
         folder=args.folder,
         json_file=args.json,
+        picture=args.picture,
     )

@@ -26,14 +26,9 @@ from teachclip.data.video.pool import resident_memory
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.workers import Decoding, Failure, guarded_map
+from teachclip.data_check.synthetic import synthetic_files
 from teachclip.errors import DataError
 from teachclip.processes import usable_cores
-from teachclip.shapes.rendering import encode_mp4, write_video
-
-DISTINCT = 8
-"""Different synthetic videos of a kind; further files are copies of these under other names."""
-
-REALISTIC = {"preset": "medium", "crf": "23", "g": "250", "threads": "2"}
 
 STORE_SECONDS = 3.0
 GOALS = {"decode": 0.9, "store": 20.0}
@@ -61,13 +56,13 @@ def benchmark(
     nothing can be decoded.
     """
     with tempfile.TemporaryDirectory(prefix="teachclip-bench-") as folder:
-        paths = _files_of(videos, files) if videos else _synthetic_files(Path(folder), kind, files)
+        paths = _files_of(videos, files) if videos else synthetic_files(Path(folder), kind, files)
         log(f"decoding {len(paths)} files in {processes} processes, each with both decoders in turn")
         timings, failures = time_files(paths, frames=frames, processes=processes)
         if not timings:
             raise DataError(f"no file could be decoded: {failures[0] if failures else 'there is none'}")
         read = time_store(paths, Path(folder) / "store", frames=frames, processes=processes)
-    report = {"machine": _machine(), **summarise(timings, read), "failures": failures}
+    report = {"machine": machine_facts(), **summarise(timings, read), "failures": failures}
     print("\n".join(_lines(report)))
     if json_file:
         json_file.write_text(json.dumps({**report, "files": [asdict(timing) for timing in timings]}, indent=1))
@@ -181,7 +176,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """Return the facts about the machine that speed depends on."""
     facts: dict[str, Any] = {"processor": platform.machine(), "cores": usable_cores()}
     with contextlib.suppress(OSError, StopIteration):
@@ -200,34 +195,3 @@ def _files_of(folder: Path, count: int) -> list[Path]:
     if not files:
         raise DataError(f"{folder} contains no video ({', '.join(EXTENSIONS)})")
     return [files[number % len(files)] for number in range(count)]
-
-
-def _synthetic_files(folder: Path, kind: str, count: int) -> list[Path]:
-    """Write synthetic videos: "realistic", 15 s of 320 x 240 with long groups of pictures, or "small", of Shapes."""
-    log(f"writing {min(count, DISTINCT)} {kind} videos")
-    sources = []
-    for number in range(min(count, DISTINCT)):
-        sources.append(folder / f"source-{number}.mp4")
-        if kind == "small":
-            write_video(sources[-1], 0, number)
-        else:
-            encode_mp4(_panned_image(number), sources[-1], rate=30, options=REALISTIC)
-    files = [folder / f"{number}.mp4" for number in range(count)]
-    for number, path in enumerate(files):
-        path.write_bytes(sources[number % len(sources)].read_bytes())
-    return files
-
-
-def _panned_image(seed: int) -> np.ndarray:
-    """Return 15 seconds of a shaky camera that pans over a detailed image: uint8 (450, 240, 320, 3)."""
-    random = np.random.default_rng(seed)
-    image = np.zeros((480, 640, 3))
-    for cell in (4, 16, 64):  # detail at several sizes
-        squares = random.normal(0, cell**0.7, (480 // cell + 1, 640 // cell, 3))
-        image += np.kron(squares, np.ones((cell, cell, 1)))[:480]
-    image = 128 + 50 * image / image.std()
-    tops = 120 + np.cumsum(random.normal(0, 1.5, 450)).astype(int) % 120
-    lefts = 160 + (np.cumsum(random.normal(0.7, 1.5, 450))).astype(int) % 160
-    shown = np.stack([image[top : top + 240, left : left + 320] for top, left in zip(tops, lefts, strict=True)])
-    noise = random.normal(0, 2, (16, 240, 320, 1))
-    return np.clip(shown + noise[np.arange(450) % 16], 0, 255).astype(np.uint8)

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from teachclip.background import made_ahead
 from teachclip.data.annotations.records import Video
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.transform import FrameTransform
@@ -166,8 +167,10 @@ def encode_in_batches(
     """
     result = EncodedVideos([], [], {}, {})
     waiting: list[Tensor] = []
-    with tqdm(total=total, unit="video", desc="videos", disable=not progress) as bar:
-        for place, outcome in enumerate(outcomes):
+    # a thread takes them from the decoders, which otherwise stop when a few results wait
+    coming = made_ahead(outcomes, batch_size)
+    with contextlib.closing(coming), tqdm(total=total, unit="video", desc="videos", disable=not progress) as bar:
+        for place, outcome in enumerate(coming):
             if isinstance(outcome, tuple):
                 waiting.append(torch.from_numpy(outcome.frames))
                 result.kept.append(place)

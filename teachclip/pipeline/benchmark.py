@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import statistics
 import tempfile
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from teachclip.errors import RecipeError
+from teachclip.pipeline.benchmark_limits import PeakMemory, compiled, count_operations, matmul_rate
 from teachclip.pipeline.benchmark_parts import SIZES, Parts
 from teachclip.registry import closest
+from teachclip.reports.figures import draw_steps
 from teachclip.scoring.inputs import Batch, to_device
 from teachclip.training.chunked_step import chunked_backward
 from teachclip.training.optim import build_optimizer, parameter_groups
@@ -35,6 +38,7 @@ class Side:
     captions_per_video: int = 1
     chunks: int = 1
     bfloat16: bool = False
+    compiled: bool = False
 
 
 SIDES = {
@@ -46,7 +50,11 @@ SIDES = {
     "2 stored with 4 chunks": Side(2, chunks=4),
     "2 stored with bfloat16": Side(2, bfloat16=True),
     "2 stored with bfloat16 and 4 captions": Side(2, captions_per_video=4, bfloat16=True),
+    "2 stored, compiled": Side(2, compiled=True),
+    "2 stored with bfloat16, compiled": Side(2, bfloat16=True, compiled=True),
 }
+DEFAULT_SIDES = tuple(name for name, side in SIDES.items() if not side.compiled)
+"""What is measured if nothing else is asked for; compiling takes minutes, and a compiler of C++."""
 
 
 def benchmark_steps(
@@ -59,14 +67,16 @@ def benchmark_steps(
     rounds: int = 5,
     folder: Path | None = None,
     json_file: Path | None = None,
+    picture: Path | None = None,
 ) -> dict[str, Any]:
     """Measure training steps on random weights and made-up data; print a table and return what it shows.
 
-    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: all. `captions`: rows of the relevance stores,
+    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `picture`: a PNG file that
+    shows where the time of a step goes. `captions`: rows of the relevance stores,
     with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
     `rounds` are measured. Raises RecipeError for an unknown size or side.
     """
-    chosen = list(sides or SIDES)
+    chosen = list(sides or DEFAULT_SIDES)
     for name, known in ((size, SIZES), *((side, SIDES) for side in chosen)):
         if name not in known:
             raise RecipeError(f"{name!r} cannot be measured; known: {', '.join(known)}{closest(name, known)}")
@@ -75,14 +85,9 @@ def benchmark_steps(
         where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         most = max(SIDES[name].stored for name in chosen)
         parts = Parts.make(size, where, captions=captions, teachers=most, batch_size=batch_size, device=device)
-        optimizer = build_optimizer(
-            "bert_adam", parameter_groups(parts.student, lr=1e-6, clip_lr=1e-9, attention_lr=1e-5, weight_decay=0.2)
-        )
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-        for number in range(rounds):
-            for name in chosen:
-                measured[name] += _measure(SIDES[name], parts, optimizer, number * (steps + 1), steps + 1)
-    result = {
+        measured, operations = _in_turn(chosen, parts, steps=steps, rounds=rounds)
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    result: dict[str, Any] = {
         "size": size,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -91,27 +96,66 @@ def benchmark_steps(
         "videos": len(parts.split.videos),
         "batch_size": batch_size,
         "steps": steps * rounds,
-        "sides": {name: _summary(times, batch_size) for name, times in measured.items()},
+        "matmul_per_second": {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()},
+        "sides": {
+            name: _summary(
+                times,
+                batch_size,
+                operations[name],
+                rates[torch.bfloat16 if SIDES[name].bfloat16 else torch.float32],
+            )
+            for name, times in measured.items()
+        },
     }
     print(table(result), flush=True)
+    if picture is not None:
+        draw_steps(result["sides"], picture)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 
+def _in_turn(
+    chosen: Sequence[str], parts: Parts, *, steps: int, rounds: int
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, int]]:
+    """Measure `steps` of each side in each of `rounds`. Returns what each step took, and a step's operations."""
+    optimizer = build_optimizer(
+        "bert_adam", parameter_groups(parts.student, lr=1e-6, clip_lr=1e-9, attention_lr=1e-5, weight_decay=0.2)
+    )
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    operations = dict.fromkeys(chosen, 0)
+    for number in range(rounds):
+        for name in chosen:
+            first = number * (steps + 1)
+            times, counted = _measure(SIDES[name], parts, optimizer, first, steps + 1, count=not number)
+            measured[name] += times
+            operations[name] = counted or operations[name]
+    return measured, operations
+
+
 def _measure(
-    side: Side, parts: Parts, optimizer: torch.optim.Optimizer, start: int, steps: int
-) -> list[dict[str, float]]:
-    """Make some steps; return the seconds of each but the first, whose batch nothing was made ahead of."""
+    side: Side, parts: Parts, optimizer: torch.optim.Optimizer, start: int, steps: int, *, count: bool
+) -> tuple[list[dict[str, float]], int]:
+    """Make some steps; return what each took but the first, whose batch nothing was made ahead of.
+
+    `count`: also return the operations of a forward and backward pass; else 0.
+    """
     chunk_size = parts.batch_size // side.chunks if side.chunks > 1 else None
     task = parts.task(stored=side.stored, online=side.online, chunk_size=chunk_size).train()
     batches = parts.batches(stored=side.stored, captions_per_video=side.captions_per_video)
     forward_and_backward = _step(side, task, chunk_size, parts.device)
-    times = []
-    with contextlib.closing(batches.loader(start, start + steps, workers=0)) as loader:
+    times, operations, memory = [], 0, PeakMemory(parts.device)
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(batches.loader(start, start + steps, workers=0)))
+        if side.compiled:
+            stack.enter_context(compiled(parts.student.backbone))
         clock = _Clock(parts.device)
-        for _ in range(steps):
+        for number in range(steps):
             batch = to_device({**next(loader), "progress": torch.tensor(0.0)}, parts.device)
+            if count and not number and not side.compiled:
+                operations = count_operations(functools.partial(forward_and_backward, batch))
+                optimizer.zero_grad()
+            memory.reset()
             wait = clock.lap()
             forward_and_backward(batch)
             compute = clock.lap()
@@ -119,8 +163,9 @@ def _measure(
             optimizer.step()
             optimizer.zero_grad()
             task.clamp_scale()
-            times.append({"wait": wait, "compute": compute, "optimizer": clock.lap(), "cpu": clock.cpu_lap()})
-    return times[1:]
+            taken = {"wait": wait, "compute": compute, "optimizer": clock.lap(), "cpu": clock.cpu_lap()}
+            times.append({**taken, "memory": memory.bytes()})
+    return times[1:], operations
 
 
 def _step(side: Side, task: Any, chunk_size: int | None, device: torch.device) -> Callable[[Batch], object]:
@@ -163,13 +208,22 @@ class _Clock:
         return self.last_cpu - before
 
 
-def _summary(times: Sequence[dict[str, float]], batch_size: int) -> dict[str, float]:
-    """Return the median seconds of a step, its quartiles, pairs per second, and the shares of its parts."""
+def _summary(
+    times: Sequence[dict[str, float]], batch_size: int, operations: int, matmul_per_second: float
+) -> dict[str, float]:
+    """Return the median seconds of a step, its quartiles, pairs per second, the shares of its parts, and its memory.
+
+    `matmul_share`: how fast it computes `operations`, over how fast the machine multiplies matrices; 0 if they were
+    not counted.
+    """
     whole = [each["wait"] + each["compute"] + each["optimizer"] for each in times]
     low, middle, high = statistics.quantiles(whole, n=4) if len(whole) > 1 else whole * 3
     shares = {f"{part}_share": sum(each[part] for each in times) / sum(whole) for part in ("wait", "optimizer")}
     cpu = statistics.median(each["cpu"] for each in times)
     rate = batch_size / middle
+    compute = statistics.median(each["compute"] for each in times)
+    shares["matmul_share"] = operations / compute / matmul_per_second
+    shares["peak_bytes"] = max(each["memory"] for each in times)
     return {"seconds": middle, "low": low, "high": high, "cpu_seconds": cpu, "pairs_per_second": rate, **shares}
 
 
@@ -182,15 +236,22 @@ def table(result: dict[str, Any]) -> str:
     )
     lines = [
         head,
-        f"{'':42} {'':>9} {'':>17} {'CPU':>8} {'':>9} {'time of':>8} {'speed of':>9}",
-        f"{'':42} {'ms/step':>9} {'quartiles':>17} {'ms/step':>8} {'pairs/s':>9} {'student':>8} {'official':>9} "
-        f"{'wait':>6} {'optim.':>6}",
+        "matrices: " + ", ".join(f"{rate / 1e9:,.0f} G/s in {name}" for name, rate in _rates(result)),
+        f"{'':38} {'':>9} {'':>17} {'CPU':>8} {'':>8} {'time of':>8} {'speed of':>9} {'':>6} {'':>6} {'of matr.':>8}",
+        f"{'':38} {'ms/step':>9} {'quartiles':>17} {'ms/step':>8} {'pairs/s':>8} {'student':>8} {'official':>9} "
+        f"{'wait':>6} {'optim.':>6} {'speed':>8} {'peak GB':>8}",
     ]
     for name, side in sides.items():
         quartiles = f"{1e3 * side['low']:.1f} to {1e3 * side['high']:.1f}"
         of_base = f"{side['seconds'] / sides[BASE]['seconds']:.2f}x" if BASE in sides else ""
         of_official = f"{sides[OFFICIAL]['seconds'] / side['seconds']:.2f}x" if OFFICIAL in sides else ""
         times = f"{1e3 * side['seconds']:9.1f} {quartiles:>17} {1e3 * side['cpu_seconds']:8.1f}"
-        ratios = f"{side['pairs_per_second']:9.1f} {of_base:>8} {of_official:>9}"
-        lines.append(f"{name:42} {times} {ratios} {side['wait_share']:6.1%} {side['optimizer_share']:6.1%}")
+        ratios = f"{side['pairs_per_second']:8.1f} {of_base:>8} {of_official:>9}"
+        shares = f"{side['wait_share']:6.1%} {side['optimizer_share']:6.1%}"
+        of_matrices = f"{side['matmul_share']:.1%}" if side["matmul_share"] else ""
+        lines.append(f"{name:38} {times} {ratios} {shares} {of_matrices:>8} {side['peak_bytes'] / 1e9:8.2f}")
     return "\n".join(lines)
+
+
+def _rates(result: dict[str, Any]) -> list[tuple[str, float]]:
+    return list(result.get("matmul_per_second", {}).items())

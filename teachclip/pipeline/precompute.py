@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from teachclip.console import log
 from teachclip.errors import StoreError
-from teachclip.pipeline.relevance import teacher_relevance, verify_teacher
+from teachclip.pipeline.relevance import (
+    stored_tokens,
+    teacher_relevance,
+    teaches_by_tokens,
+    verify_teacher,
+    verify_tokens,
+)
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.uncaptioned import teacher_choices, uncaptioned_relevance
 from teachclip.pipeline.workspace import build_workspace
@@ -37,6 +43,11 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
         for inputs in features:
             problems += [*inputs.text_store.verify(), *inputs.video_store.verify()]
     for handle in teachers.values():
+        if teaches_by_tokens(work, handle):
+            texts, videos = stored_tokens(work, handle, work.catalog.train)
+            log(f"{handle.label}: {texts.path.parent} (tokens of {texts.rows} captions and {videos.rows} videos)")
+            problems += verify_tokens(work, handle) if verify else []
+            continue
         store = teacher_relevance(work, handle)
         if not work.catalog.train.is_paired:
             uncaptioned_relevance(work, handle)
@@ -50,4 +61,4 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
     if verify:
         if problems:
             raise StoreError("\n".join(problems))
-        log("verified: every checksum is right and a recomputed sample agrees")
+        log("verified: every checksum is right and a recomputed sample of relevance agrees")

@@ -19,7 +19,7 @@ from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.pair_store import SparseRelevance
-from teachclip.scoring.relevance import recompute, relevance_rows, verify_relevance
+from teachclip.scoring.relevance import VideoTokens, recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
 from teachclip.store.fingerprint import fingerprint_of
@@ -73,6 +73,26 @@ def teacher_relevance(
     return shortlist_relevance(work, handle, finder, provenance=common_provenance(work, handle, work.catalog.train))
 
 
+def teaches_by_tokens(work: Workspace, handle: TeacherHandle) -> bool:
+    """Whether the relevance of a teacher for all training pairs would be larger than `teaching.max_gb`.
+
+    Then its tokens are stored, and it scores those of a batch in every step. Raises RecipeError for a recipe that
+    needs the relevance of all pairs.
+    """
+    split, teaching = work.catalog.train, work.recipe.teaching
+    if handle.reads_relevance or handle.scores_shortlist:
+        return False
+    size = len(split.captions) * len(split.videos) * work.views * np.dtype(teaching.precision).itemsize
+    if size <= teaching.max_gb * 1e9:
+        return False
+    too_much = f"the relevance of {handle.label} takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
+    if not split.is_paired:
+        raise RecipeError(f"{too_much}; data without captions needs it, to look for the surest texts of all")
+    if work.recipe.losses.frame_text.targets == "video":
+        raise RecipeError(f"{too_much}; losses.frame_text.targets=video needs it, to weigh the captions of a video")
+    return True
+
+
 def _finder(work: Workspace, handle: TeacherHandle) -> Finder:
     shortlist = handle.traits.shortlist
     assert shortlist is not None
@@ -110,7 +130,13 @@ def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> Sto
     else:
         rows = captions
     every = functools.partial(
-        relevance_rows, handle.model, texts, videos, split.caption_videos, views=views, device=work.device
+        relevance_rows,
+        handle.model,
+        texts,
+        VideoTokens(videos, work.device),
+        split.caption_videos,
+        views=views,
+        device=work.device,
     )
 
     def compute_rows(
@@ -119,6 +145,11 @@ def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> Sto
         return every(captions, videos, with_frames=with_frames and split.is_paired)
 
     return store_relevance(path, compute_rows, captions=rows, videos=columns, processes=work.processes, **options)
+
+
+def verify_tokens(work: Workspace, handle: TeacherHandle) -> list[str]:
+    """Check every checksum of a teacher's stored tokens. Returns one line per problem."""
+    return [problem for tokens in stored_tokens(work, handle, work.catalog.train) for problem in tokens.verify()]
 
 
 def verify_teacher(
@@ -132,7 +163,7 @@ def verify_teacher(
     if not handle.reads_relevance:
         inputs = work.inputs_for(handle.model, split, work.views)
         if not isinstance(store, SparseRelevance):
-            problems = [problem for tokens in stored_tokens(work, handle, split) for problem in tokens.verify()]
+            problems = verify_tokens(work, handle)
         if inputs.frames is not work.frames:
             problems += inputs.frames.verify()
     problems += store.verify()

@@ -110,7 +110,8 @@ class TeacherReranker:
         store = store_tokens(
             index.generation.folder / f"rerank-{fingerprint_of(provenance)[:12]}",
             keys=row_keys(one.parts[0].id for one in found),
-            encode=lambda rows: encode_video_batch(self.teacher, to_device(inputs.videos(rows), self.device)),
+            encode=lambda batch: encode_video_batch(self.teacher, to_device(batch, self.device)),
+            read=inputs.videos,
             provenance=provenance,
             batch_size=self.batch_size,
             rows_per_shard=VIDEOS_PER_SHARD,

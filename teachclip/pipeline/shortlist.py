@@ -15,7 +15,7 @@ from teachclip.pipeline.teachers import ZERO_SHOT, TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.scorer import Scorer, Shortlist
 from teachclip.scoring.pair_store import Lists, SparseRelevance, best_columns, pair_scorer, store_pairs
-from teachclip.scoring.relevance import relevance_rows
+from teachclip.scoring.relevance import VideoTokens, relevance_rows
 from teachclip.scoring.token_store import store_scorer_tokens
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.row_plan import row_keys
@@ -87,11 +87,13 @@ def _scores_of(work: Workspace, scorer: Scorer, provenance: dict[str, Any]) -> C
         label="tokens for the shortlist",
     )
 
+    kept = VideoTokens(videos, work.device)
+
     def scores(rows: np.ndarray) -> np.ndarray:
         relevance = relevance_rows(
             scorer,  # type: ignore[arg-type]
             texts,
-            videos,
+            kept,
             split.caption_videos,
             rows,
             with_frames=False,

@@ -11,14 +11,14 @@ from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.relevance import teacher_relevance
+from teachclip.pipeline.relevance import stored_tokens, teacher_relevance, teaches_by_tokens
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
-from teachclip.scoring.inputs import Inputs, PixelInputs
+from teachclip.scoring.inputs import Inputs, PixelInputs, TokenInputs
 from teachclip.training.batches import StoredRelevance
 from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
 from teachclip.training.task import DistillationTask, OnlineTeacher
@@ -57,6 +57,16 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
         if is_stored(recipe, handle) and not split.is_paired:
             found.stored.append(uncaptioned_relevance(work, handle))
             found.weights.append(section.weight)
+            continue
+        if is_stored(recipe, handle) and teaches_by_tokens(work, handle):
+            log(
+                f"{handle.label}: its relevance would be larger than teaching.max_gb, it scores stored tokens instead"
+            )
+            prefix = f"tokens{len(found.extras)}."
+            found.extras[prefix] = TokenInputs(*stored_tokens(work, handle, split))
+            found.online.append(
+                OnlineTeacher(handle.model, section.weight, section.frame_temperature, prefix, has_tokens=True)
+            )
             continue
         if is_stored(recipe, handle):
             relevance = StoredRelevance.build(

@@ -207,6 +207,11 @@ class Teaching(Section):
 
     source: Literal["stored", "online"] = Field("stored", description="stored: precomputed; online: in every step")
     precision: Literal["float16", "float32"] = Field("float16", description="precision of the stored relevance")
+    max_gb: Annotated[float, Field(ge=0)] = Field(
+        100.0,
+        description="gigabytes of stored relevance, all captions x all videos, above which a teacher's tokens are "
+        "stored instead and scored in every step",
+    )
     batch_size: Count = Field(32, description="videos per forward pass while precomputing")
     encoding_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="what encoders compute in while precomputing; bfloat16: faster, other relevance"

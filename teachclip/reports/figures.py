@@ -162,6 +162,34 @@ def draw_compression(report: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_steps(sides: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw where the time of a training step goes, a bar for each way to make it, into a PNG file.
+
+    A side has `seconds`, and `wait_share` and `optimizer_share` of them; the rest is forward and backward.
+    """
+    figure = _figure(9.0, 1.4 + 0.34 * len(sides))
+    axes = figure.add_subplot()
+    names = list(sides)[::-1]
+    left = np.zeros(len(names))
+    parts = {"waiting for data": "wait_share", "forward and backward": "", "optimizer": "optimizer_share"}
+    for colour, (label, share) in zip(("#e08a1e", "#2f6fb7", "#12813f"), parts.items(), strict=True):
+        of_all = [sides[name][share] if share else _computing(sides[name]) for name in names]
+        widths = np.array([1000 * sides[name]["seconds"] * part for name, part in zip(names, of_all, strict=True)])
+        axes.barh(names, widths, left=left, color=colour, label=label, height=0.7, zorder=2)
+        left += widths
+    for place, total in enumerate(left):
+        axes.annotate(f"{total:.0f}", (total, place), xytext=(3, 0), textcoords="offset points", va="center")
+    axes.set_xlabel("ms per step", color=SOFT)
+    axes.set_xlim(0, 1.1 * max(left))
+    _plain(axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    _save(figure, path)
+
+
+def _computing(side: Mapping[str, float]) -> float:
+    return 1 - side["wait_share"] - side["optimizer_share"]
+
+
 def model_colours(report: Mapping[str, Any]) -> dict[str, str]:
     """Return the colour of every model's label, the same in all figures."""
     return {model["label"]: PALETTE[index % len(PALETTE)] for index, model in enumerate(report["models"])}

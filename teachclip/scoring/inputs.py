@@ -5,8 +5,8 @@ Both kinds offer the same two methods, so that training, precomputing and evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
+from teachclip.background import made_ahead
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.live import LiveFrames
@@ -115,21 +116,26 @@ class PixelInputs:
         return {"frames": frames, "frame_mask": mask, "mean": self.mean, "std": self.std}
 
 
+KEPT_BYTES = 2**31
+"""Stored features that take more are read batch by batch: memory does not grow with the data."""
+
+
 @dataclass
 class FeatureInputs:
-    """Stored raw features of frozen CLIP encoders; kept in memory, they are small."""
+    """Stored raw features of frozen CLIP encoders; of texts, and of videos, kept in memory up to `kept_bytes`."""
 
     text_store: StoredItems
     video_store: StoredItems
-    text_features: Tensor = field(init=False, repr=False)
-    frame_features: Tensor = field(init=False, repr=False)
-    frame_mask: Tensor = field(init=False, repr=False)
+    kept_bytes: int = KEPT_BYTES
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        # read here, so that processes that load batches share the memory
-        self.text_features = torch.from_numpy(self.text_store.read("features", slice(None)))
-        self.frame_features = torch.from_numpy(self.video_store.read("frame_features", slice(None)))
-        self.frame_mask = torch.from_numpy(self.video_store.read("frame_mask", slice(None)))
+        for store in (self.text_store, self.video_store):
+            if store.nbytes <= self.kept_bytes:  # read here, so that processes that load batches share the memory
+                self._kept |= {name: torch.from_numpy(store.read(name, slice(None))) for name in store.arrays}
+
+    def _read(self, store: StoredItems, name: str, rows: np.ndarray) -> Tensor:
+        return self._kept[name][rows] if name in self._kept else torch.from_numpy(store.read(name, rows))
 
     @property
     def text_count(self) -> int:
@@ -143,14 +149,49 @@ class FeatureInputs:
 
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `text_features` (texts, dim)."""
-        return {"text_features": self.text_features[rows]}
+        return {"text_features": self._read(self.text_store, "features", rows)}
 
     def videos(self, rows: np.ndarray) -> Batch:
         """Return `frame_features` (videos, frames, dim) and `frame_mask` (videos, frames)."""
-        return {
-            "frame_features": self.frame_features[rows],
-            "frame_mask": self.frame_mask[rows],
-        }
+        return {name: self._read(self.video_store, name, rows) for name in ("frame_features", "frame_mask")}
+
+
+TEXT_TOKENS, VIDEO_TOKENS = "text_tokens.", "video_tokens."
+"""What the names of a scorer's stored tokens begin with in a batch."""
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """A scorer's stored tokens of texts and videos: what is left to do for it is to score."""
+
+    text_store: StoredItems
+    video_store: StoredItems
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return self.text_store.rows
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos, each of their views counted."""
+        return self.video_store.rows
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return `text_tokens.` and each token's name, (texts, ...)."""
+        return _stored_tokens(self.text_store, rows, TEXT_TOKENS)
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return `video_tokens.` and each token's name, (videos, ...)."""
+        return _stored_tokens(self.video_store, rows, VIDEO_TOKENS)
+
+
+def _stored_tokens(store: StoredItems, rows: np.ndarray, prefix: str) -> Batch:
+    return {prefix + name: torch.from_numpy(store.read(name, rows)) for name in store.arrays}
+
+
+def _tokens_in(batch: Batch, prefix: str) -> Tokens:
+    return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
 
 
 def decodes_when_read(inputs: Inputs) -> bool:
@@ -190,14 +231,18 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def encode_text_batch(scorer: Scorer, batch: Batch) -> Tokens:
-    """Encode one batch of texts, from features where the batch holds them."""
+    """Encode one batch of texts, from features where the batch holds them; tokens that it holds are the result."""
+    if tokens := _tokens_in(batch, TEXT_TOKENS):
+        return tokens
     if "text_features" in batch:
         return _feature_scorer(scorer).texts_from_features(batch["text_features"])
     return scorer.encode_texts(batch["input_ids"], batch["attention_mask"])
 
 
 def encode_video_batch(scorer: Scorer, batch: Batch) -> Tokens:
-    """Encode one batch of videos, from features where the batch holds them."""
+    """Encode one batch of videos, from features where the batch holds them; tokens that it holds are the result."""
+    if tokens := _tokens_in(batch, VIDEO_TOKENS):
+        return tokens
     if "frame_features" in batch:
         return _feature_scorer(scorer).videos_from_features(batch["frame_features"], batch["frame_mask"])
     if isinstance(scorer, FrameScorer):
@@ -227,6 +272,27 @@ def _begins_anywhere(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT != 0
 
 
+READ_AHEAD = 2
+"""Batches that wait in memory while the one before them is encoded."""
+
+
+def read_ahead(
+    read: Callable[[np.ndarray], Batch], batches: Iterable[np.ndarray]
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Return a context that gives what `read` returns for each of `batches`, in order.
+
+    A thread reads the next ones while one is encoded; for a GPU it puts them where copying does not wait.
+    """
+    pin = torch.cuda.is_available()
+
+    def made() -> Iterator[Batch]:
+        for rows in batches:
+            batch = read(rows)
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
+
+    return closing(made_ahead(made(), READ_AHEAD))
+
+
 @torch.no_grad()
 def encode_split(
     scorer: Scorer,
@@ -249,16 +315,20 @@ def encode_split(
         rows = processes.share(count)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def run(count: int, size: int, label: str, read: object, encode: object) -> Tokens:
-        bar = tqdm(
-            batches(count, size), desc=label, unit="batch", disable=not (progress and processes.is_main), leave=False
-        )
-        parts = []
-        for rows in bar:
-            batch = to_device(read(rows), device)  # type: ignore[operator]
-            with encoding_in(precision, device):
-                tokens = encode(scorer, batch)  # type: ignore[operator]
-            parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
+    def run(
+        count: int,
+        size: int,
+        label: str,
+        read: Callable[[np.ndarray], Batch],
+        encode: Callable[[Scorer, Batch], Tokens],
+    ) -> Tokens:
+        rows = batches(count, size)
+        hidden, parts = not (progress and processes.is_main), []
+        with read_ahead(read, rows) as coming:
+            for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):
+                with encoding_in(precision, device):
+                    tokens = encode(scorer, to_device(batch, device))
+                parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
         gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
         return concat_tokens(gathered)
 

@@ -17,11 +17,34 @@ SUM_TOLERANCE = 0.02
 """How far from 1 the frame relevance of a pair may sum: half precision rounds each of its numbers."""
 
 
+KEPT_BYTES = 2**31
+
+
+class VideoTokens:
+    """A teacher's stored tokens of videos, for all of which captions are scored again and again.
+
+    They stay on the device after the first reading if all take at most `kept_bytes` there.
+    """
+
+    def __init__(self, stored: StoredItems, device: torch.device | str, *, kept_bytes: int = KEPT_BYTES) -> None:
+        self.stored, self.device, self.count = stored, device, stored.rows
+        self._keeps = stored.nbytes <= kept_bytes
+        self._kept: Tokens | None = None
+
+    def read(self, rows: slice | np.ndarray) -> Tokens:
+        """Return the tokens of some videos."""
+        if not self._keeps:
+            return read_tokens(self.stored, rows, self.device)
+        if self._kept is None:
+            self._kept = read_tokens(self.stored, slice(None), self.device)
+        return select_tokens(self._kept, rows if isinstance(rows, slice) else torch.from_numpy(rows))
+
+
 @torch.no_grad()
 def relevance_rows(
     teacher: Teacher,
     texts: StoredItems,
-    videos: StoredItems,
+    videos: VideoTokens,
     caption_videos: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray | None = None,
@@ -33,15 +56,15 @@ def relevance_rows(
 ) -> dict[str, np.ndarray]:
     """Return `video_text` (rows, videos) of some captions and, if it is given, `frame_text` (rows, frames), float32.
 
-    `texts` and `videos` are the teacher's stored tokens. `columns`: the videos to score, None: all. `with_frames`:
+    `texts` and `videos` are the teacher's tokens. `columns`: the videos to score, None: all. `with_frames`:
     whether `frame_text` is wanted. With several `views` there is a column for each view of each
     video, all of view 0 first, and `frame_text` is (rows, views, frames).
     """
     text_tokens = read_tokens(texts, rows, device)
     blocks = []
-    columns = np.arange(videos.rows) if columns is None else columns
-    for start in range(0, len(columns), video_block):
-        block = read_tokens(videos, columns[start : start + video_block], device)
+    for start in range(0, videos.count if columns is None else len(columns), video_block):
+        some = slice(start, start + video_block)
+        block = videos.read(some if columns is None else columns[some])
         scores = teacher.score(text_tokens, block).float().cpu()
         expected = len(rows), len(next(iter(block.values())))
         if scores.shape != expected:
@@ -55,7 +78,7 @@ def relevance_rows(
         relevance["frame_text"] = _frame_text(
             teacher,
             text_tokens,
-            lambda view: read_tokens(videos, view * (videos.rows // views) + caption_videos[rows], device),
+            lambda view: videos.read(view * (videos.count // views) + caption_videos[rows]),
             views,
         )
     return relevance

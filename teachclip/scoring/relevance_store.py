@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from teachclip.background import done_behind
 from teachclip.processes import Processes
 from teachclip.scoring.token_store import items_of_shards, shard_bar, to_make
 from teachclip.store.array_store import ArraySpec, ArrayStore
@@ -88,9 +89,13 @@ def store_relevance(
             log.info("%s: %s", folder, _describe(others, videos))
         missing = store.missing_shards(processes.index, processes.count)
         items = items_of_shards(store, captions, missing)
-        for shard in shard_bar(missing, label, processes):
-            values = _values(compute, items[shard], captions, arrays, others)
+
+        def write(shard: int, values: Mapping[str, np.ndarray]) -> None:
             store.write_shard(shard, {name: array.astype(precision) for name, array in values.items()})
+
+        with done_behind() as behind:
+            for shard in shard_bar(missing, label, processes):
+                behind(write, shard, _values(compute, items[shard], captions, arrays, others))
         if others and processes.is_main:  # another run may be reading it
             log.info("%s: not needed for these videos any more; you may delete it", others[0].store.path)
         processes.wait()  # and then open it before another run may plan rows of its own

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from teachclip.background import done_behind
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
-from teachclip.scoring.inputs import PixelInputs, encode_text_batch, encode_video_batch, prefetch, to_device
+from teachclip.scoring.inputs import (
+    Batch,
+    PixelInputs,
+    encode_text_batch,
+    encode_video_batch,
+    prefetch,
+    read_ahead,
+    to_device,
+)
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
@@ -28,7 +37,8 @@ from teachclip.store.manifest import MANIFEST
 from teachclip.store.row_plan import as_bytes
 from teachclip.store.stored_items import StoredItems
 
-Encode = Callable[[np.ndarray], Tokens]
+Encode = Callable[[Any], Tokens]
+Read = Callable[[np.ndarray], Any]
 
 
 def weights_hash(module: nn.Module, *, rounded: bool = False) -> str:
@@ -72,6 +82,7 @@ def store_tokens(
     *,
     keys: np.ndarray,
     encode: Encode,
+    read: Read = lambda items: items,
     provenance: Mapping[str, Any],
     batch_size: int,
     rows_per_shard: int,
@@ -82,9 +93,10 @@ def store_tokens(
 ) -> StoredItems:
     """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
-    What the store at `path` holds already is not encoded again. `encode` gets numbers of items. `ahead`, as
-    `prefetch`, gets the items that `encode` will be asked for. `what` are the items, such as
-    videos, for a log line when some are new. Returns all items. Raises StoreError on other provenance.
+    What the store at `path` holds already is not encoded again. `encode` gets what `read` returns for numbers of
+    items; without it, these numbers. While a batch is encoded, a thread reads the next ones and another writes the
+    last shard. `ahead`, as `prefetch`, gets the items that will be read. `what` are the items, such as videos, for a
+    log line when some are new. Returns all items. Raises StoreError on other provenance.
     """
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
@@ -92,7 +104,7 @@ def store_tokens(
         if (path / MANIFEST).exists():
             arrays = ArrayStore.open(path, complete=False).arrays
         else:
-            sample = encode(np.arange(1)).items()
+            sample = encode(read(np.arange(1))).items()
             arrays = {name: ArraySpec(str(t.numpy(force=True).dtype), tuple(t.shape[1:])) for name, t in sample}
         store = processes.main_first(
             lambda: ArrayStore.open_or_create(
@@ -102,11 +114,20 @@ def store_tokens(
         missing = store.missing_shards(processes.index, processes.count)
         items = items_of_shards(store, keys, missing)
         batches = {shard: _batches(items[shard], batch_size) for shard in missing}
-        with ahead(itertools.chain.from_iterable(batches.values())) if ahead else nullcontext():
+
+        def write(shard: int, parts: Sequence[Tokens]) -> None:
+            store.write_shard(
+                shard, {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
+            )
+
+        coming = [*itertools.chain.from_iterable(batches.values())]
+        with (
+            ahead(coming) if ahead else nullcontext(),
+            read_ahead(read, coming) as inputs,
+            done_behind() as behind,
+        ):
             for shard in shard_bar(missing, label, processes):
-                parts = [encode(rows) for rows in batches[shard]]
-                joined = {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
-                store.write_shard(shard, joined)
+                behind(write, shard, [encode(next(inputs)) for _ in batches[shard]])
         processes.wait()  # and then open it before another run may plan rows of its own
         return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
@@ -142,18 +163,19 @@ def store_scorer_tokens(
     `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
     """
 
-    def encode_texts(rows: np.ndarray) -> Tokens:
+    def encode_texts(batch: Batch) -> Tokens:
         with encoding_in(precision, device):
-            return in_float32(encode_text_batch(scorer, to_device(inputs.texts(rows), device)))
+            return in_float32(encode_text_batch(scorer, to_device(batch, device)))
 
-    def encode_videos(rows: np.ndarray) -> Tokens:
+    def encode_videos(batch: Batch) -> Tokens:
         with encoding_in(precision, device):
-            return in_float32(encode_video_batch(scorer, to_device(inputs.videos(rows), device)))
+            return in_float32(encode_video_batch(scorer, to_device(batch, device)))
 
     texts = store_tokens(
         folder / "texts",
         keys=inputs.text_keys(),
         encode=encode_texts,
+        read=inputs.texts,
         provenance={**provenance, "of": "texts"},
         batch_size=8 * batch_size,
         rows_per_shard=TEXTS_PER_SHARD,
@@ -165,6 +187,7 @@ def store_scorer_tokens(
         folder / "videos",
         keys=inputs.video_keys(),
         encode=encode_videos,
+        read=inputs.videos,
         provenance={**provenance, "of": "videos"},
         batch_size=batch_size,
         rows_per_shard=VIDEOS_PER_SHARD,

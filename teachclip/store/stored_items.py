@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,12 @@ class StoredItems:
         for name, columns in self.columns.items():
             specs[name] = ArraySpec(specs[name].dtype, (len(columns), *specs[name].shape[1:]))
         return specs
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all arrays of these items take."""
+        specs = self.arrays.values()
+        return self.rows * sum(np.dtype(spec.dtype).itemsize * math.prod(spec.shape) for spec in specs)
 
     def read(
         self, name: str, items: slice | Sequence[int] | np.ndarray, columns: np.ndarray | None = None

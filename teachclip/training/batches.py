@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from teachclip.background import made_ahead
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.places import Places
@@ -26,7 +27,6 @@ from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
-from teachclip.training.ahead import made_ahead
 from teachclip.training.frame_sets import FrameSetSampler
 
 log = logging.getLogger(__name__)

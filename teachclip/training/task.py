@@ -88,12 +88,16 @@ class Relevance:
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A teacher that runs in every step. Its inputs are those of the batch whose names begin with `prefix`."""
+    """A teacher that runs in every step. Its inputs are those of the batch whose names begin with `prefix`.
+
+    `has_tokens`: they are its stored tokens, which it only scores.
+    """
 
     teacher: Teacher
     weight: float = 1.0
     frame_temperature: float = 1.0
     prefix: str = ""
+    has_tokens: bool = False
 
 
 class DistillationTask(Task):
@@ -290,8 +294,9 @@ def _teach(item: OnlineTeacher, batch: Batch, chunk_size: int | None) -> Relevan
         inputs = {
             key.removeprefix(item.prefix): value
             for key, value in batch.items()
-            if key.startswith(item.prefix) and not key.endswith("_features")
+            if key.startswith(item.prefix) and (item.has_tokens or not key.endswith("_features"))
         }
+        chunk_size = None if item.has_tokens else chunk_size
         encoded = encode_chunks(lambda chunk: encode_pairs(item.teacher, chunk), inputs, chunk_size)
         texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
         frame_text, pairs = None, len(batch["video_rows"])

@@ -8,7 +8,7 @@ from teachclip.data_check.benchmark import Timing, summarise
 
 
 def test_bench_prints_ratios_of_one_run_and_writes_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "DISTINCT", 2)
+    monkeypatch.setattr("teachclip.data_check.synthetic.DISTINCT", 2)
     monkeypatch.setattr(benchmark, "STORE_SECONDS", 0.1)
     out = tmp_path / "bench.json"
     assert main(["--kind", "small", "--files", "6", "--processes", "1", "--json", str(out)]) == 0

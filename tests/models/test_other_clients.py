@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi
+from processes import run_fresh
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.environment import check_version_requirements
@@ -39,29 +40,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fresh(code: str, *arguments: object) -> str:
-    """Run code in a process of its own, outside the project's folder; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-    )
+def interpreter(code: str, *arguments: object) -> str:
+    """Run code in an interpreter that has imported nothing yet, outside the project's folder."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {ROOT!r})\n{code}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-START = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); options = {{}}\n"
+def fresh(code: str, *arguments: object) -> str:
+    """Run code in a process that has imported transformers and Sentence Transformers and nothing of the project."""
+    done = run_fresh(f"import sys\nassert 'teachclip' not in sys.modules\n{code}", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ROOT = str(Path(__file__).parents[2])
 CLIENTS = "from transformers import AutoModel, AutoProcessor\nfrom sentence_transformers import SentenceTransformer\n"
-FIRST = f"{START}import teachclip\nassert 'transformers' not in sys.modules\n{CLIENTS}"
-LATER = f"{START}{CLIENTS}import teachclip\nassert 'teachclip.models' not in sys.modules\n"
-NEVER = f"{START}{CLIENTS}options = {{'trust_remote_code': True}}\n"
+FIRST = f"import teachclip\nassert 'transformers' not in sys.modules\n{CLIENTS}options = {{}}\n"
+LATER = f"{CLIENTS}import teachclip\nassert 'teachclip.models' not in sys.modules\noptions = {{}}\n"
+NEVER = f"{CLIENTS}options = {{'trust_remote_code': True}}\n"
 
 
-@pytest.mark.parametrize("imports", [FIRST, LATER, NEVER], ids=["first", "later", "never"])
+@pytest.mark.parametrize(
+    ("run", "imports"), [(interpreter, FIRST), (fresh, LATER), (fresh, NEVER)], ids=["first", "later", "never"]
+)
 def test_a_fresh_process_loads_a_student_whenever_teachclip_is_imported(
-    folder: Path, tmp_path: Path, imports: str
+    folder: Path, tmp_path: Path, run: Callable[..., str], imports: str
 ) -> None:
     code = (
         "processor = AutoProcessor.from_pretrained(sys.argv[1], **options)\n"
@@ -73,7 +78,7 @@ def test_a_fresh_process_loads_a_student_whenever_teachclip_is_imported(
         "model.save_pretrained(sys.argv[2])\n"
     )
     copy = tmp_path / "copy"
-    features, embeddings = map(json.loads, fresh(imports + code, folder, copy).splitlines()[-2:])
+    features, embeddings = map(json.loads, run(imports + code, folder, copy).splitlines()[-2:])
     wanted = tiny_student().encode_text(["a red circle"], progress=False)
     assert_close(torch.nn.functional.normalize(torch.tensor(features), dim=-1), wanted, atol=1e-6, rtol=0)
     assert_close(torch.tensor(embeddings), wanted, atol=1e-6, rtol=0)
@@ -82,7 +87,6 @@ def test_a_fresh_process_loads_a_student_whenever_teachclip_is_imported(
 
 def test_a_folder_says_which_package_is_missing(folder: Path) -> None:
     code = (
-        "import sys\n"
         "class Blocked:\n"
         "    def find_spec(name, *rest):\n"
         "        if name == 'teachclip': raise ModuleNotFoundError(\"No module named 'teachclip'\")\n"

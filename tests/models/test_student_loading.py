@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from golden_models import openai_clip_shapes, rule_state, student_shapes
+from processes import run_fresh
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_batch, tiny_clip, tiny_student, tiny_tokenizer
 from torch.testing import assert_close
@@ -70,8 +69,8 @@ def test_a_fresh_process_gives_the_same_embeddings(tmp_path: Path) -> None:
         "found = {'text': s.encode_text(t), 'video': s.encode_video([v]), 'auto': a.encode_text(t)}\n"
         "save_file(found, sys.argv[1] + '/found.safetensors')\n"
     )
-    root = str(Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root)
+    done = run_fresh(code, tmp_path)
+    assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "found.safetensors")
     wanted = student.encode_text(texts, progress=False)
     assert_close(found["text"], wanted, atol=1e-6, rtol=0)

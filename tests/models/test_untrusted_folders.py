@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_fresh
 from tiny_backbones import save_backbone
 from tiny_models import tiny_student
 
@@ -57,7 +56,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 ROUTES = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import teachclip
 from transformers import AutoModel
 from teachclip.errors import TeachclipError
@@ -75,7 +73,7 @@ routes = {
     "dual_encoder": lambda folder: load_teacher("dual_encoder", folder),
     "video_encoder": lambda folder: load_teacher("video_encoder", folder),
 }
-for folder in sys.argv[2:]:
+for folder in sys.argv[1:]:
     for name, route in routes.items():
         try:
             route(folder)
@@ -87,9 +85,7 @@ for folder in sys.argv[2:]:
 
 
 def test_no_route_runs_the_code_of_a_folder_even_if_yes_is_piped_in(folders: list[Path]) -> None:
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", ROUTES, root, *map(str, folders)]
-    done = subprocess.run(command, input="y\n" * 100, capture_output=True, text=True, cwd="/")
+    done = run_fresh(ROUTES, *folders, stdin="y\n" * 100)
     assert done.returncode == 0, done.stderr
     assert "Do you wish to run" not in done.stdout
     lines = [line.split("|") for line in done.stdout.splitlines()]

@@ -4,29 +4,67 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import tiny_clip
 
 from teachclip.cli import bench
-from teachclip.pipeline.benchmark import BASE, OFFICIAL, SIDES, benchmark_steps, table
+from teachclip.pipeline.benchmark import BASE, DEFAULT_SIDES, OFFICIAL, benchmark_steps, table
+from teachclip.pipeline.benchmark_limits import compiled, count_operations, matmul_rate
 from teachclip.pipeline.benchmark_parts import made_up_relevance
 
 SMALL = ["--captions", "400", "--batch-size", "8", "--steps", "1", "--rounds", "1"]
 
 
 def test_every_way_to_make_a_step_is_measured_and_written(tmp_path, capsys):
-    assert bench.main([*SMALL, "--folder", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
+    files = ["--json", str(tmp_path / "found.json"), "--picture", str(tmp_path / "steps.png")]
+    assert bench.main([*SMALL, "--folder", str(tmp_path), *files]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found["sides"]) == list(SIDES)
+    assert list(found["sides"]) == list(DEFAULT_SIDES)
     assert (found["captions"], found["videos"], found["steps"]) == (400, 20, 1)
     for side in found["sides"].values():
         assert side["seconds"] > 0 and side["pairs_per_second"] == pytest.approx(8 / side["seconds"])
         assert side["wait_share"] + side["optimizer_share"] < 1
+        assert 0 < side["matmul_share"] < 1 and side["peak_bytes"] > 1e8
     shown = capsys.readouterr().out
-    assert all(f"\n{name} " in shown for name in SIDES) and max(map(len, shown.splitlines())) < 130
+    assert all(f"\n{name} " in shown for name in DEFAULT_SIDES) and max(map(len, shown.splitlines())) < 145
+    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.glob("relevance-400x20-*"))) == 4
 
 
+def test_operations_are_counted_and_products_of_matrices_timed():
+    matrix = torch.ones(8, 16)
+    assert count_operations(lambda: matrix @ matrix.T) == 2 * 8 * 16 * 8
+    assert matmul_rate(torch.device("cpu"), torch.float32) > 1e8
+
+
+def test_encoders_are_compiled_until_the_block_ends():
+    clip, calls = tiny_clip(), []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    ids = torch.tensor([[0, 1, 2]])
+    plain = clip.get_text_features(ids).pooler_output
+    with compiled(clip, backend=backend):
+        torch.testing.assert_close(clip.get_text_features(ids).pooler_output, plain)
+        assert calls
+    count = len(calls)
+    clip.get_text_features(torch.tensor([[0, 1, 2, 3]]))
+    assert len(calls) == count
+
+
 def test_ratios_are_to_the_student_alone_and_to_the_official_order():
-    side = {"low": 1, "high": 1, "cpu_seconds": 1, "pairs_per_second": 1, "wait_share": 0.1, "optimizer_share": 0}
+    rest = {"matmul_share": 0, "peak_bytes": 0}
+    side = {
+        **rest,
+        "low": 1,
+        "high": 1,
+        "cpu_seconds": 1,
+        "pairs_per_second": 1,
+        "wait_share": 0.1,
+        "optimizer_share": 0,
+    }
     head = {"size": "x", "device": "cpu", "threads": 1, "batch_size": 1, "captions": 1, "videos": 1, "steps": 1}
     times = {BASE: 2.0, "1 stored": 3.0, OFFICIAL: 12.0}
     shown = table({**head, "sides": {name: {**side, "seconds": seconds} for name, seconds in times.items()}})

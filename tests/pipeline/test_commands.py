@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from processes import launch, start
+from processes import launch, run_fresh, start
 from runs import assert_same_losses, logged_losses, relevance_store
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -200,8 +200,9 @@ def test_an_exported_student_gives_the_same_embeddings_in_a_fresh_process(projec
         "    print(json.dumps([student.encode_text(['a red circle'], progress=False)[0].tolist(),"
         " student.encode_video([sys.argv[1]], progress=False)[0].tolist()]))"
     )
-    command = [sys.executable, "-c", code, video, *exports.values()]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-2:]
+    done = run_fresh(code, video, *exports.values())
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[-2:]
     student = load_student(project.folder / "run" / "student")
     for (dtype, out), line in zip(exports.items(), lines, strict=True):
         text, frames = json.loads(line)

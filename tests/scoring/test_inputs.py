@@ -4,7 +4,10 @@ import numpy as np
 import torch
 
 from teachclip.data.batches import Tokenized
-from teachclip.scoring.inputs import ALIGNMENT, JoinedInputs, PixelInputs, to_device
+from teachclip.processes import Processes
+from teachclip.scoring.inputs import ALIGNMENT, FeatureInputs, JoinedInputs, PixelInputs, to_device
+from teachclip.scoring.token_store import store_tokens
+from teachclip.store.row_plan import row_keys
 
 
 class Numbers:
@@ -65,3 +68,32 @@ def test_numbers_begin_where_products_repeat_to_the_last_bit():
         assert torch.equal(moved["features"], batch["features"])
         found.append(moved["features"] @ weight.T)
     assert all(torch.equal(found[0], other) for other in found)
+
+
+def stored(path, **values):
+    values = {name: torch.as_tensor(array) for name, array in values.items()}
+    count = len(next(iter(values.values())))
+    return store_tokens(
+        path,
+        keys=row_keys(range(count)),
+        encode=lambda rows: {name: array[rows] for name, array in values.items()},
+        provenance={},
+        batch_size=2,
+        rows_per_shard=3,
+        processes=Processes(),
+        label="features",
+    )
+
+
+def test_features_that_take_more_than_is_kept_are_read_from_the_store_each_time(tmp_path):
+    torch.manual_seed(0)
+    texts, frames, mask = torch.randn(7, 4), torch.randn(5, 3, 4), torch.rand(5, 3) > 0.5
+    stores = stored(tmp_path / "t", features=texts), stored(tmp_path / "v", frame_features=frames, frame_mask=mask)
+    assert [store.nbytes for store in stores] == [7 * 4 * 4, 5 * 3 * (4 * 4 + 1)]
+    rows = np.array([4, 0, 4, 2])
+    for kept_bytes, kept in ((1000, {"features", "frame_features", "frame_mask"}), (112, {"features"}), (0, set())):
+        inputs = FeatureInputs(*stores, kept_bytes=kept_bytes)
+        assert inputs._kept.keys() == kept and (inputs.text_count, inputs.video_count) == (7, 5)
+        assert torch.equal(inputs.texts(rows)["text_features"], texts[rows])
+        found = inputs.videos(rows)
+        assert torch.equal(found["frame_features"], frames[rows]) and torch.equal(found["frame_mask"], mask[rows])

@@ -1,8 +1,8 @@
 """Start scripts in processes of their own, one or several that train together, without waiting for their imports.
 
-They are real processes, forked from a server that has imported the packages (`process_server.py`); several find each
-other by the variables that `accelerate launch` and `torchrun` set. What only a launcher or a fresh interpreter can
-show is tested with those.
+They are real processes, forked from a server that has imported the packages (`process_server.py`) and that all
+workers of a test run share; several find each other by the variables that `accelerate launch` and `torchrun` set.
+What only a launcher or a fresh interpreter can show is tested with those.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from filelock import FileLock
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
 SMALL_SHARDS = SUPPORT / "small_shards.py"
+SERVERS = ("whole", "fresh")
 
 
 @dataclass
@@ -37,21 +41,21 @@ class Finished:
 class Started:
     """Processes that were started together; `pid` is the first one's, which is also its group's."""
 
-    def __init__(self, pids: list[int], outputs: list[tuple[Path, Path]]) -> None:
-        self.pids, self.pid, self.outputs = pids, pids[0], outputs
+    def __init__(self, server: str, pids: list[int], outputs: list[tuple[Path, Path]]) -> None:
+        self.server, self.pids, self.pid, self.outputs = server, pids, pids[0], outputs
 
     def poll(self) -> int | None:
         """Return None while all run or end well, else the return code of one that failed, 0 when all ended."""
-        codes = [_ask({"poll": pid}) for pid in self.pids]
+        codes = [self._code(pid) for pid in self.pids]
         failed = [code for code in codes if code]
         return failed[0] if failed else (None if None in codes else 0)
 
     def kill(self) -> None:
         """End the processes at once, and what they have started."""
         for pid in self.pids:
-            if _ask({"poll": pid}) is None:
+            if self._code(pid) is None:
                 os.killpg(pid, signal.SIGKILL)
-                while _ask({"poll": pid}) is None:
+                while self._code(pid) is None:
                     time.sleep(0.005)
 
     def finish(self, timeout: float = 120) -> Finished:
@@ -67,6 +71,10 @@ class Started:
         self.kill()
         return Finished(code, self._read(0), self._read(1))
 
+    def _code(self, pid: int) -> int | None:
+        code: int | None = _ask(self.server, {"poll": pid})
+        return code
+
     def _read(self, stream: int) -> str:
         return "".join(output[stream].read_text(encoding="utf-8") for output in self.outputs)
 
@@ -77,10 +85,32 @@ def start(
     processes: int = 1,
     paths: Iterable[Path] = (),
     environment: Mapping[str, str] | None = None,
+    server: str = "whole",
 ) -> Started:
     """Start `script` in `processes` processes on the CPU; `paths` are importable in them."""
+    return _start(script, arguments, processes, [*paths, ROOT], environment or {}, server, ROOT)
+
+
+def run_fresh(code: str, *arguments: object, paths: Iterable[Path] = (ROOT,), stdin: str = "") -> Finished:
+    """Run code in a process, outside the project's folder, that has imported the packages of others alone."""
+    script = Path(tempfile.mkdtemp(dir=_folder())) / "code.py"
+    script.write_text(code, encoding="utf-8")
+    return _start(script, arguments, 1, paths, {}, "fresh", Path("/"), stdin).finish()
+
+
+def _start(
+    script: Path,
+    arguments: Iterable[object],
+    processes: int,
+    paths: Iterable[Path],
+    environment: Mapping[str, str],
+    server: str,
+    working_folder: Path,
+    stdin: str = "",
+) -> Started:
     folder = Path(tempfile.mkdtemp(dir=_folder()))
-    common = {"ACCELERATE_USE_CPU": "true", **(environment or {})}
+    (folder / "stdin").write_text(stdin, encoding="utf-8")
+    common = {"ACCELERATE_USE_CPU": "true", **environment}
     port = str(_free_port()) if processes > 1 else ""
     pids, outputs = [], []
     for rank in range(processes):
@@ -92,15 +122,16 @@ def start(
         task = {
             "script": str(script),
             "arguments": [str(argument) for argument in arguments],
-            "paths": [str(path) for path in (*paths, ROOT)],
+            "paths": [str(path) for path in paths],
             "environment": variables,
-            "folder": str(ROOT),
+            "folder": str(working_folder),
+            "stdin": str(folder / "stdin"),
             "stdout": str(output[0]),
             "stderr": str(output[1]),
         }
-        pids.append(int(_ask({"start": task})))
+        pids.append(int(_ask(server, {"start": task})))
         outputs.append(output)
-    return Started(pids, outputs)
+    return Started(server, pids, outputs)
 
 
 def launch(processes: int, tool: str, *arguments: object, paths: Iterable[Path] = ()) -> Finished:
@@ -122,24 +153,41 @@ def _folder() -> str:
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
+def _servers() -> dict[str, TextIO]:
+    """Return connections to the servers of this test run; they are started if no other worker has done that."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
+    folder = Path(tempfile.gettempdir()) / f"process-server-{os.getuid()}-{run}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(folder / "lock"):
+        try:
+            return {name: _connect(folder / name) for name in SERVERS}
+        except OSError:  # not started yet, or gone with the last worker that used them
+            for name in SERVERS:
+                (folder / name).unlink(missing_ok=True)
+            _start_servers(folder)
+        return {name: _connect(folder / name) for name in SERVERS}
+
+
+def _start_servers(folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(SUPPORT)])
-    server = subprocess.Popen(
-        [sys.executable, str(SUPPORT / "process_server.py")],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None
-    atexit.register(server.stdin.close)
-    return server
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # other workers may use it for longer than this one lives
+        server = subprocess.Popen([sys.executable, str(SUPPORT / "process_server.py"), str(folder)], env=environment)
+        while not all((folder / name).exists() for name in SERVERS):
+            assert server.poll() is None, "the server of processes did not start"
+            time.sleep(0.02)
+        del server
 
 
-def _ask(request: dict[str, Any]) -> Any:
-    server = _server()
-    assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
+def _connect(path: Path) -> TextIO:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    return connection.makefile("rw", encoding="utf-8")
+
+
+def _ask(server: str, request: dict[str, Any]) -> Any:
+    connection = _servers()[server]
+    connection.write(json.dumps(request) + "\n")
+    connection.flush()
+    return json.loads(connection.readline())

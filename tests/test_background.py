@@ -1,10 +1,10 @@
-"""Items made by a thread in advance."""
+"""Items made by a thread in advance, and work that one finishes behind."""
 
 import threading
 
 import pytest
 
-from teachclip.training.ahead import made_ahead
+from teachclip.background import done_behind, made_ahead
 
 
 def threads():
@@ -46,3 +46,32 @@ def test_a_generator_that_is_closed_ends_its_thread():
     assert next(found) == 0
     found.close()
     assert not threads()
+
+
+def test_work_is_done_behind_in_order_and_waited_for_at_the_end():
+    done, go_on = [], threading.Event()
+
+    def work(number):
+        assert go_on.wait(10)
+        done.append(number)
+
+    with done_behind() as behind:
+        behind(work, 0)
+        assert done == []  # the caller went on
+        go_on.set()
+        for number in range(1, 5):
+            behind(work, number)
+            assert done[:number] == list(range(number)), "two calls were on their way"
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_an_error_behind_is_raised_by_the_next_call_or_at_the_end():
+    def fail():
+        raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="disk is full"), done_behind() as behind:
+        behind(fail)
+        behind(fail)
+        pytest.fail("the second call did not say so")
+    with pytest.raises(ValueError, match="disk is full"), done_behind() as behind:
+        behind(fail)

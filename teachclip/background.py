@@ -1,10 +1,12 @@
-"""Items that a thread makes while the ones before them are used."""
+"""What threads do while the main one computes: make the next items, finish the last ones."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,3 +48,24 @@ def made_ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
         stopped.set()
         room.release()
         thread.join()
+
+
+@contextmanager
+def done_behind() -> Iterator[Callable[..., None]]:
+    """Give a function that has a thread call `function(*arguments)` while its caller goes on.
+
+    One call is on its way at a time: the next one waits for it, and so does the end of the block. An error of a call
+    is raised there.
+    """
+    last: Future[Any] | None = None
+    with ThreadPoolExecutor(1, "done behind") as pool:
+
+        def call(function: Callable[..., Any], *arguments: Any) -> None:
+            nonlocal last
+            if last is not None:
+                last.result()
+            last = pool.submit(function, *arguments)
+
+        yield call
+        if last is not None:
+            last.result()
