@@ -58,7 +58,13 @@ def build_catalog(recipe: Recipe) -> Catalog:
 def build_frame_sampling(recipe: Recipe) -> FrameSampling:
     """Return the frame sampling."""
     frames = recipe.frames
-    return FrameSampling(frames.sampling, frames.count, rate=frames.rate, augmentation_seed=frames.augmentation_seed)
+    return FrameSampling(
+        frames.sampling,
+        frames.count,
+        rate=frames.rate,
+        augmentation_seed=frames.augmentation_seed,
+        keyframes=frames.keyframes,
+    )
 
 
 def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:

@@ -26,6 +26,9 @@ class Frames(Section):
     rate: Count = Field(
         1, description="per_second: frames a second; clip2video: keep every N-th frame of a 5 fps stream"
     )
+    keyframes: bool = Field(
+        False, description="in place of each frame the nearest keyframe: faster to decode where frames are large"
+    )
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     temporal_augmentation: Count = Field(
         1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"
