@@ -117,7 +117,10 @@ MODELS = ["torch", "transformers", "accelerate", "av", "decord", "matplotlib"]
             "from teachclip import load_student": ["matplotlib", "pebble", "onnx", "onnxruntime"],
             "import teachclip.pipeline.export": ["onnx", "onnxruntime", "onnxscript"],
         },
-        {"from teachclip import load_onnx": ["torch", "transformers", "onnx", "accelerate", "av", "pebble"]},
+        {
+            "from teachclip import load_onnx": ["torch", "transformers", "onnx", "accelerate", "av", "pebble"],
+            "import teachclip.server.app": ["torch", "transformers", "lancedb", "onnx"],
+        },
     ],
     ids=["commands", "students", "onnx"],
 )

@@ -40,4 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         for video in group.videos:
             for path in video.paths:
                 print(f"  {one_line(path)}")
-    print(f"{len(groups):,} groups" if groups else "no two videos show the same", flush=True)
+    counted = f"{len(groups):,} {'group' if len(groups) == 1 else 'groups'}"
+    print(counted if groups else "no two videos show the same", flush=True)

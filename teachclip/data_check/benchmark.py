@@ -22,9 +22,10 @@ from teachclip.data.annotations.files import EXTENSIONS
 from teachclip.data.annotations.records import Video
 from teachclip.data.frames.store import build_frame_store
 from teachclip.data.video.decode import decode_frames
+from teachclip.data.video.pool import resident_memory
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.data.video.transform import FrameTransform
-from teachclip.data.video.workers import Decoding, Failure, guarded_map, resident_memory
+from teachclip.data.video.workers import Decoding, Failure, guarded_map
 from teachclip.data_check.synthetic import synthetic_files
 from teachclip.errors import DataError
 from teachclip.processes import usable_cores

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,9 @@ TRIES = 5
 
 MOST_ROWS = 100_000
 """Rows that a search looks at to find enough different videos."""
+
+
+_FILES = "FROM files JOIN videos ON videos.id = files.video"
 
 
 class VideoIndex:
@@ -113,8 +118,10 @@ class VideoIndex:
             if self._opened is None or self._opened[0] != stamp:
                 generation = current_generation(self.path)
                 assert generation is not None
-                same = self._opened is not None and self._opened[1] == generation
-                self._opened = (stamp, generation, self._opened[2] if same and self._opened else None)
+                if self._opened is not None and self._opened[1] == generation:
+                    self._opened = (stamp, *self._opened[1:])
+                else:
+                    self._opened = (stamp, generation, None)
             if engine and self._opened[2] is None:
                 self._opened = (*self._opened[:2], self._opened[1].engine())
             return self._opened[1], self._opened[2]
@@ -134,8 +141,10 @@ class VideoIndex:
         """Let go of the engine. The index opens it again when it is needed."""
         with self._lock:
             self._compressed = (None, None)
-            if self._opened is not None and self._opened[2] is not None:
-                self._opened[2].close()
+            if self._opened is not None:
+                self._opened[1].state.close()
+                if self._opened[2] is not None:
+                    self._opened[2].close()
             self._opened = None
 
     def __enter__(self) -> VideoIndex:
@@ -183,8 +192,7 @@ class VideoIndex:
         for _ in range(TRIES):
             state = self.generation.state
             before = state.revision()
-            videos = self.videos(filters) if within is None else [self.video(within)]
-            chosen = [video.id for video in videos]
+            chosen = self.ids(filters) if within is None else [self.video(within).id]
             found = self.nearest(vector, limit=limit, videos=chosen, parts=parts, filters=filters)
             if state.revision() == before:  # else a run wrote meanwhile, and the filters may have chosen other videos
                 break
@@ -219,35 +227,24 @@ class VideoIndex:
         """Return the videos nearest to a vector (dim,), as `search` does; `videos`: of these ids alone."""
         generation, engine = self._searched()
         one = videos is not None and len(videos) == 1
-        with generation.state.reading():
+        with generation.state.reading() as database:
             for _ in range(TRIES):
                 before = generation.state.revision()
-                found: dict[str, list[Part]] = {}
-                hits: list[tuple[str, float]] = []
+                rows: dict[str, list[sqlite3.Row]] = {}
+                scores: dict[str, float] = {}
                 for hits in growing(engine, vector, 1000 if one else None, limit, videos):
-                    found = self._parts_of_rows(generation, hits)
-                    if one or len(found) >= limit:
+                    scores = dict(hits)
+                    rows = _rows_of_videos(database, list(scores))
+                    if one or len(rows) >= limit:
                         break
-                best = [video for video in dict.fromkeys(video_of(row) for row, _ in hits) if video in found][:limit]
+                best = [video for video in dict.fromkeys(map(video_of, scores)) if video in rows][:limit]
                 known = {video.id: video for video in self._videos(generation, filters, best)}
                 if generation.state.revision() == before:
                     break  # else a run wrote in between: rows of before and names of after do not fit together
-        kept = {video: without_overlaps(found[video], parts) for video in best if video in known}
-        return [Found(known[video], float(own[0].score or 0.0), own) for video, own in kept.items()]
-
-    def _parts_of_rows(self, generation: Generation, hits: Sequence[tuple[str, float]]) -> dict[str, list[Part]]:
-        """Return the parts of rows that the engine found, by video, without rows that the state does not know."""
-        scores = dict(hits)
-        rows = [(video, int(number)) for video, _, number in (row.partition("-") for row in scores)]
-        found: dict[str, list[Part]] = {}
-        with generation.state.reading() as database:
-            for start in range(0, len(rows), PER_QUERY):
-                batch = rows[start : start + PER_QUERY]
-                marks = ", ".join("(?, ?)" for _ in batch)
-                values = [value for row in batch for value in row]
-                for row in database.execute(f"SELECT * FROM parts WHERE (video, number) IN (VALUES {marks})", values):
-                    part = _part(row, scores)
-                    found.setdefault(row["video"], []).append(part)
+        found = []
+        for video in (known[video] for video in best if video in known):
+            own = without_overlaps([_part(row, scores) for row in rows[video.id]], parts)
+            found.append(Found(video, float(own[0].score or 0.0), own))
         return found
 
     # Reading
@@ -262,20 +259,35 @@ class VideoIndex:
             rows = database.execute("SELECT DISTINCT key FROM files, json_each(files.columns) ORDER BY key")
             return [row[0] for row in rows]
 
+    def ids(self, filters: Sequence[str] = (), *, limit: int | None = None, offset: int = 0) -> list[str]:
+        """Return the ids of the videos that `videos` would give, in the same order.
+
+        Costs a small part of `videos`: no more files are read than that takes.
+        """
+        generation = self.generation
+        condition, values = self._where(generation, filters)
+        found: dict[str, None] = {}
+        with generation.state.reading() as database, contextlib.closing(database.cursor()) as cursor:
+            cursor.execute(f"SELECT video {_FILES} WHERE {condition} ORDER BY path", values)
+            for row in cursor:
+                found[row[0]] = None
+                if limit is not None and len(found) >= offset + limit:
+                    break
+        return list(found)[offset : None if limit is None else offset + limit]
+
     def videos(self, filters: Sequence[str] = (), *, limit: int | None = None, offset: int = 0) -> list[Video]:
         """Return the videos that fulfil all `filters`, by path; `limit` of them from the place `offset` on."""
-        return self._videos(self.generation, filters, None, limit, offset)
+        some = None if limit is None and not offset else self.ids(filters, limit=limit, offset=offset)
+        return self._videos(self.generation, filters, some)
 
-    def _videos(
-        self,
-        generation: Generation,
-        filters: Sequence[str],
-        ids: Sequence[str] | None,
-        limit: int | None = None,
-        offset: int = 0,
-    ) -> list[Video]:
-        columns = self._own_columns(generation) if filters else []
-        condition, values = where(filters, columns, generation.state.folders() if filters else [])
+    def _where(self, generation: Generation, filters: Sequence[str]) -> tuple[str, list[Any]]:
+        if not filters:
+            return where((), (), ())
+        return where(filters, self._own_columns(generation), generation.state.folders())
+
+    def _videos(self, generation: Generation, filters: Sequence[str], ids: Sequence[str] | None) -> list[Video]:
+        """Return the videos that fulfil all `filters`, of these ids alone, by path."""
+        condition, values = self._where(generation, filters)
         found: dict[str, list[sqlite3.Row]] = {}
         with generation.state.reading() as database:
             for some in [None] if ids is None else _batches(ids):
@@ -283,13 +295,12 @@ class VideoIndex:
                 rows = database.execute(
                     "SELECT videos.id, path, length, date, bytes, files.columns, videos.error, "
                     "(SELECT count(*) FROM parts WHERE parts.video = videos.id) AS parts "
-                    f"FROM files JOIN videos ON videos.id = files.video WHERE {condition}{chosen} ORDER BY path",
+                    f"{_FILES} WHERE {condition}{chosen} ORDER BY path",
                     [*values, *(some or ())],
                 )
                 for row in rows:
                     found.setdefault(row["id"], []).append(row)
-        chosen_ids = list(found)[offset : None if limit is None else offset + limit]
-        return [_video(found[video]) for video in chosen_ids]
+        return [_video(rows) for rows in found.values()]
 
     def video(self, name: str | os.PathLike[str]) -> Video:
         """Return a video by its id, or by the path of its file or the end of it. Raises DataError."""
@@ -342,8 +353,9 @@ class VideoIndex:
     def vectors(self, videos: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Return the vectors, float32 (dim,), by row id, of some videos by id, or of all."""
         generation, engine = self._open(engine=True)
-        ids = generation.state.video_ids()
-        wanted = None if videos is None else [video for video in videos if video in ids]
+        asked = None if videos is None else list(videos)
+        ids = generation.state.video_ids(asked)
+        wanted = None if asked is None else [video for video in asked if video in ids]
         return {
             row: vector
             for rows in engine.read(wanted)
@@ -377,6 +389,27 @@ def growing(
         rows = min(MOST_ROWS, 4 * rows)
 
 
+def _rows_of_videos(database: sqlite3.Connection, ids: Sequence[str]) -> dict[str, list[sqlite3.Row]]:
+    """Return the rows of the state of rows that the engine found, by video, without those that it does not know."""
+    found: dict[str, list[sqlite3.Row]] = {}
+    for some in _batches(ids):
+        marks = ", ".join("(?, ?)" for _ in some)
+        values = [value for row in some for value in _video_and_number(row)]
+        rows = database.execute(  # as a join: `IN (VALUES ...)` would read all parts of the index
+            f"WITH wanted (one, place) AS (VALUES {marks}) "
+            "SELECT parts.* FROM wanted CROSS JOIN parts ON video = one AND number = place",
+            values,
+        )
+        for row in rows:
+            found.setdefault(row["video"], []).append(row)
+    return found
+
+
+def _video_and_number(row: str) -> tuple[str, int]:
+    video, _, number = row.partition("-")
+    return video, int(number)
+
+
 def video_of(row: str) -> str:
     """Return the id of the video of a row."""
     return row.partition("-")[0]
@@ -388,7 +421,7 @@ def _batches(ids: Sequence[str]) -> list[Sequence[str]]:
 
 def _part(row: sqlite3.Row, scores: dict[str, float] | None = None) -> Part:
     name = f"{row['video']}-{row['number']}"
-    times, weights = (np.frombuffer(row[key], "<f4").tolist() for key in ("times", "weights"))
+    times, weights = (list(struct.unpack(f"<{len(row[key]) // 4}f", row[key])) for key in ("times", "weights"))
     score = None if scores is None else float(scores[name])
     return Part(name, row["number"], row["start"], row["end"], row["best"], times, weights, score)
 

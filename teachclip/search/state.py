@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,11 @@ FILE = "state.sqlite"
 
 WAIT = 60.0
 """Seconds that a statement waits for another process to end its transaction."""
+
+_PROBE = "SELECT 1 FROM sqlite_master"
+
+_Identity = tuple[int, int] | None
+"""Device and inode of the file that a connection has open."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS folders (path TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -108,6 +114,8 @@ class State:
     def __init__(self, path: Path):
         self.path = path
         self._reading = threading.local()
+        # by process: a connection must not be used, nor closed, by a child that was forked
+        self._idle: dict[int, list[tuple[_Identity, sqlite3.Connection]]] = {}
 
     @classmethod
     def create(cls, path: Path) -> State:
@@ -121,20 +129,46 @@ class State:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give a connection that cannot write. Raises StoreError if the file is missing or damaged.
 
-        Within such a block the same thread gets the same connection again, as opening one takes longer than most
-        statements. Each statement sees the last transaction.
+        Each statement sees the last transaction, also of another process. Connections are kept for the next reader,
+        as opening one takes longer than most statements; within such a block the same thread gets the same one again.
         """
         opened: sqlite3.Connection | None = getattr(self._reading, "database", None)
         if opened is not None:
             yield opened
             return
-        with self._explained("read"), contextlib.closing(self._reader()) as database:
-            database.row_factory = sqlite3.Row
+        with self._explained("read"):
+            identity, database = self._take()
             self._reading.database = database
             try:
                 yield database
+            except BaseException:
+                database.close()  # a statement that did not end would keep writers waiting
+                raise
             finally:
                 self._reading.database = None
+            self._idle.setdefault(os.getpid(), []).append((identity, database))
+
+    def _take(self) -> tuple[_Identity, sqlite3.Connection]:
+        """Return a connection that nobody uses and that reads the file which is at the path now."""
+        try:
+            status = os.stat(self.path)
+            identity: _Identity = (status.st_dev, status.st_ino)
+        except OSError:
+            identity = None  # sqlite says why
+        idle = self._idle.setdefault(os.getpid(), [])
+        while idle:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                known, database = idle.pop()
+                if known == identity and identity is not None and _answers(database):
+                    return identity, database
+                database.close()
+        return identity, self._reader()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses. The next reader opens one again."""
+        idle = self._idle.pop(os.getpid(), [])
+        for _, database in idle:
+            database.close()
 
     def _reader(self) -> sqlite3.Connection:
         """Open the file for reading.
@@ -144,18 +178,21 @@ class State:
         """
         database = self._connect("ro")
         try:
-            database.execute("SELECT 1 FROM sqlite_master").fetchone()
+            database.execute(_PROBE).fetchone()
         except sqlite3.Error as error:
             database.close()
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             with contextlib.closing(self._connect("rw")) as writer:
-                writer.execute("SELECT 1 FROM sqlite_master").fetchone()
+                writer.execute(_PROBE).fetchone()
             database = self._connect("ro")
+        database.row_factory = sqlite3.Row
         return database
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT)
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT, check_same_thread=False
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -237,10 +274,16 @@ class State:
 
     # Videos
 
-    def video_ids(self) -> set[str]:
-        """Return the ids of all videos that have parts, also of those that no file names any more."""
+    def video_ids(self, among: Sequence[str] | None = None) -> set[str]:
+        """Return the ids of all videos that have parts, also of those that no file names any more; `among`: some."""
         with self.reading() as database:
-            return {row[0] for row in database.execute("SELECT id FROM videos")}
+            if among is None:
+                return {row[0] for row in database.execute("SELECT id FROM videos")}
+            asked = json.dumps(list(among))
+            rows = database.execute(
+                "SELECT videos.id FROM json_each(?) CROSS JOIN videos ON videos.id = value", (asked,)
+            )
+            return {row[0] for row in rows}
 
     def unsettled(self) -> list[str]:
         """Return the videos of which the engine may hold rows that do not count."""
@@ -281,6 +324,15 @@ class State:
             database.executemany("DELETE FROM unsettled WHERE video = ?", [(video,) for video in videos])
 
 
+def _answers(database: sqlite3.Connection) -> bool:
+    """Return whether a kept connection can read: not if a kill left a journal since, see `State._reader`."""
+    try:
+        database.execute(_PROBE).fetchone()
+    except sqlite3.Error:
+        return False
+    return True
+
+
 _REPLACED = ("folder", "stamp", "bytes", "date", "video", "error", "again")
 
 
@@ -289,11 +341,28 @@ def _write_files(database: sqlite3.Connection, files: Iterable[tuple[FileRow, st
 
     A file that is new takes the columns of its video: it may have moved, and its old name be there still.
     """
+    rows = list(files)
+    columns = _columns_of(database, {video for _, video, _, _ in rows if video is not None})
     update = ", ".join(f"{name} = excluded.{name}" for name in _REPLACED)
     database.executemany(
         "INSERT INTO files (path, folder, stamp, bytes, date, video, error, again, columns) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT columns FROM videos WHERE id = ?), "
-        "(SELECT columns FROM files AS other WHERE other.video = ? ORDER BY columns = '{}', path LIMIT 1), '{}')) "
-        f"ON CONFLICT (path) DO UPDATE SET {update}",
-        [(*file, video, error, int(again), video, video) for file, video, error, again in files],
+        f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET {update}",
+        [(*file, video, error, int(again), columns.get(video or "", "{}")) for file, video, error, again in rows],
     )
+
+
+def _columns_of(database: sqlite3.Connection, videos: Iterable[str]) -> dict[str, str]:
+    """Return what tables say of videos, as JSON: what was kept of them, or what is known of one of their files.
+
+    Once per video, not per file: thousands of files may be the same video.
+    """
+    found = {}
+    for video in videos:
+        kept = database.execute(
+            "SELECT columns FROM videos WHERE id = ? AND columns IS NOT NULL", (video,)
+        ).fetchone()
+        found[video] = (kept or database.execute(_OF_A_FILE, (video,)).fetchone() or ("{}",))[0]
+    return found
+
+
+_OF_A_FILE = "SELECT columns FROM files WHERE video = ? ORDER BY columns = '{}', path LIMIT 1"

@@ -112,7 +112,7 @@ def _add_search(app: FastAPI, index: VideoIndex) -> None:
         """Say what is in the index."""
         unreadable, incomplete = index.problems()
         student = Path(str(index.settings.model)).name
-        return About(len(index.videos()), index.columns, student, len(unreadable), len(incomplete))
+        return About(len(index.ids()), index.columns, student, len(unreadable), len(incomplete))
 
     @app.get("/api/search")
     def search(
@@ -125,7 +125,7 @@ def _add_search(app: FastAPI, index: VideoIndex) -> None:
         """Search by a text, by an example from the index, or both."""
         started = time.perf_counter()
         vector = vectors.get(text, like, minus)
-        videos = [video.id for video in index.videos(filters)] if filters else None
+        videos = index.ids(filters) if filters else None
         found = index.nearest(vector, limit=limit, videos=videos, filters=filters)
         return Answer(found, 1000 * (time.perf_counter() - started))
 

@@ -11,7 +11,7 @@ from typing import Any
 from pebble import ProcessExpired
 
 from teachclip.data.video.picture import picture_of
-from teachclip.data.video.workers import guarded_pool
+from teachclip.data.video.pool import guarded_pool
 from teachclip.errors import VideoError
 
 KEPT_BYTES = 64 << 20
@@ -58,7 +58,7 @@ class Pictures:
     def _decode(self, path: str, seconds: float, width: int) -> bytes:
         with self._lock:
             if self._pool is None:
-                self._pool = guarded_pool(self._workers, MEMORY_LIMIT)
+                self._pool = guarded_pool(self._workers, MEMORY_LIMIT, picture_of.__module__)
             future = self._pool.schedule(picture_of, args=(path, seconds, width), timeout=TIME_LIMIT)
         try:
             return bytes(future.result())

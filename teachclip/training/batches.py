@@ -19,7 +19,7 @@ from teachclip.background import made_ahead
 from teachclip.data.annotations.records import Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.places import Places
-from teachclip.data.video.workers import start_context
+from teachclip.data.video.pool import start_context
 from teachclip.errors import TrainingError
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch

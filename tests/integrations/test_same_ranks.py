@@ -10,6 +10,7 @@ from teachclip import distill, evaluate, export_student
 from teachclip.pipeline.build import build_catalog
 from teachclip.recipe.loading import load_recipe
 from teachclip.search.index import VideoIndex
+from teachclip.search.queries import OnnxQueries
 from teachclip.search.update import Wanted
 
 K = (1, 2, 3)
@@ -53,6 +54,10 @@ def test_every_way_gives_the_same_ranks(project, tmp_path):
     update(tmp_path / "index", [films], Wanted(str(student), window=1000.0, stride=1000.0))
     with VideoIndex.open(tmp_path / "index") as index:
         by_index = [[found.path.rpartition("/")[2] for found in index.search(text, limit=3)] for text in texts]
+    with VideoIndex.open(tmp_path / "index", model=str(tmp_path / "onnx")) as index:
+        assert isinstance(index.queries(), OnnxQueries)
+        by_onnx = [[found.path.rpartition("/")[2] for found in index.search(text, limit=3)] for text in texts]
+    assert by_onnx == by_index
     expected = recalls(by_index, wanted)
 
     function = get_registry().get("teachclip").create(name=str(student))

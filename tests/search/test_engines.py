@@ -121,3 +121,16 @@ def test_many_rows_get_an_approximate_structure_that_also_finds_what_is_added_la
     assert reader.search(query, 10, ["f" * 16]) == [(f"{'f' * 16}-0", pytest.approx(1, abs=1e-5))]
     engine.delete([f"{video:016x}" for video in range(400)])
     assert engine.tune() == "exact" and len(reader.search(query, 1000)) == 301
+
+
+def test_a_narrow_filter_and_a_wide_limit_lose_no_rows_of_an_approximate_structure(tmp_path):
+    engine = open_engine("lance", tmp_path / "vectors", dim=DIM, collection="x")
+    rows = some_rows(1000)
+    engine.add(rows)
+    engine.restructure("ivf_sq")  # 55 parts of the space; `tune` joins parts as small as these, not larger ones
+    for number in range(0, 1000, 50):
+        video = f"{number:016x}"
+        found = engine.search(rows.vectors[-1 - number], 100, [video])
+        assert sorted(row for row, _ in found) == [f"{video}-{part}" for part in range(3)]
+    assert len(engine.search(rows.vectors[0], 2900)) == 2900
+    engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -169,18 +170,117 @@ def test_a_film_that_no_browser_plays_says_so_and_shows_its_frames(page, problem
     problems.clear()
 
 
-def test_it_fits_a_phone_and_the_dark(browser, address, problems):
-    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
+CONTRAST = """
+() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const [r, g, b, alpha = 1] = numbers(getComputedStyle(node).backgroundColor);
+      if (alpha === 1) return [r, g, b];
+      if (alpha > 0.6) return [r, g, b].map((v) => v * alpha + 255 * (1 - alpha));  // over a white picture, at worst
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!node.checkVisibility() || !own) continue;
+    const [a, b] = [light(numbers(getComputedStyle(node).color)), light(ground(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push(`${node.tagName} ${node.id} ${node.className} ${ratio.toFixed(2)}`);
+  }
+  return low;
+}
+"""
+"""Texts of less contrast than 4.5 to 1 (WCAG 2, 1.4.3; relative luminance as defined there)."""
+
+NAMELESS = """
+() => [...document.querySelectorAll("button, a[href], input, [role=slider], [role=group]")].filter((node) => {
+  const by = document.getElementById(node.getAttribute("aria-labelledby"))?.textContent;
+  const label = node.getAttribute("aria-label") || by || node.labels?.[0]?.textContent || node.textContent;
+  return node.checkVisibility() && !label.trim();
+}).map((node) => node.outerHTML.slice(0, 80))
+"""
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "ground"), [(320, "dark", "20, 21, 23"), (390, "light", "250, 250, 250")]
+)
+def test_it_fits_a_phone_and_can_be_read_by_day_and_night(browser, address, problems, width, scheme, ground):
+    page = browser.new_page(viewport={"width": width, "height": 640}, color_scheme=scheme, has_touch=True)
     watch(page, problems)
     page.goto(f"{address}/?text=a+circle")
     expect(page.locator(".card")).to_have_count(5)
-    wide = "() => document.documentElement.scrollWidth <= window.innerWidth"
-    assert page.evaluate(wide)
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 21, 23)"
-    page.locator(".card").first.tap()
-    expect(page.locator("#film")).to_be_visible()
-    assert page.evaluate(wide)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == f"rgb({ground})"
+    for shown in ("#grid", "#film"):
+        expect(page.locator(shown)).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("document.getElementById('film').scrollWidth") <= width
+        assert page.evaluate(CONTRAST) == [] and page.evaluate(NAMELESS) == []
+        if shown == "#grid":
+            page.locator(".card").first.tap()
+            expect(page.locator("#strip button").first).to_be_visible()
+    facts = page.locator("#film-facts").bounding_box()
+    assert page.evaluate("document.getElementById('film-facts').scrollWidth") <= facts["width"] + 1  # long paths wrap
     page.close()
+
+
+def test_what_a_screen_reader_is_told(page):
+    search(page, "a red circle")
+    place = playable(page)
+    card = page.locator(".card").nth(place)
+    assert page.title() == "a red circle – Video search"
+    found = card.aria_snapshot()
+    assert found.startswith('- button "three.mp4, 0:0') and ", score " in found
+    assert card.get_attribute("aria-keyshortcuts") == str(place + 1)
+    card.click()
+    expect(page.locator("#strip button").first).to_be_visible()
+    told = page.locator("#film").aria_snapshot()
+    for part in (
+        '- dialog "three.mp4"',
+        '- button "Close"',
+        '- slider "Scores along the film"',
+        '- group "Frames of 0:',
+        '- button "Frame at 0:',
+        '- group "Moments"',
+        '- link "Download"',
+    ):
+        assert part in told, told
+    assert "meter" not in told  # its number is in the name of the frame
+
+
+def test_all_of_it_works_by_keyboard_alone(page):
+    page.locator("#text").focus()
+    page.keyboard.type("a red circle")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text(" ms")
+    order = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.className"))
+    assert order[:2] == ["Search", "Options"] and names(page)[0] in order[2]
+    for _ in range(playable(page)):
+        page.keyboard.press("Tab")
+    page.wait_for_function("() => document.activeElement.querySelector('video')?.currentTime > 0.2")  # as hovering
+    page.keyboard.press("Enter")
+    expect(page.locator("#film-close")).to_be_focused()
+    expect(page.locator("#line")).to_have_attribute("aria-valuemax", "16")
+    page.wait_for_function("() => document.getElementById('player').readyState >= 2")
+    page.locator("#line").focus()
+    for key, second in (("Home", 0), ("ArrowRight", 5), ("ArrowLeft", 0), ("End", 5)):
+        page.keyboard.press(key)
+        page.wait_for_function("s => Math.abs(document.getElementById('player').currentTime - s) < 1.5", arg=second)
+        page.evaluate("document.getElementById('player').pause()")
+    expect(page.locator("#line")).to_have_attribute("aria-valuetext", re.compile(r"^0:05, score -?0\.\d+$"))
+    page.keyboard.press("Escape")
+    expect(page.locator(".card").nth(playable(page))).to_be_focused()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("1")
+    expect(page.locator("#film")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".card").first).to_be_focused()
 
 
 def test_a_server_that_went_away_is_said_to_be_so(browser, film_index):

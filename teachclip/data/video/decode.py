@@ -19,15 +19,13 @@ import torch
 from torch import Tensor
 
 from teachclip.data.video.decoder import Found, Run, damaged, decode_packets, runs_for
+from teachclip.data.video.decoding_errors import DECODING_ERRORS, first_line
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.probe import REORDERED, Packets, VideoFacts, read_facts
 from teachclip.data.video.sampling import FrameSampling, augmentation_generator, choose_frames
 from teachclip.data.video.timeline import Span, find_span
 from teachclip.data.video.video_file import check_video_file, is_of_the_machine, machine_error
 from teachclip.errors import VideoError
-
-DECODING_ERRORS = (VideoError, av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError)
-"""What decoding a file may raise; `is_of_the_machine` tells which of them say nothing about the file."""
 
 HINT = "; frames.on_error=use_decodable (in Python on_error) uses what can be decoded of a damaged file"
 """What ends the error of a damaged file that `skip` refuses."""
@@ -263,12 +261,6 @@ class VideoSource:
         width, height = self.facts.shown_width, self.facts.shown_height
         picture = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height))
         return picture if self.shrink is None else self.shrink(picture)
-
-
-def first_line(error: Exception) -> str:
-    """Return an error in one line; FFmpeg's own ones name the file again."""
-    lines = str(getattr(error, "strerror", None) or error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _yadif(frame: Any) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from teachclip.data.video.cutting import Cutting, Interval
-from teachclip.data.video.decode import DECODING_ERRORS, VideoSource, first_line
+from teachclip.data.video.decode import VideoSource
+from teachclip.data.video.decoding_errors import DECODING_ERRORS, first_line
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.timeline import find_span
 from teachclip.data.video.transform import FrameTransform

@@ -11,7 +11,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from teachclip.data.video.decode import DECODING_ERRORS, first_line
+from teachclip.data.video.decoding_errors import DECODING_ERRORS, first_line
 from teachclip.data.video.orientation import orientation_of
 from teachclip.data.video.video_file import check_video_file, packets_of
 from teachclip.errors import VideoError

@@ -17,6 +17,10 @@ function make(tag, properties = {}, ...children) {
   return node;
 }
 
+function clockOf(part) {
+  return `${clock(part.start)}–${clock(part.end)}`;
+}
+
 // A browser shows the frame before a time that a float has rounded down.
 const INSIDE = 0.005;
 const fileName = (path) => path.split(/[\\/]/).pop();
@@ -48,6 +52,7 @@ function say(message, problem = false) {
 
 async function search() {
   const request = ++state.request;
+  document.title = state.text ? `${state.text} – Video search` : "Video search";
   const words = withFilters(query());
   const searching = Boolean(state.text || state.like);
   say("Searching…");
@@ -87,22 +92,29 @@ function card(found, place) {
   const image = make("img", { src: picture(video.id, best, 480), alt: "", loading: "lazy" });
   const view = make("span", { className: "picture" }, image);
   if (place < 9) view.append(make("span", { className: "badge", textContent: String(place + 1) }));
-  view.append(make("span", { className: "time", textContent: part ? `${clock(part.start)}–${clock(part.end)}` : clock(video.length) }));
+  const when = part ? clockOf(part) : clock(video.length);
+  view.append(make("span", { className: "time", textContent: when }));
   const facts = part ? `${found.score.toFixed(3)}${parts.length > 1 ? `, ${parts.length} moments` : ""}` : clock(video.length);
   const words = make("span", { className: "words" },
     make("span", { className: "name", textContent: fileName(video.path), title: video.path, dir: "auto" }),
     make("span", { className: "quiet", textContent: facts }));
   const node = make("button", { type: "button", className: "card" }, view, words);
   node.dataset.video = video.id;
+  node.setAttribute("aria-label", `${fileName(video.path)}, ${when}${part ? `, score ${facts}` : ""}`);
+  if (place < 9) node.setAttribute("aria-keyshortcuts", String(place + 1));
+  const play = () => preview(view, video.id, start, part ? part.end : video.length);
+  const stop = () => view.querySelector("video")?.remove();
   node.addEventListener("click", () => open(found));
-  node.addEventListener("mouseenter", () => preview(view, video.id, start, part ? part.end : video.length));
-  node.addEventListener("mouseleave", () => view.querySelector("video")?.remove());
+  node.addEventListener("mouseenter", play);
+  node.addEventListener("mouseleave", stop);
+  node.addEventListener("focus", () => { if (node.matches(":focus-visible")) play(); });
+  node.addEventListener("blur", stop);
   return node;
 }
 
 function preview(view, video, start, end) {
   if (view.querySelector("video")) return;
-  const player = make("video", { muted: true, playsInline: true, preload: "auto", src: `${file(video)}#t=${start.toFixed(2)}` });
+  const player = make("video", { muted: true, playsInline: true, tabIndex: -1, ariaHidden: "true", preload: "auto", src: `${file(video)}#t=${start.toFixed(2)}` });
   player.addEventListener("loadedmetadata", () => { player.currentTime = start; player.play().catch(() => {}); });
   player.addEventListener("timeupdate", () => { if (player.currentTime > end) player.currentTime = start; });
   player.addEventListener("error", () => player.remove());
@@ -157,9 +169,14 @@ function drawLine(parts, length, chosen) {
   const high = Math.max(...scores), low = Math.min(...scores) - 0.2 * Math.max(high - Math.min(...scores), 0.01);
   // Windows overlap: each second shows the best of the parts that hold it.
   const edges = [...new Set(parts.flatMap((part) => [part.start, part.end]))].sort((a, b) => a - b);
+  let first = 0; // of a film of days, only the parts from here on are looked at: they come in the order of time
+  const longest = Math.max(...parts.map((part) => part.end - part.start));
   const bars = edges.slice(1).map((end, place) => {
-    const start = edges[place];
-    const own = parts.filter((part) => part.start < end - 1e-6 && part.end > start + 1e-6);
+    const start = edges[place], own = [];
+    while (first < parts.length && parts[first].start < start - longest) first += 1;
+    for (let next = first; next < parts.length && parts[next].start < end - 1e-6; next += 1) {
+      if (parts[next].end > start + 1e-6) own.push(parts[next]);
+    }
     const score = Math.max(...own.map((part) => part.score ?? 0), low);
     const bar = document.createElementNS(space, "rect"), height = Math.max(0.04, (score - low) / (high - low));
     for (const [name, value] of Object.entries({ x: start, width: end - start, y: 1 - height, height })) bar.setAttribute(name, value);
@@ -170,13 +187,38 @@ function drawLine(parts, length, chosen) {
   needle.setAttribute("y1", 0);
   needle.setAttribute("y2", 1);
   line.replaceChildren(...bars, needle);
-  get("player").ontimeupdate = () => { for (const end of ["x1", "x2"]) needle.setAttribute(end, get("player").currentTime); };
-  line.onclick = (event) => {
-    const box = line.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * length;
+  line.setAttribute("aria-valuemin", 0);
+  line.setAttribute("aria-valuemax", Math.round(length));
+  const follow = () => {
+    const now = get("player").currentTime;
+    for (const end of ["x1", "x2"]) needle.setAttribute(end, now);
+    const here = bestAt(parts, now);
+    line.setAttribute("aria-valuenow", Math.round(now));
+    line.setAttribute("aria-valuetext", here && here.score !== null ? `${clock(now)}, score ${here.score.toFixed(3)}` : clock(now));
+  };
+  follow();
+  get("player").ontimeupdate = get("player").onseeked = follow;
+  const goTo = (at) => {
     seek(at);
-    const part = [...parts].filter((one) => one.start <= at && one.end >= at).sort((a, b) => (b.score ?? 0) - (a.score ?? 0))[0];
+    const part = bestAt(parts, at);
     if (part) choose(part);
   };
+  line.onclick = (event) => {
+    const box = line.getBoundingClientRect();
+    goTo(((event.clientX - box.left) / box.width) * length);
+  };
+  line.onkeydown = (event) => {
+    const now = get("player").currentTime, starts = parts.map((part) => part.start);
+    const later = starts.filter((start) => start > now + 2 * INSIDE), before = starts.filter((start) => start < now - 0.5);
+    const at = { ArrowRight: later[0], ArrowUp: later[0], ArrowLeft: before.at(-1), ArrowDown: before.at(-1), Home: starts[0], End: starts.at(-1) }[event.key];
+    if (at === undefined) return;
+    event.preventDefault();
+    goTo(at);
+  };
+}
+
+function bestAt(parts, at) {
+  return parts.filter((one) => one.start <= at && one.end >= at).sort((a, b) => (b.score ?? 0) - (a.score ?? 0))[0];
 }
 
 function choose(part) {
@@ -186,7 +228,7 @@ function choose(part) {
 
 function drawMoments(parts) {
   get("moments").replaceChildren(...parts.map((part) => {
-    const label = `${clock(part.start)}–${clock(part.end)}${part.score === null ? "" : `  ${part.score.toFixed(3)}`}`;
+    const label = `${clockOf(part)}${part.score === null ? "" : `  ${part.score.toFixed(3)}`}`;
     const node = make("button", { type: "button", textContent: label });
     node.addEventListener("click", () => { seek(part.best); choose(part); });
     return node;
@@ -195,13 +237,16 @@ function drawMoments(parts) {
 
 function drawStrip(video, part) {
   const most = Math.max(...part.weights, 1e-9);
-  get("strip-title").textContent = `Frames of ${clock(part.start)}–${clock(part.end)}, and how much the student weighs each`;
+  const close = part.times.some((time, place) => place && time - part.times[place - 1] < 1); // then tenths tell them apart
+  const shown = (time) => clock(time) + (close ? `.${Math.floor(10 * (time + 1e-6)) % 10}` : "");
+  get("strip-title").textContent = `Frames of ${clockOf(part)}, and how much the student weighs each`;
   get("strip").replaceChildren(...part.times.map((time, place) => {
     const weight = part.weights[place];
-    const node = make("button", { type: "button", title: `${clock(time)}, weight ${weight.toFixed(3)}` },
+    const label = `${shown(time)}  ${(100 * weight).toFixed(0)} %`;
+    const node = make("button", { type: "button", title: `${shown(time)}, weight ${weight.toFixed(3)}`, ariaLabel: `Frame at ${label}` },
       make("img", { src: picture(video, time, 160), alt: "", loading: "lazy" }),
-      make("meter", { min: 0, max: most, value: weight, textContent: weight.toFixed(3) }),
-      `${clock(time)}  ${(100 * weight).toFixed(0)} %`);
+      make("meter", { min: 0, max: most, value: weight, ariaHidden: "true" }),
+      label);
     node.addEventListener("click", () => seek(time));
     return node;
   }));
@@ -217,7 +262,10 @@ get("film").addEventListener("close", () => {
   player.removeAttribute("src");
   player.removeAttribute("poster");
   player.load();
+  const video = state.shown?.found.video.id;
   state.shown = null;
+  const lost = [document.body, null].includes(document.activeElement) || get("film").contains(document.activeElement);
+  if (lost) document.querySelector(`.card[data-video="${video}"]`)?.focus(); // a digit opened it: nothing was focused
 });
 get("film-close").addEventListener("click", close);
 get("film").addEventListener("click", (event) => { if (event.target === get("film")) close(); });

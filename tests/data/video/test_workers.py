@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from teachclip.data.video import workers
+from teachclip.data.video import pool, workers
 from teachclip.data.video.workers import Failure, guarded_map
 from teachclip.errors import DataError, VideoError
 
@@ -49,7 +49,7 @@ def process_id(_):
 
 
 def memory(_):
-    return workers.resident_memory()
+    return pool.resident_memory()
 
 
 def fresh_memory():
@@ -128,7 +128,7 @@ def test_without_a_limit_memory_is_free():
 
 
 def test_workers_are_replaced_after_some_items(monkeypatch):
-    monkeypatch.setattr(workers, "TASKS_PER_WORKER", 5)
+    monkeypatch.setattr(pool, "TASKS_PER_WORKER", 5)
     found = list(guarded_map(process_id, ((n,) for n in range(20)), workers=1, time_limit=30))
     assert len(set(found)) == 4 and os.getpid() not in found
 
@@ -148,7 +148,7 @@ def test_few_items_are_submitted_in_advance():
 
 
 def test_workers_that_cannot_start_raise_and_do_not_hang(monkeypatch):
-    monkeypatch.setattr(workers, "_prepare_worker", cannot_start)
+    monkeypatch.setattr(pool, "_prepare_worker", cannot_start)
     with pytest.raises(DataError, match="worker processes cannot start"):
         list(guarded_map(double, [(1,)], workers=1, time_limit=30))
 
