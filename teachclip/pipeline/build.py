@@ -187,7 +187,9 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
     return build_optimizer(section.name, groups)
 
 
-def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int) -> Schedule:
+def build_schedule(
+    train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int, select_last: bool = False
+) -> Schedule:
     """Return the lengths of a run in steps."""
     steps = train.steps or train.epochs * batches_per_epoch
     evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
@@ -202,6 +204,7 @@ def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, 
         workers=train.workers,
         seed=seed,
         chunk_size=train.chunk_size,
+        select_last=select_last,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from teachclip.console import visible
+from teachclip.evaluation.certainty import FEW_VIDEOS
 from teachclip.evaluation.comparison import Difference
 from teachclip.evaluation.intervals import spread
 
@@ -21,8 +22,6 @@ COLUMNS = {
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 SPREAD = " ± "
 """Between a mean and its standard deviation in a cell."""
-FEW_VIDEOS = 50
-"""Below, a recall has an interval so wide that the table says it."""
 _NUMERIC = "+-0123456789["
 
 
@@ -169,6 +168,10 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [note for result in results for note in _certainty_notes(result)]
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    for split in _distinct(r["selected_on"] for r in results if r.get("selected_by") == "last step"):
+        notes.append(
+            f"The last step was kept, not the best: {split} has fewer than {FEW_VIDEOS} videos to select on."
+        )
     for split, found, before in _agreements(results):
         labels = ", ".join(found["agreement_with"])
         notes.append(

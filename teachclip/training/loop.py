@@ -36,6 +36,8 @@ class Schedule:
     workers: int = 0
     seed: int = 0
     chunk_size: int | None = None
+    select_last: bool = False
+    """Keep the weights of the last validation, whatever it says; otherwise those of the best."""
 
 
 def fit(
@@ -83,7 +85,7 @@ def fit(
             if saving or _due(progress.step, schedule.log_every, last):
                 _write(pending, run, bar, accelerator, batches)
             if validate is not None and _due(progress.step, schedule.evaluate_every, last):
-                _select(validate, task, run, progress, accelerator)
+                _select(validate, task, run, progress, accelerator, keep=schedule.select_last)
                 saving = True
             if saving:
                 run.save(task, _plain(optimizer), progress, accelerator.scaler)
@@ -156,13 +158,18 @@ def _save_culprits(run: Run, step: int, rows: Tensor, values: Mapping[str, float
     return f"step {step}: {bad}; the batch's videos and captions are in {path}; the last checkpoint is whole"
 
 
-def _select(validate: Validate, model: nn.Module, run: Run, progress: Progress, accelerator: Accelerator) -> None:
-    """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published)."""
+def _select(
+    validate: Validate, model: nn.Module, run: Run, progress: Progress, accelerator: Accelerator, *, keep: bool
+) -> None:
+    """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published).
+
+    `keep`: keep them in any case.
+    """
     model.eval()
     metrics = validate()
     value = float(run.processes.gather(metrics["t2v"]["recall_at_1"])[0])  # one decision, whatever rounding does
     run.log({"step": progress.step, "validation": metrics})
     accelerator.log({"validation_t2v_recall_at_1": value}, step=progress.step)
-    if value >= progress.best:
+    if keep or value >= progress.best:
         progress.best, progress.best_step = value, progress.step
         run.save_best(model, progress, metrics)

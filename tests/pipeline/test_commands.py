@@ -42,9 +42,13 @@ def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, cap
     assert run(distill.main, recipe) == 0
     printed = capsys.readouterr()
     assert "| student | test | text to video |" in printed.out
+    few = "warning: validation has 3 videos, fewer than the 50 that tell steps apart: the last step is kept"
+    assert few in printed.err and "The last step was kept, not the best: validation has fewer" in printed.out
     output = project.folder / "run"
     results = json.loads((output / "results.json").read_text())
     assert results["test"]["videos"] == 3 and results["validation"]["captions"] == 6
+    assert (results["step"], results["selected_by"]) == (4, "last step")
+    assert "Checkpoint: the last step, as validation has too few" in (output / "student" / "README.md").read_text()
     assert results["test"]["cost"]["bytes_per_video"] == 32 * 4
     assert yaml.safe_load((output / "recipe.yaml").read_text())["optimizer"]["lr"] == 1e-3
     student = load_student(output / "student")
@@ -54,11 +58,13 @@ def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, cap
     assert torch.allclose(videos.norm(dim=-1), torch.ones(3), atol=1e-5)
 
 
-def test_a_finished_run_is_not_trained_again(project):
+def test_a_finished_run_is_not_trained_again(project, capsys):
     recipe = project()
     assert run(distill.main, recipe) == 0
     before = (project.folder / "run" / "log.jsonl").read_bytes()
+    capsys.readouterr()
     assert run(distill.main, recipe) == 0
+    assert "the last step is kept, not the best" in capsys.readouterr().err
     assert (project.folder / "run" / "log.jsonl").read_bytes() == before
 
 
