@@ -16,6 +16,7 @@ from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
@@ -171,4 +172,5 @@ def _export(work: Workspace, student: StudentModel, results: dict[str, Any]) -> 
     student.processor = work.processor
     write_student_folder(student.cpu(), output / "student", results=results, recipe=work.recipe)
     print(results_table([results]), flush=True)
+    write_run_report(work.recipe, results)
     log(f"student: {output / 'student'}  (results in {output / 'results.json'})")

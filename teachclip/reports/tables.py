@@ -169,9 +169,7 @@ def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
     for split in _distinct(r["selected_on"] for r in results if r.get("selected_by") == "last step"):
-        notes.append(
-            f"The last step was kept, not the best: {split} has fewer than {FEW_VIDEOS} videos to select on."
-        )
+        notes.append(f"The last step was kept, not the best: {split} has fewer than {FEW_VIDEOS} videos.")
     for split, found, before in _agreements(results):
         labels = ", ".join(found["agreement_with"])
         notes.append(

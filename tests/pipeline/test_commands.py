@@ -50,6 +50,9 @@ def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, cap
     assert (results["step"], results["selected_by"]) == (4, "last step")
     assert "Checkpoint: the last step, as validation has too few" in (output / "student" / "README.md").read_text()
     assert results["test"]["cost"]["bytes_per_video"] == 32 * 4
+    page = (output / "report.html").read_text()
+    assert "The last step was kept" in page and page.count("data:image/png;base64,") == 1
+    assert "waiting for the batch" in page and "most memory of the process, MB" in page
     assert yaml.safe_load((output / "recipe.yaml").read_text())["optimizer"]["lr"] == 1e-3
     student = load_student(output / "student")
     texts = student.encode_text(["a red circle", "a blue square"], progress=False)
