@@ -163,7 +163,7 @@ def draw_compression(report: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the lines of a run's `log.jsonl` over its steps: losses, validation R@1, learning rates. Into a PNG file."""
+    """Draw the lines of a run's `log.jsonl` over its steps into a PNG file: losses, validation R@1, rates."""
     steps = [line for line in lines if "loss" in line]
     rates = sorted({name for line in steps for name in line if name.startswith("lr.")})
     terms = dict.fromkeys(name for line in steps for name in line if name not in {*rates, "step", *_NO_LOSSES})
