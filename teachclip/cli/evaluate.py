@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from teachclip.cli.arguments import command, path_argument, recipe_parser
 from teachclip.console import log
+from teachclip.registry import closest
+
+POST = ("dual_softmax", "qb_norm")
 
 
 def _counts(text: str) -> list[int]:
@@ -16,6 +19,14 @@ def _counts(text: str) -> list[int]:
     if not all(part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: allowed: whole numbers from 1 between commas, as 10,20,50")
     return [int(part) for part in parts]
+
+
+def _post(text: str) -> list[str]:
+    """Read kinds of post-processing between commas. Raises ArgumentTypeError."""
+    kinds = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [kind for kind in kinds if kind not in POST]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: allowed: {', '.join(POST)}{closest(unknown[0], POST)}")
+    return kinds
 
 
 @command
@@ -44,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="K,...",
         help="how many videos --rerank orders anew; several for a table (default: 10,20,50,100)",
     )
+    parser.add_argument(
+        "--post",
+        type=_post,
+        metavar="KIND,...",
+        default=[],
+        help="also measure post-processing, in rows of its own: dual_softmax, which reads all test queries at once, "
+        "and qb_norm, whose bank of queries are the training captions",
+    )
     parser.add_argument("--out", type=path_argument, help="also write the results as JSON to this file")
     parser.add_argument(
         "--queries",
@@ -56,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--top says how many videos --rerank orders anew: give both")
     from teachclip.evaluation.reranking import DEPTHS
     from teachclip.pipeline.evaluate import evaluate
-    from teachclip.reports.tables import reranking_table, results_table
+    from teachclip.reports.tables import post_processing_table, reranking_table, results_table
     from teachclip.store.files import write_atomic
 
     results = evaluate(
@@ -66,9 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         split=args.split,
         rerank=args.rerank,
         depths=args.top or DEPTHS,
+        post=args.post,
         queries=args.queries,
     )
     print(results_table([results]), flush=True)
+    if args.post:
+        print("\n" + post_processing_table(results, args.split), flush=True)
     if args.rerank:
         print("\n" + reranking_table(results, args.split), flush=True)
     if args.out is not None:

@@ -163,6 +163,22 @@ def reranking_table(result: Mapping[str, Any], split: str) -> str:
     return markdown_table(Table("", header, [student, *rows]))
 
 
+def post_processing_table(result: Mapping[str, Any], split: str) -> str:
+    """Return a Markdown table of retrieval with scores that were post-processed; a row says by what."""
+    rows = [
+        (
+            f"{markdown_text(str(result['model']))} + {item['name']}"
+            + (f" (bank of {item['bank']:,} texts, {item['normalised']:.0f} % of queries)" if "bank" in item else ""),
+            DIRECTIONS[direction],
+            *(f"{item[direction][name]:.1f}" for name in COLUMNS),
+        )
+        for item in result[split]["post_processed"]
+        for direction in DIRECTIONS
+        if direction in item
+    ]
+    return markdown_table(Table("", ("post-processed", "direction", *COLUMNS.values()), rows))
+
+
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = [note for result in results for note in _certainty_notes(result)]

@@ -89,12 +89,19 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     clip = project.root / "clip"
     for model in ("student", "zero_shot", "xpool", clip):
         name = Path(model).name
+        post = ("--post", "dual_softmax,qb_norm") if model in ("student", "xpool") else ()
         files = ("--out", project.folder / f"{name}.json", "--queries", project.folder / f"{name}.parquet")
-        assert run(evaluate.main, recipe, "--model", model, *files) == 0
-    assert "test: 6 captions among 3 videos; R@1 text to video" in capsys.readouterr().out
+        assert run(evaluate.main, recipe, "--model", model, *files, *post) == 0
+    printed = capsys.readouterr().out
+    assert "| xpool + dual softmax | video to text |" in printed.replace("  ", "")
+    assert "test: 6 captions among 3 videos; R@1 text to video" in printed
+    assert run(evaluate.main, recipe, "--post", "qbnorm") == 2
+    assert "'qbnorm': allowed: dual_softmax, qb_norm; did you mean qb_norm" in capsys.readouterr().err
     student = json.loads((project.folder / "student.json").read_text())
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert student["test"]["t2v"] == results["test"]["t2v"]
+    names = [item["name"] for item in student["test"]["post_processed"]]
+    assert names == ["dual softmax", "QB-Norm"] and student["test"]["post_processed"][1]["bank"] == 16
     assert student["test"]["videos"] == 3 and set(results["zero_shot"]) == {"test"}
     zero_shot, plain = (json.loads((project.folder / f"{n}.json").read_text())["test"] for n in ("zero_shot", "clip"))
     assert zero_shot["t2v"] == plain["t2v"] == results["zero_shot"]["test"]["t2v"]
