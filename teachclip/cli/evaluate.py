@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from teachclip.cli.arguments import command, path_argument, recipe_parser
+from teachclip.cli.arguments import CommandParser, command, path_argument, recipe_parser
 from teachclip.console import log
 from teachclip.registry import closest
 
@@ -29,9 +29,7 @@ def _post(text: str) -> list[str]:
     return kinds
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate a model on a split and print a table."""
+def _parser() -> CommandParser:
     parser = recipe_parser(
         "evaluate",
         "Evaluate a model on the data of a recipe: text-to-video and video-to-text retrieval, and its cost.",
@@ -70,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE.parquet",
         help="also write the rank and the score of each query to this file, for `teachclip compare`",
     )
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate a model on a split and print a table."""
+    parser = _parser()
     args = parser.parse_intermixed_args(argv)
     if args.top and not args.rerank:
         parser.error("--top says how many videos --rerank orders anew: give both")

@@ -90,22 +90,18 @@ def evaluate_split(
         metrics |= certainty(ranks, split)
     if reranking is not None:
         again = _again(reranking, encode, blocks.batch_size, device)
-        by_depth = reranked(
-            scorer,
-            texts,
-            videos,
-            reranking.depths,
-            again,
-            split.caption_videos,
-            cost_runs=PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS,
-            progress=progress,
-        )
+        owners, runs = split.caption_videos, _cost_runs(reranking)
+        by_depth = reranked(scorer, texts, videos, reranking.depths, again, owners, cost_runs=runs, progress=progress)
         metrics["reranked"] = {"by": reranking.name, "depths": by_depth}
     if post is not None:
         metrics["post_processed"] = post_processed(
             scorer, texts, videos, split.caption_videos, post, block=blocks.text_block, device=device
         )
     return metrics
+
+
+def _cost_runs(reranking: Reranking) -> int:
+    return PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS
 
 
 def _again(

@@ -19,12 +19,12 @@ from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
+from teachclip.pipeline.encoders import encoders_of
 from teachclip.pipeline.teachers import TeacherHandle, reranker_section
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
-from teachclip.scorer import teacher_traits
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
@@ -113,7 +113,7 @@ def _scorer(work: Workspace, model: str) -> Any:
 @torch.no_grad()
 def _post_processing(work: Workspace, scorer: Any, kinds: Sequence[str]) -> PostProcessing:
     """Return what post-processing needs: training captions as a bank, and how the scorer's logits are made."""
-    encoders: Any = getattr(scorer, "backbone", None) or teacher_traits(scorer).clip
+    encoders = encoders_of(scorer)
     scale, bias = 1.0, 0.0
     if encoders is not None:
         bias = float(logits_of(encoders, torch.zeros(())))
