@@ -227,6 +227,8 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:
         del entry["training"], entry["label"]
+        if entry["keep"] is None:
+            del entry["keep"]
     _drop_unused_options(values, recipe)
     new = ("texts", "uncaptioned")  # named only where they are used
     values["data"] = {
@@ -238,7 +240,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         values["evaluation"] = {"precision": recipe.evaluation.precision}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
-        identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature", "keep"})
         if identity["training"] is not None:
             _drop_usual(identity["training"]["train"], "train", Train)
             if identity["training"]["optimizer"]["adapter_lr"] is None:
