@@ -135,8 +135,8 @@ def long_films(films: Films) -> str:
     if seconds < LONG:
         return ""
     return (
-        f"warning: the films last {_span(seconds)} on average and 12 frames are read of each, so that texts about single "
-        "scenes fit badly; cut them into scenes before training (a search cuts films by itself: teachclip index)"
+        f"warning: the films last {_span(seconds)} on average and 12 frames are read of each, so that texts about "
+        "single scenes fit badly; cut them into scenes before training (teachclip index cuts films by itself)"
     )
 
 
