@@ -14,6 +14,7 @@ COMMANDS = {
     "init": "write a recipe for a folder of your own videos, with or without captions",
     "prepare": "check the data of a recipe",
     "texts": "texts for videos without captions: a bank of them, and which of them occur in your videos",
+    "text-tower": "give a CLIP another text encoder, smaller or of more languages, taught on texts alone",
     "make-shapes": "make the Shapes dataset: videos, captions and a tiny CLIP",
     "train-teacher": "train a teacher of a recipe",
     "precompute": "decode the videos and store the teachers' relevance",

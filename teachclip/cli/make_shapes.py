@@ -40,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--clip-from", type=path_argument, help="copy the CLIP of this Shapes dataset instead of training one"
     )
     parser.add_argument("--workers", type=int, default=2, help="videos that are drawn and encoded at the same time")
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        choices=["de", "fr"],
+        default=[],
+        help="also write test queries, parallel texts and a text encoder with random weights for these languages",
+    )
     args = parser.parse_args(argv)
     from teachclip.shapes.dataset import make_shapes, read_manifest
 
@@ -53,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers=args.workers,
         clip_from=args.clip_from,
     )
+    if args.languages:
+        from teachclip.shapes.languages import write_languages
+
+        write_languages(args.out, args.languages)
     results = read_manifest(args.out)["results"]
     log(f"{args.out}: {'made' if made else 'already complete, nothing to do'}")
     log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on 500 single frames")

@@ -16,6 +16,8 @@ from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.run_report import write_run_report
+from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
@@ -72,6 +74,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     speed_up(student, train)
     task, batches = build_training(work, student, unpaired)
     start_trackers(accelerator, recipe)
+    last = selects_last(work.selection_split())
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
@@ -79,12 +82,17 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
         accelerator,
         run,
         build.build_schedule(
-            train, recipe.optimizer, batches_per_epoch=batches.sampler.batches_per_epoch, seed=recipe.seed
+            train,
+            recipe.optimizer,
+            batches_per_epoch=batches.sampler.batches_per_epoch,
+            seed=recipe.seed,
+            select_last=last,
         ),
         select,
     )
     task.load_state_dict(run.best_weights())
-    results = _measure(work, student, select, progress.best_step)
+    chosen = {"selected_by": LAST_STEP} if last and progress.best_step == progress.step else {}
+    results = _measure(work, student, select, step=progress.best_step, **chosen)
     track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
@@ -137,11 +145,14 @@ def _evaluation(
 
 
 def _measure(
-    work: Workspace, student: StudentModel, select: Callable[[], dict[str, Any]], best_step: int
+    work: Workspace, student: StudentModel, select: Callable[[], dict[str, Any]], **chosen: Any
 ) -> dict[str, Any]:
-    """Scale the pooling temperature if the recipe says so, and return the results of the trained student."""
+    """Scale the pooling temperature if the recipe says so, and return the results of the trained student.
+
+    `chosen`: what the results say of its checkpoint.
+    """
     student.float()  # what is measured here is what is exported, whatever `clip_weights` was
-    results: dict[str, Any] = work.stamp(model="student", step=best_step)
+    results: dict[str, Any] = work.stamp(model="student", **chosen)
     factors = work.recipe.student.temperature_scaling
     if factors:
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
@@ -161,4 +172,5 @@ def _export(work: Workspace, student: StudentModel, results: dict[str, Any]) -> 
     student.processor = work.processor
     write_student_folder(student.cpu(), output / "student", results=results, recipe=work.recipe)
     print(results_table([results]), flush=True)
+    write_run_report(work.recipe, results)
     log(f"student: {output / 'student'}  (results in {output / 'results.json'})")

@@ -189,6 +189,11 @@ class Teacher(Section):
     frame_temperature: Positive = Field(
         1.0, description="frame relevance q becomes q^(1/T) / sum: above 1 flatter, below sharper; 1: as published"
     )
+    keep: Count | None = Field(
+        None,
+        description="of its stored relevance, only the best videos of each text, as a shortlist of this length would "
+        "keep; null: all. To measure what a shortlist loses",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="options of load_teacher, such as mask_padding")
     training: TeacherTraining | None = Field(None, description="how to train it, where you have no checkpoint")
 

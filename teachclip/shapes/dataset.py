@@ -187,9 +187,9 @@ def annotation_files(settings: ShapesSettings) -> dict[str, bytes]:
     rows = [(f"ret{n}", f"shapes{i}", video_id(i), captions[i][0].text) for n, i in enumerate(test)]
     return {
         "annotations.json": _json(_annotations(settings, events, captions)),
-        "train.csv": _csv(["video_id"], [(video_id(i),) for i in range(settings.train_videos)]),
-        "test.csv": _csv(["key", "vid_key", "video_id", "sentence"], rows),
-        "test_full.csv": _csv(["video_id"], [(video_id(i),) for i in test]),
+        "train.csv": table_bytes(["video_id"], [(video_id(i),) for i in range(settings.train_videos)]),
+        "test.csv": table_bytes(["key", "vid_key", "video_id", "sentence"], rows),
+        "test_full.csv": table_bytes(["video_id"], [(video_id(i),) for i in test]),
         "truth.json": _json(_truth(settings, videos, oracle_recall_at_1([events[i] for i in test], queries))),
     }
 
@@ -342,7 +342,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+def table_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """Return a CSV file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([header, *rows])

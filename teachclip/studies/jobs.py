@@ -32,6 +32,7 @@ from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.shapes.dataset import make_shapes
 from teachclip.shapes.ground_truth import attention_by_kind, event_frames_only, teacher_frames
+from teachclip.store.files import write_atomic
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.study_file import Settings
 from teachclip.studies.trials import Trial, code_hash, seed_places
@@ -52,6 +53,8 @@ class ShapesPlan:
     """None: as many as the preset defines; so with those for test."""
     test_videos: int | None
     common: Path
+    texts: tuple[str, ...] = ()
+    """What every seed gets as shapes_texts.txt."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ class Prepare(_SeedTrial):
             progress=False,
             **options,
         )
+        if shapes.texts:
+            path = Path(self.places()["TEACHCLIP_RUNS"]) / "shapes_texts.txt"
+            write_atomic(path, "".join(f"{text}\n" for text in shapes.texts).encode())
 
     def _train_teacher(self, recipe: Recipe, section: TeacherSection) -> None:
         """Train a teacher: on Shapes always, with the seed of the dataset; otherwise where there is no checkpoint."""

@@ -23,6 +23,7 @@ from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_
 from teachclip.studies.results import Candidate, choose
 from teachclip.studies.study_file import Settings, Study, Variant
 from teachclip.studies.trials import seed_places
+from teachclip.texts.bank import bank, read_grammar
 
 Results = Mapping[str, Mapping[str, Any]]
 Choices = Mapping[str, Mapping[str, Candidate]]
@@ -223,7 +224,8 @@ def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) ->
     """Return the plan of a study.
 
     `recipe`: in place of the one that the study file names, or None. `common`: the Shapes dataset whose CLIP all
-    seeds start from, if the file names none. Raises RecipeError if there is no recipe.
+    seeds start from, if the file names none. Raises RecipeError if there is no recipe, DataError for a grammar that
+    cannot be read.
     """
     recipe = recipe or study.recipe
     if recipe is None:
@@ -233,7 +235,8 @@ def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) ->
         needed = find_preset(section.preset).overrides
         study = replace(study, common=(*needed, *study.common))
         clip_from = Path(section.clip_from) if section.clip_from else common
-        shapes = ShapesPlan(section.preset, section.train_videos, section.test_videos, clip_from)
+        texts = tuple(bank(read_grammar(section.texts))) if section.texts else ()
+        shapes = ShapesPlan(section.preset, section.train_videos, section.test_videos, clip_from, texts)
     return Plan(folder, recipe, study, shapes)
 
 

@@ -277,6 +277,38 @@ def test_the_time_that_is_left_is_printed_once_after_the_first_trials(capsys):
     assert capsys.readouterr().err == "about 8 min of tuning left, then 4 min of test, by the first 4\n"
 
 
+WITHHELD = [
+    "data.format=teachclip.data.formats.withheld:msrvtt",
+    "data.uncaptioned=${SHAPES_ROOT}/videos",
+    "data.texts=${TEACHCLIP_RUNS}/shapes_texts.txt",
+]
+
+
+def test_a_variant_may_withhold_captions_where_nothing_is_chosen(on_shapes):
+    variants = [{"name": "captions"}, {"name": "none", "set": WITHHELD}]
+    untuned = {"variants": variants, "grid": {"train.steps": [4]}}
+    plan = on_shapes(**untuned)
+    check_plan(plan)
+    assert plan.preparing()[0].settings == plan.study.common
+    assert len({stores for stores, _ in plan.preparing()[0].readers}) == 2
+    with pytest.raises(RecipeError, match=r"data\.uncaptioned is .*, which may hold test videos"):
+        check_plan(on_shapes(variants=variants))
+    elsewhere = [{"name": "captions"}, {"name": "none", "set": [*WITHHELD, "data.uncaptioned=/films"]}]
+    with pytest.raises(RecipeError, match=r"data\.uncaptioned is /films for every seed"):
+        check_plan(on_shapes(**{**untuned, "variants": elsewhere}))
+
+
+def test_every_seed_gets_the_texts_of_a_grammar(on_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("teachclip.studies.jobs.make_shapes", lambda *a, **k: None)
+    grammar = tmp_path / "words.yaml"
+    grammar.write_text('patterns: {"a {colour} ring": 2}\ncolour: [red, blue]\n')
+    job = on_shapes(shapes={"texts": str(grammar)}).preparing()[0]
+    Path(job.places()["TEACHCLIP_RUNS"]).mkdir(parents=True)
+    job._make_shapes(job.shapes)
+    written = Path(job.places()["TEACHCLIP_RUNS"]) / "shapes_texts.txt"
+    assert written.read_text().splitlines() == ["a red ring", "a blue ring"]
+
+
 def test_a_variant_with_another_test_split_is_refused(on_shapes):
     plan = on_shapes(variants=[UNDISTILLED, {"name": "b", "set": ["data.test=${SHAPES_ROOT}/test_full.csv"]}])
     with pytest.raises(RecipeError, match=r"variant b: data\.test is not that of the baseline"):
