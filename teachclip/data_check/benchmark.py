@@ -25,9 +25,10 @@ from teachclip.data.video.decode import decode_frames
 from teachclip.data.video.sampling import FrameSampling, sample_indices
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.workers import Decoding, Failure, guarded_map, resident_memory
+from teachclip.data.video.writing import encode_mp4
 from teachclip.errors import DataError
 from teachclip.processes import usable_cores
-from teachclip.shapes.rendering import encode_mp4, write_video
+from teachclip.shapes.rendering import write_video
 
 DISTINCT = 8
 """Different synthetic videos of a kind; further files are copies of these under other names."""
