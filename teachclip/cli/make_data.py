@@ -69,10 +69,10 @@ def _add_babyai(kinds: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument("--view", default="agent", choices=["agent", "full"], help="what the agent sees, or the grid")
     for split, count in (("train", 400), ("val", 150), ("test", 300)):
         parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
-    parser.add_argument("--pictures", type=int, default=3000, help="frames that the tiny CLIP is pre-trained on")
+    parser.add_argument("--pictures", type=int, default=6000, help="frames that the tiny CLIP is pre-trained on")
     parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-steps", type=int, default=400, help="steps of the tiny CLIP's pre-training")
+    parser.add_argument("--clip-steps", type=int, default=900, help="steps of the tiny CLIP's pre-training")
     parser.add_argument("--workers", type=int, default=2, help="processes that solve missions and draw")
 
 

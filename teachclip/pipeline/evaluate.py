@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from teachclip.errors import RecipeError
-from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
+from teachclip.evaluation.per_query import PerQuery, check_writing, per_query, write_per_query
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
@@ -32,14 +32,16 @@ def evaluate(
     rerank: str | None = None,
     depths: Sequence[int] = DEPTHS,
     queries: str | os.PathLike[str] | None = None,
+    keep_queries: Callable[[PerQuery], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
     (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: who orders the
     best videos of each text anew, as many as each of `depths` says: a teacher's label, or the folder or hub id of a
-    CrossEncoder. `queries`: a Parquet file for the rank and the score of each query, for `compare`. Returns the
-    results. Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
+    CrossEncoder. `queries`: a Parquet file for the rank and the score of each query, for `compare`; `keep_queries`
+    gets the same in memory. Returns the results. Raises RecipeError for an unknown model or teacher, DataError for a
+    split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
     if queries is not None:
@@ -68,6 +70,8 @@ def evaluate(
     options = captioned if videos.is_paired else {}
     choices = [] if videos.is_paired else teacher_choices(work, videos)
     results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
+    if keep_queries is not None and kept:
+        keep_queries(per_query(kept[0], videos))
     if queries is not None and processes.is_main:
         videos.require_captions("results per query are of captions")
         write_per_query(Path(queries), per_query(kept[0], videos))

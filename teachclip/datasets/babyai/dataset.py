@@ -41,7 +41,7 @@ from teachclip.store.files import explain_failed_write, locked_folder, write_ato
 
 NAME, VERSION = "BabyAI", 1
 SPLITS = ("train", "val", "test")
-CLIP = ClipSettings(steps=400, batch_size=64, vision_layers=2)
+CLIP = ClipSettings(steps=900, batch_size=64, vision_layers=2)
 """Of the tiny CLIP: a patch is a cell of the grid, so little suffices."""
 MAX_TOKENS = 48
 """Rows of the CLIP's text position table: more than any mission needs (38)."""
@@ -62,7 +62,7 @@ class BabyAISettings:
     train_videos: int = 400
     val_videos: int = 150
     test_videos: int = 300
-    pictures: int = 3000
+    pictures: int = 6000
     """Frames that the tiny CLIP is pre-trained on."""
     seed: int = 0
     view: str = "agent"
