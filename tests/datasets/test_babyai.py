@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from teachclip import decode_frames
 from teachclip.cli.make_data import main
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.datasets.babyai import dataset as babyai
+from teachclip.datasets.babyai import episodes as episodes_module
 from teachclip.datasets.babyai.dataset import BabyAISettings, make_babyai, read_manifest
 from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, clauses, frames, replay, solve
 from teachclip.datasets.babyai.truth import fulfilled, mission_of, oracle_recall_at_1
@@ -154,6 +156,17 @@ def test_missing_files_are_made_again_with_the_same_bytes(dataset, tmp_path, mon
     assert make_babyai(dataset, SMALL, progress=False)
     assert content(dataset) == before
     assert not make_babyai(dataset, SMALL, progress=False)
+
+
+def test_two_processes_write_the_same_bytes(dataset, tmp_path):
+    assert make_babyai(tmp_path / "w", SMALL, workers=2, progress=False)
+    assert content(tmp_path / "w") == content(dataset)
+
+
+def test_without_minigrid_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "minigrid.envs.babyai.core.levelgen", None)
+    with pytest.raises(DataError, match=r"BabyAI needs MiniGrid .*pip install 'teachclip\[datasets\]'"):
+        importlib.reload(episodes_module)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ import torch
 from tqdm import tqdm
 
 from teachclip.console import log
-from teachclip.data.video.writing import ENCODER, encode_mp4
-from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, Episode, frames, solve
+from teachclip.data.video.writing import ENCODER
+from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, Episode, solve
 from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, oracle_recall_at_1
+from teachclip.datasets.babyai.videos import RATE, last_frame, write_video
 from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import FRESH, ClipSettings, Pictures, pretrain_clip
@@ -45,8 +46,6 @@ CLIP = ClipSettings(steps=900, batch_size=64, vision_layers=2)
 """Of the tiny CLIP: a patch is a cell of the grid, so little suffices."""
 MAX_TOKENS = 48
 """Rows of the CLIP's text position table: more than any mission needs (38)."""
-RATE = 8
-"""Actions per second of a video."""
 VIDEO_BYTES = 20_000
 """Approximate size of one file, for the message when the disk is full."""
 _SEEDS = 1_000_000
@@ -187,20 +186,12 @@ def _write_videos(
     folder.mkdir(exist_ok=True)
     named = {folder / _file(split, number): item for split in SPLITS for number, item in enumerate(episodes[split])}
     missing = {path: episode for path, episode in named.items() if not path.exists()}
-    done = each(_write_video, missing, missing.values(), [settings.view] * len(missing))
+    done = each(write_video, missing, missing.values(), [settings.view] * len(missing))
     try:
         for _ in tqdm(done, total=len(missing), desc="make videos", unit="video", disable=not progress):
             pass
     except OSError as error:
         raise explain_failed_write(error, folder, "the videos", len(missing) * VIDEO_BYTES) from error
-
-
-def _write_video(path: Path, episode: Episode, view: str) -> None:
-    encode_mp4(frames(episode, view=view), path, rate=RATE)
-
-
-def _last_frame(episode: Episode, view: str) -> np.ndarray:
-    return frames(episode, view=view, last=True)[0]
 
 
 def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Iterable[Any]], progress: bool) -> None:
@@ -211,7 +202,7 @@ def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Itera
     shown: dict[str, tuple[torch.Tensor, list[str]]] = {}
     for stream, wanted in (("pictures", settings.pictures), ("fresh", min(FRESH, settings.pictures))):
         episodes = _episodes(settings, stream, wanted, SINGLE, each, progress)
-        pixels = np.stack(list(each(_last_frame, episodes, [settings.view] * len(episodes))))
+        pixels = np.stack(list(each(last_frame, episodes, [settings.view] * len(episodes))))
         shown[stream] = torch.from_numpy(pixels).permute(0, 3, 1, 2), [episode.mission for episode in episodes]
     # "then", "after" and "you" are in no mission of one action, and still are one token each
     tokenizer = build_tokenizer({*words_of(shown["pictures"][1]), "then", "after", "you", "and"}, MAX_TOKENS)
