@@ -17,7 +17,7 @@ from teachclip.data.video.sampling import FrameSampling
 from teachclip.datasets.babyai import dataset as babyai
 from teachclip.datasets.babyai import episodes as episodes_module
 from teachclip.datasets.babyai.dataset import BabyAISettings, make_babyai, read_manifest
-from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, clauses, frames, replay, solve
+from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, frames, replay, solve
 from teachclip.datasets.babyai.truth import fulfilled, mission_of, oracle_recall_at_1
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import ClipSettings
@@ -86,12 +86,6 @@ def test_a_mission_about_what_is_not_there_is_not_fulfilled(episodes):
         there = {(cell.type, cell.color) for cell in level.grid.grid if cell is not None}
         for mission in fulfilled(episode, nothing):
             assert mission[1][:2] in there
-
-
-def test_a_mission_has_its_clauses(episodes):
-    for episode in episodes:
-        words = (" and ", ", then ", " after you ")
-        assert len(clauses(episode)) == 1 + sum(episode.mission.count(word) for word in words)
 
 
 def test_frames_are_what_the_agent_sees(episodes):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,19 +82,6 @@ def frames(episode: Episode, *, view: str = "agent", last: bool = False) -> np.n
         if not last or step == total
     ]
     return np.stack(shown)
-
-
-def clauses(episode: Episode) -> Sequence[Any]:
-    """Return the instructions of one action that the mission is made of, in the order of the text."""
-    level = _reset(episode.seed, episode.kinds)
-    found, waiting = [], [level.instrs]
-    while waiting:
-        instruction = waiting.pop(0)
-        if isinstance(instruction, AndInstr | BeforeInstr | AfterInstr):
-            waiting = [instruction.instr_a, instruction.instr_b, *waiting]
-        else:
-            found.append(instruction)
-    return found
 
 
 def _reset(seed: int, kinds: tuple[str, ...]) -> Any:
