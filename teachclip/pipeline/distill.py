@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
+from teachclip.evaluation.per_query import PerQuery, per_query
+from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
@@ -39,10 +41,13 @@ from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
 
 
-def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def distill(
+    recipe: RecipeSource, overrides: Sequence[str] = (), *, keep_queries: Callable[[PerQuery], object] | None = None
+) -> dict[str, Any]:
     """Run a whole recipe: decode and precompute what is missing, train, select, evaluate, export.
 
     `recipe`: path of a recipe file, its content as a dict, or a `Recipe`; `overrides`: "section.key=value" texts.
+    `keep_queries` gets the results of each query of the test split, where there are captions.
     A run that was interrupted continues when it is called again. Returns the student's results, which are also in
     `output/results.json`; the exported student is in `output/student`. Raises RecipeError, DataError and the other
     errors of `teachclip.errors`.
@@ -56,13 +61,19 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     with run.opened():
         if work.processes.is_main:
             write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
-        results = _train(work, unpaired, run, accelerator)
+        results = _train(work, unpaired, run, accelerator, keep_queries)
         work.processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
 
 
-def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Accelerator) -> dict[str, Any]:
+def _train(
+    work: Workspace,
+    unpaired: Unpaired | None,
+    run: Run,
+    accelerator: Accelerator,
+    keep_queries: Callable[[PerQuery], object] | None,
+) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
@@ -92,7 +103,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     )
     task.load_state_dict(run.best_weights())
     chosen = {"selected_by": LAST_STEP} if last and progress.best_step == progress.step else {}
-    results = _measure(work, student, select, step=progress.best_step, **chosen)
+    results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
     track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
@@ -135,17 +146,27 @@ def build_training(
 
 
 def _evaluation(
-    work: Workspace, student: FeatureScorer, split_name: str, *, final: bool = False
+    work: Workspace,
+    student: FeatureScorer,
+    split_name: str,
+    *,
+    final: bool = False,
+    keep_ranks: Callable[[Ranks], object] | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
     choices = [] if split.is_paired else teacher_choices(work, split)
-    return lambda: evaluate_any(work, student, inputs, split, choices, final=final)
+    options: dict[str, Any] = {"final": final} | ({"keep_ranks": keep_ranks} if keep_ranks else {})
+    return lambda: evaluate_any(work, student, inputs, split, choices, **options)
 
 
 def _measure(
-    work: Workspace, student: StudentModel, select: Callable[[], dict[str, Any]], **chosen: Any
+    work: Workspace,
+    student: StudentModel,
+    select: Callable[[], dict[str, Any]],
+    keep_queries: Callable[[PerQuery], object] | None,
+    **chosen: Any,
 ) -> dict[str, Any]:
     """Scale the pooling temperature if the recipe says so, and return the results of the trained student.
 
@@ -158,7 +179,11 @@ def _measure(
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if split is not None:
-            results[name] = _evaluation(work, student, name, final=True)()
+            kept: list[Ranks] = []
+            keep = kept.append if name == "test" and keep_queries and split.is_paired else None
+            results[name] = _evaluation(work, student, name, final=True, keep_ranks=keep)()
+            if kept and keep_queries:
+                keep_queries(per_query(kept[0], split))
     last = "test" if "test" in results else "validation"
     if last in results:  # what the student is compared with in its card
         results["zero_shot"] = {last: _evaluation(work, MeanPooling(work.backbone).to(work.device), last)()}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from teachclip.errors import RecipeError
-from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
+from teachclip.evaluation.per_query import PerQuery, check_writing, per_query, write_per_query
 from teachclip.evaluation.post_processing import QB_NORM, PostProcessing
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
@@ -38,6 +38,7 @@ def evaluate(
     depths: Sequence[int] = DEPTHS,
     post: Sequence[str] = (),
     queries: str | os.PathLike[str] | None = None,
+    keep_queries: Callable[[PerQuery], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
@@ -46,8 +47,9 @@ def evaluate(
     best videos of each text anew, as many as each of `depths` says: a teacher's label, or the folder or hub id of a
     CrossEncoder. `post`: kinds of post-processing that are measured besides, of `post_processing.KINDS`; the queries
     of QB-Norm's bank are the training captions. `queries`: a Parquet file for the rank and the score of each query,
-    for `compare`. Returns the results. Raises RecipeError for an unknown model or teacher, DataError for a split that
-    the data does not have.
+    for `compare`; `keep_queries` gets the same in memory. Returns the results.
+
+    Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
     if queries is not None:
@@ -79,6 +81,8 @@ def evaluate(
     options = captioned if videos.is_paired else {}
     choices = [] if videos.is_paired else teacher_choices(work, videos)
     results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
+    if keep_queries is not None and kept:
+        keep_queries(per_query(kept[0], videos))
     if queries is not None and processes.is_main:
         videos.require_captions("results per query are of captions")
         write_per_query(Path(queries), per_query(kept[0], videos))

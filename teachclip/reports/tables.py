@@ -56,8 +56,14 @@ def interval_cell(item: Mapping[str, Any]) -> str:
 
 
 def difference_cell(item: Mapping[str, Any]) -> str:
-    """Return a paired difference: `mean`, interval, and of how many `values` the `wins` are above zero."""
+    """Return a paired difference: `mean`, interval, and of how many `values` the `wins` are above zero.
+
+    Behind it, where it is known, the interval over `videos`.
+    """
     wins = f"{item['wins']}/{len(item['values'])}"
+    if item.get("videos") is not None:
+        low, high = item["videos"]
+        wins += f"; videos [{low:+.1f}, {high:+.1f}]"
     if item["low"] is None:
         return f"{item['mean']:+.1f} ({wins})"
     return f"{item['mean']:+.1f} {interval_cell(item)} {wins}"

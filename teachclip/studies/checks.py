@@ -15,7 +15,7 @@ from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe
 from teachclip.studies.plan import Plan
-from teachclip.studies.study_file import Variant
+from teachclip.studies.study_file import Settings, Variant
 
 SEED_FILES = ("annotations", "train", "test", "uncaptioned")
 """Keys of `data` that name files of one Shapes dataset."""
@@ -62,6 +62,7 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                 continue
             yield from ((variant.name, problem) for problem in _leaks(plan, recipe))
             yield from ((variant.name, problem) for problem in _measure_problems(plan, recipe))
+            yield from ((variant.name, problem) for problem in _untaught(variant, setting, recipe))
             data = recipe.data.model_dump(exclude={"select_on", "texts", "uncaptioned"})  # but for what teaches
             data["format"] = (data["format"] or "").removeprefix(withheld.PREFIX)
             test = test or data
@@ -84,6 +85,23 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                         f"teachers.{teacher.label}.training is not that of another variant, but both write "
                         f"{teacher.checkpoint}; give it a checkpoint of its own",
                     )
+
+
+TEACHING = ("losses.video_text.", "losses.frame_text.", "teaching.", "teachers.")
+"""Keys that say how a teacher teaches."""
+
+
+def _untaught(variant: Variant, setting: Settings, recipe: Recipe) -> Iterator[str]:
+    """Yield the keys of teaching that a variant sets or tunes though nobody teaches it.
+
+    A variant that takes its teachers away itself may be like one that says how they teach.
+    """
+    if recipe.teachers:
+        return
+    takes_away = any(text.replace(" ", "") == "teachers=[]" for text in variant.fixed)
+    keys = [text.partition("=")[0] for text in (*setting, *(() if takes_away else variant.fixed))]
+    for key in dict.fromkeys(key for key in keys if key.startswith(TEACHING)):
+        yield f"{key} says how a teacher teaches, but the recipe has no teachers: it changes nothing; remove it"
 
 
 def _baseline_first(plan: Plan) -> list[Variant]:

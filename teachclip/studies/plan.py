@@ -20,7 +20,7 @@ from teachclip.shapes.presets import find_preset
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_stamps
-from teachclip.studies.results import Candidate, choose
+from teachclip.studies.results import Candidate, choose, numbers_of
 from teachclip.studies.study_file import Settings, Study, Variant
 from teachclip.studies.trials import seed_places
 from teachclip.texts.bank import bank, read_grammar
@@ -215,6 +215,17 @@ class Plan:
             for way in self.ways
         }
 
+    def own_numbers(self, variant: Variant) -> dict[str, float]:
+        """Return what a variant has by itself for the keys that some of its settings give numbers, by key."""
+        keys = dict.fromkeys(key for setting in variant.grid for key in numbers_of(setting))
+        recipe = self.load(self.settings(variant, ())).model_dump(mode="json")
+        values = {key: _at(recipe, key) for key in keys}
+        return {
+            key: float(value)
+            for key, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
     def places(self) -> dict[str, str]:
         """Return the environment of the first test seed: where its dataset is, or nothing for own data."""
         return seed_places(self.folder, self.study.test_seeds[0]) if self.shapes else {}
@@ -284,6 +295,16 @@ def _validation(result: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
     """Return the evaluation of a tuning trial on validation, at a pooling factor where the study tries several."""
     measured: Mapping[str, Any] = result["factors"][f"{factor:g}"] if "factors" in result else result["validation"]
     return measured
+
+
+def _at(values: Any, key: str) -> Any:
+    """Return what a recipe has at a dotted key; None where it has nothing."""
+    for name in key.split("."):
+        try:
+            values = values[int(name)] if isinstance(values, list) else values[name]
+        except (LookupError, ValueError, TypeError):
+            return None
+    return values
 
 
 @cache

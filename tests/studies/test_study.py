@@ -237,6 +237,40 @@ def test_a_shapes_study_whose_choice_would_see_test_or_mix_seeds_are_refused(on_
         check_plan(plan)
 
 
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (
+            [{"name": "a"}, {"name": "b", "set": ["losses.frame_text.weight=0"]}],
+            "variant b: losses.frame_text.weight says how a teacher teaches, but the recipe has no teachers",
+        ),
+        (
+            [{"name": "a"}, {"name": "b", "grid": {"losses.video_text.temperature": [1, 2], "train.steps": [4, 6]}}],
+            "variant b: losses.video_text.temperature says how a teacher teaches",
+        ),
+    ],
+)
+def test_a_variant_about_teaching_is_refused_where_nobody_teaches(on_shapes, variants, message):
+    with pytest.raises(RecipeError, match=message):
+        check_plan(on_shapes(set=["teachers=[]"], variants=variants))
+    check_plan(on_shapes(variants=variants))
+
+
+def test_a_variant_may_take_the_teachers_away_from_one_that_says_how_they_teach(on_shapes):
+    plus = {"name": "plus", "set": ["losses.frame_text.targets=video"]}
+    check_plan(on_shapes(variants=[plus, {"name": "alone", "like": "plus", "set": ["teachers=[]"]}]))
+
+
+def test_the_recipes_own_value_is_known_for_the_keys_of_settings(on_shapes):
+    plan = on_shapes(
+        grid=None,
+        settings=[["optimizer.lr=1e-4", "student.attention=sigmoid"], ["teachers.0.frame_temperature=0.3"]],
+        variants=[{"name": "a"}, {"name": "b", "set": ["optimizer.lr=7e-5"]}],
+    )
+    assert plan.own_numbers(plan.study.variants[0]) == {"optimizer.lr": 3e-5, "teachers.0.frame_temperature": 1.0}
+    assert plan.own_numbers(plan.study.variants[1])["optimizer.lr"] == 7e-5
+
+
 def test_a_problem_of_all_variants_is_reported_once(on_shapes):
     with pytest.raises(RecipeError) as caught:
         check_plan(on_shapes(set=["data.select_on=test", "data.validation={videos: 5}"]))
