@@ -31,7 +31,20 @@ SHAPES = ("circle", "square")
 
 
 SLOW = (
-    *("pipeline", "demo", "docs", "shapes", "data_check", "data/frames", "teachers", "onnx", "search", "server"),
+    *(
+        "pipeline",
+        "demo",
+        "docs",
+        "shapes",
+        "datasets",
+        "pretraining",
+        "data_check",
+        "data/frames",
+        "teachers",
+        "onnx",
+        "search",
+        "server",
+    ),
     *("integrations", "data/video/test_parts.py"),
     *("cli/test_python_api.py", "studies/test_study.py", "studies/test_trials.py", "studies/test_shapes_studies.py"),
     *("diagnosis/test_diagnose.py", "training/test_loop.py", "training/test_trajectory.py"),

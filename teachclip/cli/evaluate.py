@@ -6,8 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from teachclip.cli.arguments import command, path_argument, recipe_parser
+from teachclip.cli.arguments import CommandParser, command, path_argument, recipe_parser
 from teachclip.console import log
+from teachclip.registry import closest
+
+POST = ("dual_softmax", "qb_norm")
 
 
 def _counts(text: str) -> list[int]:
@@ -18,9 +21,15 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate a model on a split and print a table."""
+def _post(text: str) -> list[str]:
+    """Read kinds of post-processing between commas. Raises ArgumentTypeError."""
+    kinds = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [kind for kind in kinds if kind not in POST]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: allowed: {', '.join(POST)}{closest(unknown[0], POST)}")
+    return kinds
+
+
+def _parser() -> CommandParser:
     parser = recipe_parser(
         "evaluate",
         "Evaluate a model on the data of a recipe: text-to-video and video-to-text retrieval, and its cost.",
@@ -44,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="K,...",
         help="how many videos --rerank orders anew; several for a table (default: 10,20,50,100)",
     )
+    parser.add_argument(
+        "--post",
+        type=_post,
+        metavar="KIND,...",
+        default=[],
+        help="also measure post-processing, in rows of its own: dual_softmax, which reads all test queries at once, "
+        "and qb_norm, whose bank of queries are the training captions",
+    )
     parser.add_argument("--out", type=path_argument, help="also write the results as JSON to this file")
     parser.add_argument(
         "--queries",
@@ -51,12 +68,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE.parquet",
         help="also write the rank and the score of each query to this file, for `teachclip compare`",
     )
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate a model on a split and print a table."""
+    parser = _parser()
     args = parser.parse_intermixed_args(argv)
     if args.top and not args.rerank:
         parser.error("--top says how many videos --rerank orders anew: give both")
     from teachclip.evaluation.reranking import DEPTHS
     from teachclip.pipeline.evaluate import evaluate
-    from teachclip.reports.tables import reranking_table, results_table
+    from teachclip.reports.tables import post_processing_table, reranking_table, results_table
     from teachclip.store.files import write_atomic
 
     results = evaluate(
@@ -66,9 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         split=args.split,
         rerank=args.rerank,
         depths=args.top or DEPTHS,
+        post=args.post,
         queries=args.queries,
     )
     print(results_table([results]), flush=True)
+    if args.post:
+        print("\n" + post_processing_table(results, args.split), flush=True)
     if args.rerank:
         print("\n" + reranking_table(results, args.split), flush=True)
     if args.out is not None:

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from teachclip.scorer import PRECISIONS, encoding_in
 from teachclip.scoring.inputs import PixelInputs, encode_split, pixel_values
 from teachclip.scoring.token_store import store_scorer_tokens
 
-DECODING = "decoding alone"
+DECODING, KEYFRAMES = "decoding alone", "decoding keyframes alone"
 TIME_LIMIT, MEMORY_LIMIT = 600.0, 4.0
 """Of a decoder: seconds per file, and GB."""
 
@@ -137,17 +137,20 @@ def _inputs(frames: FrameViews, videos: Sequence[Video], end: int) -> PixelInput
 
 def _sides(material: _Material) -> dict[str, Callable[[], object]]:
     """Return what is measured, in the order of the table: each encodes or decodes all videos once."""
-    sides: dict[str, Callable[[], object]] = {DECODING: lambda: list(_decoded(material))}
+    sides: dict[str, Callable[[], object]] = {
+        DECODING: lambda: list(_decoded(material)),
+        KEYFRAMES: lambda: list(_decoded(material, keyframes=True)),
+    }
     ways = {"tower": _tower, "precompute": _precompute, "evaluate": _evaluate, "encode files": _encode_files}
     for precision in PRECISIONS:
         sides |= {f"{name}, {precision}": functools.partial(way, material, precision) for name, way in ways.items()}
     return sides
 
 
-def _decoded(material: _Material) -> Any:
+def _decoded(material: _Material, *, keyframes: bool = False) -> Any:
     return read_videos(
         material.files,
-        material.sampling,
+        replace(material.sampling, keyframes=keyframes),
         material.transform,
         on_error="raise",
         workers=0,

@@ -11,7 +11,7 @@ import yaml
 
 from teachclip.console import log
 from teachclip.data.annotations.catalog import SHOWN
-from teachclip.data.annotations.files import locate_videos
+from teachclip.data.annotations.files import find_videos, locate_videos
 from teachclip.data.annotations.own_names import is_junk
 from teachclip.data.annotations.records import Annotations
 from teachclip.data.formats import FORMATS
@@ -29,11 +29,15 @@ TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"
 
 
 class CaptionSource(NamedTuple):
-    """The captions of a folder: their format, the file or folder that holds them, and their content."""
+    """The captions of a folder: their format, the file or folder that holds them, and their content.
+
+    `uncaptioned`: how many videos of the folder have none.
+    """
 
     format: str
     path: Path
     annotations: Annotations
+    uncaptioned: int = 0
 
 
 def init_recipe(
@@ -55,6 +59,10 @@ def init_recipe(
     source = find_captions(folder, Path(os.path.expanduser(captions)) if captions else None)
     make_folder(out.parent)
     write_atomic(out, recipe_text(folder, source, out, backbone=backbone, teacher=teacher).encode())
+    if source.uncaptioned and teacher != "none":
+        log(f"found:  {source.uncaptioned} more videos without captions; the teacher says which texts fit them")
+    elif source.uncaptioned:
+        log(f"found:  {source.uncaptioned} more videos without captions; without a teacher they are not used")
     log(f"recipe: {out}")
     log(f"next:   teachclip prepare {shell_path(out)}")
     return out
@@ -83,7 +91,9 @@ def find_captions(folder: Path, captions: Path | None = None) -> CaptionSource:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         log(f"no video file for: {', '.join(missing[:SHOWN])}{more}")
     log(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {format}, in {path}")
-    return CaptionSource(format, path, annotations)
+    used = {os.path.realpath(path) for path in paths.values()}
+    others_of = [video for video in find_videos(folder).values() if os.path.realpath(video) not in used]
+    return CaptionSource(format, path, annotations, len(others_of))
 
 
 def _file_of(annotations: Annotations, video_id: str) -> str:
@@ -148,6 +158,10 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     # beside a recipe that lies elsewhere: the data may be read-only
     home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
     teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
+    more, losses = "", ""
+    if source.uncaptioned and teacher != "none":
+        more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
+        losses = "\nlosses: {frame_text: {targets: video}}   # without captions a target is of a whole video"
     return f"""# Your own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
 #
 # Check the data:    teachclip prepare {shell_path(out)}
@@ -160,7 +174,7 @@ stores: {_quoted(str(home / "stores"))}
 data:
   format: {source.format}
   videos: {_quoted(str(folder))}
-  annotations: {_quoted(str(source.path))}
+  annotations: {_quoted(str(source.path))}{more}
   {validation}
 frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over each video
 text: {{max_tokens: 32}}
@@ -168,7 +182,7 @@ student:
   backbone: {_quoted(backbone)}
   temporal_layers: 4
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
-teachers:{teachers}
+teachers:{teachers}{losses}
 optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, attention_lr: 1e-3, schedule: warmup_cosine}}
 train: {{encoders: finetuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
 """

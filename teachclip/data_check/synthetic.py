@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from teachclip.console import log
-from teachclip.shapes.rendering import encode_mp4, write_video
+from teachclip.data.video.writing import encode_mp4
+from teachclip.shapes.rendering import write_video
 
 DISTINCT = 8
 """Different synthetic videos of a kind; further files are copies of these under other names."""

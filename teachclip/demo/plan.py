@@ -62,7 +62,7 @@ def plan_stages(path: Path, recipe: Recipe, runs: Path, seeds: Sequence[int]) ->
     content = {"recipe": fingerprint_of(recipe.model_dump(mode="json"))}
     made = tuple(shapes / name for name in ("annotations.json", "train.csv", "test.csv", "videos", "clip"))
     stages = [
-        Stage("shapes", ("make-shapes", "--out", str(shapes)), made, owns=(shapes,)),
+        Stage("shapes", ("make-data", "shapes", "--out", str(shapes)), made, owns=(shapes,)),
         Stage(
             "teacher",
             ("train-teacher", file),

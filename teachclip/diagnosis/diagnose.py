@@ -20,12 +20,14 @@ from teachclip.diagnosis.features import (
     FrameTeacher,
     Scores,
     encode,
+    encoder_tokens,
     frame_teacher,
     score_all,
     student_features,
     zero_shot_scores,
 )
-from teachclip.diagnosis.ladder import Step, gap_of, measure_ladder, parts_of_gap
+from teachclip.diagnosis.ladder import Step, gap_of, is_told, measure_ladder, parts_of_gap
+from teachclip.diagnosis.order import clause_order, frame_order_steps
 from teachclip.diagnosis.report import diagnosis_page, terminal_text
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.models.families import family_of
@@ -141,7 +143,8 @@ def measure_diagnosis(
         raise RecipeError(f"{source} has a backbone of {family}, but student.backbone of the recipe is {expected}")
     split, blocks = work.split(split_name), build.build_blocks(recipe)
     split.require_captions("a diagnosis is of captions")
-    features, student_scores = student_features(work, student, split, blocks)
+    encoded = encoder_tokens(work, student, split, blocks.batch_size)
+    features, student_scores = student_features(student, encoded, split, blocks)
     zero_shot = zero_shot_scores(work, split, blocks)
     tokens = encode(work, teacher, split, blocks.batch_size)
     if not processes.is_main:
@@ -155,6 +158,12 @@ def measure_diagnosis(
     has_adapters = bool(student.config.adapters)
     report |= _gap(features, frames, student_scores, teacher_scores, has_adapters=has_adapters)
     report["agreement"] = measure_agreement(features, frames, student_scores, teacher_scores)
+    report["order"] = {
+        "frames": [
+            _as_json(step) for step in frame_order_steps(student, features.texts, encoded[1], split.caption_videos)
+        ],
+        "clauses": clause_order(work, student, split, features.vectors),
+    }
     report["frames"] = _weight_by_kind(work, split, features, frames)
     rows = worst_captions(student_scores.ranks.t2v, teacher_scores.ranks.t2v, split.caption_videos, worst)
     report["worst"], images = _worst_queries(work, split, rows, features, frames, (student_scores, teacher_scores))
@@ -168,10 +177,12 @@ def _gap(
     log("measuring the steps from student to teacher")
     metrics = [scores.metrics()["t2v"] for scores in (student, teacher)]
     steps, comparisons = measure_ladder(features, frames, *metrics)
+    control = next((step for step in comparisons if step.name == "control"), None)
     notes = [] if frames is not None else [NO_FRAME_RELEVANCE]
     notes += [ADAPTER_NOTE] if has_adapters else []
     return {
         "cross_fitted": can_cross_fit(features.caption_videos),
+        "better_vector_told": is_told(control, metrics[0]) if control else False,
         "ladder": [_as_json(step) for step in steps],
         "parts": parts_of_gap(steps),
         "gap": gap_of(steps),

@@ -127,14 +127,23 @@ def zero_shot_scores(work: Workspace, split: Split, blocks: Blocks) -> Scores:
     return score_all(scorer, *encode(work, scorer, split, blocks.batch_size), split.caption_videos, blocks)
 
 
+def encoder_tokens(work: Workspace, student: StudentModel, split: Split, batch_size: int) -> tuple[Tokens, Tokens]:
+    """Return what a student's encoders give of a split's captions and videos."""
+    student.to(work.device).eval()
+    return encode(work, EncoderFeatures(student.backbone), split, batch_size)
+
+
 @torch.no_grad()
-def student_features(work: Workspace, student: StudentModel, split: Split, blocks: Blocks) -> tuple[Features, Scores]:
-    """Return a student's features of a split and its scores. The encoders run once.
+def student_features(
+    student: StudentModel, tokens: tuple[Tokens, Tokens], split: Split, blocks: Blocks
+) -> tuple[Features, Scores]:
+    """Return a student's features of a split and its scores.
+
+    `tokens`: of the split's captions and videos, what the student's encoders give.
 
     Raises CheckpointError if the student's video embedding is not the weighted sum of its frames.
     """
-    student.to(work.device).eval()
-    texts, videos = encode(work, EncoderFeatures(student.backbone), split, blocks.batch_size)
+    texts, videos = tokens
     encoder_frames, mask = videos["frame_features"], videos["frame_mask"].bool()
     text_tokens = student.texts_from_features(texts["features"])
     parts = []
@@ -160,7 +169,7 @@ def student_features(work: Workspace, student: StudentModel, split: Split, block
         weights=weights,
         vectors=vectors,
         scale=float(log_scale(student.backbone).exp()),
-        caption_videos=torch.from_numpy(split.caption_videos).to(work.device),
+        caption_videos=torch.from_numpy(split.caption_videos).to(vectors.device),
         adapter=adapter,
     )
     return features, score_all(student, text_tokens, {"embeds": vectors}, split.caption_videos, blocks)

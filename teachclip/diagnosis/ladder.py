@@ -10,11 +10,13 @@ If videos have several captions, what is made for a video from captions is measu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from teachclip.diagnosis.alternatives import (
@@ -118,17 +120,30 @@ def measure_ladder(
         comparisons = [*_comparisons(features, teacher, cross_fitted=False), *conditioned[len(complete) :]]
         return Ladder([first, *complete, last], comparisons)
     middle = [] if teacher is None else frame_selection_steps(features, teacher.relevance, cross_fitted=True)
-    best = best_step([first, *middle, *fitted_steps(features, cross_fitted=True)])
+    fitted, control = fitted_steps(features, cross_fitted=True), control_step(features)
+    told = is_told(control, student_metrics)
+    best = best_step([first, *middle, *(fitted if told else [])])
+    among = ", and of vectors fitted to other captions of the video, at two temperatures" if told else ""
     description = (
         "The best single vector per video that was found, with the text encoder fixed: the highest R@1 of the steps "
-        "above and of vectors fitted to other captions of the video, at two temperatures. It was: "
-        f"{best.label}. {best.description}"
+        f"above{among}. It was: {best.label}. {best.description}"
     )
+    if not told:
+        description += (
+            " How much a better vector would gain cannot be told: captions of one video are so alike that vectors "
+            f"fitted to them without any video reach {control.metrics['recall_at_1']:.1f} R@1, no less than the "
+            "student."
+        )
     middle.append(Step("one_vector", "best single vector", description, best.metrics, "a better vector"))
     description = "The teacher as it is. The part is what it finds and the best single vector per video does not."
     last = Step("teacher", "teacher", description, teacher_metrics, "beyond one vector")
-    comparisons = [*_comparisons(features, teacher, cross_fitted=True), *conditioned]
+    comparisons = [*_comparisons(features, teacher, cross_fitted=True), *conditioned, *fitted, control]
     return Ladder([first, *middle, last], comparisons)
+
+
+def is_told(control: Step, student_metrics: Mapping[str, float]) -> bool:
+    """Whether fitted vectors say what one vector can hold: captions alone must find less than the student."""
+    return control.metrics["recall_at_1"] < student_metrics["recall_at_1"]
 
 
 def _comparisons(features: Features, teacher: FrameTeacher | None, *, cross_fitted: bool) -> list[Step]:
@@ -290,6 +305,21 @@ def conditioned_steps(features: Features, teacher: FrameTeacher, *, max_pairs: i
         )
         for name, part in zip(variants, ("frame selection per caption", TEMPORAL), strict=False)
     ]
+
+
+def control_step(features: Features) -> Step:
+    """Return the result of vectors that are fitted as those of `fitted_steps` are, but know no video.
+
+    All start from the mean of the student's vectors. What they find is what a video's captions say of each other.
+    """
+    start = F.normalize(features.vectors.mean(dim=0, keepdim=True), dim=-1).expand_as(features.vectors)
+    known = replace(features, vectors=start)
+    best = best_step(fitted_steps(known, cross_fitted=True))
+    description = (
+        "A control: vectors fitted to other captions of the video as above, all from one start, so that nothing of "
+        "any video is in them. A fitted vector is worth no more than what it finds beyond this."
+    )
+    return Step("control", "fitted vectors that know no video", description, best.metrics)
 
 
 def fitted_steps(features: Features, *, cross_fitted: bool, factors: Sequence[float] = SCALE_FACTORS) -> list[Step]:

@@ -20,7 +20,10 @@ SEVERAL_VECTORS = ("closest_frame", "closest_selected", "text_conditioned")
 
 
 def diagnosis_tables(report: Mapping[str, Any]) -> dict[str, Table]:
-    """Return the tables by name: `ladder`, `comparisons`, `retrieval`, `agreement` and, for Shapes data, `frames`."""
+    """Return the tables by name: `ladder`, `comparisons`, `retrieval`, `agreement`, `order`.
+
+    For Shapes data also `frames`.
+    """
     parts = {part["step"]: part for part in report["parts"]}
     ladder = [[*_recalls(step), *_part(parts.get(step["label"]))] for step in report["ladder"]]
     gap = [f"{report['gap'][name]:+.1f}" for name in RECALLS]
@@ -42,6 +45,10 @@ def diagnosis_tables(report: Mapping[str, Any]) -> dict[str, Table]:
         "comparisons": Table("For comparison, text to video", ["with", *NAMES], comparisons),
         "agreement": Table("Agreement with the teacher", ["measure", "value"], agreement),
     }
+    if report.get("order"):
+        student = {"label": "student as it is", **report["models"]["student"]["t2v"]}
+        rows = [_recalls(step) for step in (student, *report["order"]["frames"])]
+        tables["order"] = Table("Order of events, text to video", ["with", *NAMES], rows)
     if report["frames"]:
         kinds = list(next(iter(report["frames"].values())))
         rows = [
@@ -88,6 +95,18 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
             f"Several vectors per video with the same features would give {highest['recall_at_1']:.1f} R@1 "
             f"({highest['label']}), {difference:+.1f} against the best single vector."
         )
+    if report["cross_fitted"] and not report.get("better_vector_told", True):
+        lines.append(
+            "How much a better vector would gain cannot be told here: the captions of a video are so alike that "
+            "vectors fitted to them find as much as the student without any video, so fitted vectors are no part of "
+            "the gap."
+        )
+    clauses = report.get("order", {}).get("clauses", {"captions": 0})
+    if clauses["captions"]:
+        lines.append(
+            f"Of {clauses['captions']} captions that tell an order of two clauses, the student prefers "
+            f"{clauses['preferred']:.0f} % to the same caption with its clauses swapped; 50 % is chance."
+        )
     error = 50 / report["videos"] ** 0.5
     lines.append(
         f"With {report['videos']} videos an R@1 is uncertain by up to {error:.1f} points (one standard error); "
@@ -117,7 +136,7 @@ def diagnosis_page(report: Mapping[str, Any], images: Sequence[Mapping[str, Sequ
         title=f"Diagnosis of {report['recipe']}",
         subtitle=subtitle(report),
         notes=[*verdicts(report), *report["notes"]],
-        tables={"frames": None, **diagnosis_tables(report)},
+        tables={"frames": None, "order": None, **diagnosis_tables(report)},
         ladder=report["ladder"],
         comparisons=report["comparisons"],
         agreement=report["agreement"],

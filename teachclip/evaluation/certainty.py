@@ -15,6 +15,8 @@ from teachclip.evaluation.retrieval import Ranks
 SAMPLES = 2000
 """Draws of a bootstrap: its 2.5 % ends rest on the 50 outermost."""
 LEVEL = 0.95
+FEW_VIDEOS = 50
+"""With fewer videos a recall has so wide an interval that it tells hardly any two models apart."""
 _AT_ONCE = 2**22
 
 

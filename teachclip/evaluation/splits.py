@@ -15,6 +15,7 @@ import torch
 from teachclip.data.annotations.records import Split
 from teachclip.evaluation.certainty import certainty
 from teachclip.evaluation.cost import COST_RUNS, search_cost
+from teachclip.evaluation.post_processing import PostProcessing, post_processed
 from teachclip.evaluation.reranking import Again, Reranking, again_by_inputs, again_by_tokens, reranked
 from teachclip.evaluation.retrieval import Ranks, metrics_of, retrieval_ranks
 from teachclip.processes import Processes
@@ -49,14 +50,16 @@ def evaluate_split(
     *,
     final: bool = False,
     reranking: Reranking | None = None,
+    post: PostProcessing | None = None,
     keep_ranks: Callable[[Ranks], object] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return the `t2v` and `v2t` metrics, `sum_of_recalls`, the numbers of `videos` and `captions`.
 
     With `final`, for a result that is reported, also `cost`, as `search_cost` returns it, and what `certainty`
-    returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. `keep_ranks` gets
-    the ranks. All processes encode their share and return the same numbers.
+    returns. With `reranking`, also `reranked`, the name of the teacher and what `reranked` returns. With `post`, also
+    `post_processed`, see there. `keep_ranks` gets the ranks. All processes encode their share and return the same
+    numbers.
     """
     encode = functools.partial(
         encode_split,
@@ -87,18 +90,18 @@ def evaluate_split(
         metrics |= certainty(ranks, split)
     if reranking is not None:
         again = _again(reranking, encode, blocks.batch_size, device)
-        by_depth = reranked(
-            scorer,
-            texts,
-            videos,
-            reranking.depths,
-            again,
-            split.caption_videos,
-            cost_runs=PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS,
-            progress=progress,
-        )
+        owners, runs = split.caption_videos, _cost_runs(reranking)
+        by_depth = reranked(scorer, texts, videos, reranking.depths, again, owners, cost_runs=runs, progress=progress)
         metrics["reranked"] = {"by": reranking.name, "depths": by_depth}
+    if post is not None:
+        metrics["post_processed"] = post_processed(
+            scorer, texts, videos, split.caption_videos, post, block=blocks.text_block, device=device
+        )
     return metrics
+
+
+def _cost_runs(reranking: Reranking) -> int:
+    return PAIR_COST_RUNS if isinstance(reranking.teacher, PairScorer) else COST_RUNS
 
 
 def _again(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from teachclip.errors import CheckpointError, DataError
@@ -182,10 +182,11 @@ def clamp_scale(backbone: Any) -> None:
         backbone.logit_scale.clamp_(max=math.log(MAX_SCALE))
 
 
-def input_parameters(backbone: nn.Module) -> list[str]:
+def input_parameters(backbone: PreTrainedModel) -> list[str]:
     """Return the names of the parameters that turn tokens and pixels into the inputs of the first layers.
 
     For CLIP these are what the published runs freeze: token, position, class and patch embeddings and the norm before
     the vision layers. The other families have the same under `embeddings`; ALIGN's unused pooler is added.
     """
-    return [name for name, _ in backbone.named_parameters() if name.startswith(_INPUTS)]
+    inputs = _INPUTS if backbone.config.model_type == "align" else _INPUTS[:-1]
+    return [name for name, _ in backbone.named_parameters() if name.startswith(inputs)]

@@ -35,8 +35,13 @@ FAMILIES = {
     "align": Family("ALIGN", "masked"),
     "altclip": Family("AltCLIP", "masked", offset=2),  # RoBERTa counts positions from the padding token's id on
     "chinese_clip": Family("Chinese-CLIP", "masked"),
+    "vision-text-dual-encoder": Family("CLIP with another text encoder", "masked"),
 }
 """The families by the `model_type` of their configuration."""
+
+
+COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet")
+"""Text encoders whose first position is that behind the padding token's id."""
 
 
 def family_of(config: PreTrainedConfig, *, source: str = "configuration") -> Family:
@@ -78,7 +83,10 @@ def takes_any_size(config: PreTrainedConfig) -> bool:
 
 def text_positions(config: PreTrainedConfig) -> int:
     """Return the largest number of tokens of a text."""
-    return int(_of(config.text_config, "max_position_embeddings")) - family_of(config).offset
+    text, offset = config.text_config, family_of(config).offset
+    if config.model_type == "vision-text-dual-encoder" and text.model_type in COUNTS_FROM_PADDING:
+        offset = int(_of(text, "pad_token_id")) + 1
+    return int(_of(text, "max_position_embeddings")) - offset
 
 
 def vocabulary_size(config: PreTrainedConfig) -> int:

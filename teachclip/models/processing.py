@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -68,7 +67,7 @@ class StudentProcessor(ProcessorMixin):
         if frame_sampling is None:
             frame_sampling = FrameSampling("per_second", 12)
         self.frame_sampling: dict[str, Any] = (
-            asdict(frame_sampling) if isinstance(frame_sampling, FrameSampling) else dict(frame_sampling)
+            frame_sampling.describe() if isinstance(frame_sampling, FrameSampling) else dict(frame_sampling)
         )
         self.size = size
         self.mean = list(mean)

@@ -58,7 +58,13 @@ def build_catalog(recipe: Recipe) -> Catalog:
 def build_frame_sampling(recipe: Recipe) -> FrameSampling:
     """Return the frame sampling."""
     frames = recipe.frames
-    return FrameSampling(frames.sampling, frames.count, rate=frames.rate, augmentation_seed=frames.augmentation_seed)
+    return FrameSampling(
+        frames.sampling,
+        frames.count,
+        rate=frames.rate,
+        augmentation_seed=frames.augmentation_seed,
+        keyframes=frames.keyframes,
+    )
 
 
 def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:
@@ -187,7 +193,9 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
     return build_optimizer(section.name, groups)
 
 
-def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int) -> Schedule:
+def build_schedule(
+    train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int, select_last: bool = False
+) -> Schedule:
     """Return the lengths of a run in steps."""
     steps = train.steps or train.epochs * batches_per_epoch
     evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
@@ -202,6 +210,7 @@ def build_schedule(train: Any, optimizer: Optimizer, *, batches_per_epoch: int, 
         workers=train.workers,
         seed=seed,
         chunk_size=train.chunk_size,
+        select_last=select_last,
     )
 
 
@@ -224,6 +233,8 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
     for entry in values["teachers"]:
         del entry["training"], entry["label"]
+        if entry["keep"] is None:
+            del entry["keep"]
     _drop_unused_options(values, recipe)
     new = ("texts", "uncaptioned")  # named only where they are used
     values["data"] = {
@@ -235,7 +246,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         values["evaluation"] = {"precision": recipe.evaluation.precision}
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
-        identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature"})
+        identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature", "keep"})
         if identity["training"] is not None:
             _drop_usual(identity["training"]["train"], "train", Train)
             if identity["training"]["optimizer"]["adapter_lr"] is None:

@@ -10,12 +10,16 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
+from teachclip.evaluation.per_query import PerQuery, per_query
+from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.run_report import write_run_report
+from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
@@ -37,10 +41,13 @@ from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
 
 
-def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def distill(
+    recipe: RecipeSource, overrides: Sequence[str] = (), *, keep_queries: Callable[[PerQuery], object] | None = None
+) -> dict[str, Any]:
     """Run a whole recipe: decode and precompute what is missing, train, select, evaluate, export.
 
     `recipe`: path of a recipe file, its content as a dict, or a `Recipe`; `overrides`: "section.key=value" texts.
+    `keep_queries` gets the results of each query of the test split, where there are captions.
     A run that was interrupted continues when it is called again. Returns the student's results, which are also in
     `output/results.json`; the exported student is in `output/student`. Raises RecipeError, DataError and the other
     errors of `teachclip.errors`.
@@ -54,13 +61,19 @@ def distill(recipe: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, An
     with run.opened():
         if work.processes.is_main:
             write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
-        results = _train(work, unpaired, run, accelerator)
+        results = _train(work, unpaired, run, accelerator, keep_queries)
         work.processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
 
 
-def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Accelerator) -> dict[str, Any]:
+def _train(
+    work: Workspace,
+    unpaired: Unpaired | None,
+    run: Run,
+    accelerator: Accelerator,
+    keep_queries: Callable[[PerQuery], object] | None,
+) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
@@ -72,6 +85,7 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
     speed_up(student, train)
     task, batches = build_training(work, student, unpaired)
     start_trackers(accelerator, recipe)
+    last = selects_last(work.selection_split())
     progress = fit(
         task,
         build.build_optimizer_for(student, recipe.optimizer),
@@ -79,12 +93,17 @@ def _train(work: Workspace, unpaired: Unpaired | None, run: Run, accelerator: Ac
         accelerator,
         run,
         build.build_schedule(
-            train, recipe.optimizer, batches_per_epoch=batches.sampler.batches_per_epoch, seed=recipe.seed
+            train,
+            recipe.optimizer,
+            batches_per_epoch=batches.sampler.batches_per_epoch,
+            seed=recipe.seed,
+            select_last=last,
         ),
         select,
     )
     task.load_state_dict(run.best_weights())
-    results = _measure(work, student, select, progress.best_step)
+    chosen = {"selected_by": LAST_STEP} if last and progress.best_step == progress.step else {}
+    results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
     track_results(accelerator, results, progress.step)
     if work.processes.is_main:
         _export(work, student, results)
@@ -127,27 +146,44 @@ def build_training(
 
 
 def _evaluation(
-    work: Workspace, student: FeatureScorer, split_name: str, *, final: bool = False
+    work: Workspace,
+    student: FeatureScorer,
+    split_name: str,
+    *,
+    final: bool = False,
+    keep_ranks: Callable[[Ranks], object] | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that evaluates the student as it is then on a split, or on the selection split."""
     split = work.selection_split() if split_name == "selection" else work.split(split_name)
     inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
     choices = [] if split.is_paired else teacher_choices(work, split)
-    return lambda: evaluate_any(work, student, inputs, split, choices, final=final)
+    options: dict[str, Any] = {"final": final} | ({"keep_ranks": keep_ranks} if keep_ranks else {})
+    return lambda: evaluate_any(work, student, inputs, split, choices, **options)
 
 
 def _measure(
-    work: Workspace, student: StudentModel, select: Callable[[], dict[str, Any]], best_step: int
+    work: Workspace,
+    student: StudentModel,
+    select: Callable[[], dict[str, Any]],
+    keep_queries: Callable[[PerQuery], object] | None,
+    **chosen: Any,
 ) -> dict[str, Any]:
-    """Scale the pooling temperature if the recipe says so, and return the results of the trained student."""
+    """Scale the pooling temperature if the recipe says so, and return the results of the trained student.
+
+    `chosen`: what the results say of its checkpoint.
+    """
     student.float()  # what is measured here is what is exported, whatever `clip_weights` was
-    results: dict[str, Any] = work.stamp(model="student", step=best_step)
+    results: dict[str, Any] = work.stamp(model="student", **chosen)
     factors = work.recipe.student.temperature_scaling
     if factors:
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
         if split is not None:
-            results[name] = _evaluation(work, student, name, final=True)()
+            kept: list[Ranks] = []
+            keep = kept.append if name == "test" and keep_queries and split.is_paired else None
+            results[name] = _evaluation(work, student, name, final=True, keep_ranks=keep)()
+            if kept and keep_queries:
+                keep_queries(per_query(kept[0], split))
     last = "test" if "test" in results else "validation"
     if last in results:  # what the student is compared with in its card
         results["zero_shot"] = {last: _evaluation(work, MeanPooling(work.backbone).to(work.device), last)()}
@@ -161,4 +197,5 @@ def _export(work: Workspace, student: StudentModel, results: dict[str, Any]) -> 
     student.processor = work.processor
     write_student_folder(student.cpu(), output / "student", results=results, recipe=work.recipe)
     print(results_table([results]), flush=True)
+    write_run_report(work.recipe, results)
     log(f"student: {output / 'student'}  (results in {output / 'results.json'})")

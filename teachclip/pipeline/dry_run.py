@@ -19,6 +19,7 @@ from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
 from teachclip.pipeline.teachers import (
     TeacherHandle,
@@ -111,6 +112,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     device = accelerator.device
     catalog = build.build_catalog(recipe)
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
+    selects_last(build.build_selection(recipe, catalog))
     check_unpaired(recipe)
     backbone = build.build_backbone(recipe)
     processor = build.build_processor(recipe, backbone.config)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from teachclip.errors import RecipeError
-from teachclip.evaluation.per_query import check_writing, per_query, write_per_query
+from teachclip.evaluation.per_query import PerQuery, check_writing, per_query, write_per_query
+from teachclip.evaluation.post_processing import QB_NORM, PostProcessing
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
+from teachclip.models.backbone import logits_of
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
+from teachclip.pipeline.encoders import encoders_of
 from teachclip.pipeline.teachers import TeacherHandle, reranker_section
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
@@ -31,15 +36,20 @@ def evaluate(
     split: str = "test",
     rerank: str | None = None,
     depths: Sequence[int] = DEPTHS,
+    post: Sequence[str] = (),
     queries: str | os.PathLike[str] | None = None,
+    keep_queries: Callable[[PerQuery], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a split of a recipe's data: retrieval in both directions, and its cost.
 
     `recipe`, `overrides`: as of `distill`. `model`: `student` (the exported one of the recipe's run), `zero_shot`
     (mean pooling), a teacher's label, or a student's folder (an ONNX folder too) or file. `rerank`: who orders the
     best videos of each text anew, as many as each of `depths` says: a teacher's label, or the folder or hub id of a
-    CrossEncoder. `queries`: a Parquet file for the rank and the score of each query, for `compare`. Returns the
-    results. Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
+    CrossEncoder. `post`: kinds of post-processing that are measured besides, of `post_processing.KINDS`; the queries
+    of QB-Norm's bank are the training captions. `queries`: a Parquet file for the rank and the score of each query,
+    for `compare`; `keep_queries` gets the same in memory. Returns the results.
+
+    Raises RecipeError for an unknown model or teacher, DataError for a split that the data does not have.
     """
     recipe = load_recipe(recipe, overrides)
     if queries is not None:
@@ -65,9 +75,14 @@ def evaluate(
         reranking = Reranking(rerank, teacher, work.inputs_for(teacher, videos), depths)
     kept: list[Ranks] = []
     captioned: dict[str, Any] = {"final": True, "reranking": reranking, "keep_ranks": kept.append}
+    if post:
+        videos.require_captions("--post measures what post-processing gains")
+        captioned["post"] = _post_processing(work, scorer, post)
     options = captioned if videos.is_paired else {}
     choices = [] if videos.is_paired else teacher_choices(work, videos)
     results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
+    if keep_queries is not None and kept:
+        keep_queries(per_query(kept[0], videos))
     if queries is not None and processes.is_main:
         videos.require_captions("results per query are of captions")
         write_per_query(Path(queries), per_query(kept[0], videos))
@@ -97,6 +112,18 @@ def _scorer(work: Workspace, model: str) -> Any:
     if scorer.processor is not None:  # another backbone reads other tokens and pixels
         scorer.preprocessing = scorer.processor.preprocessing
     return scorer
+
+
+@torch.no_grad()
+def _post_processing(work: Workspace, scorer: Any, kinds: Sequence[str]) -> PostProcessing:
+    """Return what post-processing needs: training captions as a bank, and how the scorer's logits are made."""
+    encoders = encoders_of(scorer)
+    scale, bias = 1.0, 0.0
+    if encoders is not None:
+        bias = float(logits_of(encoders, torch.zeros(())))
+        scale = float(logits_of(encoders, torch.ones(()))) - bias
+    bank = work.inputs_for(scorer, work.catalog.train) if QB_NORM in kinds else None
+    return PostProcessing(tuple(kinds), bank, scale, bias)
 
 
 def _teacher(handle: TeacherHandle, option: str) -> Any:

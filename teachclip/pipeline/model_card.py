@@ -33,7 +33,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         options=_options(recipe, results),
         frames=recipe.frames.count,
         sampling=recipe.frames.sampling,
-        selected=results.get("selected_on", "validation"),
+        selected=_selection(results),
         seed=results.get("seed", recipe.seed),
         table="\n".join(_table(results)),
     )
@@ -127,6 +127,14 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     return "".join(f"; {text}" for text in found)
 
 
+def _selection(results: Mapping[str, Any]) -> str:
+    """Say how the checkpoint and the pooling temperature were chosen."""
+    split = results.get("selected_on", "validation")
+    if results.get("selected_by") != "last step":
+        return f", and pooling temperature if scaled, selected on: {split}"
+    return f": the last step, as {split} has too few videos to select on; pooling temperature if scaled chosen on it"
+
+
 def _table(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the table of results: the student, its backbone alone, and a random order."""
     yield "| model | split | direction | queries | among | " + " | ".join(COLUMNS.values()) + " |"
@@ -170,7 +178,7 @@ A video is one vector, a query is one vector, and their dot product is the score
 - Backbone: {backbone}; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
 - Licence of {license}
 - Frames: {frames} per video, sampling `{sampling}`
-- Checkpoint, and pooling temperature if scaled, selected on: {selected}; one training run, seed {seed}
+- Checkpoint{selected}; one training run, seed {seed}
 
 ## Use
 

@@ -9,6 +9,7 @@ import torch
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Split
+from teachclip.errors import RecipeError
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.relevance import stored_tokens, teacher_relevance, teaches_by_tokens
@@ -17,9 +18,11 @@ from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
 from teachclip.scoring.inputs import Inputs, PixelInputs, TokenInputs
-from teachclip.training.batches import StoredRelevance
+from teachclip.scoring.top_relevance import TopRelevance
+from teachclip.training.batches import RelevanceStore, StoredRelevance
 from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
 from teachclip.training.task import DistillationTask, OnlineTeacher
 
@@ -59,9 +62,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.weights.append(section.weight)
             continue
         if is_stored(recipe, handle) and teaches_by_tokens(work, handle):
-            log(
-                f"{handle.label}: its relevance would be larger than teaching.max_gb, it scores stored tokens instead"
-            )
+            log(f"{handle.label}: its relevance would exceed teaching.max_gb, it scores stored tokens instead")
             prefix = f"tokens{len(found.extras)}."
             found.extras[prefix] = TokenInputs(*stored_tokens(work, handle, split))
             found.online.append(
@@ -70,7 +71,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             continue
         if is_stored(recipe, handle):
             relevance = StoredRelevance.build(
-                teacher_relevance(work, handle),
+                _kept(teacher_relevance(work, handle), section, split, work.views),
                 split,
                 targets=recipe.losses.frame_text.targets,
                 frame_temperature=section.frame_temperature,
@@ -85,6 +86,15 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.extras[prefix] = known[prefix]
     found.log_frame_relevance(recipe)
     return found
+
+
+def _kept(store: RelevanceStore, section: TeacherSection, split: Split, views: int) -> RelevanceStore:
+    """Return stored relevance, or what a recipe keeps of it. Raises RecipeError for several views of a video."""
+    if section.keep is None:
+        return store
+    if views > 1:
+        raise RecipeError(f"teachers.{section.label}.keep needs frames.temporal_augmentation: 1, got {views}")
+    return TopRelevance.of(store, split.caption_videos, section.keep)
 
 
 def build_task(

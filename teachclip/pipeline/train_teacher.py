@@ -17,6 +17,7 @@ from teachclip.models.clip import load_clip
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights, speed_up
 from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.teachers import new_teacher
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
@@ -83,6 +84,8 @@ def _train(
 ) -> None:
     """Train and select the teacher, and write its checkpoint."""
     model, batches, select = _build_training(work, section, training)
+    selection = work.selection_split()
+    last = selects_last(selection)
     accelerator.init_trackers(work.recipe.name)
     progress = fit(
         TeacherTask(model),
@@ -95,14 +98,15 @@ def _train(
             training.optimizer,
             batches_per_epoch=batches.sampler.batches_per_epoch,
             seed=training.seed,
+            select_last=last,
         ),
         select,
     )
     TeacherTask(model.cpu()).load_state_dict(run.best_weights())
     if work.processes.is_main:
         save_checkpoint(model.float().checkpoint(), checkpoint)
-        selection = work.selection_split().name
-        log(f"teacher: {section.checkpoint} (step {progress.best_step}, chosen on {selection})")
+        chosen = LAST_STEP if last and progress.best_step == progress.step else f"chosen on {selection.name}"
+        log(f"teacher: {section.checkpoint} (step {progress.best_step}, {chosen})")
 
 
 def _prepare(

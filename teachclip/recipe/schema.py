@@ -26,6 +26,9 @@ class Frames(Section):
     rate: Count = Field(
         1, description="per_second: frames a second; clip2video: keep every N-th frame of a 5 fps stream"
     )
+    keyframes: bool = Field(
+        False, description="in place of each frame the nearest keyframe: faster to decode where frames are large"
+    )
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     temporal_augmentation: Count = Field(
         1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"
@@ -185,6 +188,11 @@ class Teacher(Section):
     weight: Positive = Field(1.0, description="share of this teacher in the mean over teachers")
     frame_temperature: Positive = Field(
         1.0, description="frame relevance q becomes q^(1/T) / sum: above 1 flatter, below sharper; 1: as published"
+    )
+    keep: Count | None = Field(
+        None,
+        description="of its stored relevance, only the best videos of each text, as a shortlist of this length would "
+        "keep; null: all. To measure what a shortlist loses",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="options of load_teacher, such as mask_padding")
     training: TeacherTraining | None = Field(None, description="how to train it, where you have no checkpoint")

@@ -190,6 +190,42 @@ def _computing(side: Mapping[str, float]) -> float:
     return 1 - side["wait_share"] - side["optimizer_share"]
 
 
+def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the lines of a run's `log.jsonl` over its steps into a PNG file: losses, validation R@1, rates."""
+    steps = [line for line in lines if "loss" in line]
+    rates = sorted({name for line in steps for name in line if name.startswith("lr.")})
+    terms = dict.fromkeys(name for line in steps for name in line if name not in {*rates, "step", *_NO_LOSSES})
+    checks = [(line["step"], line["validation"]["t2v"]["recall_at_1"]) for line in lines if "validation" in line]
+    figure = _figure(11.0, 3.4)
+    losses, recall, rate = figure.subplots(1, 3)
+    _curves(losses, steps, list(terms))
+    if checks:
+        recall.plot(*zip(*checks, strict=True), "o-", ms=4, lw=1.4, color=PALETTE[2])
+    _curves(rate, steps, rates)
+    for axes, title in ((losses, "losses"), (recall, "R@1 on the selection split, %"), (rate, "learning rates")):
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+        axes.set_xlabel("step", color=SOFT)
+        axes.grid(axis="y", color="#e4e6ea", zorder=0)
+        _plain(axes)
+    _save(figure, path)
+
+
+_NO_LOSSES = ("grad_norm", "skipped")
+
+
+def _curves(axes: Any, steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Draw numbers of the steps by name; on a logarithmic axis, unless one is negative."""
+    values = [line[name] for line in steps for name in names if name in line]
+    for index, name in enumerate(names):
+        drawn = [(line["step"], line[name]) for line in steps if name in line]
+        colour = PALETTE[-1 - index % len(PALETTE)]
+        axes.plot(*zip(*drawn, strict=True), lw=1.4, color=colour, label=name.removeprefix("lr."))
+    if values:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    if values and min(values) >= 0 and max(values) > 0:
+        axes.set_yscale("log", nonpositive="mask")
+
+
 def model_colours(report: Mapping[str, Any]) -> dict[str, str]:
     """Return the colour of every model's label, the same in all figures."""
     return {model["label"]: PALETTE[index % len(PALETTE)] for index, model in enumerate(report["models"])}

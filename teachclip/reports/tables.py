@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from teachclip.console import visible
+from teachclip.evaluation.certainty import FEW_VIDEOS
 from teachclip.evaluation.comparison import Difference
 from teachclip.evaluation.intervals import spread
 
@@ -21,8 +22,6 @@ COLUMNS = {
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 SPREAD = " ± "
 """Between a mean and its standard deviation in a cell."""
-FEW_VIDEOS = 50
-"""Below, a recall has an interval so wide that the table says it."""
 _NUMERIC = "+-0123456789["
 
 
@@ -57,8 +56,14 @@ def interval_cell(item: Mapping[str, Any]) -> str:
 
 
 def difference_cell(item: Mapping[str, Any]) -> str:
-    """Return a paired difference: `mean`, interval, and of how many `values` the `wins` are above zero."""
+    """Return a paired difference: `mean`, interval, and of how many `values` the `wins` are above zero.
+
+    Behind it, where it is known, the interval over `videos`.
+    """
     wins = f"{item['wins']}/{len(item['values'])}"
+    if item.get("videos") is not None:
+        low, high = item["videos"]
+        wins += f"; videos [{low:+.1f}, {high:+.1f}]"
     if item["low"] is None:
         return f"{item['mean']:+.1f} ({wins})"
     return f"{item['mean']:+.1f} {interval_cell(item)} {wins}"
@@ -164,11 +169,29 @@ def reranking_table(result: Mapping[str, Any], split: str) -> str:
     return markdown_table(Table("", header, [student, *rows]))
 
 
+def post_processing_table(result: Mapping[str, Any], split: str) -> str:
+    """Return a Markdown table of retrieval with scores that were post-processed; a row says by what."""
+    rows = [
+        (
+            f"{markdown_text(str(result['model']))} + {item['name']}"
+            + (f" (bank of {item['bank']:,} texts, {item['normalised']:.0f} % of queries)" if "bank" in item else ""),
+            DIRECTIONS[direction],
+            *(f"{item[direction][name]:.1f}" for name in COLUMNS),
+        )
+        for item in result[split]["post_processed"]
+        for direction in DIRECTIONS
+        if direction in item
+    ]
+    return markdown_table(Table("", ("post-processed", "direction", *COLUMNS.values()), rows))
+
+
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = [note for result in results for note in _certainty_notes(result)]
     if any(result.get("selected_on") == "test" for result in results):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    for split in _distinct(r["selected_on"] for r in results if r.get("selected_by") == "last step"):
+        notes.append(f"The last step was kept, not the best: {split} has fewer than {FEW_VIDEOS} videos.")
     for split, found, before in _agreements(results):
         labels = ", ".join(found["agreement_with"])
         notes.append(

@@ -27,19 +27,20 @@ from typing import Any
 
 from tqdm import tqdm
 
+from teachclip.data.video.writing import ENCODER
+from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
 from teachclip.errors import DataError
 from teachclip.shapes import pretraining
 from teachclip.shapes.captions import Phrase, oracle_recall_at_1, test_caption, training_caption
 from teachclip.shapes.presets import Preset, find_preset, preset_settings
-from teachclip.shapes.rendering import ENCODER, write_video
+from teachclip.shapes.rendering import write_video
 from teachclip.shapes.scenes import FRAME_RATE, SHAPES, Purpose, Shot, events_of, sample_video, stream
-from teachclip.store.files import LOCK, explain_failed_write, locked_folder, read_json, write_atomic
-from teachclip.store.fingerprint import describe_difference, fingerprint_of
+from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
 
 TEST_CAPTIONS = 5
 VIDEO_BYTES = 25_000
 """Approximate size of one file, for the message when the disk is full."""
-MANIFEST, PARTIAL_MANIFEST, CLIP_RECORD = "manifest.json", "manifest.partial.json", "pretraining.json"
+CLIP_RECORD = "pretraining.json"
 VERSION = 2
 CLIP_FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", CLIP_RECORD)
 ANNOTATION_FILES = ("annotations.json", "train.csv", "test.csv", "test_full.csv", "truth.json")
@@ -120,12 +121,12 @@ def make_shapes(
     root = Path(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _check_folder(root, settings)  # before the lock, which leaves a file in the folder
+        check_folder(root, settings, "Shapes")  # before the lock, which leaves a file in the folder
         with locked_folder(root):
-            _check_folder(root, settings)
+            check_folder(root, settings, "Shapes")
             if (root / MANIFEST).exists() and _is_complete(root, dataset):
                 return False
-            _write_partial_manifest(root, settings)
+            begin(root, settings)
             write_dataset(root, dataset, workers=workers, progress=progress)
             if not _has_clip(root / "clip"):
                 _make_clip(root / "clip", clip, clip_from, progress)
@@ -160,7 +161,7 @@ def write_dataset(folder: Path, settings: ShapesSettings, *, workers: int = 2, p
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
-    return _read_record(folder / MANIFEST)
+    return read_record(folder / MANIFEST, "Shapes")
 
 
 def video_id(index: int) -> str:
@@ -187,9 +188,9 @@ def annotation_files(settings: ShapesSettings) -> dict[str, bytes]:
     rows = [(f"ret{n}", f"shapes{i}", video_id(i), captions[i][0].text) for n, i in enumerate(test)]
     return {
         "annotations.json": _json(_annotations(settings, events, captions)),
-        "train.csv": _csv(["video_id"], [(video_id(i),) for i in range(settings.train_videos)]),
-        "test.csv": _csv(["key", "vid_key", "video_id", "sentence"], rows),
-        "test_full.csv": _csv(["video_id"], [(video_id(i),) for i in test]),
+        "train.csv": table_bytes(["video_id"], [(video_id(i),) for i in range(settings.train_videos)]),
+        "test.csv": table_bytes(["key", "vid_key", "video_id", "sentence"], rows),
+        "test_full.csv": table_bytes(["video_id"], [(video_id(i),) for i in test]),
         "truth.json": _json(_truth(settings, videos, oracle_recall_at_1([events[i] for i in test], queries))),
     }
 
@@ -258,40 +259,6 @@ def _write_videos(
             pool.shutdown(cancel_futures=True)
 
 
-def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise DataError unless `folder` is empty or was begun with the same settings."""
-    for name in (MANIFEST, PARTIAL_MANIFEST):
-        path = folder / name
-        if not path.exists():
-            continue
-        recorded = _read_record(path)["settings"]
-        if recorded.get("version") != VERSION:
-            raise DataError(
-                f"{folder} has the format {recorded.get('version')} of an older teachclip, expected {VERSION}; "
-                "delete the folder and make the dataset again, which gives the same videos and captions"
-            )
-        difference = describe_difference(recorded, settings)
-        if difference:
-            raise DataError(
-                f"{folder} holds another Shapes dataset ({difference}); choose another folder or delete it"
-            )
-        return
-    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-    if names:
-        raise DataError(f"{folder} holds {', '.join(names[:3])} and no Shapes dataset; choose an empty folder")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-        dict(content["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} cannot be read as a record of a Shapes dataset ({error!r}); delete its folder"
-        ) from error
-    return content
-
-
 def _is_complete(folder: Path, settings: ShapesSettings) -> bool:
     files = [*ANNOTATION_FILES, *(f"videos/{video_id(index)}.mp4" for index in range(settings.videos))]
     return all((folder / name).exists() for name in files) and _has_clip(folder / "clip")
@@ -304,7 +271,7 @@ def _has_clip(folder: Path) -> bool:
 def _clip_record(folder: Path) -> dict[str, Any]:
     if not _has_clip(folder):
         raise DataError(f"{folder} holds no tiny CLIP to copy; give the folder of a complete Shapes dataset")
-    return _read_record(folder / CLIP_RECORD)
+    return read_record(folder / CLIP_RECORD, "Shapes")
 
 
 def _make_clip(
@@ -324,25 +291,18 @@ def _make_clip(
     os.replace(temporary, folder)
 
 
-def _write_partial_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Record what is being made, and remove the manifest until it is complete."""
-    write_atomic(folder / PARTIAL_MANIFEST, json.dumps({"settings": settings}, indent=1).encode())
-    (folder / MANIFEST).unlink(missing_ok=True)
-
-
 def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     results = {"oracle_recall_at_1": truth["oracle_recall_at_1"], "clip": _clip_record(folder / "clip")["results"]}
-    content = {"settings": settings, "fingerprint": fingerprint_of(settings), "results": results}
-    write_atomic(folder / MANIFEST, json.dumps(content, indent=1).encode())
-    (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
+    complete(folder, settings, results)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+def table_bytes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """Return a CSV file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([header, *rows])

@@ -1,18 +1,16 @@
 """The frames of the Shapes dataset and the mp4 files that hold them.
 
-The same seed gives the same bytes: one random stream per video, an encoder with one thread, no dates in the file.
+The same seed gives the same bytes: one random stream per video, and an encoder that repeats them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
+from teachclip.data.video.writing import encode_mp4
 from teachclip.shapes.presets import DEFAULT, Preset
 from teachclip.shapes.scenes import (
     COLOURS,
@@ -38,17 +36,6 @@ TEXTURE_SPREAD = (4.0, 14.0)
 NOISE_SPREAD = 1.0
 SHOT_JITTER = 1.5
 FRAME_JITTER = 0.5
-ENCODER = {
-    "preset": "veryfast",
-    "crf": "18",
-    "g": "36",
-    "bf": "0",
-    "threads": "1",
-    "flags": "+bitexact",
-    "x264-params": "cpu-independent=1",
-}
-"""Options of libx264. Without the last one and with B-frames, about one file in twenty differs from run to run even
-with one thread."""
 
 
 def _border() -> tuple[np.ndarray, np.ndarray]:
@@ -145,26 +132,7 @@ def render_single_frames(count: int, rng: np.random.Generator, border_share: flo
     return _finish(frames, rng), events
 
 
-def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = FRAME_RATE, options: dict[str, str] = ENCODER) -> None:
-    """Write (frames, height, width, 3) uint8 RGB as h264 (yuv420p) with `rate` frames per second.
-
-    The file appears under its name when complete. `options` are libx264's.
-    """
-    temporary = path.with_name(f"{path.name}.part")
-    with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=rate, options=options)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        video.time_base = Fraction(1, rate)
-        for time, frame in enumerate(frames):
-            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            image.pts = time
-            container.mux(video.encode(image))
-        container.mux(video.encode())
-    os.replace(temporary, path)
-
-
 def write_video(path: Path, seed: int, index: int, preset: Preset = DEFAULT) -> None:
     """Draw and write video number `index` of the dataset of a seed."""
     shots = sample_video(seed, index, preset)
-    encode_mp4(render_shots(shots, stream(Purpose.FRAMES, seed, index), border=preset.border), path)
+    encode_mp4(render_shots(shots, stream(Purpose.FRAMES, seed, index), border=preset.border), path, rate=FRAME_RATE)

@@ -28,6 +28,9 @@ from teachclip.store.files import make_folder, write_atomic
 from teachclip.texts.bank import bank
 from teachclip.texts.names import distinct, texts_of_files
 
+LONG = 300.0
+"""Seconds of a film from which on 12 frames are too few to show its scenes."""
+
 FEW = 50
 """Below this many videos the messages say how little can be expected."""
 
@@ -118,10 +121,23 @@ def _tell(
             f"warning: {len(films.files)} videos are few: the student may be no better than its backbone, and what "
             f"is measured on {choice.held_out} held-out videos says little"
         )
+    if warning := long_films(films):
+        log(warning)
     log(f"recipe:  {out}")
     log(f"next:    teachclip distill {shell_path(out)}")
     if not given:
         log(f"better:  before it, keep the texts that occur here: teachclip texts suggest {shell_path(out)}")
+
+
+def long_films(films: Films) -> str:
+    """Return a warning for films of which a few frames show little; "" for shorter ones."""
+    seconds = 3600 * films.hours / len(films.files)
+    if seconds < LONG:
+        return ""
+    return (
+        f"warning: the films last {_span(seconds)} on average and 12 frames are read of each, so that texts about "
+        "single scenes fit badly; cut them into scenes before training (teachclip index cuts films by itself)"
+    )
 
 
 def _bytes(count: float) -> str:

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
+from teachclip.data.formats import withheld
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.pipeline.build import build_catalog, build_selection
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe
 from teachclip.studies.plan import Plan
-from teachclip.studies.study_file import Variant
+from teachclip.studies.study_file import Settings, Variant
+
+SEED_FILES = ("annotations", "train", "test", "uncaptioned")
+"""Keys of `data` that name files of one Shapes dataset."""
 
 
 def check_plan(plan: Plan) -> None:
@@ -58,7 +62,9 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                 continue
             yield from ((variant.name, problem) for problem in _leaks(plan, recipe))
             yield from ((variant.name, problem) for problem in _measure_problems(plan, recipe))
-            data = recipe.data.model_dump(exclude={"select_on"})
+            yield from ((variant.name, problem) for problem in _untaught(variant, setting, recipe))
+            data = recipe.data.model_dump(exclude={"select_on", "texts", "uncaptioned"})  # but for what teaches
+            data["format"] = (data["format"] or "").removeprefix(withheld.PREFIX)
             test = test or data
             if other := [key for key in data if data[key] != test[key]]:
                 yield (
@@ -81,6 +87,23 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                     )
 
 
+TEACHING = ("losses.video_text.", "losses.frame_text.", "teaching.", "teachers.")
+"""Keys that say how a teacher teaches."""
+
+
+def _untaught(variant: Variant, setting: Settings, recipe: Recipe) -> Iterator[str]:
+    """Yield the keys of teaching that a variant sets or tunes though nobody teaches it.
+
+    A variant that takes its teachers away itself may be like one that says how they teach.
+    """
+    if recipe.teachers:
+        return
+    takes_away = any(text.replace(" ", "") == "teachers=[]" for text in variant.fixed)
+    keys = [text.partition("=")[0] for text in (*setting, *(() if takes_away else variant.fixed))]
+    for key in dict.fromkeys(key for key in keys if key.startswith(TEACHING)):
+        yield f"{key} says how a teacher teaches, but the recipe has no teachers: it changes nothing; remove it"
+
+
 def _baseline_first(plan: Plan) -> list[Variant]:
     return sorted(plan.study.variants, key=lambda variant: variant.name != plan.study.baseline)
 
@@ -90,6 +113,11 @@ def _leaks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     data, more = recipe.data, recipe.losses.frame_sets.videos
     if more is not None and recipe.losses.uses_frame_sets and _overlap(more, data.videos):
         yield f"losses.frame_sets.videos is {more}, which may hold test videos; give a folder of other videos"
+    if data.uncaptioned is not None and plan.tuned and _overlap(data.uncaptioned, data.videos):
+        yield (
+            f"data.uncaptioned is {data.uncaptioned}, which may hold test videos, and trials that choose settings do "
+            "not know which; give every variant one setting and no pooling_factors, or a folder of other videos"
+        )
     if data.select_on == "test":
         yield "data.select_on is test: the checkpoint would be chosen on test; allowed: validation"
     elif plan.shapes is not None and data.validation is None:
@@ -97,7 +125,7 @@ def _leaks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     if plan.shapes is None:
         return
     home = Path(plan.places()["TEACHCLIP_RUNS"])
-    places: dict[str, Path | None] = {f"data.{key}": getattr(data, key) for key in ("annotations", "train", "test")}
+    places: dict[str, Path | None] = {f"data.{key}": getattr(data, key) for key in SEED_FILES}
     places |= {"data.videos": data.videos, "stores": recipe.stores}
     places |= {f"teachers.{t.label}.checkpoint": Path(t.checkpoint) for t in recipe.teachers if t.training}
     for key, path in places.items():

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from teachclip.evaluation.per_query import PerQuery, per_query
+from teachclip.evaluation.retrieval import Ranks
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.student import load_student
 from teachclip.pipeline import build
@@ -32,7 +34,9 @@ from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.shapes.dataset import make_shapes
 from teachclip.shapes.ground_truth import attention_by_kind, event_frames_only, teacher_frames
+from teachclip.store.files import write_atomic
 from teachclip.store.fingerprint import fingerprint_of
+from teachclip.studies.certainty import queries_of
 from teachclip.studies.study_file import Settings
 from teachclip.studies.trials import Trial, code_hash, seed_places
 from teachclip.studies.without_test import without_test
@@ -52,6 +56,8 @@ class ShapesPlan:
     """None: as many as the preset defines; so with those for test."""
     test_videos: int | None
     common: Path
+    texts: tuple[str, ...] = ()
+    """What every seed gets as shapes_texts.txt."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,9 @@ class Prepare(_SeedTrial):
             progress=False,
             **options,
         )
+        if shapes.texts:
+            path = Path(self.places()["TEACHCLIP_RUNS"]) / "shapes_texts.txt"
+            write_atomic(path, "".join(f"{text}\n" for text in shapes.texts).encode())
 
     def _train_teacher(self, recipe: Recipe, section: TeacherSection) -> None:
         """Train a teacher: on Shapes always, with the seed of the dataset; otherwise where there is no checkpoint."""
@@ -196,7 +205,10 @@ class Train(_SeedTrial):
             settings = (*settings, f"data.format={without_test(str(read))}", "data.test=null")
         recipe = recipe_with_stores(self.recipe, settings, self.stores)
         is_whole, started = not output.exists(), time.monotonic()
-        results = distill(recipe)
+        queries: list[PerQuery] = []
+        results = distill(recipe, keep_queries=queries.append)
+        if queries:
+            results["test"]["queries"] = queries_of(queries[0])
         seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
             key: results[key] for key in ("step", "validation", "test", "temperature_scaling") if key in results
@@ -244,7 +256,12 @@ def measure_student(
     measured: dict[str, Any] = {}
     for factor in factors:
         set_pooling_temperature(student, recipe.student.pooling_temperature / factor)
-        metrics = evaluate_split(student, inputs, split, build.build_blocks(recipe), work.device)
+        ranks: list[Ranks] = []
+        metrics = evaluate_split(
+            student, inputs, split, build.build_blocks(recipe), work.device, keep_ranks=ranks.append
+        )
+        if split_name == "test":
+            metrics["queries"] = queries_of(per_query(ranks[0], split))
         measured[f"{factor:g}"] = metrics | (
             {"frames": attention_by_kind(student, work, split)} if frame_probe else {}
         )
@@ -282,8 +299,8 @@ def _measure(recipe: Recipe, *, frame_probe: bool) -> dict[str, Any]:
     handles = open_teachers(recipe, torch.device("cpu"))
     labels = [label for label, handle in handles.items() if not (handle.reads_relevance or handle.scores_shortlist)]
     result: dict[str, Any] = {
-        "zero_shot": evaluate(recipe, model="zero_shot")["test"],
-        "teachers": {label: evaluate(recipe, model=label)["test"] for label in labels},
+        "zero_shot": _with_queries(recipe, "zero_shot"),
+        "teachers": {label: _with_queries(recipe, label) for label in labels},
     }
     if frame_probe:
         work = _workspace(recipe)
@@ -291,6 +308,13 @@ def _measure(recipe: Recipe, *, frame_probe: bool) -> dict[str, Any]:
             result["teachers"][label]["frames"] = teacher_frames(work, label)
         result["event_frames"] = event_frames_only(work)
     return result
+
+
+def _with_queries(recipe: Recipe, model: str) -> dict[str, Any]:
+    """Evaluate a model on test, and keep the rank of each query."""
+    queries: list[PerQuery] = []
+    results: dict[str, Any] = evaluate(recipe, model=model, keep_queries=queries.append)["test"]
+    return results | ({"queries": queries_of(queries[0])} if queries else {})
 
 
 def _trained_parameters(output: Path) -> int:

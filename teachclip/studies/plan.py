@@ -20,9 +20,10 @@ from teachclip.shapes.presets import find_preset
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_stamps
-from teachclip.studies.results import Candidate, choose
+from teachclip.studies.results import Candidate, choose, numbers_of
 from teachclip.studies.study_file import Settings, Study, Variant
 from teachclip.studies.trials import seed_places
+from teachclip.texts.bank import bank, read_grammar
 
 Results = Mapping[str, Mapping[str, Any]]
 Choices = Mapping[str, Mapping[str, Candidate]]
@@ -214,6 +215,17 @@ class Plan:
             for way in self.ways
         }
 
+    def own_numbers(self, variant: Variant) -> dict[str, float]:
+        """Return what a variant has by itself for the keys that some of its settings give numbers, by key."""
+        keys = dict.fromkeys(key for setting in variant.grid for key in numbers_of(setting))
+        recipe = self.load(self.settings(variant, ())).model_dump(mode="json")
+        values = {key: _at(recipe, key) for key in keys}
+        return {
+            key: float(value)
+            for key, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
     def places(self) -> dict[str, str]:
         """Return the environment of the first test seed: where its dataset is, or nothing for own data."""
         return seed_places(self.folder, self.study.test_seeds[0]) if self.shapes else {}
@@ -223,7 +235,8 @@ def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) ->
     """Return the plan of a study.
 
     `recipe`: in place of the one that the study file names, or None. `common`: the Shapes dataset whose CLIP all
-    seeds start from, if the file names none. Raises RecipeError if there is no recipe.
+    seeds start from, if the file names none. Raises RecipeError if there is no recipe, DataError for a grammar that
+    cannot be read.
     """
     recipe = recipe or study.recipe
     if recipe is None:
@@ -233,7 +246,8 @@ def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) ->
         needed = find_preset(section.preset).overrides
         study = replace(study, common=(*needed, *study.common))
         clip_from = Path(section.clip_from) if section.clip_from else common
-        shapes = ShapesPlan(section.preset, section.train_videos, section.test_videos, clip_from)
+        texts = tuple(bank(read_grammar(section.texts))) if section.texts else ()
+        shapes = ShapesPlan(section.preset, section.train_videos, section.test_videos, clip_from, texts)
     return Plan(folder, recipe, study, shapes)
 
 
@@ -281,6 +295,16 @@ def _validation(result: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
     """Return the evaluation of a tuning trial on validation, at a pooling factor where the study tries several."""
     measured: Mapping[str, Any] = result["factors"][f"{factor:g}"] if "factors" in result else result["validation"]
     return measured
+
+
+def _at(values: Any, key: str) -> Any:
+    """Return what a recipe has at a dotted key; None where it has nothing."""
+    for name in key.split("."):
+        try:
+            values = values[int(name)] if isinstance(values, list) else values[name]
+        except (LookupError, ValueError, TypeError):
+            return None
+    return values
 
 
 @cache

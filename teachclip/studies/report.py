@@ -157,9 +157,10 @@ def _section(
     """Return the results of one way of choosing."""
     known = {variant.name: variant for variant in students}
     pairs = [(known[name], known[other]) for name, other in plan.study.pairs]
-    paired = [difference(one, other, metric, interval=interval) for one, other in pairs for metric in COMPARED]
+    options = {"interval": interval, "same_videos": plan.shapes is None}
+    paired = [difference(one, other, metric, **options) for one, other in pairs for metric in COMPARED]
     towards = [
-        difference(student, teacher, metric, interval=interval)
+        difference(student, teacher, metric, **options)
         for student in students
         for teacher in references["teachers"][:1]
         for metric in COMPARED
@@ -168,13 +169,16 @@ def _section(
     title = "Test, mean ± standard deviation over the test seeds"
     tables = [recall_table(title + (f"; {WAYS[way]}" if len(plan.ways) > 1 else ""), shown)]
     with_interval = "mean [95% t interval] wins" if interval else "mean (wins)"
+    if any(item["videos"] for item in paired):
+        with_interval += "; videos [95% bootstrap over the test videos]"
     if paired:
         tables.append(difference_table(f"Paired differences, {with_interval}", paired))
     if towards and not plan.study.teacher_table:
         tables.append(difference_table("Differences from the teacher", towards))
     if any(variant.frames for variant in shown):
         tables.append(frame_table("Attention weight by kind of frame, %", shown))
-    tables.append(choices_table("Chosen on validation", students, _of_way(way, candidates), efforts))
+    own = {variant.name: plan.own_numbers(variant) for variant in plan.study.variants}
+    tables.append(choices_table("Chosen on validation", students, _of_way(way, candidates), efforts, own))
     return {
         "way": way,
         "tables": [_plain(table) for table in tables],

@@ -10,6 +10,7 @@ from typing import Any
 
 from teachclip.evaluation.intervals import Interval, paired_difference
 from teachclip.reports.tables import difference_cell
+from teachclip.studies.certainty import video_interval
 
 METRICS: Mapping[str, tuple[str, ...]] = {
     "R@1": ("t2v", "recall_at_1"),
@@ -88,16 +89,31 @@ def size_warnings(queries: int | None, test_seeds: int) -> list[str]:
     return warnings
 
 
-def difference(variant: VariantRuns, baseline: VariantRuns, metric: str, *, interval: bool = True) -> dict[str, Any]:
+CUTOFFS = {"R@1": 1, "R@5": 5, "R@10": 10}
+
+
+def difference(
+    variant: VariantRuns,
+    baseline: VariantRuns,
+    metric: str,
+    *,
+    interval: bool = True,
+    same_videos: bool = True,
+) -> dict[str, Any]:
     """Return the paired difference of two variants over their common seeds, with its 95% t interval and its wins.
 
-    Without `interval` both ends are None.
+    `videos` is the 95 % interval over the test videos, as `video_interval` returns it, or None where the ranks of
+    queries were not kept; `same_videos`: all seeds are tested on the same ones. Without `interval` all ends are None.
     """
     values, others = variant.values(metric), baseline.values(metric)
     paired: Interval = paired_difference(values, others)
     if not interval:
         paired = Interval(paired.mean, None, None)
     differences = [value - other for value, other in zip(values, others, strict=True)]
+    queries = [[run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline)]
+    videos = None
+    if interval and metric in CUTOFFS and all(len(kept) == len(values) for kept in queries):
+        videos = video_interval(queries[0], queries[1], CUTOFFS[metric], same_videos=same_videos)
     return {
         "variant": variant.name,
         "baseline": baseline.name,
@@ -106,6 +122,7 @@ def difference(variant: VariantRuns, baseline: VariantRuns, metric: str, *, inte
         "values": differences,
         "wins": sum(value > 0 for value in differences),
         **paired._asdict(),
+        "videos": videos,
         "touches_zero": paired.touches_zero,
     }
 
@@ -121,8 +138,17 @@ def verdicts(differences: Sequence[Mapping[str, Any]]) -> list[str]:
         elif item["touches_zero"]:
             lines.append(f"{what}. The interval touches zero: no difference is shown.")
         else:
-            lines.append(f"{what}. Clear of zero: {'better' if item['mean'] > 0 else 'WORSE'}.")
+            lines.append(
+                f"{what}. Clear of zero: {'better' if item['mean'] > 0 else 'WORSE'}.{_on_other_videos(item)}"
+            )
     return lines
+
+
+def _on_other_videos(item: Mapping[str, Any]) -> str:
+    """Return a warning where a difference that all seeds show may be one of these test videos."""
+    if item.get("videos") is None or not item["videos"][0] <= 0 <= item["videos"][1]:
+        return ""
+    return " Other test videos might not show it: their interval holds zero."
 
 
 def recall_intervals(variants: Sequence[VariantRuns], metric: str = "R@1") -> list[dict[str, Any]]:
@@ -140,29 +166,40 @@ def recall_intervals(variants: Sequence[VariantRuns], metric: str = "R@1") -> li
     return rows
 
 
-def edges(chosen: Candidate, candidates: Sequence[Candidate], *, least: int = 3) -> list[str]:
+def edges(
+    chosen: Candidate, candidates: Sequence[Candidate], own: Mapping[str, float] | None = None, *, least: int = 3
+) -> list[str]:
     """Name the settings whose chosen value is the smallest or largest of those tried: more might be better.
 
-    Only settings with numbers, of which at least `least` different ones were tried.
+    Only settings with numbers, of which at least `least` different ones were tried. `own`: by key the value of the
+    recipe itself, which is tried wherever a candidate does not set the key.
     """
-    tried: dict[str, set[float]] = {}
-    for candidate in candidates:
-        for key, value in _numbers(candidate).items():
-            tried.setdefault(key, set()).add(value)
+    own = own or {}
+    keys = list(dict.fromkeys(key for candidate in candidates for key in _numbers(candidate)))
+    tried = {
+        key: {numbers[key] for candidate in candidates if key in (numbers := {**own, **_numbers(candidate)})}
+        for key in keys
+    }
+    values = {**{key: own[key] for key in keys if key in own}, **_numbers(chosen)}
     return [
         f"{key}={value:g}"
-        for key, value in _numbers(chosen).items()
+        for key, value in values.items()
         if len(tried[key]) >= least and value in (min(tried[key]), max(tried[key]))
     ]
 
 
-def _numbers(candidate: Candidate) -> dict[str, float]:
+def numbers_of(settings: Sequence[str]) -> dict[str, float]:
+    """Return the settings that are numbers, by key."""
     numbers = {}
-    for setting in candidate.settings:
+    for setting in settings:
         key, _, value = setting.partition("=")
         with contextlib.suppress(ValueError):
             numbers[key] = float(value)
-    return numbers | {"pooling factor": candidate.factor}
+    return numbers
+
+
+def _numbers(candidate: Candidate) -> dict[str, float]:
+    return numbers_of(candidate.settings) | {"pooling factor": candidate.factor}
 
 
 def _value(run: Mapping[str, Any], path: Sequence[str]) -> float:

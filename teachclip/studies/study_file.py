@@ -54,6 +54,11 @@ class ShapesSection(Section):
     train_videos: Count | None = Field(None, description="with those for validation; null: as the preset defines")
     test_videos: Count | None = Field(None, description="null: as the preset defines")
     clip_from: str | None = Field(None, description="folder of the Shapes dataset whose CLIP all seeds start from")
+    texts: str | None = Field(
+        None,
+        description="grammar whose texts every seed gets as ${TEACHCLIP_RUNS}/shapes_texts.txt: a name "
+        "that `teachclip texts bank --help` lists, or a file",
+    )
 
 
 class VariantEntry(Section):

@@ -111,8 +111,12 @@ def choices_table(
     variants: Sequence[VariantRuns],
     tried: Mapping[str, Sequence[Candidate]],
     efforts: Mapping[str, Effort],
+    own: Mapping[str, Mapping[str, float]],
 ) -> Table:
-    """Return what validation chose for every variant, and which of it is the smallest or largest value tried."""
+    """Return what validation chose for every variant, and which of it is the smallest or largest value tried.
+
+    `own`: by variant, what the recipe itself has for the keys that its settings change.
+    """
     scaled = any(effort.temperature_scaling for effort in efforts.values())
     factors = len({candidate.factor for candidates in tried.values() for candidate in candidates}) > 1
     rows = []
@@ -121,7 +125,7 @@ def choices_table(
             continue
         chosen = variant.chosen
         score = f"{chosen.mean:.1f}" if chosen.scores else "not tuned"
-        on_edge = ", ".join(edges(chosen, tried[variant.name], least=2)) or "none"
+        on_edge = ", ".join(edges(chosen, tried[variant.name], own.get(variant.name), least=2)) or "none"
         row = [variant.label, " ".join(chosen.settings) or "as the variant defines"]
         row += [f"{chosen.factor:g}"] if factors else []
         by_seed = ", ".join(f"{factor:g}" for factor in efforts[variant.name].temperature_scaling) or "none"

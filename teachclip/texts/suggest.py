@@ -20,7 +20,9 @@ from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.store.files import make_folder, write_atomic
 from teachclip.texts.bank import bank
+from teachclip.texts.captioner import written_texts
 from teachclip.texts.names import distinct, texts_of_files
+from teachclip.texts.subtitles import subtitles_of
 from teachclip.training.distributed import build_accelerator, processes_of
 
 ALIKE = 0.5
@@ -37,14 +39,17 @@ def suggest_texts(
     out: str | Path | None = None,
     most: int = 2000,
     per_video: int = 20,
+    captioner: str | None = None,
 ) -> Path:
     """Write the texts that a recipe's first teacher finds in its training videos, one per line, to `out`.
 
-    Candidates are the recipe's `data.texts`, the names of files and folders, tags, and the bank of everyday texts.
-    A video proposes `per_video` texts, see `top_texts`; the best of each video come first, then the second best, up
-    to `most` texts. Captions of validation and test are no candidates. What is computed is stored: `distill` takes it
-    from there. `out`: by default `suggested_texts.txt` beside the recipe's stores. Returns its path. Raises
-    RecipeError if the recipe has no teacher that encodes texts and videos.
+    Candidates are the recipe's `data.texts`, subtitles beside the videos, the names of files and folders, tags, the
+    bank of everyday texts, and what a `captioner` writes about frames of these videos (a vision-language model, see
+    `teachclip.texts.captioner`): the teacher decides which of them are kept. A video proposes `per_video` texts, see
+    `top_texts`; the best of each video come first, then the second best, up to `most` texts. Captions of validation
+    and test are no candidates. What is computed is stored: `distill` takes it from there. `out`: by default
+    `suggested_texts.txt` beside the recipe's stores. Returns its path. Raises RecipeError if the recipe has no
+    teacher that encodes texts and videos.
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator()
@@ -57,8 +62,11 @@ def suggest_texts(
     train, others = work.catalog.train, [split for split in work.catalog.splits if split is not work.catalog.train]
     held_out = {plain_text(text.text) for split in others for text in split.captions if text.video_id}
     own = read_texts(recipe.data.texts) if recipe.data.texts is not None else []
-    names = texts_of_files(recipe.data.videos, {video.id: video.path for video in train.videos})
-    texts = [text for text in distinct([*own, *names, *bank()]) if plain_text(text) not in held_out]
+    files = {video.id: video.path for video in train.videos}
+    said = [item.text for item in subtitles_of(files)]
+    names = texts_of_files(recipe.data.videos, files)
+    written = written_texts(work, captioner) if captioner is not None else []
+    texts = [text for text in distinct([*own, *written, *said, *names, *bank()]) if plain_text(text) not in held_out]
     split = Split("train", train.videos, as_captions(texts))
     catalog = replace(work.catalog, train=split)
     work = replace(work, catalog=catalog, _tokenized={})

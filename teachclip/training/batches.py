@@ -25,6 +25,7 @@ from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, Inputs, decodes_when_read, prefetch
 from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
+from teachclip.scoring.top_relevance import TopRelevance
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
 from teachclip.training.frame_sets import FrameSetSampler
@@ -38,7 +39,7 @@ LOADING_LIMIT = 1800
 """Seconds to wait for a batch of the loading processes before they count as stuck."""
 
 
-RelevanceStore = ArrayStore | StoredItems | SparseRelevance
+RelevanceStore = ArrayStore | StoredItems | SparseRelevance | TopRelevance
 
 
 @dataclass(frozen=True)

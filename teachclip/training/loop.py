@@ -18,6 +18,7 @@ from teachclip.scoring.inputs import to_device
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
 from teachclip.training.step import prepare_step
+from teachclip.training.step_times import DATA, OPTIMIZER, StepTimes
 from teachclip.training.task import Task
 
 Validate = Callable[[], Mapping[str, Any]]
@@ -36,6 +37,8 @@ class Schedule:
     workers: int = 0
     seed: int = 0
     chunk_size: int | None = None
+    select_last: bool = False
+    """Keep the weights of the last validation, whatever it says; otherwise those of the best."""
 
 
 def fit(
@@ -51,15 +54,18 @@ def fit(
 
     Raises TrainingError on a non-finite loss, KeyboardInterrupt after saving when it was asked to stop.
     """
-    step, optimizer = prepare_step(task, optimizer, accelerator, schedule.chunk_size)
+    times = StepTimes(accelerator.device)
+    step, optimizer = prepare_step(task, optimizer, accelerator, schedule.chunk_size, mark=times.mark)
     progress = run.resume(task, _plain(optimizer), accelerator.scaler)
     loader = batches.loader(progress.step, schedule.steps, workers=schedule.workers)
-    pending: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+    pending: list[_Step] = []
     bar = tqdm(
         total=schedule.steps, initial=progress.step, unit="step", desc="train", disable=not run.processes.is_main
     )
     with stop_on_signal() as stop, bar, contextlib.closing(loader):
+        times.start()
         for batch in loader:
+            times.mark(DATA)
             torch.manual_seed(
                 schedule.seed * 1_000_003 + progress.step
             )  # dropout: the same on resume and per process
@@ -73,22 +79,24 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             task.clamp_scale()
+            times.mark(OPTIMIZER)
             progress.step += 1
-            pending.append((progress.step, batch["rows"], {name: value.detach() for name, value in losses.items()}))
+            pending.append(_Step(progress.step, batch["rows"], losses, _rates(optimizer)))
             bar.update()
             last = progress.step == schedule.steps
             stopping = _agree(accelerator, stop) if _due(progress.step, schedule.log_every, last) else stop.requested
             stopping = stopping and (accelerator.num_processes == 1 or _due(progress.step, schedule.log_every, last))
             saving = stopping or _due(progress.step, schedule.checkpoint_every, last)
             if saving or _due(progress.step, schedule.log_every, last):
-                _write(pending, run, bar, accelerator, batches)
+                _write(pending, times, run, bar, accelerator, batches)
             if validate is not None and _due(progress.step, schedule.evaluate_every, last):
-                _select(validate, task, run, progress, accelerator)
+                _select(validate, task, run, progress, accelerator, keep=schedule.select_last)
                 saving = True
             if saving:
                 run.save(task, _plain(optimizer), progress, accelerator.scaler)
             if stopping and not last:
                 raise KeyboardInterrupt(f"stopped and saved after step {progress.step} of {schedule.steps}")
+            times.start()
     run.processes.wait()
     return progress
 
@@ -110,8 +118,23 @@ def _agree(accelerator: Accelerator, stop: StopRequest) -> bool:
     return bool(accelerator.reduce(flag, reduction="sum").item() > 0)  # type: ignore[union-attr]
 
 
+class _Step:
+    """A step that is not logged yet: its number, caption rows, losses on the device, and learning rates."""
+
+    def __init__(self, number: int, rows: Tensor, losses: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        self.number, self.rows, self.rates = number, rows, rates
+        self.losses = {name: value.detach() for name, value in losses.items()}
+
+
+def _rates(optimizer: Any) -> dict[str, float]:
+    """Return the learning rate of each group of parameters, as `lr.NAME`."""
+    groups = enumerate(optimizer.param_groups)
+    return {f"lr.{group.get('name', number)}".removesuffix("_no_decay"): group["lr"] for number, group in groups}
+
+
 def _write(
-    pending: list[tuple[int, Tensor, dict[str, Tensor]]],
+    pending: list[_Step],
+    times: StepTimes,
     run: Run,
     bar: tqdm,
     accelerator: Accelerator,
@@ -119,21 +142,30 @@ def _write(
 ) -> None:
     """Log the steps since the last call. Here the losses are read, so here it shows whether they are finite."""
     # One copy from the device for all of them, not one, and a wait, for each.
-    numbers = torch.stack([value.float() for *_, losses in pending for value in losses.values()]).tolist()
+    numbers = torch.stack([value.float() for step in pending for value in step.losses.values()]).tolist()
     read = iter(numbers)
-    for step, rows, losses in pending:
-        values = {name: next(read) for name in losses}
+    for step in pending:
+        values = {name: next(read) for name in step.losses}
         if accelerator.scaler is not None:  # float16: too large a gradient is normal, the scaler skips that step
             values["skipped"] = float(not _finite(values["grad_norm"]))
             values["grad_norm"] = values["grad_norm"] if _finite(values["grad_norm"]) else -1.0
         if not all(map(_finite, values.values())):
             run.flush()
-            raise TrainingError(_save_culprits(run, step, rows, values, batches))
-        run.log({"step": step, **values})
-        accelerator.log(values, step=step)
+            raise TrainingError(_save_culprits(run, step.number, step.rows, values, batches))
+        run.log({"step": step.number, **values, **step.rates})
+        accelerator.log({**values, **step.rates}, step=step.number)
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+    if pending:
+        _write_costs(times.report(), pending[-1].number, run, accelerator)
     pending.clear()
     run.flush()
+
+
+def _write_costs(costs: Mapping[str, Any], step: int, run: Run, accelerator: Accelerator) -> None:
+    """Log where the time of the last steps went, in a line of its own: it differs from run to run."""
+    run.log({"step": step, **costs})
+    numbers = {f"seconds.{part}": value for part, value in costs["seconds"].items()}
+    accelerator.log(numbers | {f"peak_mb.{name}": value for name, value in costs["peak_mb"].items()}, step=step)
 
 
 def _finite(value: float) -> bool:
@@ -156,13 +188,18 @@ def _save_culprits(run: Run, step: int, rows: Tensor, values: Mapping[str, float
     return f"step {step}: {bad}; the batch's videos and captions are in {path}; the last checkpoint is whole"
 
 
-def _select(validate: Validate, model: nn.Module, run: Run, progress: Progress, accelerator: Accelerator) -> None:
-    """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published)."""
+def _select(
+    validate: Validate, model: nn.Module, run: Run, progress: Progress, accelerator: Accelerator, *, keep: bool
+) -> None:
+    """Validate, and keep the weights if text-to-video recall at 1 is at least the best so far (as published).
+
+    `keep`: keep them in any case.
+    """
     model.eval()
     metrics = validate()
     value = float(run.processes.gather(metrics["t2v"]["recall_at_1"])[0])  # one decision, whatever rounding does
     run.log({"step": progress.step, "validation": metrics})
     accelerator.log({"validation_t2v_recall_at_1": value}, step=progress.step)
-    if value >= progress.best:
+    if keep or value >= progress.best:
         progress.best, progress.best_step = value, progress.step
         run.save_best(model, progress, metrics)

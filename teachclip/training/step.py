@@ -11,6 +11,7 @@ from torch import Tensor
 
 from teachclip.scoring.inputs import Batch
 from teachclip.training.chunked_step import average_gradients, chunked_backward, same_everywhere
+from teachclip.training.step_times import BACKWARD, BOTH, FORWARD
 from teachclip.training.task import Task
 
 Step = Callable[[Batch], dict[str, Tensor]]
@@ -18,12 +19,17 @@ Step = Callable[[Batch], dict[str, Tensor]]
 
 
 def prepare_step(
-    task: Task, optimizer: torch.optim.Optimizer, accelerator: Accelerator, chunk_size: int | None = None
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    chunk_size: int | None = None,
+    *,
+    mark: Callable[[str], None] = lambda part: None,
 ) -> tuple[Step, Any]:
     """Return the step of a task on the accelerator's device, and its optimizer in Accelerate's wrapper.
 
     `chunk_size`: pairs that a process encodes with a graph at a time; None: all of its own. Either way the gradients
-    are those of the global batch, equal on all processes.
+    are those of the global batch, equal on all processes. `mark` is told the part of the step that has ended.
     """
     task.to(accelerator.device)
     if chunk_size is None:
@@ -32,7 +38,9 @@ def prepare_step(
         def whole(batch: Batch) -> dict[str, Tensor]:
             wrapped.train()
             losses: dict[str, Tensor] = wrapped(batch)
+            mark(FORWARD)
             accelerator.backward(losses["loss"])
+            mark(BACKWARD)
             return losses
 
         return whole, optimizer
@@ -46,6 +54,7 @@ def prepare_step(
             task, batch, chunk_size, autocast=accelerator.autocast, backward=accelerator.backward
         )
         average_gradients(parameters)
+        mark(BOTH)
         return losses
 
     return chunked, accelerator.prepare(optimizer)

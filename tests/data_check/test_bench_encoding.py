@@ -5,7 +5,7 @@ import json
 import pytest
 
 from teachclip.cli import bench
-from teachclip.data_check.benchmark_encoding import DECODING, ratios
+from teachclip.data_check.benchmark_encoding import DECODING, KEYFRAMES, ratios
 from teachclip.data_check.synthetic import enlarged, panned_image
 from teachclip.scorer import PRECISIONS
 
@@ -14,7 +14,7 @@ def test_every_way_to_encode_is_measured_and_written(tmp_path, capsys):
     out = tmp_path / "found.json"
     assert bench.main(["encoding", "--files", "2", "--seconds", "1", "--rounds", "1", "--json", str(out)]) == 0
     found, printed = json.loads(out.read_text()), capsys.readouterr().out
-    names = [DECODING, *(f"{way}, {p}" for p in PRECISIONS for way in ("tower", "precompute", "evaluate"))]
+    names = [DECODING, KEYFRAMES, *(f"{way}, {p}" for p in PRECISIONS for way in ("tower", "precompute", "evaluate"))]
     for name in names:
         assert found["frames_per_second"][name]["median"] > 0
         assert f"\n{name} " in printed

@@ -314,7 +314,7 @@ def test_demo_runs_every_stage_reports_and_skips_all_of_them_the_second_time(fak
     runs, calls = fake_demo
     arguments = ["--runs", str(runs), "--seeds", "2", "--threads", "2"]
     assert demo_cli.main(arguments) == 0
-    assert calls() == ["make-shapes", "train-teacher", "precompute", *["distill"] * 6]
+    assert calls() == ["make-data", "train-teacher", "precompute", *["distill"] * 6]
     shown = capfd.readouterr()
     assert "accelerate launch tools/train_teacher.py" in shown.err
     assert "What teaching gains" in shown.out

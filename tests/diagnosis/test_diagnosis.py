@@ -28,6 +28,7 @@ from teachclip.diagnosis.ladder import (
     best_step,
     closest_selected,
     conditioned_steps,
+    control_step,
     fitted_steps,
     gap_of,
     measure,
@@ -277,6 +278,39 @@ def test_vectors_are_measured_on_captions_that_they_were_not_fitted_to():
     (held_out,) = fitted_steps(features, cross_fitted=True, factors=[1.0])
     (in_sample,) = fitted_steps(features, cross_fitted=False, factors=[1.0])
     assert in_sample.metrics["recall_at_1"] > 90 and held_out.metrics["recall_at_1"] < 50  # nothing to learn
+
+
+def test_what_captions_alone_explain_is_no_gain_of_a_better_vector():
+    """Sister captions are alike here and videos say nothing: vectors fitted without any video find as much."""
+    features, _ = made_up(seed=2, encoder=False)
+    frames = normalize(torch.randn(features.frames.shape, generator=torch.Generator().manual_seed(9)), dim=-1)
+    features = replace(features, frames=frames, vectors=pool(frames, features.weights))
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    control = control_step(features)
+    assert student["recall_at_1"] < 50 < control.metrics["recall_at_1"]
+    found, comparisons = measure_ladder(features, None, student, recalls(100, 100, 100))
+    parts = {part["label"]: part["recall_at_1"] for part in parts_of_gap(found)}
+    assert parts == {"a better vector": 0, "beyond one vector": 100 - student["recall_at_1"]}
+    assert "cannot be told" in found[1].description
+    names = [step.name for step in comparisons]
+    assert "control" in names and "fitted" in names
+    report = {"gap": recalls(50, 0, 0), "parts": [], "comparisons": [], "ladder": [], "videos": 9, "captions": 9}
+    lines = verdicts({**report, "cross_fitted": True, "better_vector_told": False})
+    assert any("cannot be told" in line for line in lines)
+
+
+def test_a_better_vector_counts_where_captions_alone_find_less_than_the_student():
+    features, _ = made_up(2, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    texts = features.frames[features.caption_videos, torch.arange(12) % 2]  # sisters describe different frames
+    weights = torch.tensor([0.5, 0.5, 0, 0]).repeat(VIDEOS, 1)
+    noise = 0.02 * torch.randn(texts.shape, generator=generator)
+    features = replace(
+        features, texts=normalize(texts + noise, dim=-1), weights=weights, vectors=pool(features.frames, weights)
+    )
+    student = measure(features.texts @ features.vectors.T, features.caption_videos.numpy())
+    assert control_step(features).metrics["recall_at_1"] < student["recall_at_1"]
+    assert "cannot be told" not in measure_ladder(features, None, student, student).steps[1].description
 
 
 def test_many_captions_are_sampled_and_the_sample_is_not_part_of_the_gap():

@@ -16,6 +16,7 @@ from teachclip.losses import (
     frame_text_loss,
     video_text_loss,
 )
+from teachclip.losses.text_text import text_text_loss
 
 VIDEO_KINDS = ["pearson", "cross_entropy", "smooth_l1", "kl"]
 FRAME_KINDS = ["cross_entropy", "binary_cross_entropy", "pearson", "smooth_l1"]
@@ -533,3 +534,12 @@ def test_weights_of_another_number_of_pairs_are_refused(shape: tuple[int, ...]) 
         frame_text_loss(draw(3, 5), relevance(3, 5), pair_weights=torch.ones(shape))
     with pytest.raises(ValueError, match="pair_weights needs one weight per pair"):
         video_text_loss(draw(3, 3), draw(3, 3, seed=1), pair_weights=torch.ones(shape))
+
+
+def test_the_text_text_loss_is_one_less_the_mean_cosine_whatever_the_lengths():
+    student = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[5.0, 0.0], [0.0, -1.0], [1.0, 0.0]])
+    loss = text_text_loss(student, teacher)
+    assert loss.item() == pytest.approx((0 + 2 + 1 - 0.5**0.5) / 3)
+    loss.backward()
+    assert student.grad is not None and student.grad[2].abs().sum() > 0

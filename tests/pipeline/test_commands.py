@@ -42,10 +42,17 @@ def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, cap
     assert run(distill.main, recipe) == 0
     printed = capsys.readouterr()
     assert "| student | test | text to video |" in printed.out
+    few = "warning: validation has 3 videos, fewer than the 50 that tell steps apart: the last step is kept"
+    assert few in printed.err and "The last step was kept, not the best: validation has fewer" in printed.out
     output = project.folder / "run"
     results = json.loads((output / "results.json").read_text())
     assert results["test"]["videos"] == 3 and results["validation"]["captions"] == 6
+    assert (results["step"], results["selected_by"]) == (4, "last step")
+    assert "Checkpoint: the last step, as validation has too few" in (output / "student" / "README.md").read_text()
     assert results["test"]["cost"]["bytes_per_video"] == 32 * 4
+    page = (output / "report.html").read_text()
+    assert "The last step was kept" in page and page.count("data:image/png;base64,") == 1
+    assert "waiting for the batch" in page and "most memory of the process, MB" in page
     assert yaml.safe_load((output / "recipe.yaml").read_text())["optimizer"]["lr"] == 1e-3
     student = load_student(output / "student")
     texts = student.encode_text(["a red circle", "a blue square"], progress=False)
@@ -54,11 +61,13 @@ def test_distill_goes_from_mp4_files_to_a_student_that_finds_videos(project, cap
     assert torch.allclose(videos.norm(dim=-1), torch.ones(3), atol=1e-5)
 
 
-def test_a_finished_run_is_not_trained_again(project):
+def test_a_finished_run_is_not_trained_again(project, capsys):
     recipe = project()
     assert run(distill.main, recipe) == 0
     before = (project.folder / "run" / "log.jsonl").read_bytes()
+    capsys.readouterr()
     assert run(distill.main, recipe) == 0
+    assert "the last step is kept, not the best" in capsys.readouterr().err
     assert (project.folder / "run" / "log.jsonl").read_bytes() == before
 
 
@@ -80,12 +89,19 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     clip = project.root / "clip"
     for model in ("student", "zero_shot", "xpool", clip):
         name = Path(model).name
+        post = ("--post", "dual_softmax,qb_norm") if model in ("student", "xpool") else ()
         files = ("--out", project.folder / f"{name}.json", "--queries", project.folder / f"{name}.parquet")
-        assert run(evaluate.main, recipe, "--model", model, *files) == 0
-    assert "test: 6 captions among 3 videos; R@1 text to video" in capsys.readouterr().out
+        assert run(evaluate.main, recipe, "--model", model, *files, *post) == 0
+    printed = capsys.readouterr().out
+    assert "| xpool + dual softmax | video to text |" in printed.replace("  ", "")
+    assert "test: 6 captions among 3 videos; R@1 text to video" in printed
+    assert run(evaluate.main, recipe, "--post", "qbnorm") == 2
+    assert "'qbnorm': allowed: dual_softmax, qb_norm; did you mean qb_norm" in capsys.readouterr().err
     student = json.loads((project.folder / "student.json").read_text())
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert student["test"]["t2v"] == results["test"]["t2v"]
+    names = [item["name"] for item in student["test"]["post_processed"]]
+    assert names == ["dual softmax", "QB-Norm"] and student["test"]["post_processed"][1]["bank"] == 16
     assert student["test"]["videos"] == 3 and set(results["zero_shot"]) == {"test"}
     zero_shot, plain = (json.loads((project.folder / f"{n}.json").read_text())["test"] for n in ("zero_shot", "clip"))
     assert zero_shot["t2v"] == plain["t2v"] == results["zero_shot"]["test"]["t2v"]

@@ -48,6 +48,8 @@ def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(
     )
     assert told in card
     assert "Checkpoint, and pooling temperature if scaled, selected on: test" in card
+    few = model_card({**results, "selected_by": "last step"}, recipe)
+    assert "Checkpoint: the last step, as test has too few videos to select on; pooling temperature" in few
     assert "pooling temperature divided" not in model_card(
         {**results, "temperature_scaling": {"factor": 1.0}}, recipe
     )

@@ -369,3 +369,14 @@ def test_unpaired_data_that_is_not_there_is_named(project, key, value, message, 
     assert run(distill.main, project(losses={"frame_sets": {**SETS, key: value}})) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_teacher_of_whom_all_is_kept_teaches_as_one_who_keeps_nothing_back(project):
+    losses = {}
+    for keep in (None, 1000, 2):
+        teachers = [{"name": "xpool", "checkpoint": str(project.root / "teacher.pth"), "keep": keep}]
+        output = project.folder / f"keep-{keep}"
+        arguments = [project(teachers=teachers), f"output={output}", "train.steps=2"]
+        assert distill.main([str(argument) for argument in arguments]) == 0
+        losses[keep] = logged_losses(output)
+    assert np.array_equal(losses[None], losses[1000]) and not np.array_equal(losses[None], losses[2])

@@ -1,6 +1,7 @@
 import pytest
 from jinja2 import UndefinedError
 
+from teachclip.reports import figures
 from teachclip.reports.figures import draw_intervals
 from teachclip.reports.pages import render_page
 from teachclip.reports.tables import Table, difference_cell, interval_cell, markdown_table, mean_cell
@@ -27,6 +28,26 @@ def test_the_figure_of_intervals_is_a_png(tmp_path):
     ]
     draw_intervals(rows, path, title="A title", label="R@1")
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_learning_curves_have_every_loss_rate_and_validation(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    lines = [
+        {"step": n, "loss": 3.0 / n, "video_text": 1.0 / n, "grad_norm": 9.0, "lr.attention": 1e-3 * (n - 1)}
+        for n in (1, 2, 3)
+    ]
+    lines += [{"step": 3, "validation": {"t2v": {"recall_at_1": 40.0}}}, {"step": 3, "seconds": {}, "steps": 3}]
+    figures.draw_curves(lines, tmp_path / "curves.png")
+    losses, recall, rates = drawn[0].axes
+    assert [line.get_label() for line in losses.lines] == ["loss", "video_text"]
+    assert [list(line.get_ydata()) for line in losses.lines] == [[3.0, 1.5, 1.0], [1.0, 0.5, pytest.approx(1 / 3)]]
+    assert list(recall.lines[0].get_ydata()) == [40.0] and list(recall.lines[0].get_xdata()) == [3]
+    assert [line.get_label() for line in rates.lines] == ["attention"] and rates.get_yscale() == "log"
+    monkeypatch.undo()
+    for kept in (lines, [{**lines[0], "video_text": -1.0}], []):
+        figures.draw_curves(kept, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_columns_of_words_and_of_numbers_are_distinguished():

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from teachclip.cli.make_shapes import main
+from teachclip.cli.make_data import main
 from teachclip.errors import DataError
 from teachclip.shapes.dataset import make_shapes
 from teachclip.shapes.presets import PRESETS, Preset
@@ -44,7 +44,7 @@ def test_a_second_call_makes_nothing(dataset):
 
 def test_a_second_command_reports_that_the_dataset_is_complete(dataset, capsys, monkeypatch):
     monkeypatch.setattr("teachclip.shapes.pretraining.PretrainingSettings", lambda seed: TINY)
-    assert main(["--out", str(dataset), "--train-videos", "4", "--test-videos", "2"]) == 0
+    assert main(["shapes", "--out", str(dataset), "--train-videos", "4", "--test-videos", "2"]) == 0
     assert "already complete" in capsys.readouterr().err
 
 
@@ -60,7 +60,7 @@ def test_missing_files_are_made_again(dataset, tmp_path):
 def test_an_interrupted_run_continues(dataset, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     with monkeypatch.context() as patch:
-        patch.setattr("teachclip.shapes.pretraining.train", lambda *args, **options: 1 / 0)
+        patch.setattr("teachclip.pretraining.clip.train", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_shapes(folder, **SMALL)
     assert not (folder / "manifest.json").exists() and not (folder / "clip").exists()
@@ -103,7 +103,7 @@ def test_a_folder_of_an_older_format_is_refused_in_one_line(dataset, tmp_path, c
     manifest["settings"]["version"] = 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
     before = content(folder)
-    assert main(["--out", str(folder), "--train-videos", "4", "--test-videos", "2"]) == 2
+    assert main(["shapes", "--out", str(folder), "--train-videos", "4", "--test-videos", "2"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "has the format 1 of an older teachclip, expected 2; delete the folder" in lines[0]
     assert content(folder) == before
@@ -139,20 +139,20 @@ def test_a_clip_cannot_come_from_a_folder_without_one(tmp_path):
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
-    assert main(["--out", str(tmp_path / "w"), *arguments]) == 2
+    assert main(["shapes", "--out", str(tmp_path / "w"), *arguments]) == 2
     assert capsys.readouterr().err == message
     assert not (tmp_path / "w").exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "w").write_text("")
-    assert main(["--out", str(tmp_path / "w")]) == 2
+    assert main(["shapes", "--out", str(tmp_path / "w")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--help"])
+        main(["shapes", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for option in ("--out", "--train-videos", "--test-videos", "--seed", "--clip-seed", "--clip-from", "--workers"):
@@ -187,7 +187,7 @@ def test_the_preset_gives_the_numbers_of_videos_that_the_user_does_not_set(datas
 
 def test_the_command_prints_the_overrides_that_recipes_for_a_preset_need(dataset, tmp_path, capsys):
     arguments = ["--train-videos", "2", "--test-videos", "1", "--clip-from", str(dataset)]
-    assert main(["--out", str(tmp_path / "w"), "--preset", "long", *arguments]) == 0
+    assert main(["shapes", "--out", str(tmp_path / "w"), "--preset", "long", *arguments]) == 0
     assert "need: frames.count=24" in capsys.readouterr().err
     settings = json.loads((tmp_path / "w" / "manifest.json").read_text())["settings"]
     assert settings["dataset"]["preset"] == "long"

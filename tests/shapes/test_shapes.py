@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from teachclip.data.annotations.catalog import load_catalog
+from teachclip.data.video.writing import encode_mp4
 from teachclip.errors import DataError, StoreError
 from teachclip.shapes import captions, dataset, rendering, scenes
 from teachclip.shapes.captions import Phrase
 from teachclip.shapes.dataset import ShapesSettings, annotation_files, write_dataset
-from teachclip.shapes.rendering import BORDER_COLOURS, draw_backdrop, encode_mp4, render_shots, shape_distance
+from teachclip.shapes.rendering import BORDER_COLOURS, draw_backdrop, render_shots, shape_distance
 from teachclip.shapes.scenes import COLOURS, PLACES, SIZES, Event, Purpose, Shot, stream
 
 SETTINGS = ShapesSettings(train_videos=8, test_videos=4)

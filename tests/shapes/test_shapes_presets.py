@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from teachclip.data.annotations.catalog import load_catalog
+from teachclip.data.video.writing import ENCODER
 from teachclip.errors import DataError
 from teachclip.shapes import captions
 from teachclip.shapes.dataset import ShapesSettings, annotation_files, write_dataset
 from teachclip.shapes.presets import DEFAULT, PRESETS, Preset, find_preset, preset_settings
-from teachclip.shapes.rendering import BORDER_COLOURS, ENCODER, render_shots
+from teachclip.shapes.rendering import BORDER_COLOURS, render_shots
 from teachclip.shapes.scenes import Event, Purpose, Shot, events_of, sample_video, stream
 
 NAMES = tuple(PRESETS)

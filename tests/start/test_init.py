@@ -126,6 +126,31 @@ def test_a_folder_with_captions_gets_the_recipe_it_got_before(tmp_path, capsys):
     assert recipe.data.format == "text_files" and recipe.teachers[0].checkpoint == "some/model"
 
 
+def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_path, capsys):
+    for number in range(7):
+        shutil.copy(project.root / "videos" / f"clip{number}.mp4", tmp_path / f"clip{number}.mp4")
+        if number < 4:
+            (tmp_path / f"clip{number}.txt").write_text(f"a red circle {number}\n")
+    clip = str(project.root / "clip")
+    assert run(tmp_path, "--backbone", clip, "--teacher", clip) == 0
+    assert "found:  3 more videos without captions; the teacher says" in capsys.readouterr().err
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.data.uncaptioned == tmp_path and recipe.losses.frame_text.targets == "video"
+    small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=2", "student.temporal_layers=0"]
+    assert distill.main([str(tmp_path / "recipe.yaml"), *small, "text.max_tokens=8"]) == 0
+    assert "train 6 videos" in capsys.readouterr().err
+    assert run(tmp_path, "--backbone", clip, "--teacher", "none", "--out", str(tmp_path / "other.yaml")) == 0
+    assert "without a teacher they are not used" in capsys.readouterr().err
+    assert load_recipe(tmp_path / "other.yaml").data.uncaptioned is None
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(4.9, ""), (20, "the films last 20 min on average"), (95, "1.6 h")])
+def test_long_films_are_said_to_be_shown_by_few_frames(minutes, said):
+    films = Films(Path(), dict.fromkeys(("a.mp4", "b.mp4"), Path()), 1, 2 * minutes / 60)
+    warning = init_module.long_films(films)
+    assert said in warning and bool(said) == bool(warning)
+
+
 def test_the_smallest_model_here_learns_from_the_largest():
     models = {"small/clip": 10, "middle/clip": 20, "large/clip": 30}
     choice = choose(many(100), machine(models, "no network"))

@@ -1,5 +1,9 @@
+import numpy as np
 import pytest
 
+from teachclip.evaluation.comparison import compare
+from teachclip.evaluation.per_query import PerQuery
+from teachclip.reports.tables import difference_cell
 from teachclip.studies.results import Candidate, VariantRuns, choose, difference, edges, verdicts
 from teachclip.studies.tables import difference_table, factors_table, frame_table, recall_table
 
@@ -67,6 +71,74 @@ def test_edges_name_what_lies_at_the_end_of_a_grid():
     tried = [candidate(lr, factor, 1.0) for lr in ("1e-4", "3e-4", "1e-3") for factor in (1, 2, 4)]
     assert edges(candidate("1e-3", 2, 1.0), tried) == ["optimizer.lr=0.001"]
     assert edges(candidate("3e-4", 2, 1.0), tried) == []
+
+
+def test_edges_count_the_recipes_own_value_where_a_setting_leaves_it():
+    tried = [Candidate(settings, 1, (1.0,)) for settings in ((), ("optimizer.lr=1e-4",), ("optimizer.lr=3e-4",))]
+    own = {"optimizer.lr": 1e-3}
+    assert edges(tried[2], tried) == []  # two values alone
+    assert edges(tried[2], tried, own) == []  # now it lies between 1e-4 and the recipe's 1e-3
+    assert edges(tried[2], tried, least=2) == ["optimizer.lr=0.0003"]
+    assert edges(tried[0], tried, own) == ["optimizer.lr=0.001"]
+    assert edges(tried[1], tried, own) == ["optimizer.lr=0.0001"]
+    assert edges(tried[1], tried[1:], own, least=2) == ["optimizer.lr=0.0001"]  # the recipe's own was not tried
+
+
+def with_queries(name, *seeds):
+    """A variant; each seed is the ranks of its queries, two per video."""
+    runs = []
+    for ranks in seeds:
+        videos = [f"v{row // 2:02}" for row in range(len(ranks))]
+        runs.append(
+            {**run(100 * sum(rank <= 1 for rank in ranks) / len(ranks)), "queries": {"video": videos, "rank": ranks}}
+        )
+    return VariantRuns(name, name, runs)
+
+
+def drawn_ranks(seed, count=60):
+    return np.random.default_rng(seed).integers(1, 4, count).tolist()
+
+
+def test_the_interval_over_videos_of_one_seed_is_that_of_comparing_two_models():
+    one, other = with_queries("a", drawn_ranks(1)), with_queries("b", drawn_ranks(2))
+    found = difference(one, other, "R@1")
+
+    def kept(model):
+        queries = model.runs[0]["queries"]
+        count = len(queries["rank"])
+        names = [f"{row:03}" for row in range(count)]
+        both = {"direction": ["t2v"] * count + ["v2t"] * count, "query": names * 2, "video": queries["video"] * 2}
+        return PerQuery(**both, text=[""] * 2 * count, rank=queries["rank"] * 2, score=[0.0] * 2 * count)
+
+    expected = compare(kept(other), kept(one))[0]
+    assert found["mean"] == pytest.approx(expected.difference)
+    assert found["videos"] == pytest.approx((expected.low, expected.high))
+
+
+def test_videos_of_all_seeds_are_drawn_together_or_by_themselves():
+    one = with_queries("a", *(drawn_ranks(seed) for seed in (1, 2, 3)))
+    other = with_queries("b", *(drawn_ranks(seed) for seed in (4, 5, 6)))
+    widths = [
+        high - low
+        for same in (True, False)
+        for low, high in [difference(one, other, "R@1", same_videos=same)["videos"]]
+    ]
+    alone = difference(with_queries("a", drawn_ranks(1)), with_queries("b", drawn_ranks(4)), "R@1")["videos"]
+    assert all(width < alone[1] - alone[0] for width in widths)  # three seeds know more than one
+    assert widths[0] == pytest.approx(widths[1], rel=0.35)  # independent gains: either way as many of them
+
+
+def test_a_gain_that_one_video_carries_is_clear_over_seeds_and_not_over_videos():
+    behind, ahead = [2] * 40, [1, 1, *[2] * 38]
+    found = difference(with_queries("a", ahead, ahead, ahead), with_queries("b", behind, behind, behind), "R@1")
+    assert found["low"] == pytest.approx(5) and found["videos"][0] == 0
+    assert "Clear of zero: better. Other test videos might not show it" in verdicts([found])[0]
+    assert difference_cell(found).startswith("+5.0 [+5.0, +5.0] 3/3; videos [+0.0, +")
+
+
+def test_without_kept_ranks_there_is_no_interval_over_videos():
+    found = difference(variant("a", [31.0, 22.0, 43.0]), variant("b", [30.0, 20.0, 40.0]), "R@1")
+    assert found["videos"] is None
 
 
 def test_factors_table_shows_every_setting_as_trained_and_at_its_best():

@@ -237,6 +237,40 @@ def test_a_shapes_study_whose_choice_would_see_test_or_mix_seeds_are_refused(on_
         check_plan(plan)
 
 
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (
+            [{"name": "a"}, {"name": "b", "set": ["losses.frame_text.weight=0"]}],
+            "variant b: losses.frame_text.weight says how a teacher teaches, but the recipe has no teachers",
+        ),
+        (
+            [{"name": "a"}, {"name": "b", "grid": {"losses.video_text.temperature": [1, 2], "train.steps": [4, 6]}}],
+            "variant b: losses.video_text.temperature says how a teacher teaches",
+        ),
+    ],
+)
+def test_a_variant_about_teaching_is_refused_where_nobody_teaches(on_shapes, variants, message):
+    with pytest.raises(RecipeError, match=message):
+        check_plan(on_shapes(set=["teachers=[]"], variants=variants))
+    check_plan(on_shapes(variants=variants))
+
+
+def test_a_variant_may_take_the_teachers_away_from_one_that_says_how_they_teach(on_shapes):
+    plus = {"name": "plus", "set": ["losses.frame_text.targets=video"]}
+    check_plan(on_shapes(variants=[plus, {"name": "alone", "like": "plus", "set": ["teachers=[]"]}]))
+
+
+def test_the_recipes_own_value_is_known_for_the_keys_of_settings(on_shapes):
+    plan = on_shapes(
+        grid=None,
+        settings=[["optimizer.lr=1e-4", "student.attention=sigmoid"], ["teachers.0.frame_temperature=0.3"]],
+        variants=[{"name": "a"}, {"name": "b", "set": ["optimizer.lr=7e-5"]}],
+    )
+    assert plan.own_numbers(plan.study.variants[0]) == {"optimizer.lr": 3e-5, "teachers.0.frame_temperature": 1.0}
+    assert plan.own_numbers(plan.study.variants[1])["optimizer.lr"] == 7e-5
+
+
 def test_a_problem_of_all_variants_is_reported_once(on_shapes):
     with pytest.raises(RecipeError) as caught:
         check_plan(on_shapes(set=["data.select_on=test", "data.validation={videos: 5}"]))
@@ -275,6 +309,38 @@ def test_the_time_that_is_left_is_printed_once_after_the_first_trials(capsys):
     for done in range(1, 21):
         on_progress(done, 30.0 * done)
     assert capsys.readouterr().err == "about 8 min of tuning left, then 4 min of test, by the first 4\n"
+
+
+WITHHELD = [
+    "data.format=teachclip.data.formats.withheld:msrvtt",
+    "data.uncaptioned=${SHAPES_ROOT}/videos",
+    "data.texts=${TEACHCLIP_RUNS}/shapes_texts.txt",
+]
+
+
+def test_a_variant_may_withhold_captions_where_nothing_is_chosen(on_shapes):
+    variants = [{"name": "captions"}, {"name": "none", "set": WITHHELD}]
+    untuned = {"variants": variants, "grid": {"train.steps": [4]}}
+    plan = on_shapes(**untuned)
+    check_plan(plan)
+    assert plan.preparing()[0].settings == plan.study.common
+    assert len({stores for stores, _ in plan.preparing()[0].readers}) == 2
+    with pytest.raises(RecipeError, match=r"data\.uncaptioned is .*, which may hold test videos"):
+        check_plan(on_shapes(variants=variants))
+    elsewhere = [{"name": "captions"}, {"name": "none", "set": [*WITHHELD, "data.uncaptioned=/films"]}]
+    with pytest.raises(RecipeError, match=r"data\.uncaptioned is /films for every seed"):
+        check_plan(on_shapes(**{**untuned, "variants": elsewhere}))
+
+
+def test_every_seed_gets_the_texts_of_a_grammar(on_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("teachclip.studies.jobs.make_shapes", lambda *a, **k: None)
+    grammar = tmp_path / "words.yaml"
+    grammar.write_text('patterns: {"a {colour} ring": 2}\ncolour: [red, blue]\n')
+    job = on_shapes(shapes={"texts": str(grammar)}).preparing()[0]
+    Path(job.places()["TEACHCLIP_RUNS"]).mkdir(parents=True)
+    job._make_shapes(job.shapes)
+    written = Path(job.places()["TEACHCLIP_RUNS"]) / "shapes_texts.txt"
+    assert written.read_text().splitlines() == ["a red ring", "a blue ring"]
 
 
 def test_a_variant_with_another_test_split_is_refused(on_shapes):

@@ -28,9 +28,9 @@ def test_edges_are_of_numbers_alone_and_of_as_many_values_as_required():
 def test_what_was_chosen_shows_the_temperature_scaling_of_every_seed_where_there_is_one():
     tried = {"a": [Candidate(("rate=1",), 1.0, (20.0, 22.0)), Candidate(("rate=2",), 1.0, (10.0, 30.0))]}
     one = variant(1.0, 2.0, chosen=tried["a"][0])
-    plain = choices_table("t", [one], tried, {"a": Effort([1.0], 5)})
+    plain = choices_table("t", [one], tried, {"a": Effort([1.0], 5)}, {})
     assert list(plain.rows[0]) == ["variant", "rate=1", "21.0", "rate=1"]
-    scaled = choices_table("t", [one], tried, {"a": Effort([1.0], 5, [1.0, 16.0])})
+    scaled = choices_table("t", [one], tried, {"a": Effort([1.0], 5, [1.0, 16.0])}, {})
     assert (scaled.header[-1], scaled.rows[0][-1]) == ("temperature_scaling, by seed", "1, 16")
 
 

@@ -11,7 +11,7 @@ from tiny_models import SIZE, WIDTH, WORDS, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerFast, Siglip2Tokenizer
 
-FAMILIES = ("clip", "metaclip_2", "siglip", "siglip2", "align", "altclip", "chinese_clip")
+FAMILIES = ("clip", "metaclip_2", "siglip", "siglip2", "align", "altclip", "chinese_clip", "vision-text-dual-encoder")
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 POSITIONS = 16
 
@@ -21,6 +21,7 @@ _SPECIAL = {  # start, end, padding, unknown; their ids as in the published mode
     "align": ("[CLS]", "[SEP]", "[PAD]", "[UNK]"),
     "altclip": ("<s>", "</s>", "<pad>", "<unk>"),
     "chinese_clip": ("[CLS]", "[SEP]", "[PAD]", "[UNK]"),
+    "vision-text-dual-encoder": ("[CLS]", "[SEP]", "[PAD]", "[UNK]"),
 }
 
 
@@ -93,6 +94,8 @@ def tiny_config(family: str, **changes: Any) -> Any:
         } | stages
     elif family == "siglip2":
         vision = {**layers, "hidden_size": WIDTH, "num_patches": 4, "patch_size": 16}
+    elif family == "vision-text-dual-encoder":
+        text["model_type"], vision["model_type"] = "bert", "clip_vision_model"
     if family.startswith("siglip"):
         text["projection_size"] = WIDTH
     elif family == "altclip":

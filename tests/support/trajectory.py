@@ -89,7 +89,8 @@ class _Log(Run):
     lines: list[dict[str, float]]
 
     def log(self, values: Any) -> None:
-        self.lines.append(dict(values))
+        if "loss" in values:
+            self.lines.append(dict(values))
 
     def save(self, *arguments: Any) -> None:
         pass

@@ -218,6 +218,24 @@ def test_the_best_weights_by_validation_are_kept(tmp_path):
     assert newest_checkpoint(tmp_path / "checkpoints", "best").name == "best-00000006"
 
 
+def test_the_last_weights_are_kept_where_nothing_can_be_selected_before_and_after_an_interruption(tmp_path):
+    values = iter([90.0, 10.0, 20.0])
+
+    def interrupt():
+        if (value := next(values)) == 10.0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"t2v": {"recall_at_1": value}}
+
+    with pytest.raises(KeyboardInterrupt, match="saved after step 7 of 9"):
+        train(tmp_path, 9, validate=interrupt, select_last=True)
+    assert newest_checkpoint(tmp_path / "checkpoints", "best").name == "best-00000006"
+    student, progress = train(tmp_path, 9, validate=interrupt, select_last=True)
+    assert (progress.best, progress.best_step) == (20.0, 9)
+    kept = Run(tmp_path, {"settings": "tiny"}).best_weights()
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(kept[f"student.{name}"], tensor), name
+
+
 def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
     train(tmp_path, 2, settings={"optimizer": {"lr": 1e-3}})
     with pytest.raises(CheckpointError, match=r"other settings: .*optimizer\.lr.*0\.001.*0\.01"):

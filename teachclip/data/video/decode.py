@@ -56,7 +56,7 @@ def decode_frames(
     generator = functools.partial(augmentation_generator, sampling, view, source.file.name, start)
     try:
         span = find_span(source.facts.timeline, start, end)
-        indices = choose_frames(sampling, source.facts.timeline, span, generator())
+        indices = source.choose(sampling, span, generator())
         distinct, places = np.unique(indices, return_inverse=True)
         try:
             frames = source.take(distinct.tolist())
@@ -98,6 +98,23 @@ class VideoSource:
         """Whether a frame is found only by decoding all before it: interlaced, or times give no order."""
         return self.facts.interlaced or not self.packets.in_order
 
+    def choose(self, sampling: FrameSampling, span: Span, generator: np.random.Generator | None = None) -> list[int]:
+        """Return the frame numbers that `sampling` takes of `span`, ascending; some may repeat.
+
+        With its `keyframes` they are the keyframes of the span that are shown nearest to those frames. Where there is
+        none, or times give no order, they are the frames themselves. Raises as `choose_frames` does.
+        """
+        timeline = self.facts.timeline
+        chosen = choose_frames(sampling, timeline, span, generator)
+        if not sampling.keyframes or self.from_start:
+            return chosen
+        keys = np.flatnonzero(np.isin(self._shown_packets(), self.packets.keys))
+        keys = keys[(keys >= span.first) & (keys < span.stop)]
+        if not len(keys):
+            return chosen
+        away = np.abs(timeline.times[chosen][:, None] - timeline.times[keys])
+        return keys[away.argmin(axis=1)].tolist()
+
     def take(self, numbers: Sequence[int]) -> np.ndarray:
         """Decode frames by number, ascending and distinct: uint8 (frames, height, width, 3).
 
@@ -120,10 +137,14 @@ class VideoSource:
 
     def _packets_of(self, numbers: Sequence[int]) -> list[int]:
         """Return the packet of each frame; `packets` must be in order."""
+        return self._shown_packets()[list(numbers)].tolist()
+
+    def _shown_packets(self) -> np.ndarray:
+        """Return the packets of all frames, in the order of showing; `packets` must be in order."""
         stamps, hidden = self.packets.stamps, self.packets.hidden
         shown = np.array([stamp for number, stamp in enumerate(stamps) if number not in hidden])
         numbered = np.array([number for number in range(len(stamps)) if number not in hidden])
-        return numbered[np.argsort(shown)][list(numbers)].tolist()
+        return numbered[np.argsort(shown)]
 
     def _by_packet(self, numbers: Sequence[int], *, only_needed: bool) -> np.ndarray | None:
         """Decode frames by the time stamps of their packets, uint8 (frames, height, width, 3).

@@ -13,7 +13,7 @@ import torch
 from teachclip.data.video.cutting import Cutting, Interval
 from teachclip.data.video.decode import VideoSource
 from teachclip.data.video.decoding_errors import DECODING_ERRORS, first_line
-from teachclip.data.video.sampling import FrameSampling, choose_frames
+from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.timeline import find_span
 from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.video_file import is_of_the_machine, machine_error
@@ -90,7 +90,7 @@ def decode_stretch(
     parts = list(parts)
     try:
         spans = [find_span(timeline, *((None, None) if whole else part)) for part in parts]
-        chosen = [choose_frames(sampling, timeline, span, None) for span in spans]
+        chosen = [source.choose(sampling, span) for span in spans]
         numbers = np.unique(np.concatenate(chosen))
         try:
             frames, errors = source.take(numbers.tolist()), [""] * len(parts)

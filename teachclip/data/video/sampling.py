@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +34,11 @@ class FrameSampling:
     (its `feature_framerate`: 2 for MSR-VTT, 1 for MSVD and VATEX) and `count` of these, evenly spread. A short video
     gives fewer frames.
 
-    `augmentation_seed`: seed of the views above 0 of a video; view 0 is the sampling itself. Raises DataError for
-    values that are not allowed.
+    `augmentation_seed`: seed of the views above 0 of a video; view 0 is the sampling itself. `keyframes`: in place of
+    each frame the nearest one that is decoded without any other (see `VideoSource.choose`). That is fast where frames
+    are large, and gives fewer different ones where keyframes are rare.
+
+    Raises DataError for values that are not allowed.
     """
 
     kind: str
@@ -42,6 +46,7 @@ class FrameSampling:
     rate: int = 1
     keep: str = "even"
     augmentation_seed: int = 0
+    keyframes: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -50,6 +55,13 @@ class FrameSampling:
             raise DataError(f"frame sampling: keep is {self.keep!r}; allowed: even, head, tail")
         if self.count < 1 or self.rate < 1:
             raise DataError(f"frame sampling: count is {self.count} and rate is {self.rate}; both must be at least 1")
+
+    def describe(self) -> dict[str, Any]:
+        """Return its fields; `keyframes` only where it is used, so that what says nothing of it stays the same."""
+        fields = asdict(self)
+        if not self.keyframes:
+            del fields["keyframes"]
+        return fields
 
 
 def augmentation_generator(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import TimeoutError as TaskTimeoutError
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ class Decoding:
 
     def provenance(self, *, augmented: bool = False) -> dict[str, Any]:
         """Return what frames depend on besides the files; only `augmented` views depend on the augmentation seed."""
-        sampling = asdict(self.sampling)
+        sampling = self.sampling.describe()
         seed = sampling.pop("augmentation_seed", 0)
         provenance = {
             "content": "frames",

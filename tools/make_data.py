@@ -1,8 +1,8 @@
-"""`python tools/make_shapes.py --help` says what this does."""
+"""`python tools/make_data.py --help` says what this does."""
 
 import _bootstrap  # noqa: F401  (puts the project on the path)
 
-from teachclip.cli.make_shapes import main
+from teachclip.cli.make_data import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

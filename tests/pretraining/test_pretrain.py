@@ -9,14 +9,15 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from teachclip.errors import DataError, TrainingError
 from teachclip.models.clip import load_clip
-from teachclip.shapes import pretraining as pretrain
+from teachclip.pretraining import clip as pretrain
+from teachclip.pretraining.clip import ClipSettings, build_tiny_clip
 from teachclip.shapes.captions import describe_event, vocabulary
 from teachclip.shapes.pretraining import (
+    MAX_TOKENS,
     PretrainingSettings,
-    SingleFrames,
-    build_tiny_clip,
-    build_tokenizer,
     pretrain_clip,
+    shapes_tokenizer,
+    single_frames,
 )
 from teachclip.shapes.scenes import Purpose, sample_event, stream
 
@@ -25,7 +26,7 @@ TINY = PretrainingSettings(frames=16, steps=2, batch_size=8, width=64, vision_la
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer(vocabulary())
+    return shapes_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_captions_fit_the_position_table(tokenizer):
     texts = [
         f"{describe_event(sample_event(rng), rng, 0).text} then a big red ring at the top over sea" for _ in range(9)
     ]
-    assert max(map(len, tokenizer(texts)["input_ids"])) <= 28 <= pretrain.MAX_TOKENS
+    assert max(map(len, tokenizer(texts)["input_ids"])) <= 28 <= MAX_TOKENS
 
 
 @pytest.mark.parametrize("loader", [AutoTokenizer, CLIPTokenizer])
@@ -72,7 +73,7 @@ def test_the_tokenizer_round_trips(made, tokenizer, loader):
     texts = ["a red ring at the top", "a furry thing", "A BIG cross then a ring"]
     assert loaded(texts)["input_ids"] == tokenizer(texts)["input_ids"]
     assert loaded(texts, padding=True)["input_ids"] == tokenizer(texts, padding=True)["input_ids"]
-    assert (loaded.pad_token_id, loaded.model_max_length) == (tokenizer.pad_token_id, pretrain.MAX_TOKENS)
+    assert (loaded.pad_token_id, loaded.model_max_length) == (tokenizer.pad_token_id, MAX_TOKENS)
 
 
 def test_the_folder_loads_as_a_clip_with_its_image_settings(made):
@@ -105,7 +106,7 @@ def test_pre_training_leaves_the_global_generator_alone(tmp_path):
 
 
 def test_heads_follow_the_rule_of_official_state_dicts(tokenizer):
-    config = build_tiny_clip(PretrainingSettings(), tokenizer).config
+    config = build_tiny_clip(ClipSettings(), tokenizer, 64).config
     for encoder in (config.text_config, config.vision_config):
         assert (encoder.hidden_size, encoder.num_attention_heads, encoder.hidden_act) == (128, 2, "quick_gelu")
     assert (config.projection_dim, config.vision_config.patch_size) == (128, 16)
@@ -125,20 +126,20 @@ def test_training_learns_to_match(tokenizer):
         frames=24, steps=60, batch_size=24, width=64, vision_layers=1, text_layers=1, lr=3e-3
     )
     torch.manual_seed(0)
-    clip = build_tiny_clip(settings, tokenizer)
-    data = SingleFrames(settings, tokenizer, count=24, index=0)
+    clip = build_tiny_clip(settings.clip_settings(), tokenizer, 64)
+    data = single_frames(settings, tokenizer, count=24, index=0)
     before = pretrain.frame_recall_at_1(clip, data)
-    pretrain.train(clip, data, settings, progress=False)
+    pretrain.train(clip, data, settings.clip_settings(), progress=False)
     assert before < 30 and pretrain.frame_recall_at_1(clip, data) > 60
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tokenizer):
-    clip = build_tiny_clip(TINY, tokenizer)
-    data = SingleFrames(TINY, tokenizer, count=16, index=0)
+    clip = build_tiny_clip(TINY.clip_settings(), tokenizer, 64)
+    data = single_frames(TINY, tokenizer, count=16, index=0)
     with torch.no_grad():
         clip.logit_scale.fill_(float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 0"):
-        pretrain.train(clip, data, TINY, progress=False)
+        pretrain.train(clip, data, TINY.clip_settings(), progress=False)
 
 
 def test_the_rate_rises_and_falls():

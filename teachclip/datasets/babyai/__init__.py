@@ -1,0 +1,1 @@
+"""Videos of MiniGrid's BabyAI: its bot solves its missions, whose texts are the captions."""

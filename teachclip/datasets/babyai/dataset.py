@@ -1,0 +1,252 @@
+"""The folder of a BabyAI dataset: videos, one table of captions, and a tiny CLIP.
+
+    videos/train0.mp4 ...   one frame at the start and one after each action of the bot
+    captions.csv            video,caption,split: the mission, and the mission with its halves in the other order
+    clip/                   the tiny CLIP, pre-trained on last frames of other, simpler episodes and their missions
+    manifest.json           the settings and results; written last
+
+The same settings give the same bytes, however many workers write. Every split draws its own seeds of the simulator,
+so no two videos show one episode.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from teachclip.console import log
+from teachclip.data.video.writing import ENCODER
+from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, Episode, solve
+from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, oracle_recall_at_1
+from teachclip.datasets.babyai.videos import RATE, last_frame, write_video
+from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
+from teachclip.errors import DataError
+from teachclip.pretraining.clip import FRESH, ClipSettings, Pictures, pretrain_clip
+from teachclip.pretraining.tokenizer import build_tokenizer, words_of
+from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+
+NAME, VERSION = "BabyAI", 1
+SPLITS = ("train", "val", "test")
+CLIP = ClipSettings(steps=900, batch_size=64, vision_layers=2)
+"""Of the tiny CLIP: a patch is a cell of the grid, so little suffices."""
+MAX_TOKENS = 48
+"""Rows of the CLIP's text position table: more than any mission needs (38)."""
+VIDEO_BYTES = 20_000
+"""Approximate size of one file, for the message when the disk is full."""
+_SEEDS = 1_000_000
+"""Seeds of the simulator that one split of one dataset may draw from."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BabyAISettings:
+    """Everything that the dataset depends on. Raises DataError if a value is not allowed."""
+
+    train_videos: int = 400
+    val_videos: int = 150
+    test_videos: int = 300
+    pictures: int = 6000
+    """Frames that the tiny CLIP is pre-trained on."""
+    seed: int = 0
+    view: str = "agent"
+    fewest_actions: int = 8
+    most_actions: int = 64
+    clip: ClipSettings = CLIP
+
+    def __post_init__(self) -> None:
+        for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("pictures", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if not 1 <= self.fewest_actions <= self.most_actions:
+            raise DataError(
+                f"fewest_actions is {self.fewest_actions}; allowed: 1 to most_actions, {self.most_actions}"
+            )
+        if self.view not in ("agent", "full"):
+            raise DataError(f"view is {self.view!r}; allowed: agent, full")
+
+    def count(self, split: str) -> int:
+        """Return the number of videos of a split."""
+        return int(getattr(self, f"{split}_videos"))
+
+    def first_seed(self, stream: str) -> int:
+        """Return the first seed of the simulator for a split, or for `pictures` or `fresh` ones."""
+        streams = (*SPLITS, "pictures", "fresh")
+        return (self.seed * len(streams) + streams.index(stream)) * _SEEDS
+
+
+def make_babyai(
+    folder: str | Path, settings: BabyAISettings | None = None, *, workers: int = 1, progress: bool = True
+) -> bool:
+    """Make the missing files of a BabyAI dataset in `folder`. Returns whether any were missing.
+
+    `workers`: processes. Raises DataError if the folder contains something else, and StoreError if it cannot be
+    written.
+    """
+    settings = settings or BabyAISettings()
+    if workers < 1:
+        raise DataError(f"workers is {workers}; allowed: 1 or more")
+    record = {"version": VERSION, "dataset": asdict(settings), "encoder": dict(ENCODER), "rate": RATE}
+    root = Path(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        check_folder(root, record, NAME)  # before the lock, which leaves a file in the folder
+        with locked_folder(root), _mapping(workers) as each:
+            check_folder(root, record, NAME)
+            if (root / MANIFEST).exists() and _is_complete(root, settings):
+                return False
+            begin(root, record)
+            episodes = {
+                split: _episodes(settings, split, settings.count(split), COMPOSED, each, progress) for split in SPLITS
+            }
+            write_atomic(root / "captions.csv", captions_table(episodes))
+            _write_videos(root / "videos", settings, episodes, each, progress)
+            if not (root / "clip").exists():
+                _make_clip(root / "clip", settings, each, progress)
+            results = {
+                "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
+                "splits": {split: _facts(episodes[split], each) for split in SPLITS},
+            }
+            complete(root, record, results)
+    except OSError as error:
+        raise explain_failed_write(error, root, "the BabyAI dataset", 50_000_000) from error
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
+    return read_record(folder / MANIFEST, NAME)
+
+
+def captions_table(episodes: dict[str, list[Episode]]) -> bytes:
+    """Return the table of all captions, in the columns that the format `csv` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "caption", "split"])
+    for split, found in episodes.items():
+        for number, episode in enumerate(found):
+            for caption in filter(None, (episode.mission, episode.reworded)):
+                writer.writerow([_file(split, number), caption, split])
+    return text.getvalue().encode()
+
+
+@contextmanager
+def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a function as `map`, which works in `workers` processes and keeps the order."""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.map(function, *arguments, chunksize=8)
+
+
+def _episodes(
+    settings: BabyAISettings,
+    stream: str,
+    wanted: int,
+    kinds: tuple[str, ...],
+    each: Callable[..., Iterable[Any]],
+    progress: bool,
+) -> list[Episode]:
+    """Return the first `wanted` episodes of a stream of seeds that the bot solves in as many actions as allowed."""
+    found: list[Episode] = []
+    fewest = settings.fewest_actions if kinds == COMPOSED else 1
+    seeds = count(settings.first_seed(stream))
+    with tqdm(total=wanted, desc=f"solve missions ({stream})", unit="mission", disable=not progress) as bar:
+        while len(found) < wanted:
+            some = list(islice(seeds, min(64, 2 * (wanted - len(found)))))
+            solved = [episode for episode in each(solve, some, [kinds] * len(some)) if episode is not None]
+            found += [item for item in solved if fewest <= len(item.actions) <= settings.most_actions]
+            bar.update(min(wanted, len(found)) - bar.n)
+    return found[:wanted]
+
+
+def _write_videos(
+    folder: Path,
+    settings: BabyAISettings,
+    episodes: dict[str, list[Episode]],
+    each: Callable[..., Iterable[Any]],
+    progress: bool,
+) -> None:
+    folder.mkdir(exist_ok=True)
+    named = {folder / _file(split, number): item for split in SPLITS for number, item in enumerate(episodes[split])}
+    missing = {path: episode for path, episode in named.items() if not path.exists()}
+    done = each(write_video, missing, missing.values(), [settings.view] * len(missing))
+    try:
+        for _ in tqdm(done, total=len(missing), desc="make videos", unit="video", disable=not progress):
+            pass
+    except OSError as error:
+        raise explain_failed_write(error, folder, "the videos", len(missing) * VIDEO_BYTES) from error
+
+
+def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Iterable[Any]], progress: bool) -> None:
+    """Pre-train the tiny CLIP on what the agent sees when a mission of one action is fulfilled."""
+    temporary = folder.with_name("clip.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    shown: dict[str, tuple[torch.Tensor, list[str]]] = {}
+    for stream, wanted in (("pictures", settings.pictures), ("fresh", min(FRESH, settings.pictures))):
+        episodes = _episodes(settings, stream, wanted, SINGLE, each, progress)
+        pixels = np.stack(list(each(last_frame, episodes, [settings.view] * len(episodes))))
+        shown[stream] = torch.from_numpy(pixels).permute(0, 3, 1, 2), [episode.mission for episode in episodes]
+    # "then", "after" and "you" are in no mission of one action, and still are one token each
+    tokenizer = build_tokenizer({*words_of(shown["pictures"][1]), "then", "after", "you", "and"}, MAX_TOKENS)
+    data, fresh = (Pictures(pixels, texts, tokenizer) for pixels, texts in shown.values())
+    results = pretrain_clip(temporary, data, fresh, tokenizer, settings.clip, progress=progress)
+    (temporary / "pretraining.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    os.replace(temporary, folder)
+
+
+def _facts(episodes: Sequence[Episode], each: Callable[..., Iterable[Any]]) -> dict[str, float]:
+    """Return how far captions tell the videos of a split apart."""
+    missions: list[Mission] = list(each(mission_of, episodes))
+    known = tuple(dict.fromkeys(missions))
+    found = list(each(fulfilled, episodes, [known] * len(episodes)))
+    lengths = [len(episode.actions) for episode in episodes]
+    fulfil = [sum(mission in item for item in found) for mission in missions]
+    texts = [episode.mission for episode in episodes]
+    return {
+        "videos": len(episodes),
+        "captions": sum(1 + (episode.reworded is not None) for episode in episodes),
+        "different_missions": len(set(texts)),
+        "frames_mean": round(1 + float(np.mean(lengths)), 2),
+        "videos_that_fulfil_a_mission": round(float(np.mean(fulfil)), 3),
+        "oracle_recall_at_1": round(oracle_recall_at_1(missions, found), 2),
+        "oracle_recall_at_1_at_the_end": round(oracle_recall_at_1(missions, found, lengths), 2),
+    }
+
+
+def _is_complete(folder: Path, settings: BabyAISettings) -> bool:
+    videos = [f"videos/{_file(split, number)}" for split in SPLITS for number in range(settings.count(split))]
+    return all((folder / name).exists() for name in ("captions.csv", "clip/pretraining.json", *videos))
+
+
+def _file(split: str, number: int) -> str:
+    return f"{split}{number}.mp4"
+
+
+def log_facts(folder: Path) -> None:
+    """Print what the manifest says of the test split and of the tiny CLIP."""
+    results = read_manifest(folder)["results"]
+    facts = results["splits"]["test"]
+    log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on fresh single frames")
+    log(
+        f"upper bound of text-to-video R@1 on test: {facts['oracle_recall_at_1']:.0f} % for a model that knows which "
+        f"videos fulfil a mission (each is fulfilled by {facts['videos_that_fulfil_a_mission']:.1f} videos), "
+        f"{facts['oracle_recall_at_1_at_the_end']:.0f} % if it also knows that a video ends when its mission is"
+    )

@@ -1,0 +1,86 @@
+"""The report of a run: its results, learning curves, and where the time of its steps went."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from teachclip.console import log
+from teachclip.recipe.schema import Recipe
+from teachclip.reports.figures import NO_FIGURES, can_draw, draw_curves
+from teachclip.reports.pages import png_uri, render_page
+from teachclip.reports.tables import COLUMNS, DIRECTIONS, Table, result_notes
+from teachclip.store.files import write_atomic
+
+PARTS = {
+    "data": "waiting for the batch",
+    "forward": "forward",
+    "backward": "backward",
+    "forward_backward": "forward and backward, chunk by chunk",
+    "optimizer": "gradient clip and optimizer",
+}
+
+
+def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
+    """Write `report.html` of a finished run, and `curves.png` where matplotlib is installed. Returns the page."""
+    output = recipe.output
+    lines = read_log(output / "log.jsonl")
+    figures = []
+    if can_draw():
+        draw_curves(lines, output / "curves.png")
+        figures = [(png_uri(output / "curves.png"), "Losses, selection and learning rates over the steps of the run")]
+    page = render_page(
+        "run.html",
+        title=f"The run {recipe.name}",
+        tables=[_results(results), _costs(lines)],
+        notes=[f"The student is of step {results['step']}.", *result_notes([results])],
+        figures=figures,
+        no_figures=NO_FIGURES,
+        about=[],
+    )
+    write_atomic(output / "report.html", page.encode())
+    log(f"report: {output / 'report.html'}")
+    return output / "report.html"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log. A line that a crash cut short is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and "step" in values:
+            found.append(values)
+    return found
+
+
+def _results(results: Mapping[str, Any]) -> Table:
+    models = {str(results["model"]): results, "zero-shot mean pooling": results.get("zero_shot", {})}
+    rows = [
+        [name, split, label, *(f"{found[split][direction][metric]:.1f}" for metric in COLUMNS)]
+        for split in ("validation", "test")
+        for direction, label in DIRECTIONS.items()
+        for name, found in models.items()
+        if direction in found.get(split, ())
+    ]
+    return Table("Results", ["model", "split", "direction", *COLUMNS.values()], rows)
+
+
+def _costs(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Return milliseconds of a step by part, the mean over all steps that were logged, and the peaks of memory."""
+    told = [line for line in lines if "seconds" in line]
+    steps = sum(line["steps"] for line in told)
+    total: defaultdict[str, float] = defaultdict(float)
+    for line in told:
+        for part, seconds in line["seconds"].items():
+            total[part] += seconds * line["steps"]
+    rows = [[PARTS.get(part, part), f"{1000 * seconds / max(1, steps):.2f}"] for part, seconds in total.items()]
+    peaks = {name: max(line["peak_mb"].get(name, 0.0) for line in told) for line in told for name in line["peak_mb"]}
+    names = {"host": "most memory of the process, MB", "device": "most memory of tensors on the device, MB"}
+    rows += [[names.get(name, name), f"{value:,.0f}"] for name, value in peaks.items()]
+    return Table("A training step", ["part", "ms, or MB"], rows)

@@ -1,0 +1,201 @@
+"""Teach another text encoder the joint space of a CLIP, on texts alone: no video and no caption is needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from teachclip.console import log
+from teachclip.data.formats.own_text import own_lines
+from teachclip.errors import DataError, RecipeError
+from teachclip.losses.text_text import text_text_loss
+from teachclip.models.backbone import load_backbone, text_features
+from teachclip.models.families import text_positions
+from teachclip.models.preprocessing import load_preprocessing, load_tokenizer, padding_token, read_image_settings
+from teachclip.models.text_tower import load_text_model, with_text_model
+from teachclip.store.files import make_folder
+from teachclip.training.distributed import build_accelerator
+from teachclip.training.optim import warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+RECORD = "text_tower.json"
+ENCODED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TextTeaching:
+    """How long and how fast a text tower learns. `held_out`: rows that are only measured, at most a tenth."""
+
+    steps: int = 2000
+    batch_size: int = 64
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    seed: int = 0
+    max_tokens: int = 64
+    held_out: int = 500
+
+
+def read_parallel(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the languages and the rows of a file of texts that mean the same: the first column is the teacher's.
+
+    A file with tabs has a header that names its columns; one without has a text per line, a single column. Raises
+    DataError for rows of another number of columns, empty texts or fewer than 10 rows.
+    """
+    lines, _ = own_lines(path)
+    split = [[" ".join(cell.split()) for cell in text.split("\t")] for _, text in lines if text.strip()]
+    header = split.pop(0) if split and len(split[0]) > 1 else ["text"]
+    for number, row in enumerate(split, start=2):
+        if len(row) != len(header) or not all(row):
+            raise DataError(
+                f"{path}, row {number}: {len(row)} texts, {sum(not cell for cell in row)} of them empty; expected "
+                f"one for each of {', '.join(header)}, with tabs between them"
+            )
+    rows = [list(row) for row in dict.fromkeys(map(tuple, split))]
+    if len(rows) < 10:
+        raise DataError(f"{path} holds {len(rows)} different rows; expected at least 10, one text per line")
+    return header, rows
+
+
+def teach_text_tower(
+    backbone: str, text: str, texts: Path, out: Path, teaching: TextTeaching | None = None
+) -> dict[str, Any]:
+    """Write a dual encoder with the image encoder of a CLIP and another text encoder, which learns from its texts.
+
+    `backbone`, `text`: folders or hub ids of a CLIP and of a text encoder of transformers. `texts`: of
+    `read_parallel`; every column of a row learns to lie where the CLIP's text encoder puts the first. `out`: a new
+    folder, for `student.backbone`. Returns the record, which is also in `text_tower.json`: the losses, and for each
+    column, on rows held out, the mean cosine with the target and how often it is the closest of all held-out targets.
+
+    Raises RecipeError if `out` exists, CheckpointError and DataError for what cannot be read.
+    """
+    teaching = teaching or TextTeaching()
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} exists and is not empty; give a new folder")
+    columns, rows = read_parallel(texts)
+    device = build_accelerator().device
+    clip = load_backbone(backbone).to(device)
+    tokenizer = load_tokenizer(text)
+    dual: Any = with_text_model(clip, load_text_model(text), seed=teaching.seed).to(device)
+    longest = min(teaching.max_tokens, text_positions(dual.config))
+    targets = _targets(clip, backbone, [row[0] for row in rows], device)
+    order = np.random.default_rng(teaching.seed).permutation(len(rows))
+    count = max(1, min(teaching.held_out, len(rows) // 10))
+    held_out, train = order[:count], order[count:]
+    encode = _Encoder(dual, tokenizer, longest, padding_token(tokenizer, source=text), device)
+    losses = _teach(encode, rows, targets, train, teaching)
+    record = {
+        "columns": columns,
+        "rows": len(train),
+        "held_out": _measure(encode, rows, targets, held_out, columns),
+        "held_out_rows": count,
+        "losses": losses,
+        "settings": vars(teaching),
+    }
+    _save(dual.cpu(), tokenizer, backbone, out, record)
+    return record
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes texts with the text half of a dual encoder."""
+
+    dual: Any
+    tokenizer: Any
+    longest: int
+    pad_id: int
+    device: torch.device
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.longest)["input_ids"]
+        width = max(map(len, ids))
+        padded = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        return text_features(self.dual, padded.to(self.device), mask.to(self.device))
+
+
+@torch.no_grad()
+def _targets(clip: Any, source: str, texts: Sequence[str], device: torch.device) -> Tensor:
+    """Return where the CLIP puts texts: (texts, dim), on the CPU. Texts with unknown words are counted in the log."""
+    how = load_preprocessing(source, clip.config)
+    encode = _Encoder(clip, how.tokenizer, how.max_tokens, how.pad_id, device)
+    parts = [encode(texts[start : start + ENCODED_AT_ONCE]).cpu() for start in range(0, len(texts), ENCODED_AT_ONCE)]
+    unknown = how.tokenizer.unk_token_id
+    if unknown is not None and unknown != how.tokenizer.eos_token_id:
+        ids = how.tokenizer(list(texts))["input_ids"]
+        lost = sum(unknown in row for row in ids)
+        if lost:
+            logger.warning("%d of %d texts hold words that the teacher does not know", lost, len(texts))
+    return torch.cat(parts)
+
+
+def _teach(
+    encode: _Encoder, rows: Sequence[Sequence[str]], targets: Tensor, train: np.ndarray, teaching: TextTeaching
+) -> list[float]:
+    """Train the text half; return the mean loss of every tenth of the run."""
+    parameters = [*encode.dual.text_model.parameters(), *encode.dual.text_projection.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=teaching.lr, weight_decay=teaching.weight_decay)
+    rng = np.random.default_rng([teaching.seed, 1])
+    torch.manual_seed(teaching.seed)
+    encode.dual.text_model.train()
+    losses = []
+    for step in tqdm(range(teaching.steps), desc="teach texts", unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = teaching.lr * warmup_cosine(step / teaching.steps)
+        chosen = train[rng.integers(len(train), size=teaching.batch_size)]
+        columns = rng.integers(len(rows[0]), size=teaching.batch_size)
+        texts = [rows[row][column] for row, column in zip(chosen, columns, strict=True)]
+        loss = text_text_loss(encode(texts), targets[torch.from_numpy(chosen)].to(encode.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    encode.dual.text_model.eval()
+    parts = torch.stack(losses).cpu().tensor_split(10)
+    return [round(float(part.mean()), 5) for part in parts if len(part)]
+
+
+@torch.no_grad()
+def _measure(
+    encode: _Encoder, rows: Sequence[Sequence[str]], targets: Tensor, held_out: np.ndarray, columns: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return for each column the mean cosine with the target, and how often it is the closest one, in percent."""
+    wanted = torch.nn.functional.normalize(targets[torch.from_numpy(held_out)], dim=-1)
+    found = {}
+    for column, name in enumerate(columns):
+        texts = [rows[row][column] for row in held_out]
+        parts = [encode(texts[at : at + ENCODED_AT_ONCE]).cpu() for at in range(0, len(texts), ENCODED_AT_ONCE)]
+        cosines = torch.nn.functional.normalize(torch.cat(parts), dim=-1) @ wanted.T
+        own = cosines.diagonal()
+        closest = (cosines > own[:, None] + 1e-6).sum(dim=1) == 0
+        found[name] = {"cosine": float(own.mean()), "closest": 100 * float(closest.float().mean())}
+    return found
+
+
+def _save(dual: Any, tokenizer: Any, backbone: str, out: Path, record: dict[str, Any]) -> None:
+    """Write the folder in one move: model, tokenizer, the CLIP's image settings, and the record."""
+    temporary = out.with_name(f"{out.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary)
+    dual.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    image = read_image_settings(backbone)
+    if image:
+        (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1), encoding="utf-8")
+    (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if out.exists():
+        out.rmdir()
+    os.replace(temporary, out)
+    log(f"text tower: {out}  (student.backbone={out})")

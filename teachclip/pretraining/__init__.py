@@ -1,0 +1,1 @@
+"""Pre-training of a tiny CLIP on any frames and captions."""

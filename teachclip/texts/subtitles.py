@@ -1,0 +1,66 @@
+"""Subtitles beside videos, as texts with times: what is said while something is seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from teachclip.data.formats.own_text import read_own_text
+from teachclip.data.formats.problems import Problems
+from teachclip.data.formats.subtitles import EXTENSIONS, read_cues
+from teachclip.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class Spoken(NamedTuple):
+    """One subtitle of a video; `start` and `end` are seconds."""
+
+    video: str
+    start: float
+    end: float
+    text: str
+
+
+def subtitles_of(files: Mapping[str, Path]) -> list[Spoken]:
+    """Return the subtitles that lie beside videos, by name of the video: `film.srt` or `film.en.vtt` of `film.mp4`.
+
+    Files are found whatever the case of their ending. One that cannot be read is left out, with a warning.
+    """
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for folder in dict.fromkeys(path.parent for path in files.values()):
+        beside[folder] = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    found: list[Spoken] = []
+    for name, path in files.items():
+        own = re.compile(re.escape(path.stem) + r"(?:\.[A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})?)?")
+        for source in beside[path.parent]:
+            if own.fullmatch(source.stem):
+                found += _read(source, name)
+    return found
+
+
+def _read(source: Path, video: str) -> list[Spoken]:
+    problems = Problems()
+    try:
+        cues = read_cues(source, read_own_text(source).text, problems)
+    except DataError as error:
+        log.warning("left out: %s", str(error).splitlines()[0])
+        return []
+    if problems.count:
+        log.warning("%s: %d subtitles cannot be read and are left out", source, problems.count)
+    return [Spoken(video, cue.start, cue.end, cue.text) for cue in cues]
+
+
+def as_table(subtitles: Sequence[Spoken]) -> str:
+    """Return subtitles as a CSV table with the columns video, caption, start, end."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "caption", "start", "end"])
+    writer.writerows([item.video, item.text, f"{item.start:.3f}", f"{item.end:.3f}"] for item in subtitles)
+    return text.getvalue()

@@ -1,0 +1,8 @@
+"""`python tools/text_tower.py --help` says what this does."""
+
+import _bootstrap  # noqa: F401  (puts the project on the path)
+
+from teachclip.cli.text_tower import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
