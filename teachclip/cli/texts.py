@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             description="Texts for videos without captions.\n\n"
             "  teachclip texts suggest RECIPE    write the texts that a recipe's teacher finds in its videos\n"
             "  teachclip texts bank              print the bank of everyday texts\n"
-            "  teachclip texts subtitles FOLDER  print the subtitles beside the videos of a folder, with their times",
+            "  teachclip texts subtitles FOLDER  print the subtitles beside videos, with their times",
         )
         parser.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
         parser.parse_args(arguments)
