@@ -244,7 +244,7 @@ def _label(axes: Any, text: str, x: float, y: float) -> None:
 def _plain(axes: Any) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#c9cdd3")
-    axes.tick_params(length=0, labelcolor=SOFT, labelsize=9)
+    axes.tick_params(which="both", length=0, labelcolor=SOFT, labelsize=9)
 
 
 def _save(figure: Any, path: Path) -> None:
