@@ -183,6 +183,8 @@ student:
   temporal_layers: 4
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
+# No option beyond the paper's losses won on both data sets we tried (RESULTS.md, "BabyAI"): find out on yours by
+# teachclip study own_data --recipe {shell_path(out)} --dry-run
 optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, attention_lr: 1e-3, schedule: warmup_cosine}}
 train: {{encoders: finetuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
 """
