@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,13 @@ from teachclip.console import interruptible, log
 DEFAULT = Path("video-index")
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make an index of folders of videos, or bring it up to date."""
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="teachclip index",
         description="Make a searchable index of all videos below some folders, or bring it up to date: only what is "
         "new or changed is encoded. Without FOLDER, the folders of the index are looked through again. After an "
-        "interruption the same command continues. With another --model, --parts, --window or --stride all videos are "
-        "encoded anew, while the index goes on answering as before.",
+        "interruption the same command continues. With another --model, --parts, --window, --stride, --precision or "
+        "--keyframes all videos are encoded anew, while the index goes on answering as before.",
     )
     parser.add_argument("folders", nargs="*", type=path_argument, metavar="FOLDER", help="folders of videos")
     parser.add_argument(
@@ -30,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", choices=["windows", "shots"], help="what films are cut into (default windows)")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="longest part (default 10)")
     parser.add_argument("--stride", type=float, metavar="SECONDS", help="from window to window (default half of one)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="what encoders compute in (float32)")
+    parser.add_argument(
+        "--keyframes",
+        action=argparse.BooleanOptionalAction,
+        help="read the nearest keyframes alone, which is fast where videos are large",
+    )
     parser.add_argument(
         "--forget", nargs="+", type=path_argument, default=[], metavar="FOLDER", help="take folders out"
     )
@@ -50,14 +55,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--workers", type=positive_count, default=0, help="processes that decode (default: one per core)"
     )
     parser.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS", help="per file (default 300)")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make an index of folders of videos, or bring it up to date."""
+    args = _parser().parse_intermixed_args(argv)
     from teachclip.search.columns import set_columns
     from teachclip.search.index import VideoIndex
     from teachclip.search.limits import Limits
     from teachclip.search.update import Wanted, describe, update_index
     from teachclip.search.vectors_file import export_vectors
 
-    wanted = Wanted(args.model, args.parts, args.window, args.stride, args.engine, args.uri, args.device)
+    wanted = Wanted(
+        args.model,
+        args.parts,
+        args.window,
+        args.stride,
+        args.engine,
+        args.uri,
+        args.device,
+        args.precision,
+        args.keyframes,
+    )
     limits = Limits(workers=args.workers, time_limit=args.time_limit)
     if args.folders or args.export is None:
         with interruptible():

@@ -6,13 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from teachclip.data.video.parts import OpenedVideo, PartFrames, decode_stretch, open_parts
+from teachclip.data.video.sampling import FrameSampling
+from teachclip.data.video.transform import FrameTransform
 from teachclip.data.video.video_file import CHANGED, is_transient
 from teachclip.data.video.workers import Failure
 from teachclip.models.modeling import StudentModel
@@ -54,6 +56,7 @@ class FileEncoder:
         limits: Limits,
     ):
         self.cutting, self.state, self.limits = generation.settings.cutting, state, limits
+        self.encoding = generation.settings.encoding
         self._engine, self._student = engine, student
         self._encoder: PartEncoder | None = None
         self.encoded = self.parts = 0
@@ -98,10 +101,14 @@ class FileEncoder:
                 else:
                     self._files[video] = [file]
                     self._opened.append((file, video))
-                    processor = self._student().processor
-                    yield file.path, processor.sampling, processor.transform, self.cutting
+                    yield file.path, *self._reading(), self.cutting
                     continue
                 self._bar.update(file.bytes)
+
+    def _reading(self) -> tuple[FrameSampling, FrameTransform]:
+        """Return which frames are read, and how they become squares."""
+        processor = self._student().processor
+        return replace(processor.sampling, keyframes=self.encoding.keyframes), processor.transform
 
     def _take(self, file: FileRow, video: str, opened: OpenedVideo) -> None:
         """Encode a video whose first parts are decoded; decode the others of a long one."""
@@ -110,8 +117,7 @@ class FileEncoder:
         self._push(coming, opened.first, not opened.rest)
         if not opened.rest:
             return
-        processor = self._student().processor
-        items = ((opened.source, processor.sampling, processor.transform, parts) for parts in opened.rest)
+        items = ((opened.source, *self._reading(), parts) for parts in opened.rest)
         stretches = self.limits.map(decode_stretch, items, len(opened.rest))
         with closing(stretches):
             for number, outcome in enumerate(stretches):
@@ -136,7 +142,7 @@ class FileEncoder:
         waiting, self._waiting = self._waiting, []
         stretches = [stretch for _, stretch, _ in waiting if stretch is not None]
         if stretches and self._encoder is None:
-            self._encoder = PartEncoder(self._student(), self.limits.batch_size)
+            self._encoder = PartEncoder(self._student(), self.limits.batch_size, self.encoding.precision)
         encoded = iter(self._encoder.encode(stretches) if stretches and self._encoder else ())
         for video, stretch, last in waiting:
             if stretch is not None:

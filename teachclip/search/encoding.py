@@ -14,6 +14,7 @@ from teachclip.data.video.parts import PartFrames
 from teachclip.data.video.transform import normalize
 from teachclip.models import backbone as encoders
 from teachclip.models.modeling import StudentModel, evaluating
+from teachclip.scorer import encoding_in
 
 PARTS_PER_BATCH = 256
 
@@ -36,18 +37,19 @@ class EncodedPart(NamedTuple):
 class PartEncoder:
     """Encodes parts as `StudentModel.encode_video` does, but each frame once.
 
-    batch_size: frames that the vision encoder gets together.
+    batch_size: frames that the vision encoder gets together. precision: that it computes in, see `encoding_in`.
     """
 
-    def __init__(self, student: StudentModel, batch_size: int = 96):
-        self.student, self.batch_size = student, batch_size
+    def __init__(self, student: StudentModel, batch_size: int = 96, precision: str = "float32"):
+        self.student, self.batch_size, self.precision = student, batch_size, precision
         self._padding: Tensor | None = None
 
     @torch.no_grad()
     def encode(self, stretches: Sequence[PartFrames]) -> list[list[EncodedPart]]:
         """Return the parts of each stretch that could be decoded, in order."""
         with evaluating(self.student):
-            features = self._features(np.concatenate([stretch.frames for stretch in stretches]))
+            with encoding_in(self.precision, self.student.device):
+                features = self._features(np.concatenate([stretch.frames for stretch in stretches])).float()
             offsets = np.cumsum([0, *(len(stretch.frames) for stretch in stretches)])
             rows = [
                 places + offset

@@ -40,6 +40,14 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What may make encoding faster: what encoders compute in, and whether keyframes alone are read."""
+
+    precision: str = "float32"
+    keyframes: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the vectors of a generation were made by.
 
@@ -56,10 +64,13 @@ class Settings:
     engine: EngineSettings
     collection: str
     stamps: Mapping[str, Any] = field(default_factory=dict)
+    encoding: Encoding = Encoding()
 
     def makes_the_same(self, other: Settings) -> bool:
         """Return whether the vectors of both are the same and in the same place."""
-        return all(getattr(self, name) == getattr(other, name) for name in ("fingerprint", "cutting", "engine"))
+        return all(
+            getattr(self, name) == getattr(other, name) for name in ("fingerprint", "cutting", "engine", "encoding")
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,9 @@ def read_generation(folder: Path) -> Generation:
     """Read the settings of a generation. Raises StoreError if they are missing or damaged."""
     content = _sealed(folder / SETTINGS_FILE)
     try:
+        content.setdefault("encoding", asdict(Encoding()))  # of an index from before there was a choice
         values = {name: content[name] for name in Settings.__dataclass_fields__}
+        values["encoding"] = Encoding(**values["encoding"])
         values["cutting"] = Cutting(**values["cutting"])
         values["engine"] = EngineSettings(**values["engine"])
         return Generation(folder, Settings(**values))

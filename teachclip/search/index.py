@@ -83,6 +83,8 @@ class VideoIndex:
         engine: str | None = None,
         uri: str | None = None,
         device: str | None = None,
+        precision: str | None = None,
+        keyframes: bool | None = None,
         **options: Any,
     ) -> tuple[VideoIndex, Report]:
         """Make an index of folders, or bring it up to date, and return it with a report.
@@ -90,7 +92,7 @@ class VideoIndex:
         See `update_index` for `options` and the errors, and `teachclip index --help` for the others; None means as
         before.
         """
-        wanted = Wanted(model, parts, window, stride, engine, uri, device)
+        wanted = Wanted(model, parts, window, stride, engine, uri, device, precision, keyframes)
         report = update_index(path, folders, wanted, **options)
         return cls.open(path, device=device), report
 

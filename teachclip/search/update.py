@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from teachclip.search.compressed import chosen_rung, rebuild
 from teachclip.search.compression import UNCOMPRESSED
 from teachclip.search.engines import Engine
 from teachclip.search.generations import (
+    Encoding,
     EngineSettings,
     Generation,
     Settings,
@@ -78,6 +79,8 @@ class Wanted:
     engine: str | None = None
     uri: str | None = None
     device: str | None = None
+    precision: str | None = None
+    keyframes: bool | None = None
 
     def settings(self, index: Path, current: Generation | None) -> tuple[Settings, StudentModel | None]:
         """Return the settings of the generation, and the student if it had to be loaded to know them."""
@@ -89,6 +92,11 @@ class Wanted:
             given["stride"] = self.window / 2
         changed = {name: value for name, value in given.items() if value is not None}
         cutting = Cutting(**{**vars(cutting), **changed})
+        encoding = old.encoding if old else Encoding()
+        if self.precision is not None:
+            encoding = replace(encoding, precision=self.precision)
+        if self.keyframes is not None:
+            encoding = replace(encoding, keyframes=self.keyframes)
         engine = old.engine if old else EngineSettings()
         if self.engine is not None or self.uri is not None:
             uri = self.uri if self.uri is None or "://" in self.uri else os.path.abspath(self.uri)
@@ -101,7 +109,8 @@ class Wanted:
             provenance, dim = student_provenance(student), int(student.config.width)
         collection = f"teachclip_{secrets.token_hex(6)}"
         fingerprint = fingerprint_of(provenance)
-        return Settings(model, fingerprint, provenance, dim, cutting, engine, collection, stamps), student
+        made = Settings(model, fingerprint, provenance, dim, cutting, engine, collection, stamps, encoding)
+        return made, student
 
     def _model(self, index: Path, old: Settings | None) -> str:
         if self.model is None:

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -8,9 +9,11 @@ from video_files import write_video
 
 from teachclip import VideoIndex
 from teachclip.cli import index as index_command
-from teachclip.errors import DataError
+from teachclip.errors import DataError, RecipeError
+from teachclip.search.generations import Encoding
 from teachclip.search.queries import StudentQueries
 from teachclip.search.update import Wanted
+from teachclip.store.fingerprint import seal
 
 
 def paths(index):
@@ -128,6 +131,31 @@ def test_another_student_re_encodes_beside_the_old_one_and_then_replaces_it(inde
     assert len(list(index.glob("generation-*"))) == 2, "queries that run may still use the former one"
     update(index)
     assert [path.name for path in index.glob("generation-*")] == ["generation-0002"]
+
+
+def test_faster_encoding_makes_other_vectors_and_is_remembered(index):
+    opened = VideoIndex.open(index)
+    exact = opened.vectors()
+    assert update(index, wanted=Wanted(precision="bfloat16")).encoded == 5
+    half = opened.vectors()
+    cosines = [float(exact[row] @ half[row]) for row in exact]
+    assert half.keys() == exact.keys() and 0.999 < min(cosines) < 1 - 1e-7
+    assert update(index).kept == 5
+    assert update(index, wanted=Wanted(keyframes=True)).encoded == 5
+    assert opened.settings.encoding == Encoding("bfloat16", keyframes=True)
+    assert min(float(exact[row] @ vector) for row, vector in opened.vectors().items()) < 0.999
+    with pytest.raises(RecipeError, match="allowed: float32, bfloat16"):
+        update(index, wanted=Wanted(precision="int3"))
+
+
+def test_an_index_from_before_there_was_a_choice_of_encoding_opens(index):
+    file = index / "generation-0001" / "settings.json"
+    content = json.loads(file.read_text())
+    for key in ("encoding", "seal"):
+        content.pop(key)
+    file.write_text(json.dumps(seal(content)))
+    assert VideoIndex.open(index).settings.encoding == Encoding()
+    assert update(index).kept == 5
 
 
 def test_folders_of_the_user_are_never_taken_for_generations(library, student_folder):
