@@ -385,7 +385,8 @@ def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(pro
     plain, half, workers = (logged_losses(project.folder / n) for n in ("plain", "bf16", "workers"))
     assert np.array_equal(plain, workers)
     assert not np.array_equal(plain, half)
-    np.testing.assert_allclose(half, plain, atol=0.05)
+    # cosines to 2^-9, times CLIP's scale of 100; how products are added up depends on the processor
+    np.testing.assert_allclose(half, plain, atol=0.1)
 
 
 def test_a_run_trained_on_other_content_is_not_reported_as_new(project, capsys):
