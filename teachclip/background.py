@@ -15,8 +15,8 @@ T = TypeVar("T")
 def made_ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
     """Yield `items` in order; a thread makes up to `count` of them in advance, one of them at a time.
 
-    An error of the iterator is raised when its item is asked for. The thread has ended when the generator is
-    exhausted or closed.
+    An error of the iterator is raised when its item is asked for. The thread closes `items`, if they are a generator,
+    and has ended when the generator here is exhausted or closed.
     """
     made: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     room, stopped = threading.Semaphore(count), threading.Event()
@@ -32,8 +32,11 @@ def made_ahead(items: Iterable[T], count: int) -> Generator[T, None, None]:
             made.put(("end", None))
         except BaseException as error:  # of any type: it is raised where the item is asked for
             made.put(("error", error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
-    thread = threading.Thread(target=work, name="batches made ahead", daemon=True)
+    thread = threading.Thread(target=work, name="made ahead", daemon=True)
     thread.start()
     try:
         while True:

@@ -8,7 +8,7 @@ from teachclip.background import done_behind, made_ahead
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "batches made ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "made ahead"]
 
 
 def test_items_come_in_order_and_no_more_are_made_than_asked_for():
@@ -25,7 +25,7 @@ def test_items_come_in_order_and_no_more_are_made_than_asked_for():
     assert next(found) == 0
     assert reached.wait(10)  # one is in use, three are made ahead of it
     assert [number for number, _ in made] == [0, 1, 2, 3]
-    assert {name for _, name in made} == {"batches made ahead"}
+    assert {name for _, name in made} == {"made ahead"}
     assert list(found) == [1, 2, 3, 4, 5] and not threads()
 
 
@@ -75,3 +75,18 @@ def test_an_error_behind_is_raised_by_the_next_call_or_at_the_end():
         pytest.fail("the second call did not say so")
     with pytest.raises(ValueError, match="disk is full"), done_behind() as behind:
         behind(fail)
+
+
+def test_the_thread_closes_the_generator_that_it_reads():
+    closed = []
+
+    def items():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    found = made_ahead(items(), 2)
+    assert next(found) == 0
+    found.close()
+    assert closed == ["made ahead"] and not threads()

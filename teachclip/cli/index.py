@@ -33,7 +33,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--keyframes",
         action=argparse.BooleanOptionalAction,
-        help="read the nearest keyframes alone, which is fast where videos are large",
+        help="read the nearest keyframes alone, fast where videos are large (default: as the student was trained)",
     )
     parser.add_argument(
         "--forget", nargs="+", type=path_argument, default=[], metavar="FOLDER", help="take folders out"

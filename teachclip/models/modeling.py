@@ -6,7 +6,7 @@ Texts and videos become one vector each, so that a search needs one dot product 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, overload
 
@@ -369,7 +369,7 @@ class StudentModel(StudentFiles):
         items = list_videos(videos)
         limits = {"workers": workers, "time_limit": time_limit, "memory_limit": memory_limit}
         outcomes = read_videos(items, processor.sampling, processor.transform, on_error=on_error, **limits)  # type: ignore[arg-type]
-        with closing(outcomes), evaluating(self):
+        with evaluating(self):
             result = encode_in_batches(
                 outcomes,
                 len(items),

@@ -159,7 +159,7 @@ def encode_in_batches(
     batch_size: int,
     progress: bool,
 ) -> EncodedVideos:
-    """Encode what `read_videos` yields for `total` videos, `batch_size` at a time.
+    """Encode what `read_videos` yields for `total` videos, `batch_size` at a time, and close it.
 
     `encode` gets the frames of some videos, each uint8 (frames, 3, size, size). Returns an `EncodedVideos` whose
     embeddings are the list of what it returned, to be joined. Raises VideoError for the first video that cannot be

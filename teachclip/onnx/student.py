@@ -132,8 +132,6 @@ class OnnxStudent:
         memory_limit: float = 4.0,
     ) -> np.ndarray | EncodedVideos:
         """Encode videos as `StudentModel.encode_video` does; vectors are numpy arrays (videos, dim), float32."""
-        from contextlib import closing
-
         from teachclip.models.videos import encode_in_batches, list_videos, read_videos
 
         _check_batch(batch_size)
@@ -142,15 +140,14 @@ class OnnxStudent:
         sampling, transform = self._decoding()
         limits = {"workers": workers, "time_limit": time_limit, "memory_limit": memory_limit}
         outcomes = read_videos(items, sampling, transform, on_error=on_error, **limits)  # type: ignore[arg-type]
-        with closing(outcomes):
-            result = encode_in_batches(
-                outcomes,
-                len(items),
-                lambda frames: self.encode_frames(*_padded(frames, sampling.count))[0],
-                on_error=on_error,
-                batch_size=batch_size,
-                progress=progress,
-            )
+        result = encode_in_batches(
+            outcomes,
+            len(items),
+            lambda frames: self.encode_frames(*_padded(frames, sampling.count))[0],
+            on_error=on_error,
+            batch_size=batch_size,
+            progress=progress,
+        )
         parts = result.embeddings
         result = result._replace(
             embeddings=np.concatenate(parts) if parts else np.empty((0, self.dim), dtype=np.float32)

@@ -132,6 +132,8 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
         problems.append("teaching.weighting is confidence, which needs captions; write fixed")
     if recipe.frames.temporal_augmentation > 1:
         problems.append("frames.temporal_augmentation needs captions; write 1")
+    if any(teacher.keep is not None for teacher in recipe.teachers):
+        problems.append("teachers.keep needs captions; leave it out")
     if recipe.train.captions_per_video > 1:
         problems.append("train.captions_per_video needs captions; write 1")
     if problems:
@@ -236,6 +238,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         if entry["keep"] is None:
             del entry["keep"]
     _drop_unused_options(values, recipe)
+    del values["teaching"]["max_gb"]  # which teachers score tokens is part of what the run is trained on
     new = ("texts", "uncaptioned")  # named only where they are used
     values["data"] = {
         key: value

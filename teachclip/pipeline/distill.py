@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
+from teachclip.data.annotations.records import Catalog
 from teachclip.evaluation.per_query import PerQuery, per_query
 from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
@@ -17,7 +18,7 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.relevance import training_content
+from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
@@ -117,12 +118,17 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
     run.check()
     check_teachers(recipe, teachers)
     check_unpaired(recipe)
+
+    def check(catalog: Catalog) -> None:
+        build.check_training(recipe, recipe.train, catalog, processes)
+        check_relevance(recipe, teachers.values(), catalog.train)
+
     work = build_workspace(
         recipe,
         processes,
         device,
         teachers=teachers,
-        check=lambda catalog: build.check_training(recipe, recipe.train, catalog, processes),
+        check=check,
     )
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = training_content(work) | (unpaired.content() if unpaired else {})

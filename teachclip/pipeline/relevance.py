@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from teachclip.pipeline.shortlist import OPTIONS, Finder, open_finder, shortlist
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.processes import Processes
+from teachclip.recipe.schema import Recipe
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.relevance import VideoTokens, recompute, relevance_rows, verify_relevance
@@ -48,9 +49,11 @@ def training_content(work: Workspace) -> dict[str, str]:
     ):
         code = code_hash(pick(name, kind, table))
         content |= {} if code is None else {f"losses.{name}.kind": code}
-    return content | {
-        f"teacher {label}": fingerprint_of(_provenance(work, handle)) for label, handle in work.teachers.items()
-    }
+    for label, handle in work.teachers.items():
+        content[f"teacher {label}"] = fingerprint_of(_provenance(work, handle))
+        if teaches_by_tokens(work.recipe, handle, work.catalog.train):
+            content[f"teacher {label} scores"] = "stored tokens"
+    return content
 
 
 def teacher_relevance(
@@ -73,24 +76,36 @@ def teacher_relevance(
     return shortlist_relevance(work, handle, finder, provenance=common_provenance(work, handle, work.catalog.train))
 
 
-def teaches_by_tokens(work: Workspace, handle: TeacherHandle) -> bool:
+def teaches_by_tokens(recipe: Recipe, handle: TeacherHandle, split: Split) -> bool:
     """Whether the relevance of a teacher for all training pairs would be larger than `teaching.max_gb`.
 
     Then its tokens are stored, and it scores those of a batch in every step. Raises RecipeError for a recipe that
     needs the relevance of all pairs.
     """
-    split, teaching = work.catalog.train, work.recipe.teaching
-    if handle.reads_relevance or handle.scores_shortlist:
+    teaching = recipe.teaching
+    if teaching.source != "stored" or handle.reads_relevance or handle.scores_shortlist:
         return False
-    size = len(split.captions) * len(split.videos) * work.views * np.dtype(teaching.precision).itemsize
+    pairs = len(split.captions) * len(split.videos) * recipe.frames.temporal_augmentation
+    size = pairs * np.dtype(teaching.precision).itemsize
     if size <= teaching.max_gb * 1e9:
         return False
-    too_much = f"the relevance of {handle.label} takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
+    reason = None
     if not split.is_paired:
-        raise RecipeError(f"{too_much}; data without captions needs it, to look for the surest texts of all")
-    if work.recipe.losses.frame_text.targets == "video":
-        raise RecipeError(f"{too_much}; losses.frame_text.targets=video needs it, to weigh the captions of a video")
+        reason = "data without captions needs it, to look for the surest texts of all"
+    elif recipe.losses.frame_text.targets == "video":
+        reason = "losses.frame_text.targets=video needs it, to weigh the captions of a video"
+    elif handle.section.keep is not None:
+        reason = "keep needs it, to find the best videos of a caption"
+    if reason:
+        takes = f"takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
+        raise RecipeError(f"the relevance of {handle.label} {takes}; {reason}")
     return True
+
+
+def check_relevance(recipe: Recipe, handles: Iterable[TeacherHandle], split: Split) -> None:
+    """Raise RecipeError, before anything is decoded, if relevance of a split is needed that would be too large."""
+    for handle in handles:
+        teaches_by_tokens(recipe, handle, split)
 
 
 def _finder(work: Workspace, handle: TeacherHandle) -> Finder:

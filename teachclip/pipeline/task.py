@@ -9,7 +9,6 @@ import torch
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Split
-from teachclip.errors import RecipeError
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.relevance import stored_tokens, teacher_relevance, teaches_by_tokens
@@ -61,7 +60,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             found.stored.append(uncaptioned_relevance(work, handle))
             found.weights.append(section.weight)
             continue
-        if is_stored(recipe, handle) and teaches_by_tokens(work, handle):
+        if teaches_by_tokens(recipe, handle, split):
             log(f"{handle.label}: its relevance would exceed teaching.max_gb, it scores stored tokens instead")
             prefix = f"tokens{len(found.extras)}."
             found.extras[prefix] = TokenInputs(*stored_tokens(work, handle, split))
@@ -71,7 +70,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             continue
         if is_stored(recipe, handle):
             relevance = StoredRelevance.build(
-                _kept(teacher_relevance(work, handle), section, split, work.views),
+                _kept(teacher_relevance(work, handle), section, split),
                 split,
                 targets=recipe.losses.frame_text.targets,
                 frame_temperature=section.frame_temperature,
@@ -88,13 +87,9 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
     return found
 
 
-def _kept(store: RelevanceStore, section: TeacherSection, split: Split, views: int) -> RelevanceStore:
-    """Return stored relevance, or what a recipe keeps of it. Raises RecipeError for several views of a video."""
-    if section.keep is None:
-        return store
-    if views > 1:
-        raise RecipeError(f"teachers.{section.label}.keep needs frames.temporal_augmentation: 1, got {views}")
-    return TopRelevance.of(store, split.caption_videos, section.keep)
+def _kept(store: RelevanceStore, section: TeacherSection, split: Split) -> RelevanceStore:
+    """Return stored relevance, or what a recipe keeps of it."""
+    return store if section.keep is None else TopRelevance.of(store, split.caption_videos, section.keep)
 
 
 def build_task(

@@ -282,6 +282,11 @@ class Recipe(Section):
         run = self.teaching.source == "online" and any(teacher.name != "scores" for teacher in self.teachers)
         if self.losses.frame_text.targets == "video" and run:
             raise ValueError("losses.frame_text.targets=video needs teaching.source=stored")
+        if any(teacher.keep is not None for teacher in self.teachers):
+            if self.teaching.source != "stored":
+                raise ValueError("teachers.keep needs teaching.source=stored")
+            if self.frames.temporal_augmentation > 1:
+                raise ValueError("teachers.keep needs frames.temporal_augmentation=1")
         labels = [teacher.label for teacher in self.teachers]
         if len({teacher.folder.lower() for teacher in self.teachers}) != len(labels):
             raise ValueError(f"teachers: each label may stand once, got {', '.join(labels)}; give one a 'label'")

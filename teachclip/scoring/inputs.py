@@ -277,13 +277,12 @@ READ_AHEAD = 2
 
 
 def read_ahead(
-    read: Callable[[np.ndarray], Batch], batches: Iterable[np.ndarray]
+    read: Callable[[np.ndarray], Batch], batches: Iterable[np.ndarray], *, pin: bool = False
 ) -> AbstractContextManager[Iterator[Batch]]:
     """Return a context that gives what `read` returns for each of `batches`, in order.
 
-    A thread reads the next ones while one is encoded; for a GPU it puts them where copying does not wait.
+    A thread reads the next ones while one is encoded. `pin`: for a GPU, it puts them where copying does not wait.
     """
-    pin = torch.cuda.is_available()
 
     def made() -> Iterator[Batch]:
         for rows in batches:
@@ -324,7 +323,7 @@ def encode_split(
     ) -> Tokens:
         rows = batches(count, size)
         hidden, parts = not (progress and processes.is_main), []
-        with read_ahead(read, rows) as coming:
+        with read_ahead(read, rows, pin=torch.device(device).type == "cuda") as coming:
             for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):
                 with encoding_in(precision, device):
                     tokens = encode(scorer, to_device(batch, device))

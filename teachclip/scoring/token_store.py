@@ -89,14 +89,15 @@ def store_tokens(
     processes: Processes,
     label: str,
     what: str = "",
+    pin: bool = False,
     ahead: Callable[[Iterable[np.ndarray]], AbstractContextManager[None]] | None = None,
 ) -> StoredItems:
     """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
     What the store at `path` holds already is not encoded again. `encode` gets what `read` returns for numbers of
-    items; without it, these numbers. While a batch is encoded, a thread reads the next ones and another writes the
-    last shard. `ahead`, as `prefetch`, gets the items that will be read. `what` are the items, such as videos, for a
-    log line when some are new. Returns all items. Raises StoreError on other provenance.
+    items; without it, these numbers. While a batch is encoded, a thread reads the next ones (`pin`: see `read_ahead`)
+    and another writes the last shard. `ahead`, as `prefetch`, gets the items that will be read. `what` are the items,
+    such as videos, for a log line when some are new. Returns all items. Raises StoreError on other provenance.
     """
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
@@ -128,7 +129,7 @@ def store_tokens(
         coming = coming[len(waiting) :]
         with (
             ahead(coming) if ahead else nullcontext(),
-            read_ahead(read, coming) as inputs,
+            read_ahead(read, coming, pin=pin) as inputs,
             done_behind() as behind,
         ):
             for shard in shard_bar(missing, label, processes):
@@ -169,6 +170,8 @@ def store_scorer_tokens(
     `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
     """
 
+    pin = torch.device(device).type == "cuda"
+
     def encode_texts(batch: Batch) -> Tokens:
         with encoding_in(precision, device):
             return in_float32(encode_text_batch(scorer, to_device(batch, device)))
@@ -188,6 +191,7 @@ def store_scorer_tokens(
         processes=processes,
         label=f"{label}: texts",
         what="captions",
+        pin=pin,
     )
     videos = store_tokens(
         folder / "videos",
@@ -200,6 +204,7 @@ def store_scorer_tokens(
         processes=processes,
         label=f"{label}: videos",
         what="videos",
+        pin=pin,
         ahead=functools.partial(prefetch, inputs),
     )
     return texts, videos

@@ -107,8 +107,9 @@ class FileEncoder:
 
     def _reading(self) -> tuple[FrameSampling, FrameTransform]:
         """Return which frames are read, and how they become squares."""
-        processor = self._student().processor
-        return replace(processor.sampling, keyframes=self.encoding.keyframes), processor.transform
+        processor, keyframes = self._student().processor, self.encoding.keyframes
+        sampling = processor.sampling if keyframes is None else replace(processor.sampling, keyframes=keyframes)
+        return sampling, processor.transform
 
     def _take(self, file: FileRow, video: str, opened: OpenedVideo) -> None:
         """Encode a video whose first parts are decoded; decode the others of a long one."""

@@ -41,10 +41,13 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What may make encoding faster: what encoders compute in, and whether keyframes alone are read."""
+    """What may make encoding faster: what encoders compute in, and whether keyframes alone are read.
+
+    keyframes: None: as the student was trained.
+    """
 
     precision: str = "float32"
-    keyframes: bool = False
+    keyframes: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,10 @@ class State:
 
     def close(self) -> None:
         """Close the connections that nobody uses. The next reader opens one again."""
-        idle = self._idle.pop(os.getpid(), [])
-        for _, database in idle:
-            database.close()
+        idle = self._idle.get(os.getpid(), [])
+        with contextlib.suppress(IndexError):  # one by one: another thread may take one to read
+            while True:
+                idle.pop()[1].close()
 
     def _reader(self) -> sqlite3.Connection:
         """Open the file for reading.

@@ -361,7 +361,8 @@ class ArrayStore:
 
     def _map(self, name: str, shard: int) -> np.ndarray:
         """Return one shard of one array, memory-mapped: (rows of the shard, ...)."""
-        if (name, shard) not in self._maps:
+        array = self._maps.get((name, shard))
+        if array is None:
             checksums = self._record(shard).checksums
             file = self._files(shard)[list(self.arrays).index(name)]
             try:
@@ -378,7 +379,7 @@ class ArrayStore:
             if len(self._maps) >= MAPPED_FILES:
                 self._maps.pop(list(self._maps)[0], None)  # noqa: RUF015 a list is made at once: threads may read too
             self._maps[name, shard] = array
-        return self._maps[name, shard]
+        return array  # not from the dictionary: another thread may have taken it out
 
     def _forget(self, shard: int) -> None:
         self._records.pop(shard, None)

@@ -1,10 +1,14 @@
 """Relevance that would be too large is not stored: teachers score their stored tokens in every step."""
 
+import json
+
 import pytest
 from processes import launch
 from runs import assert_same_losses, logged_losses
 
 from teachclip.cli import distill, precompute
+from teachclip.pipeline.build import run_settings
+from teachclip.recipe.loading import load_recipe
 
 
 def run(main, *arguments):
@@ -56,9 +60,31 @@ def test_precompute_stores_and_verifies_tokens_alone(project, capsys):
     assert "its checksum differs" in capsys.readouterr().err
 
 
-def test_what_needs_the_relevance_of_all_pairs_says_so(project, capsys):
-    losses = {"frame_text": {"targets": "video"}}
-    assert run(distill.main, project(losses=losses, teaching={"max_gb": 0})) == 2
+def test_a_run_goes_on_with_another_limit_unless_a_teacher_then_scores_tokens(project, capsys):
+    assert run(distill.main, project()) == 0
+    assert run(distill.main, project(teaching={"max_gb": 5})) == 0
+    assert "max_gb" not in json.dumps(run_settings(load_recipe(project())))
+    capsys.readouterr()
+    assert run(distill.main, project(teaching={"max_gb": 0})) == 2
+    assert "content.teacher xpool scores" in capsys.readouterr().err
+
+
+def test_a_recipe_that_keeps_the_best_alone_needs_stored_relevance_of_one_view(project, capsys):
+    teachers = [{"name": "xpool", "checkpoint": str(project.root / "teacher.pth"), "keep": 2}]
+    for values, message in (
+        ({"teaching": {"source": "online"}}, "teachers.keep needs teaching.source=stored"),
+        ({"frames": {"temporal_augmentation": 2}}, "teachers.keep needs frames.temporal_augmentation=1"),
+        ({"teaching": {"max_gb": 0}}, "keep needs it, to find the best videos of a caption"),
+    ):
+        assert run(distill.main, project(teachers=teachers, **values)) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("main", [distill.main, precompute.main])
+def test_what_needs_the_relevance_of_all_pairs_says_so_before_it_decodes(project, capsys, main):
+    losses, project.fill = {"frame_text": {"targets": "video"}}, False
+    assert run(main, project(losses=losses, teaching={"max_gb": 0})) == 2
+    assert not (project.folder / "stores" / "frames" / "manifest.json").exists()
     message = capsys.readouterr().err.splitlines()[-1]
     assert "the relevance of xpool takes 0.0 GB (teaching.max_gb: 0)" in message
     assert "losses.frame_text.targets=video needs it" in message

@@ -144,6 +144,7 @@ def test_faster_encoding_makes_other_vectors_and_is_remembered(index):
     assert update(index, wanted=Wanted(keyframes=True)).encoded == 5
     assert opened.settings.encoding == Encoding("bfloat16", keyframes=True)
     assert min(float(exact[row] @ vector) for row, vector in opened.vectors().items()) < 0.999
+    assert VideoIndex.open(index).settings.encoding.keyframes is True
     with pytest.raises(RecipeError, match="allowed: float32, bfloat16"):
         update(index, wanted=Wanted(precision="int3"))
 
