@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
+from teachclip.cli.arguments import CommandParser, UsageError, command, path_argument, positive_count
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "picture": None},
+    "encoding": {"files": 16, "height": 240, "seconds": 15},
+}
+"""What only one of the measurements has, and what holds if it is not given."""
 
 
 @command
@@ -19,19 +26,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", nargs="?", choices=("steps", "encoding"), default="steps", help="default: steps")
     parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
-    parser.add_argument("--sides", nargs="+", help="which of them, by their names (default: all but compiled ones)")
-    parser.add_argument("--captions", type=positive_count, default=18_000, help="20 a video (default 18000)")
+    parser.add_argument(
+        "--sides", nargs="+", help="steps: which of them, by their names (default: all but compiled ones)"
+    )
+    parser.add_argument("--captions", type=positive_count, help="steps: 20 a video (default 18000)")
     parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
-    parser.add_argument("--steps", type=positive_count, default=5, help="of each side in a round (default 5)")
+    parser.add_argument("--steps", type=positive_count, help="steps: of each side in a round (default 5)")
     parser.add_argument("--rounds", type=positive_count, default=5, help="(default 5)")
-    parser.add_argument("--files", type=positive_count, default=16, help="encoding: videos (default 16)")
-    parser.add_argument("--height", type=positive_count, default=240, help="encoding: their pixels (default 240)")
-    parser.add_argument("--seconds", type=positive_count, default=15, help="encoding: their length (default 15)")
+    parser.add_argument("--files", type=positive_count, help="encoding: videos (default 16)")
+    parser.add_argument("--height", type=positive_count, help="encoding: their pixels (default 240)")
+    parser.add_argument("--seconds", type=positive_count, help="encoding: their length (default 15)")
     parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
-    parser.add_argument("--folder", type=path_argument, help="keep the made-up stores here")
+    parser.add_argument("--folder", type=path_argument, help="steps: keep the made-up stores here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
-    parser.add_argument("--picture", type=path_argument, help="draw where the time of a step goes into this PNG file")
+    parser.add_argument("--picture", type=path_argument, help="steps: draw where the time goes into this PNG file")
     args = parser.parse_args(argv)
+    own = _own_options(args)
     import torch
 
     from teachclip.data_check.benchmark_encoding import benchmark_encoding
@@ -42,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what == "encoding":
         benchmark_encoding(
             args.size,
-            files=args.files,
-            height=args.height,
-            seconds=args.seconds,
+            **own,
             batch_size=args.batch_size or 8,
             rounds=args.rounds,
             json_file=args.json,
@@ -52,12 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     benchmark_steps(
         args.size,
-        sides=args.sides,
-        captions=args.captions,
+        **own,
         batch_size=args.batch_size or 24,
-        steps=args.steps,
         rounds=args.rounds,
-        folder=args.folder,
         json_file=args.json,
-        picture=args.picture,
     )
+
+
+def _own_options(args: Any) -> dict[str, Any]:
+    """Return the options of the chosen measurement alone. Raises UsageError for those of the other."""
+    others = [name for what, options in DEFAULTS.items() if what != args.what for name in options]
+    given = [f"--{name}" for name in others if getattr(args, name) is not None]
+    own = DEFAULTS[args.what]
+    if given:
+        known = ", ".join(f"--{name}" for name in own)
+        raise UsageError(f"{', '.join(given)}: not of `bench {args.what}`, which has {known}")
+    return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in own.items()}

@@ -116,6 +116,11 @@ def _vectors_of_videos(index: VideoIndex, args: Any) -> Any:
     count = max(args.rows)
     if args.keep is not None and args.keep.exists():
         real = np.load(args.keep, allow_pickle=False)
+        dim = index.settings.dim
+        if real.ndim != 2 or real.shape[1] != dim or real.dtype.kind != "f":
+            raise DataError(
+                f"{args.keep}: its rows are not vectors of {dim} numbers, as the index has; remove it to make it anew"
+            )
         if len(real) < count:
             raise DataError(f"{args.keep}: has {len(real)} rows, --rows asks for {count}; remove it to make it anew")
         return real

@@ -33,7 +33,7 @@ COMMANDS = {
     "keys": "list the keys of a recipe",
     "demo": "the whole pipeline on the Shapes dataset, with a report",
     "study": "compare ways to train a student with an equal tuning budget",
-    "bench": "measure what training steps cost",
+    "bench": "measure how fast training steps are, or encoding",
     "bench-search": "measure ways to search on the vectors of an index",
     "bench-data": "measure how fast videos are decoded and stored frames are read",
 }

@@ -60,7 +60,8 @@ def _add_shapes(kinds: argparse._SubParsersAction[CommandParser]) -> None:
         nargs="+",
         choices=["de", "fr"],
         default=[],
-        help="also write test queries, parallel texts and a text encoder with random weights for these languages",
+        help="also write test queries, parallel texts and a text encoder with random weights for these languages; "
+        "a later call with others replaces the last two",
     )
 
 

@@ -100,6 +100,8 @@ def _subtitles(argv: Sequence[str]) -> None:
     parser.add_argument("folder", type=path_argument, metavar="FOLDER", help="folder of videos")
     parser.add_argument("--out", type=path_argument, help="file to write, .csv or .txt (default: print the table)")
     args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix.lower() not in (".csv", ".txt"):
+        raise UsageError(f"--out {args.out}: allowed: a file that ends with .csv or .txt")
     from teachclip.console import log
     from teachclip.data.annotations.files import find_videos
     from teachclip.errors import DataError

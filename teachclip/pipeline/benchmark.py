@@ -20,7 +20,7 @@ from teachclip.errors import RecipeError
 from teachclip.pipeline.benchmark_limits import PeakMemory, compiled, count_operations, matmul_rate
 from teachclip.pipeline.benchmark_parts import SIZES, Parts
 from teachclip.registry import closest
-from teachclip.reports.figures import draw_steps
+from teachclip.reports.figures import can_draw, draw_steps
 from teachclip.scoring.inputs import Batch, to_device
 from teachclip.training.chunked_step import chunked_backward
 from teachclip.training.optim import build_optimizer, parameter_groups
@@ -74,12 +74,15 @@ def benchmark_steps(
     `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `picture`: a PNG file that
     shows where the time of a step goes. `captions`: rows of the relevance stores,
     with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
-    `rounds` are measured. Raises RecipeError for an unknown size or side.
+    `rounds` are measured. Raises RecipeError for an unknown size or side, or a
+    picture without matplotlib.
     """
     chosen = list(sides or DEFAULT_SIDES)
     for name, known in ((size, SIZES), *((side, SIDES) for side in chosen)):
         if name not in known:
             raise RecipeError(f"{name!r} cannot be measured; known: {', '.join(known)}{closest(name, known)}")
+    if picture is not None and not can_draw():
+        raise RecipeError(f"{picture} needs matplotlib: pip install 'teachclip[report]'")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.ExitStack() as stack:
         where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -108,10 +111,10 @@ def benchmark_steps(
         },
     }
     print(table(result), flush=True)
-    if picture is not None:
-        draw_steps(result["sides"], picture)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if picture is not None:
+        draw_steps(result["sides"], picture)
     return result
 
 

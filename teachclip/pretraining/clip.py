@@ -42,9 +42,12 @@ class ClipSettings:
     patch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 2), ("steps", 1), ("vision_layers", 1), ("text_layers", 1), ("seed", 0)):
+        at_least_1 = dict.fromkeys(("steps", "vision_layers", "text_layers", "patch_size"), 1)
+        for name, least in {"batch_size": 2, **at_least_1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if not 0 < self.lr < math.inf:
+            raise DataError(f"lr is {self.lr}; allowed: more than 0")
         if self.width < 64 or self.width % 64:
             raise DataError(f"width is {self.width}; allowed: multiples of 64, the width of an attention head")
 

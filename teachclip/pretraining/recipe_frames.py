@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import CLIPTokenizer
 
 from teachclip.console import log
@@ -20,9 +23,12 @@ from teachclip.pretraining.clip import FRESH, ClipSettings, Pictures, pretrain_c
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
+from teachclip.store.files import make_folder
 
 SIZE = 64
 """Pixels of a frame where the recipe does not say `frames.size`."""
+VIDEOS_AT_ONCE = 64
+"""Whose frames are read at the same time; those that are trained on stay in memory, and once only."""
 
 
 def pretrain_on_recipe(
@@ -41,7 +47,7 @@ def pretrain_on_recipe(
     `out` holds files, or training videos have no captions.
     """
     recipe = load_recipe(recipe, overrides)
-    folder = Path(out)
+    folder = Path(out).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty; give another --out, or delete it")
     catalog = build_catalog(recipe)
@@ -61,19 +67,38 @@ def pretrain_on_recipe(
     if catalog.validation is not None and catalog.validation.is_paired:
         fresh = _pictures(frames, catalog.validation, tokenizer, middle=True)
     log(f"pre-training on {len(data):,} frames of {data.different:,} videos")
-    folder.mkdir(parents=True, exist_ok=True)
-    return pretrain_clip(folder, data, fresh, tokenizer, settings or ClipSettings(), progress=progress)
+    temporary = folder.with_name(f"{folder.name}.part")  # so that what ends while it is written leaves no half CLIP
+    shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(temporary)
+    results = pretrain_clip(temporary, data, fresh, tokenizer, settings or ClipSettings(), progress=progress)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(temporary, folder)
+    return results
 
 
 def _pictures(frames: Frames, split: Split, tokenizer: CLIPTokenizer, *, middle: bool = False) -> Pictures:
     """Return frames of a split, each with a caption of its video; `middle`: one frame of at most `FRESH` videos."""
-    pixels, mask = frames.read(frames.rows_of([video.id for video in split.videos]))
     captions: list[list[str]] = [[] for _ in split.videos]
     for caption, video in zip(split.captions, split.caption_videos, strict=True):
         captions[video].append(caption.text)
-    videos, places = np.nonzero(mask.numpy())
-    if middle:
-        videos = np.arange(min(FRESH, len(split.videos)))
-        places = (mask.sum(dim=1).numpy() // 2)[: len(videos)]
-    texts = [captions[video][place % len(captions[video])] for video, place in zip(videos, places, strict=True)]
-    return Pictures(pixels[videos, places].contiguous(), texts, tokenizer, videos.tolist())
+    if not split.videos:
+        raise DataError(f"the {split.name} split has no videos; a CLIP learns from their frames")
+    videos = np.arange(min(FRESH, len(split.videos)) if middle else len(split.videos))
+    rows = frames.rows_of([split.videos[video].id for video in videos])
+    shown: torch.Tensor | None = None
+    texts: list[str] = []
+    groups: list[int] = []
+    for some in np.array_split(videos, -(-len(videos) // VIDEOS_AT_ONCE)):
+        pixels, mask = frames.read(rows[some])
+        if shown is None:  # memory that is not written to takes no room, so the most frames may be asked for
+            most = len(videos) * (1 if middle else pixels.shape[1])
+            shown = torch.empty(most, *pixels.shape[2:], dtype=pixels.dtype)
+        own, places = np.nonzero(mask.numpy())
+        if middle:
+            own, places = np.arange(len(some)), mask.sum(dim=1).numpy() // 2
+        shown[len(texts) : len(texts) + len(own)] = pixels[own, places]
+        texts += [captions[video][at % len(captions[video])] for video, at in zip(some[own], places, strict=True)]
+        groups += some[own].tolist()
+    assert shown is not None
+    return Pictures(shown[: len(texts)], texts, tokenizer, groups)

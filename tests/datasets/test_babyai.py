@@ -168,6 +168,7 @@ def test_without_minigrid_one_line_says_what_to_install(monkeypatch, tmp_path):
     [
         ({"train_videos": 0}, "train_videos is 0; allowed: 1 or more"),
         ({"view": "top"}, "view is 'top'; allowed: agent, full"),
+        ({"pictures": 63}, "pictures is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
         ({"fewest_actions": 99}, "fewest_actions is 99; allowed: 1 to most_actions, 64"),
     ],
 )

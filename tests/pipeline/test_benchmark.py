@@ -8,6 +8,7 @@ import torch
 from tiny_models import tiny_clip
 
 from teachclip.cli import bench
+from teachclip.pipeline import benchmark
 from teachclip.pipeline.benchmark import BASE, DEFAULT_SIDES, OFFICIAL, benchmark_steps, table
 from teachclip.pipeline.benchmark_limits import compiled, count_operations, matmul_rate
 from teachclip.pipeline.benchmark_parts import made_up_relevance
@@ -77,6 +78,40 @@ def test_what_cannot_be_measured_is_named(capsys):
     assert "'3 storde' cannot be measured" in capsys.readouterr().err
     assert bench.main(["--size", "vit-b-16"]) == 2
     assert "did you mean vit-b-32" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "can_draw", lambda: False)
+    monkeypatch.setattr(benchmark.Parts, "make", lambda *args, **options: pytest.fail("measures"))
+    assert bench.main([*SMALL, "--picture", str(tmp_path / "steps.png")]) == 2
+    assert "pip install 'teachclip[report]'" in capsys.readouterr().err
+
+
+def test_the_numbers_are_written_before_the_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "draw_steps", lambda *args: 1 / 0)
+    files = ["--json", str(tmp_path / "found.json"), "--picture", str(tmp_path / "steps.png")]
+    with pytest.raises(ZeroDivisionError):
+        bench.main([*SMALL, "--sides", BASE, *files])
+    assert list(json.loads((tmp_path / "found.json").read_text())["sides"]) == [BASE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["encoding", "--sides", BASE, "--captions", "400"],
+            "--sides, --captions: not of `bench encoding`, which has",
+        ),
+        (["encoding", "--picture", "a.png"], "--picture: not of `bench encoding`"),
+        (["--files", "2"], "--files: not of `bench steps`, which has --sides"),
+        (["steps", "--height", "2", "--seconds", "3"], "--height, --seconds: not of `bench steps`"),
+    ],
+)
+def test_an_option_of_the_other_measurement_is_refused(arguments, message, monkeypatch, capsys):
+    for name in ("pipeline.benchmark.benchmark_steps", "data_check.benchmark_encoding.benchmark_encoding"):
+        monkeypatch.setattr(f"teachclip.{name}", lambda *args, **options: pytest.fail("measures"))
+    assert bench.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_made_up_relevance_is_kept(tmp_path):

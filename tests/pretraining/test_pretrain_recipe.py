@@ -1,12 +1,18 @@
 """Pre-training of a tiny CLIP on the frames and captions of a recipe."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from teachclip.cli.pretrain_clip import main
+from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.errors import DataError
 from teachclip.models.clip import load_clip
+from teachclip.pretraining import clip as pretraining
+from teachclip.pretraining import recipe_frames
 from teachclip.pretraining.clip import ClipSettings, Pictures, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 
@@ -85,6 +91,61 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer, tmp_path, size, change,
 def test_frames_without_a_caption_each_are_refused(tokenizer):
     with pytest.raises(DataError, match="2 frames have 1 captions"):
         Pictures(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ["red"], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 0}, "patch_size is 0; allowed: 1 or more"),
+        ({"lr": -1.0}, "lr is -1.0; allowed: more than 0"),
+        ({"lr": float("nan")}, "lr is nan; allowed: more than 0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        ClipSettings(**change)
+
+
+def test_a_folder_appears_only_when_it_is_complete(project, tmp_path, monkeypatch):
+    recipe, out = project(), tmp_path / "clip"
+    monkeypatch.setattr(pretraining, "image_settings", lambda size: 1 / 0)  # after the weights are written
+    with pytest.raises(ZeroDivisionError):
+        main([str(recipe), "frames.size=32", "--out", str(out), *SMALL])
+    assert not out.exists()
+    monkeypatch.undo()
+    assert main([str(recipe), "frames.size=32", "--out", str(out), *SMALL]) == 0
+    assert [path.name for path in tmp_path.glob("clip*")] == ["clip"]
+
+
+class FewAtOnce:
+    """Frames of 5 videos with 1 to 3 frames each, which may not be read all at once."""
+
+    pixels = (
+        torch.arange(5 * 3, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16).reshape(5, 3, 3, 16, 16)
+    )
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 0]]).bool()
+
+    def rows_of(self, ids):
+        return np.array([int(name) for name in ids])
+
+    def read(self, rows):
+        assert len(rows) <= 2
+        return self.pixels[rows], self.mask[rows]
+
+
+@pytest.mark.parametrize(
+    ("middle", "expected"), [(False, [0, 1, 2, 3, 6, 7, 9, 10, 11, 12, 13]), (True, [1, 3, 7, 10, 13])]
+)
+def test_frames_are_read_a_few_videos_at_a_time(tokenizer, monkeypatch, middle, expected):
+    monkeypatch.setattr(recipe_frames, "VIDEOS_AT_ONCE", 2)
+    videos = [Video(str(number), Path(f"{number}.mp4")) for number in range(5)]
+    captions = [Caption(f"{n}{text}", str(n), text) for n in range(5) for text in ("red", "blue ball")]
+    split = Split("train", tuple(videos), tuple(captions))
+    found = recipe_frames._pictures(FewAtOnce(), split, tokenizer, middle=middle)
+    assert found.pixels[:, 0, 0, 0].tolist() == expected
+    place = [value % 3 for value in expected]
+    texts = tokenizer(["red" if at % 2 == 0 else "blue ball" for at in place], padding=True)["input_ids"]
+    assert found.input_ids.tolist() == texts
 
 
 def test_a_width_without_whole_heads_is_refused():

@@ -67,3 +67,13 @@ def test_the_command_writes_what_it_measured(made_index, tmp_path, monkeypatch, 
     assert "query, text tower of student: " in capsys.readouterr().out
     assert bench_search.main([str(made_index), str(texts), "--dim", "8"]) == 2
     assert "--dim is 8, expected at least the 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(30, 48), (30,)])
+def test_kept_rows_of_another_width_are_refused(made_index, tmp_path, shape, capsys):
+    texts, kept = tmp_path / "texts.txt", tmp_path / "rows.npy"
+    texts.write_text("a red circle\n")
+    np.save(kept, np.zeros(shape, np.float32))
+    videos = ["--videos", str(tmp_path), "--keep", str(kept), "--rows", "20", "--structures", "flat"]
+    assert bench_search.main([str(made_index), str(texts), *videos]) == 2
+    assert "rows.npy: its rows are not vectors of 32 numbers" in capsys.readouterr().err

@@ -47,6 +47,9 @@ def test_the_command_writes_texts_or_a_table_that_is_read_as_captions(folder, tm
     assert texts_command.main(["subtitles", str(folder), "--out", str(tmp_path / "said.csv")]) == 0
     catalog = load_catalog(videos=folder, format="csv", annotations=tmp_path / "said.csv")
     assert {video.start for video in catalog.train.videos} == {1.0, 3.0, 5.25}
+    assert texts_command.main(["subtitles", str(folder), "--out", str(tmp_path / "said.parquet")]) == 2
+    assert "said.parquet: allowed: a file that ends with .csv or .txt" in capsys.readouterr().err
+    assert not (tmp_path / "said.parquet").exists()
     assert texts_command.main(["subtitles", str(folder)]) == 0
     assert capsys.readouterr().out == (tmp_path / "said.csv").read_text()
     assert texts_command.main(["subtitles", str(tmp_path / "films" / "trip" / "none")]) == 2

@@ -73,6 +73,11 @@ class BabyAISettings:
         for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("pictures", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if self.pictures < self.clip.batch_size:
+            raise DataError(
+                f"pictures is {self.pictures}; allowed: {self.clip.batch_size} or more, as many as the tiny CLIP has "
+                "in a batch"
+            )
         if not 1 <= self.fewest_actions <= self.most_actions:
             raise DataError(
                 f"fewest_actions is {self.fewest_actions}; allowed: 1 to most_actions, {self.most_actions}"
