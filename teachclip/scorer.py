@@ -114,6 +114,7 @@ class TeacherTraits:
     min_frames, max_frames: the fewest and most frames of a video. Defaults 1 and None: any number.
     clip: its dual encoder, whose features can be stored if it is a `FeatureScorer`. Default None.
     shortlist: which pairs it scores (`Shortlist`); then it is a `PairScorer`. Default None: all.
+    scale_and_bias: method that returns a and b of its scores a cos + b. Default None: those of `clip`, if it has one.
     """
 
     has_frame_relevance: bool
@@ -123,6 +124,7 @@ class TeacherTraits:
     max_frames: int | None
     clip: nn.Module | None
     shortlist: Shortlist | None
+    scale_and_bias: Callable[[], tuple[float, float]] | None
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def teacher_traits(teacher: Any) -> TeacherTraits:
         max_frames=getattr(teacher, "max_frames", None),
         clip=getattr(teacher, "clip", None),
         shortlist=getattr(teacher, "shortlist", None),
+        scale_and_bias=getattr(teacher, "scale_and_bias", None),
     )
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError
-from teachclip.models.backbone import frame_features, load_backbone, logits_of, text_features
+from teachclip.models.backbone import frame_features, load_backbone, logits_of, scale_and_bias, text_features
 from teachclip.models.frame_attention import complete_mask, frame_text_relevance
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.scorer import Tokens
@@ -102,6 +102,10 @@ class DualEncoder(nn.Module):
             weights = (videos["mask"] if self.mask_padding else torch.ones_like(videos["mask"])).float()
             pooled = F.normalize((videos["frames"] * weights.unsqueeze(-1)).sum(dim=1), dim=-1)
             return logits_of(self.backbone, texts["sentence"] @ pooled.T)
+
+    def scale_and_bias(self) -> tuple[float, float]:
+        """Return what the model makes logits of cosines with."""
+        return scale_and_bias(self.backbone)
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the softmax over the frames of video i of their cosines with text i (pairs, frames), float32."""

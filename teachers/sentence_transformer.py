@@ -7,6 +7,7 @@ frame relevance: it is the softmax of the cosines of text and frames, as `teache
 
 from __future__ import annotations
 
+import builtins
 import os
 from typing import Any, Literal
 
@@ -196,6 +197,10 @@ class SentenceEncoder(nn.Module):
             pooled = (frames * mask.unsqueeze(-1)).sum(dim=1)
             pooled = F.normalize(pooled, dim=-1) if self.by_cosine else pooled / mask.sum(dim=1, keepdim=True)
             return self.scale * sentences @ pooled.T
+
+    def scale_and_bias(self) -> tuple[builtins.float, builtins.float]:
+        """Return `scale`, and no bias."""
+        return self.scale, 0.0
 
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return the softmax over the frames of video i of their cosines with text i (pairs, frames), float32."""

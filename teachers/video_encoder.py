@@ -161,6 +161,10 @@ class VideoEncoder(nn.Module):
         with torch.autocast(texts["sentence"].device.type, enabled=False):
             return texts["sentence"].float() @ videos["video"].float().T / self.temperature
 
+    def scale_and_bias(self) -> tuple[float, float]:
+        """Return 1 / temperature, and no bias."""
+        return 1 / self.temperature, 0.0
+
     def frame_relevance(self, texts: Tokens, videos: Tokens) -> NoReturn:
         """Raise DataError: a video is one vector here."""
         raise DataError("video_encoder: VideoPrism gives one vector a video; it has no frame relevance")

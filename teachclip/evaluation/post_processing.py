@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from teachclip.errors import DataError
 from teachclip.evaluation.metrics import rank_metrics
 from teachclip.evaluation.retrieval import ranks_from_matrix
-from teachclip.scorer import Scorer, Tokens, select_tokens, tokens_to
+from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32, select_tokens, tokens_to
 from teachclip.scoring.inputs import Inputs, encode_text_batch, to_device
 
 DUAL_SOFTMAX, QB_NORM = "dual_softmax", "qb_norm"
@@ -50,11 +51,13 @@ def post_processed(
     *,
     block: int,
     device: torch.device | str,
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """Return the metrics `t2v`, for dual softmax `v2t` too, after each kind of post-processing, with its `name`.
 
-    `texts`, `videos`: tokens of the scorer on `device`; `block`: texts that are scored at a time. QB-Norm also has
-    `bank`, its number of queries, and `normalised`, the share of the queries that it changed, in percent.
+    `texts`, `videos`: tokens of the scorer on `device`; `block`: texts that are scored at a time; `precision`: in
+    which they were encoded, for the bank. QB-Norm also has `bank`, its number of queries, and `normalised`, the share
+    of the queries that it changed, in percent.
     """
 
     def cosines(some: Tokens) -> Tensor:
@@ -72,7 +75,7 @@ def post_processed(
                 "v2t": rank_metrics(ranks_from_matrix(v2t, caption_videos).v2t),
             }
         else:
-            bank = _bank(scorer, cosines, wanted.bank, block, device)
+            bank = _bank(scorer, cosines, wanted.bank, block, device, precision)
             changed = bank.changes(scores)
             ranks = ranks_from_matrix(bank.normalise(scores), caption_videos)
             metrics = {"t2v": rank_metrics(ranks.t2v)}
@@ -107,7 +110,12 @@ class Querybank:
 
     @classmethod
     def of(cls, blocks: Sequence[Tensor]) -> Querybank:
-        """Return the bank of queries whose cosines with all videos come in blocks (queries, videos)."""
+        """Return the bank of queries whose cosines with all videos come in blocks (queries, videos).
+
+        Raises DataError for a bank without queries.
+        """
+        if not blocks:
+            raise DataError("QB-Norm needs a bank of queries: the training split has no captions")
         sums = [torch.logsumexp(INVERSE_TEMPERATURE * block, dim=0) for block in blocks]
         nearest = torch.cat([block.topk(NEAREST, dim=1).indices.flatten() for block in blocks]).unique()
         active = torch.zeros(blocks[0].shape[1], dtype=torch.bool)
@@ -134,6 +142,7 @@ def _bank(
     inputs: Inputs | None,
     block: int,
     device: torch.device | str,
+    precision: str,
 ) -> Querybank:
     """Encode the texts of a bank and score them with the videos."""
     if inputs is None:
@@ -141,6 +150,7 @@ def _bank(
     blocks = []
     for start in range(0, inputs.text_count, block):
         rows = np.arange(start, min(start + block, inputs.text_count))
-        some = encode_text_batch(scorer, to_device(inputs.texts(rows), device))
-        blocks.append(cosines(tokens_to(some, device)).cpu())
+        with encoding_in(precision, device):
+            some = encode_text_batch(scorer, to_device(inputs.texts(rows), device))
+        blocks.append(cosines(tokens_to(in_float32(some), device)).cpu())
     return Querybank.of(blocks)

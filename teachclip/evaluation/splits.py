@@ -94,9 +94,8 @@ def evaluate_split(
         by_depth = reranked(scorer, texts, videos, reranking.depths, again, owners, cost_runs=runs, progress=progress)
         metrics["reranked"] = {"by": reranking.name, "depths": by_depth}
     if post is not None:
-        metrics["post_processed"] = post_processed(
-            scorer, texts, videos, split.caption_videos, post, block=blocks.text_block, device=device
-        )
+        how: dict[str, Any] = {"block": blocks.text_block, "device": device, "precision": blocks.precision}
+        metrics["post_processed"] = post_processed(scorer, texts, videos, split.caption_videos, post, **how)
     return metrics
 
 

@@ -171,6 +171,13 @@ def logits_of(backbone: Any, cosines: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def scale_and_bias(backbone: Any) -> tuple[float, float]:
+    """Return a and b of the logits a cos + b, see `logits_of`."""
+    bias = getattr(backbone, "logit_bias", None)
+    return float(log_scale(backbone).exp()), 0.0 if bias is None else float(bias)
+
+
+@torch.no_grad()
 def clamp_scale(backbone: Any) -> None:
     """Clamp the factor between cosines and logits to `MAX_SCALE`; called after each step.
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from teachclip.models.backbone import frame_features, logits_of, text_features
+from teachclip.models.backbone import frame_features, logits_of, scale_and_bias, text_features
 from teachclip.scorer import Tokens
 
 
@@ -61,3 +61,7 @@ class MeanPooling(nn.Module):
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
         """Return logits (texts, videos): cosines, scaled as the backbone does."""
         return logits_of(self.backbone, texts["embeds"] @ videos["embeds"].T)
+
+    def scale_and_bias(self) -> tuple[float, float]:
+        """Return what the backbone makes logits of cosines with."""
+        return scale_and_bias(self.backbone)

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery, check_writing, per_query, write_per_query
-from teachclip.evaluation.post_processing import QB_NORM, PostProcessing
+from teachclip.evaluation.post_processing import DUAL_SOFTMAX, QB_NORM, PostProcessing
 from teachclip.evaluation.reranking import DEPTHS, Reranking
 from teachclip.evaluation.retrieval import Ranks
-from teachclip.models.backbone import logits_of
+from teachclip.models.backbone import scale_and_bias
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
@@ -25,6 +23,7 @@ from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.registry import closest
+from teachclip.scorer import teacher_traits
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
@@ -77,7 +76,7 @@ def evaluate(
     captioned: dict[str, Any] = {"final": True, "reranking": reranking, "keep_ranks": kept.append}
     if post:
         videos.require_captions("--post measures what post-processing gains")
-        captioned["post"] = _post_processing(work, scorer, post)
+        captioned["post"] = _post_processing(work, scorer, post, model)
     options = captioned if videos.is_paired else {}
     choices = [] if videos.is_paired else teacher_choices(work, videos)
     results[split] = evaluate_any(work, scorer, inputs, videos, choices, progress=True, **options)
@@ -114,14 +113,26 @@ def _scorer(work: Workspace, model: str) -> Any:
     return scorer
 
 
-@torch.no_grad()
-def _post_processing(work: Workspace, scorer: Any, kinds: Sequence[str]) -> PostProcessing:
-    """Return what post-processing needs: training captions as a bank, and how the scorer's logits are made."""
-    encoders = encoders_of(scorer)
-    scale, bias = 1.0, 0.0
-    if encoders is not None:
-        bias = float(logits_of(encoders, torch.zeros(())))
-        scale = float(logits_of(encoders, torch.ones(()))) - bias
+def _post_processing(work: Workspace, scorer: Any, kinds: Sequence[str], model: str) -> PostProcessing:
+    """Return what post-processing needs: training captions as a bank, and how the scorer's logits are made.
+
+    Raises RecipeError for a scorer that does not say how it makes its scores of cosines.
+    """
+    if model != "student" and is_onnx_folder(model):
+        if DUAL_SOFTMAX in kinds:
+            raise RecipeError(
+                f"--post {DUAL_SOFTMAX}: an ONNX folder does not hold the student's logit scale; evaluate the "
+                f"student that it was exported from, or ask for {QB_NORM} alone"
+            )
+        scale, bias = 1.0, 0.0  # it returns cosines
+    elif (says := teacher_traits(scorer).scale_and_bias) is not None:
+        scale, bias = says()
+    elif (encoders := encoders_of(scorer)) is not None:
+        scale, bias = scale_and_bias(encoders)
+    else:
+        raise RecipeError(
+            f"--post: {model!r} has neither a method scale_and_bias nor a clip, so that its cosines are not known"
+        )
     bank = work.inputs_for(scorer, work.catalog.train) if QB_NORM in kinds else None
     return PostProcessing(tuple(kinds), bank, scale, bias)
 

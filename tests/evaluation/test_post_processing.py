@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_backbones import tiny_backbone
 
+from teachclip.errors import DataError
 from teachclip.evaluation.post_processing import PostProcessing, Querybank, dual_softmax, post_processed
 from teachclip.evaluation.retrieval import ranks_from_matrix
+from teachclip.models.mean_pooling import MeanPooling
+from teachclip.scorer import teacher_traits
+from teachers.dual_encoder import DualEncoder
 
 HUB = torch.tensor([[0.30, 0.31, 0.10], [0.10, 0.35, 0.05], [0.10, 0.30, 0.28]])
 """Video 1 is close to every text; text 1 is its own."""
@@ -71,3 +76,36 @@ def test_a_hub_is_corrected_whatever_the_logits_are(scale, bias):
     assert (dual["name"], norm["name"]) == ("dual softmax", "QB-Norm")
     assert dual["t2v"]["recall_at_1"] == norm["t2v"]["recall_at_1"] == 100
     assert (norm["bank"], norm["normalised"]) == (5, 100.0) and "v2t" in dual and "v2t" not in norm
+
+
+def test_a_bank_is_encoded_in_the_precision_of_the_videos_and_needs_a_query():
+    class Tower(Dot):
+        def encode_texts(self, input_ids, attention_mask):
+            product = input_ids @ torch.eye(3)
+            seen.append(product.dtype)
+            return {"x": product}
+
+    seen = []
+    for precision in ("float32", "bfloat16"):
+        wanted = PostProcessing(("qb_norm",), Bank(torch.tensor([[0.0, 0.05, 0.0]])))
+        args = Tower(), {"x": HUB}, {"x": torch.eye(3)}, np.arange(3), wanted
+        post_processed(*args, block=2, device="cpu", precision=precision)
+    assert seen == [torch.float32, torch.bfloat16]
+    with pytest.raises(DataError, match="the training split has no captions"):
+        Querybank.of([])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_scorers_on_a_dual_encoder_say_how_cosines_become_their_logits(family):
+    backbone = tiny_backbone(family)
+    frame = torch.nn.functional.normalize(torch.randn(3, 1, 8), dim=-1)
+    text, mask = frame[:, 0], torch.ones(3, 1).bool()
+    pooling, teacher = MeanPooling(backbone), DualEncoder(backbone)
+    logits = {
+        pooling: pooling.score({"embeds": text}, {"embeds": text}),
+        teacher: teacher.score({"sentence": text}, {"frames": frame, "mask": mask}),
+    }
+    for scorer, found in logits.items():
+        scale, bias = teacher_traits(scorer).scale_and_bias()
+        torch.testing.assert_close((found - bias) / scale, text @ text.T, rtol=0, atol=1e-5)

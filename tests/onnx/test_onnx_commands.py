@@ -33,12 +33,17 @@ def test_a_distilled_student_is_exported_evaluated_and_asked(
     assert str(project.root) not in card
     measured = json.loads((out / "parity.json").read_text())["test"]
     results = [project.folder / name for name in ("student.json", "onnx.json")]
-    assert run("evaluate", recipe, "--out", results[0]) == 0
-    assert run("evaluate", recipe, "--model", out, "--out", results[1]) == 0
+    post = ("--post", "qb_norm")
+    assert run("evaluate", recipe, "--out", results[0], *post) == 0
+    assert run("evaluate", recipe, "--model", out, "--out", results[1], *post) == 0
     student, found = (json.loads(path.read_text()) for path in results)
     assert found["model"] == str(out)
     for direction in ("t2v", "v2t"):
         assert found["test"][direction] == student["test"][direction] == measured[direction]
+    assert found["test"]["post_processed"] == student["test"]["post_processed"]
+    capsys.readouterr()
+    assert run("evaluate", recipe, "--model", out, "--post", "dual_softmax") == 2  # the scale is not in the folder
+    assert "does not hold the student's logit scale" in capsys.readouterr().err.splitlines()[-1]
     video = project.root / "videos" / "clip3.mp4"
     loaded, torch_student = load_onnx(out), load_student(project.folder / "run" / "student")
     np.testing.assert_allclose(

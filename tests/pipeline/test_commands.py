@@ -89,7 +89,7 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     clip = project.root / "clip"
     for model in ("student", "zero_shot", "xpool", clip):
         name = Path(model).name
-        post = ("--post", "dual_softmax,qb_norm") if model in ("student", "xpool") else ()
+        post = ("--post", "dual_softmax,qb_norm")
         files = ("--out", project.folder / f"{name}.json", "--queries", project.folder / f"{name}.parquet")
         assert run(evaluate.main, recipe, "--model", model, *files, *post) == 0
     printed = capsys.readouterr().out
@@ -105,6 +105,7 @@ def test_evaluate_agrees_with_the_results_of_the_run(project, capsys):
     assert student["test"]["videos"] == 3 and set(results["zero_shot"]) == {"test"}
     zero_shot, plain = (json.loads((project.folder / f"{n}.json").read_text())["test"] for n in ("zero_shot", "clip"))
     assert zero_shot["t2v"] == plain["t2v"] == results["zero_shot"]["test"]["t2v"]
+    assert zero_shot["post_processed"] == plain["post_processed"]
     files = [project.folder / name for name in ("zero_shot.parquet", "student.parquet", "c.json")]
     assert run(compare.main, *files[:2], "--out", files[2]) == 0
     for item in json.loads(files[2].read_text()):
