@@ -18,6 +18,8 @@ def test_a_value_that_a_template_does_not_get_is_an_error():
 def test_a_last_step_is_not_said_to_be_selected():
     (kept,) = result_notes([{"selected_on": "test", "selected_by": "last step"}])
     assert kept.startswith("The last step was kept, not the best: test has")
+    scaled, _ = result_notes([{"selected_on": "test", "selected_by": "last step", "temperature_scaling": {}}])
+    assert scaled.startswith("The pooling temperature was chosen on the TEST split")
     (chosen,) = result_notes([{"selected_on": "test"}])
     assert chosen.startswith("Checkpoints were selected on the TEST split")
 
