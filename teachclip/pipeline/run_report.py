@@ -29,16 +29,16 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
     output = recipe.output
     lines = read_log(output / "log.jsonl")
     figures = []
-    if can_draw():
+    if lines and can_draw():
         draw_curves(lines, output / "curves.png")
         figures = [(png_uri(output / "curves.png"), "Losses, selection and learning rates over the steps of the run")]
     page = render_page(
         "run.html",
         title=f"The run {recipe.name}",
-        tables=[_results(results), _costs(lines)],
+        tables=[_results(results), *([_costs(lines)] if lines else [])],
         notes=[f"The student is of step {results['step']}.", *result_notes([results])],
         figures=figures,
-        no_figures=NO_FIGURES,
+        no_figures=NO_FIGURES if lines else "log.jsonl is not there or empty: no curves.",
         about=[],
     )
     write_atomic(output / "report.html", page.encode())
@@ -47,7 +47,9 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log. A line that a crash cut short is left out."""
+    """Return the lines of a run's log. A line that a crash cut short is left out; so is all of a log that is gone."""
+    if not path.exists():
+        return []
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from teachclip.console import log
 from teachclip.data.formats.own_text import own_lines
-from teachclip.errors import DataError, RecipeError
+from teachclip.errors import DataError, LaunchError, RecipeError, TrainingError
 from teachclip.losses.text_text import text_text_loss
 from teachclip.models.backbone import load_backbone, text_features
 from teachclip.models.families import text_positions
@@ -53,13 +53,16 @@ def read_parallel(path: Path) -> tuple[list[str], list[list[str]]]:
     A file with tabs has a header that names its columns; one without has a text per line, a single column. Raises
     DataError for rows of another number of columns, empty texts or fewer than 10 rows.
     """
-    lines, _ = own_lines(path)
-    split = [[" ".join(cell.split()) for cell in text.split("\t")] for _, text in lines if text.strip()]
-    header = split.pop(0) if split and len(split[0]) > 1 else ["text"]
-    for number, row in enumerate(split, start=2):
+    lines, _ = own_lines(path)  # stripped, and without blank ones, but with their numbers
+    split = [[" ".join(cell.split()) for cell in text.split("\t")] for _, text in lines]
+    where = [place for place, _ in lines]
+    header = ["text"]
+    if split and len(split[0]) > 1:
+        header, split, where = split[0], split[1:], where[1:]
+    for place, row in zip(where, split, strict=True):
         if len(row) != len(header) or not all(row):
             raise DataError(
-                f"{path}, row {number}: {len(row)} texts, {sum(not cell for cell in row)} of them empty; expected "
+                f"{place}: {len(row)} texts, {sum(not cell for cell in row)} of them empty; expected "
                 f"one for each of {', '.join(header)}, with tabs between them"
             )
     rows = [list(row) for row in dict.fromkeys(map(tuple, split))]
@@ -78,13 +81,17 @@ def teach_text_tower(
     folder, for `student.backbone`. Returns the record, which is also in `text_tower.json`: the losses, and for each
     column, on rows held out, the mean cosine with the target and how often it is the closest of all held-out targets.
 
-    Raises RecipeError if `out` exists, CheckpointError and DataError for what cannot be read.
+    Raises RecipeError if `out` exists, CheckpointError and DataError for what cannot be read, LaunchError for several
+    processes, and TrainingError if a loss is not finite.
     """
     teaching = teaching or TextTeaching()
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"{out} exists and is not empty; give a new folder")
     columns, rows = read_parallel(texts)
-    device = build_accelerator().device
+    accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise LaunchError(f"text-tower learns in one process, {accelerator.num_processes} were started")
+    device = accelerator.device
     clip = load_backbone(backbone).to(device)
     tokenizer = load_tokenizer(text)
     dual: Any = with_text_model(clip, load_text_model(text), seed=teaching.seed).to(device)
@@ -157,6 +164,8 @@ def _teach(
         columns = rng.integers(len(rows[0]), size=teaching.batch_size)
         texts = [rows[row][column] for row, column in zip(chosen, columns, strict=True)]
         loss = text_text_loss(encode(texts), targets[torch.from_numpy(chosen)].to(encode.device))
+        if not torch.isfinite(loss):
+            raise TrainingError(f"text-tower: the loss is {loss.item()} at step {step}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -188,8 +188,11 @@ def post_processing_table(result: Mapping[str, Any], split: str) -> str:
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
     notes = [note for result in results for note in _certainty_notes(result)]
-    if any(result.get("selected_on") == "test" for result in results):
+    on_test = [result for result in results if result.get("selected_on") == "test"]
+    if any(result.get("selected_by") != "last step" for result in on_test):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
+    elif any("temperature_scaling" in result for result in on_test):
+        notes.append("The pooling temperature was chosen on the TEST split: not an unbiased result.")
     for split in _distinct(r["selected_on"] for r in results if r.get("selected_by") == "last step"):
         notes.append(f"The last step was kept, not the best: {split} has fewer than {FEW_VIDEOS} videos.")
     for split, found, before in _agreements(results):

@@ -22,14 +22,19 @@ def queries_of(results: PerQuery) -> dict[str, list[Any]]:
 
 def video_interval(
     runs: Sequence[Queries], others: Sequence[Queries], cutoff: int, *, same_videos: bool
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Return the ends of a 95 % interval of the difference in recall at `cutoff`, in percent.
 
     `runs`, `others`: of two variants, seed by seed, on the same queries. A paired bootstrap draws whole videos, as
     their captions are not independent (Efron and Tibshirani, 1993, chapter 13). `same_videos`: all seeds are tested
     on the same videos, whose gain is then their mean over the seeds; otherwise each seed's videos are drawn by
-    themselves.
+    themselves. None if what is compared was not tested on the same queries.
     """
+    pairs = [(run["video"], other["video"]) for run, other in zip(runs, others, strict=True)]
+    if any(list(one) != list(other) for one, other in pairs):
+        return None
+    if same_videos and any(set(one) != set(pairs[0][0]) for one, _ in pairs):
+        return None
     gains = [_gains(run, other, cutoff) for run, other in zip(runs, others, strict=True)]
     if same_videos:
         gains = [_added(gains)]

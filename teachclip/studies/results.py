@@ -103,7 +103,8 @@ def difference(
     """Return the paired difference of two variants over their common seeds, with its 95% t interval and its wins.
 
     `videos` is the 95 % interval over the test videos, as `video_interval` returns it, or None where the ranks of
-    queries were not kept; `same_videos`: all seeds are tested on the same ones. Without `interval` all ends are None.
+    queries were not kept or the queries are not the same; `same_videos`: all seeds are tested on the same ones.
+    Without `interval` all ends are None.
     """
     values, others = variant.values(metric), baseline.values(metric)
     paired: Interval = paired_difference(values, others)

@@ -70,7 +70,9 @@ def written_texts(work: Workspace, source: str, open_it: Callable[..., Captioner
     if missing:
         write = open_it(source, work.device)
         make_folder(path.parent)
+        cut = path.exists() and not path.read_bytes().endswith(b"\n")
         with open(path, "a", encoding="utf-8") as file:
+            file.write("\n" if cut else "")  # what follows a line that was cut short stands on its own
             for number in tqdm(missing, desc="write captions", unit="video"):
                 texts = [text_of(write(picture)) for picture in _pictures(work, int(rows[number]))]
                 known[keys[number]] = [text for text in texts if text]

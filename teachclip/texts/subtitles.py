@@ -18,6 +18,9 @@ from teachclip.errors import DataError
 
 log = logging.getLogger(__name__)
 
+_LANGUAGE = re.compile(r"\.[A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})?\Z")
+"""What may stand between the name of a video and the ending: `film.en.vtt`, `film.pt-BR.srt`."""
+
 
 class Spoken(NamedTuple):
     """One subtitle of a video; `start` and `end` are seconds."""
@@ -33,15 +36,15 @@ def subtitles_of(files: Mapping[str, Path]) -> list[Spoken]:
 
     Files are found whatever the case of their ending. One that cannot be read is left out, with a warning.
     """
-    beside: dict[Path, list[Path]] = defaultdict(list)
+    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for folder in dict.fromkeys(path.parent for path in files.values()):
-        beside[folder] = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+        for source in sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS):
+            for stem in dict.fromkeys((source.stem, _LANGUAGE.sub("", source.stem))):
+                beside[folder, stem].append(source)
     found: list[Spoken] = []
     for name, path in files.items():
-        own = re.compile(re.escape(path.stem) + r"(?:\.[A-Za-z]{2,3}(?:[-_][A-Za-z]{2,4})?)?")
-        for source in beside[path.parent]:
-            if own.fullmatch(source.stem):
-                found += _read(source, name)
+        for source in beside.get((path.parent, path.stem), ()):
+            found += _read(source, name)
     return found
 
 

@@ -23,6 +23,7 @@ from tiny_models import tiny_student
 from teachclip import load_student
 from teachclip.cli import compare, distill, evaluate, export, precompute, train_teacher
 from teachclip.models.checkpoints import save_checkpoint
+from teachclip.pipeline import selection
 from teachclip.store.files import OWNER, occupied_folder, write_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +238,8 @@ def test_an_exported_student_gives_the_same_embeddings_in_a_fresh_process(projec
         assert "model-index" in card and "xpool" in card and "| student | test | text to video | 6 | 3 |" in card
 
 
-def test_selecting_on_test_is_stamped_on_the_results(project, capsys):
+def test_selecting_on_test_is_stamped_on_the_results(project, capsys, monkeypatch):
+    monkeypatch.setattr(selection, "FEW_VIDEOS", 3)  # as many as there are: they select
     recipe = project(data={"select_on": "test", "validation": None})
     assert run(distill.main, recipe) == 0
     assert "selected on the TEST split" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, DistilBertCon
 
 from teachclip import distill, export_onnx, load_student
 from teachclip.cli import text_tower
-from teachclip.errors import CheckpointError, DataError, RecipeError
+from teachclip.errors import CheckpointError, DataError, LaunchError, RecipeError, TrainingError
 from teachclip.models.backbone import frame_features, load_backbone, text_features
 from teachclip.models.text_tower import load_text_model
 from teachclip.onnx.query import TextEncoder
+from teachclip.pipeline import text_tower as text_tower_pipeline
 from teachclip.pipeline.text_tower import RECORD, TextTeaching, read_parallel, teach_text_tower
 
 ENGLISH = {"red": "rot", "blue": "blau", "circle": "kreis", "square": "quadrat", "sea": "meer"}
@@ -108,8 +110,22 @@ def test_a_file_without_tabs_has_a_text_per_line(tmp_path):
     with pytest.raises(DataError, match="holds 2 different rows; expected at least 10"):
         read_parallel(path)
     path.write_text("en\tde\n" + "a\tb\n" * 10 + "a\n")
-    with pytest.raises(DataError, match=r"row 12: 1 texts, 0 of them empty; expected one for each of en, de"):
+    with pytest.raises(DataError, match=r"line 12: 1 texts, 0 of them empty; expected one for each of en, de"):
         read_parallel(path)
+    path.write_text("en\tde\n\n" + "a\tb\n\n" * 10 + "a\n")
+    with pytest.raises(DataError, match=r"texts.txt: line 23: 1 texts"):
+        read_parallel(path)
+
+
+def test_a_loss_that_is_not_finite_and_several_processes_are_refused(tower, made_project, tmp_path, monkeypatch):
+    parts = (str(made_project / "clip"), str(tower / "bert"), tower / "parallel.tsv", tmp_path / "out")
+    with pytest.raises(TrainingError, match=r"text-tower: the loss is (nan|inf) at step"):
+        teach_text_tower(*parts, TextTeaching(steps=20, lr=float("inf")))
+    several = SimpleNamespace(num_processes=2, device="cpu")
+    monkeypatch.setattr(text_tower_pipeline, "build_accelerator", lambda: several)
+    with pytest.raises(LaunchError, match="text-tower learns in one process, 2 were started"):
+        teach_text_tower(*parts, TextTeaching(steps=1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_a_text_tower_is_refused(tower, made_project, tmp_path):

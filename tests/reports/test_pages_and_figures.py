@@ -1,15 +1,34 @@
+from types import SimpleNamespace
+
 import pytest
 from jinja2 import UndefinedError
 
+from teachclip.pipeline.run_report import write_run_report
 from teachclip.reports import figures
 from teachclip.reports.figures import draw_intervals
 from teachclip.reports.pages import render_page
-from teachclip.reports.tables import Table, difference_cell, interval_cell, markdown_table, mean_cell
+from teachclip.reports.tables import Table, difference_cell, interval_cell, markdown_table, mean_cell, result_notes
 
 
 def test_a_value_that_a_template_does_not_get_is_an_error():
     with pytest.raises(UndefinedError, match="subtitle"):
         render_page("demo.html", title="a title")
+
+
+def test_a_last_step_is_not_said_to_be_selected():
+    (kept,) = result_notes([{"selected_on": "test", "selected_by": "last step"}])
+    assert kept.startswith("The last step was kept, not the best: test has")
+    scaled, _ = result_notes([{"selected_on": "test", "selected_by": "last step", "temperature_scaling": {}}])
+    assert scaled.startswith("The pooling temperature was chosen on the TEST split")
+    (chosen,) = result_notes([{"selected_on": "test"}])
+    assert chosen.startswith("Checkpoints were selected on the TEST split")
+
+
+def test_a_run_whose_log_is_gone_has_a_page_without_curves(tmp_path):
+    metrics = dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank"), 7.0)
+    results = {"model": "student", "step": 3, "test": {"t2v": metrics}}
+    page = write_run_report(SimpleNamespace(name="r", output=tmp_path), results).read_text()
+    assert "<td>7.0</td>" in page.replace(' class="number"', "") and "no curves" in page and "base64" not in page
 
 
 def test_cells_show_means_with_a_spread_and_differences_with_interval_and_wins():

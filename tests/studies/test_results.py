@@ -136,6 +136,16 @@ def test_a_gain_that_one_video_carries_is_clear_over_seeds_and_not_over_videos()
     assert difference_cell(found).startswith("+5.0 [+5.0, +5.0] 3/3; videos [+0.0, +")
 
 
+def test_runs_on_different_queries_have_no_interval_over_videos():
+    one, other = with_queries("a", drawn_ranks(1), drawn_ranks(2)), with_queries("b", drawn_ranks(3), drawn_ranks(4))
+    assert difference(one, other, "R@1")["videos"] is not None
+    shorter = with_queries("b", drawn_ranks(3), drawn_ranks(4, count=40))
+    assert difference(one, shorter, "R@1")["videos"] is None
+    both = with_queries("a", drawn_ranks(1), drawn_ranks(2, count=40))
+    assert difference(both, shorter, "R@1", same_videos=False)["videos"] is not None
+    assert difference(both, shorter, "R@1")["videos"] is None
+
+
 def test_without_kept_ranks_there_is_no_interval_over_videos():
     found = difference(variant("a", [31.0, 22.0, 43.0]), variant("b", [30.0, 20.0, 40.0]), "R@1")
     assert found["videos"] is None
