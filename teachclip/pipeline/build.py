@@ -133,7 +133,7 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
     if recipe.frames.temporal_augmentation > 1:
         problems.append("frames.temporal_augmentation needs captions; write 1")
     if any(teacher.keep is not None for teacher in recipe.teachers):
-        problems.append("teachers.keep needs captions; leave it out")
+        problems.append("teachers.keep needs captions; remove it")
     if recipe.train.captions_per_video > 1:
         problems.append("train.captions_per_video needs captions; write 1")
     if problems:

@@ -244,8 +244,8 @@ def common_provenance(work: Workspace, handle: TeacherHandle, split: Split) -> d
 
 def _options(handle: TeacherHandle) -> dict[str, Any]:
     options = {"name": handle.section.name, **handle.section.options}
-    left_out = OPTIONS if handle.scores_shortlist else ()
-    return {key: value for key, value in options.items() if key not in left_out}
+    excluded = OPTIONS if handle.scores_shortlist else ()
+    return {key: value for key, value in options.items() if key not in excluded}
 
 
 def _from_file(work: Workspace, handle: TeacherHandle, split: Split) -> Compute:

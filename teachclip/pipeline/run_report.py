@@ -47,7 +47,7 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log. A line that a crash cut short is left out; so is all of a log that is gone."""
+    """Return the lines of a run's log. A line that a crash cut short is dropped; of a log that is gone there are none."""
     if not path.exists():
         return []
     found = []

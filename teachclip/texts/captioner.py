@@ -101,7 +101,7 @@ def _pictures(work: Workspace, row: int) -> Sequence[Image.Image]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield what was written before; a line that was cut short is left out."""
+    """Yield what was written before; a line that was cut short is dropped."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             values = json.loads(line)

@@ -34,7 +34,7 @@ class Spoken(NamedTuple):
 def subtitles_of(files: Mapping[str, Path]) -> list[Spoken]:
     """Return the subtitles that lie beside videos, by name of the video: `film.srt` or `film.en.vtt` of `film.mp4`.
 
-    Files are found whatever the case of their ending. One that cannot be read is left out, with a warning.
+    Files are found whatever the case of their ending. One that cannot be read is excluded, with a warning.
     """
     beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for folder in dict.fromkeys(path.parent for path in files.values()):
@@ -53,10 +53,10 @@ def _read(source: Path, video: str) -> list[Spoken]:
     try:
         cues = read_cues(source, read_own_text(source).text, problems)
     except DataError as error:
-        log.warning("left out: %s", str(error).splitlines()[0])
+        log.warning("excluded: %s", str(error).splitlines()[0])
         return []
     if problems.count:
-        log.warning("%s: %d subtitles cannot be read and are left out", source, problems.count)
+        log.warning("%s: %d subtitles cannot be read and are dropped", source, problems.count)
     return [Spoken(video, cue.start, cue.end, cue.text) for cue in cues]
 
 

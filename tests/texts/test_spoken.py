@@ -33,7 +33,7 @@ def test_subtitles_are_those_beside_the_video_in_any_language(folder):
     assert not any("cow" in item.text for item in found) and len(found) == 5
 
 
-def test_a_file_that_cannot_be_read_is_named_and_left_out(folder, caplog):
+def test_a_file_that_cannot_be_read_is_named_and_excluded(folder, caplog):
     (folder / "a.srt").write_text("no times at all\n")
     with caplog.at_level(logging.WARNING):
         found = subtitles_of({"a.mp4": folder / "a.mp4"})
