@@ -121,11 +121,27 @@ KEPT_BYTES = 2**31
 
 
 @dataclass
-class FeatureInputs:
-    """Stored raw features of frozen CLIP encoders; of texts, and of videos, kept in memory up to `kept_bytes`."""
+class _StoredInputs:
+    """Numbers of texts and of videos that are stored."""
 
     text_store: StoredItems
     video_store: StoredItems
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions."""
+        return self.text_store.rows
+
+    @property
+    def video_count(self) -> int:
+        """Number of videos, each of their views counted."""
+        return self.video_store.rows
+
+
+@dataclass
+class FeatureInputs(_StoredInputs):
+    """Stored raw features of frozen CLIP encoders; of texts, and of videos, kept in memory up to `kept_bytes`."""
+
     kept_bytes: int = KEPT_BYTES
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -136,16 +152,6 @@ class FeatureInputs:
 
     def _read(self, store: StoredItems, name: str, rows: np.ndarray) -> Tensor:
         return self._kept[name][rows] if name in self._kept else torch.from_numpy(store.read(name, rows))
-
-    @property
-    def text_count(self) -> int:
-        """Number of captions."""
-        return self.text_store.rows
-
-    @property
-    def video_count(self) -> int:
-        """Number of videos."""
-        return self.video_store.rows
 
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `text_features` (texts, dim)."""
@@ -160,22 +166,9 @@ TEXT_TOKENS, VIDEO_TOKENS = "text_tokens.", "video_tokens."
 """What the names of a scorer's stored tokens begin with in a batch."""
 
 
-@dataclass(frozen=True)
-class TokenInputs:
-    """A scorer's stored tokens of texts and videos: what is left to do for it is to score."""
-
-    text_store: StoredItems
-    video_store: StoredItems
-
-    @property
-    def text_count(self) -> int:
-        """Number of captions."""
-        return self.text_store.rows
-
-    @property
-    def video_count(self) -> int:
-        """Number of videos, each of their views counted."""
-        return self.video_store.rows
+@dataclass
+class TokenInputs(_StoredInputs):
+    """A scorer's stored tokens of texts and videos, which it only has to score."""
 
     def texts(self, rows: np.ndarray) -> Batch:
         """Return `text_tokens.` and each token's name, (texts, ...)."""
