@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from teachclip.data.annotations.records import Annotations
-from teachclip.data.formats import FORMATS
-from teachclip.errors import RecipeError
-from teachclip.registry import resolve
+from teachclip.data.formats.changed import changed_reader
 
 
 def without_test(format_name: str) -> str:
@@ -22,14 +19,9 @@ def without_test(format_name: str) -> str:
 
 
 def __getattr__(name: str) -> Callable[..., Annotations]:
-    try:
-        read = resolve("data format", name, FORMATS)
-    except RecipeError as error:
-        raise AttributeError(str(error)) from error
+    return changed_reader(name, _without_test)
 
-    def read_without_test(**files: Any) -> Annotations:
-        annotations: Annotations = read(**files)
-        excluded = {split: reasons for split, reasons in annotations.excluded.items() if split != "test"}
-        return replace(annotations, test=None, excluded=excluded)
 
-    return read_without_test
+def _without_test(annotations: Annotations) -> Annotations:
+    excluded = {split: reasons for split, reasons in annotations.excluded.items() if split != "test"}
+    return replace(annotations, test=None, excluded=excluded)

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from teachclip.data.annotations.records import Annotations
-from teachclip.data.formats import FORMATS
-from teachclip.errors import RecipeError
-from teachclip.registry import resolve
+from teachclip.data.formats.changed import changed_reader
 
 PREFIX = f"{__name__}:"
 
 
 def __getattr__(name: str) -> Callable[..., Annotations]:
-    try:
-        read = resolve("data format", name, FORMATS)
-    except RecipeError as error:
-        raise AttributeError(str(error)) from error
+    return changed_reader(name, _withheld)
 
-    def read_withheld(**files: Any) -> Annotations:
-        annotations: Annotations = read(**files)
-        excluded = {split: reasons for split, reasons in annotations.excluded.items() if split == "test"}
-        return replace(annotations, train=[], validation=None, excluded=excluded)
 
-    return read_withheld
+def _withheld(annotations: Annotations) -> Annotations:
+    excluded = {split: reasons for split, reasons in annotations.excluded.items() if split == "test"}
+    return replace(annotations, train=[], validation=None, excluded=excluded)
