@@ -275,7 +275,7 @@ def report_markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]
 def report_page(report: Mapping[str, Any], figures: Sequence[tuple[Path, str]]) -> str:
     """Return the report as an HTML page. `figures`: (PNG file, caption)."""
     return render_page(
-        "demo.html",
+        "results.html",
         title=report["title"],
         subtitle=subtitle(report),
         tables=report_tables(report),

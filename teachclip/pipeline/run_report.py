@@ -33,8 +33,9 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
         draw_curves(lines, output / "curves.png")
         figures = [(png_uri(output / "curves.png"), "Losses, selection and learning rates over the steps of the run")]
     page = render_page(
-        "run.html",
+        "results.html",
         title=f"The run {recipe.name}",
+        subtitle="",
         tables=[_results(results), *([_costs(lines)] if lines else [])],
         notes=[f"The student is of step {results['step']}.", *result_notes([results])],
         figures=figures,
@@ -47,7 +48,7 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log. A line that a crash cut short is dropped; of a log that is gone there are none."""
+    """Return the lines of a run's log, none if it is gone. A line that a crash cut short is dropped."""
     if not path.exists():
         return []
     found = []
@@ -75,14 +76,16 @@ def _results(results: Mapping[str, Any]) -> Table:
 
 def _costs(lines: Sequence[Mapping[str, Any]]) -> Table:
     """Return milliseconds of a step by part, the mean over all steps that were logged, and the peaks of memory."""
-    told = [line for line in lines if "seconds" in line]
-    steps = sum(line["steps"] for line in told)
+    timed = [line for line in lines if "seconds" in line]
+    steps = sum(line["steps"] for line in timed)
     total: defaultdict[str, float] = defaultdict(float)
-    for line in told:
+    for line in timed:
         for part, seconds in line["seconds"].items():
             total[part] += seconds * line["steps"]
     rows = [[PARTS.get(part, part), f"{1000 * seconds / max(1, steps):.2f}"] for part, seconds in total.items()]
-    peaks = {name: max(line["peak_mb"].get(name, 0.0) for line in told) for line in told for name in line["peak_mb"]}
+    peaks = {
+        name: max(line["peak_mb"].get(name, 0.0) for line in timed) for line in timed for name in line["peak_mb"]
+    }
     names = {"host": "most memory of the process, MB", "device": "most memory of tensors on the device, MB"}
     rows += [[names.get(name, name), f"{value:,.0f}"] for name, value in peaks.items()]
     return Table("A training step", ["part", "ms, or MB"], rows)

@@ -12,7 +12,7 @@ from teachclip.reports.tables import Table, difference_cell, interval_cell, mark
 
 def test_a_value_that_a_template_does_not_get_is_an_error():
     with pytest.raises(UndefinedError, match="subtitle"):
-        render_page("demo.html", title="a title")
+        render_page("results.html", title="a title")
 
 
 def test_a_last_step_is_not_said_to_be_selected():
