@@ -8,7 +8,7 @@ from typing import Any
 from teachclip.cli.arguments import CommandParser, UsageError, command, path_argument, positive_count
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "picture": None},
+    "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "figure": None},
     "encoding": {"files": 16, "height": 240, "seconds": 15},
 }
 """What only one of the measurements has, and what holds if it is not given."""
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
     parser.add_argument("--folder", type=path_argument, help="steps: keep the made-up stores here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
-    parser.add_argument("--picture", type=path_argument, help="steps: draw where the time goes into this PNG file")
+    parser.add_argument("--figure", type=path_argument, help="steps: draw where the time goes into this PNG file")
     args = parser.parse_args(argv)
     own = _own_options(args)
     import torch

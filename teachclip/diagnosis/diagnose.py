@@ -26,7 +26,7 @@ from teachclip.diagnosis.features import (
     student_features,
     zero_shot_scores,
 )
-from teachclip.diagnosis.ladder import Step, gap_of, is_told, measure_ladder, parts_of_gap
+from teachclip.diagnosis.ladder import Step, gap_of, is_identifiable, measure_ladder, parts_of_gap
 from teachclip.diagnosis.order import clause_order, frame_order_steps
 from teachclip.diagnosis.report import diagnosis_page, terminal_text
 from teachclip.errors import CheckpointError, DataError, RecipeError
@@ -182,7 +182,7 @@ def _gap(
     notes += [ADAPTER_NOTE] if has_adapters else []
     return {
         "cross_fitted": can_cross_fit(features.caption_videos),
-        "better_vector_told": is_told(control, metrics[0]) if control else False,
+        "better_vector_identifiable": is_identifiable(control, metrics[0]) if control else False,
         "ladder": [_as_json(step) for step in steps],
         "parts": parts_of_gap(steps),
         "gap": gap_of(steps),

@@ -121,14 +121,14 @@ def measure_ladder(
         return Ladder([first, *complete, last], comparisons)
     middle = [] if teacher is None else frame_selection_steps(features, teacher.relevance, cross_fitted=True)
     fitted, control = fitted_steps(features, cross_fitted=True), control_step(features)
-    told = is_told(control, student_metrics)
-    best = best_step([first, *middle, *(fitted if told else [])])
-    among = ", and of vectors fitted to other captions of the video, at two temperatures" if told else ""
+    identifiable = is_identifiable(control, student_metrics)
+    best = best_step([first, *middle, *(fitted if identifiable else [])])
+    among = ", and of vectors fitted to other captions of the video, at two temperatures" if identifiable else ""
     description = (
         "The best single vector per video that was found, with the text encoder fixed: the highest R@1 of the steps "
         f"above{among}. It was: {best.label}. {best.description}"
     )
-    if not told:
+    if not identifiable:
         description += (
             " How much a better vector would gain cannot be told: captions of one video are so alike that vectors "
             f"fitted to them without any video reach {control.metrics['recall_at_1']:.1f} R@1, no less than the "
@@ -141,7 +141,7 @@ def measure_ladder(
     return Ladder([first, *middle, last], comparisons)
 
 
-def is_told(control: Step, student_metrics: Mapping[str, float]) -> bool:
+def is_identifiable(control: Step, student_metrics: Mapping[str, float]) -> bool:
     """Whether fitted vectors say what one vector can hold: captions alone must find less than the student."""
     return control.metrics["recall_at_1"] < student_metrics["recall_at_1"]
 

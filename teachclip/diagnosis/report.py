@@ -95,7 +95,7 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
             f"Several vectors per video with the same features would give {highest['recall_at_1']:.1f} R@1 "
             f"({highest['label']}), {difference:+.1f} against the best single vector."
         )
-    if report["cross_fitted"] and not report.get("better_vector_told", True):
+    if report["cross_fitted"] and not report.get("better_vector_identifiable", True):
         lines.append(
             "How much a better vector would gain cannot be told here: the captions of a video are so alike that "
             "vectors fitted to them find as much as the student without any video, so fitted vectors are no part of "

@@ -67,22 +67,22 @@ def benchmark_steps(
     rounds: int = 5,
     folder: Path | None = None,
     json_file: Path | None = None,
-    picture: Path | None = None,
+    figure: Path | None = None,
 ) -> dict[str, Any]:
     """Measure training steps on random weights and made-up data; print a table and return what it shows.
 
-    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `picture`: a PNG file that
+    `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `figure`: a PNG file that
     shows where the time of a step goes. `captions`: rows of the relevance stores,
     with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
     `rounds` are measured. Raises RecipeError for an unknown size or side, or a
-    picture without matplotlib.
+    figure without matplotlib.
     """
     chosen = list(sides or DEFAULT_SIDES)
     for name, known in ((size, SIZES), *((side, SIDES) for side in chosen)):
         if name not in known:
             raise RecipeError(f"{name!r} cannot be measured; known: {', '.join(known)}{closest(name, known)}")
-    if picture is not None and not can_draw():
-        raise RecipeError(f"{picture} needs matplotlib: pip install 'teachclip[report]'")
+    if figure is not None and not can_draw():
+        raise RecipeError(f"{figure} needs matplotlib: pip install 'teachclip[report]'")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.ExitStack() as stack:
         where = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -113,8 +113,8 @@ def benchmark_steps(
     print(table(result), flush=True)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    if picture is not None:
-        draw_steps(result["sides"], picture)
+    if figure is not None:
+        draw_steps(result["sides"], figure)
     return result
 
 

@@ -52,7 +52,7 @@ class ClipSettings:
             raise DataError(f"width is {self.width}; allowed: multiples of 64, the width of an attention head")
 
 
-class Pictures:
+class SingleFrames:
     """Frames and a caption of each: what the tiny CLIP is trained or tested on.
 
     `pixels`: uint8 (n, 3, size, size). `texts`: n captions; longer ones are cut to the tokenizer's tokens. `groups`:
@@ -152,7 +152,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def train(clip: CLIPModel, data: Pictures, settings: ClipSettings, *, progress: bool = True) -> float:
+def train(clip: CLIPModel, data: SingleFrames, settings: ClipSettings, *, progress: bool = True) -> float:
     """Train in place; returns the mean share of texts that scored their own frame highest in the last tenth."""
     optimizer = torch.optim.AdamW(
         clip.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -186,7 +186,7 @@ def train(clip: CLIPModel, data: Pictures, settings: ClipSettings, *, progress: 
 
 
 @torch.no_grad()
-def frame_recall_at_1(clip: CLIPModel, data: Pictures) -> float:
+def frame_recall_at_1(clip: CLIPModel, data: SingleFrames) -> float:
     """Return the text-to-frame recall at 1, in percent: each caption retrieves its own among all frames."""
     batch = data.batch(torch.arange(len(data)))
     _, share = contrastive_step(clip, batch)
@@ -208,8 +208,8 @@ def silence_unseen_tokens(clip: CLIPModel, seen: Sequence[int]) -> None:
 
 def pretrain_clip(
     folder: Path,
-    data: Pictures,
-    fresh: Pictures | None,
+    data: SingleFrames,
+    fresh: SingleFrames | None,
     tokenizer: CLIPTokenizer,
     settings: ClipSettings,
     *,

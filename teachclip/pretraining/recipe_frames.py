@@ -19,7 +19,7 @@ from teachclip.data.video.transform import FrameTransform
 from teachclip.errors import DataError
 from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.frames import build_frames, frames_folder
-from teachclip.pretraining.clip import FRESH, ClipSettings, Pictures, pretrain_clip
+from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -62,10 +62,10 @@ def pretrain_on_recipe(
         # the temporal transformer copies the positions of its frames from those of texts
         max(recipe.text.max_tokens, recipe.frames.count),
     )
-    data = _pictures(frames, catalog.train, tokenizer)
+    data = _single_frames(frames, catalog.train, tokenizer)
     fresh = None
     if catalog.validation is not None and catalog.validation.is_paired:
-        fresh = _pictures(frames, catalog.validation, tokenizer, middle=True)
+        fresh = _single_frames(frames, catalog.validation, tokenizer, middle=True)
     log(f"pre-training on {len(data):,} frames of {data.different:,} videos")
     temporary = folder.with_name(f"{folder.name}.part")  # so that what ends while it is written leaves no half CLIP
     shutil.rmtree(temporary, ignore_errors=True)
@@ -77,7 +77,7 @@ def pretrain_on_recipe(
     return results
 
 
-def _pictures(frames: Frames, split: Split, tokenizer: CLIPTokenizer, *, middle: bool = False) -> Pictures:
+def _single_frames(frames: Frames, split: Split, tokenizer: CLIPTokenizer, *, middle: bool = False) -> SingleFrames:
     """Return frames of a split, each with a caption of its video; `middle`: one frame of at most `FRESH` videos."""
     captions: list[list[str]] = [[] for _ in split.videos]
     for caption, video in zip(split.captions, split.caption_videos, strict=True):
@@ -101,4 +101,4 @@ def _pictures(frames: Frames, split: Split, tokenizer: CLIPTokenizer, *, middle:
         texts += [captions[video][at % len(captions[video])] for video, at in zip(some[own], places, strict=True)]
         groups += some[own].tolist()
     assert shown is not None
-    return Pictures(shown[: len(texts)], texts, tokenizer, groups)
+    return SingleFrames(shown[: len(texts)], texts, tokenizer, groups)

@@ -54,12 +54,12 @@ def shapes_tokenizer() -> CLIPTokenizer:
 
 def single_frames(
     settings: PretrainingSettings, tokenizer: CLIPTokenizer, *, count: int, index: int
-) -> clip.Pictures:
+) -> clip.SingleFrames:
     """Return frames with one event each and a caption for each."""
     rng = stream(Purpose.PRETRAINING, settings.seed, index)
     frames, events = render_single_frames(count, rng, settings.border_share)
     texts = [describe_event(event, rng, settings.caption_drop).text for event in events]
-    return clip.Pictures(torch.from_numpy(frames).permute(0, 3, 1, 2), texts, tokenizer)
+    return clip.SingleFrames(torch.from_numpy(frames).permute(0, 3, 1, 2), texts, tokenizer)
 
 
 def pretrain_clip(folder: Path, settings: PretrainingSettings, *, progress: bool = True) -> dict[str, float]:

@@ -29,7 +29,7 @@ def prepare_step(
     """Return the step of a task on the accelerator's device, and its optimizer in Accelerate's wrapper.
 
     `chunk_size`: pairs that a process encodes with a graph at a time; None: all of its own. Either way the gradients
-    are those of the global batch, equal on all processes. `mark` is told the part of the step that has ended.
+    are those of the global batch, equal on all processes. `mark` gets the part of the step that has ended.
     """
     task.to(accelerator.device)
     if chunk_size is None:

@@ -24,7 +24,7 @@ from teachclip.pretraining.clip import ClipSettings
 from teachclip.recipe.loading import load_recipe
 
 TINY_CLIP = ClipSettings(steps=2, batch_size=4, width=64, vision_layers=1, text_layers=1)
-SMALL = BabyAISettings(train_videos=6, val_videos=2, test_videos=4, pictures=6, clip=TINY_CLIP)
+SMALL = BabyAISettings(train_videos=6, val_videos=2, test_videos=4, clip_frames=6, clip=TINY_CLIP)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_no_two_splits_draw_the_same_seed():
     ranges = [
         range(settings.first_seed(stream), settings.first_seed(stream) + 1_000_000)
         for settings in (BabyAISettings(seed=0), BabyAISettings(seed=1))
-        for stream in ("train", "val", "test", "pictures", "fresh")
+        for stream in ("train", "val", "test", "clip_frames", "fresh")
     ]
     edges = sorted((item.start, item.stop) for item in ranges)
     assert len(edges) == 10 and all(one[1] <= two[0] for one, two in pairwise(edges))
@@ -168,7 +168,7 @@ def test_without_minigrid_one_line_says_what_to_install(monkeypatch, tmp_path):
     [
         ({"train_videos": 0}, "train_videos is 0; allowed: 1 or more"),
         ({"view": "top"}, "view is 'top'; allowed: agent, full"),
-        ({"pictures": 63}, "pictures is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
+        ({"clip_frames": 63}, "clip_frames is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
         ({"fewest_actions": 99}, "fewest_actions is 99; allowed: 1 to most_actions, 64"),
     ],
 )

@@ -295,7 +295,7 @@ def test_what_captions_alone_explain_is_no_gain_of_a_better_vector():
     names = [step.name for step in comparisons]
     assert "control" in names and "fitted" in names
     report = {"gap": recalls(50, 0, 0), "parts": [], "comparisons": [], "ladder": [], "videos": 9, "captions": 9}
-    lines = verdicts({**report, "cross_fitted": True, "better_vector_told": False})
+    lines = verdicts({**report, "cross_fitted": True, "better_vector_identifiable": False})
     assert any("cannot be told" in line for line in lines)
 
 

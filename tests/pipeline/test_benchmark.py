@@ -17,7 +17,7 @@ SMALL = ["--captions", "400", "--batch-size", "8", "--steps", "1", "--rounds", "
 
 
 def test_every_way_to_make_a_step_is_measured_and_written(tmp_path, capsys):
-    files = ["--json", str(tmp_path / "found.json"), "--picture", str(tmp_path / "steps.png")]
+    files = ["--json", str(tmp_path / "found.json"), "--figure", str(tmp_path / "steps.png")]
     assert bench.main([*SMALL, "--folder", str(tmp_path), *files]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["sides"]) == list(DEFAULT_SIDES)
@@ -83,13 +83,13 @@ def test_what_cannot_be_measured_is_named(capsys):
 def test_a_picture_that_cannot_be_drawn_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "can_draw", lambda: False)
     monkeypatch.setattr(benchmark.Parts, "make", lambda *args, **options: pytest.fail("measures"))
-    assert bench.main([*SMALL, "--picture", str(tmp_path / "steps.png")]) == 2
+    assert bench.main([*SMALL, "--figure", str(tmp_path / "steps.png")]) == 2
     assert "pip install 'teachclip[report]'" in capsys.readouterr().err
 
 
 def test_the_numbers_are_written_before_the_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "draw_steps", lambda *args: 1 / 0)
-    files = ["--json", str(tmp_path / "found.json"), "--picture", str(tmp_path / "steps.png")]
+    files = ["--json", str(tmp_path / "found.json"), "--figure", str(tmp_path / "steps.png")]
     with pytest.raises(ZeroDivisionError):
         bench.main([*SMALL, "--sides", BASE, *files])
     assert list(json.loads((tmp_path / "found.json").read_text())["sides"]) == [BASE]
@@ -102,7 +102,7 @@ def test_the_numbers_are_written_before_the_picture(tmp_path, monkeypatch):
             ["encoding", "--sides", BASE, "--captions", "400"],
             "--sides, --captions: not of `bench encoding`, which has",
         ),
-        (["encoding", "--picture", "a.png"], "--picture: not of `bench encoding`"),
+        (["encoding", "--figure", "a.png"], "--figure: not of `bench encoding`"),
         (["--files", "2"], "--files: not of `bench steps`, which has --sides"),
         (["steps", "--height", "2", "--seconds", "3"], "--height, --seconds: not of `bench steps`"),
     ],

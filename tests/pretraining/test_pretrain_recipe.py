@@ -13,7 +13,7 @@ from teachclip.errors import DataError
 from teachclip.models.clip import load_clip
 from teachclip.pretraining import clip as pretraining
 from teachclip.pretraining import recipe_frames
-from teachclip.pretraining.clip import ClipSettings, Pictures, pretrain_clip
+from teachclip.pretraining.clip import ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 
 SMALL = ["--steps", "2", "--batch-size", "4", "--width", "64", "--vision-layers", "1", "--text-layers", "1"]
@@ -57,19 +57,19 @@ def test_words_are_the_most_frequent_of_any_language_and_the_rest_is_spelled():
 
 
 def test_captions_that_are_too_long_are_cut_and_keep_their_end(tokenizer):
-    pictures = Pictures(
+    frames = SingleFrames(
         torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ["red", "red blue ball red blue ball"], tokenizer
     )
-    assert pictures.input_ids.shape == (2, 6)
-    assert (pictures.input_ids[:, -1] == tokenizer.eos_token_id).all()
+    assert frames.input_ids.shape == (2, 6)
+    assert (frames.input_ids[:, -1] == tokenizer.eos_token_id).all()
     assert "truncation" in tokenizer.backend_tokenizer.to_str() and tokenizer.backend_tokenizer.truncation is None
 
 
 def test_an_epoch_shows_one_frame_of_each_video(tokenizer):
     groups = [0, 0, 0, 1, 2, 2]
-    pictures = Pictures(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), ["red"] * 6, tokenizer, groups)
+    frames = SingleFrames(torch.zeros(6, 3, 16, 16, dtype=torch.uint8), ["red"] * 6, tokenizer, groups)
     generator = torch.Generator().manual_seed(0)
-    epochs = [pictures.epoch(generator).tolist() for _ in range(20)]
+    epochs = [frames.epoch(generator).tolist() for _ in range(20)]
     assert all(sorted(groups[row] for row in epoch) == [0, 1, 2] for epoch in epochs)
     assert {row for epoch in epochs for row in epoch} == set(range(6))
 
@@ -82,7 +82,7 @@ def test_an_epoch_shows_one_frame_of_each_video(tokenizer):
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(tokenizer, tmp_path, size, change, message):
-    data = Pictures(torch.zeros(2, 3, size, size, dtype=torch.uint8), ["red", "blue"], tokenizer)
+    data = SingleFrames(torch.zeros(2, 3, size, size, dtype=torch.uint8), ["red", "blue"], tokenizer)
     settings = ClipSettings(**{**SETTINGS.__dict__, **change})
     with pytest.raises(DataError, match=message):
         pretrain_clip(tmp_path, data, None, tokenizer, settings, progress=False)
@@ -90,7 +90,7 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer, tmp_path, size, change,
 
 def test_frames_without_a_caption_each_are_refused(tokenizer):
     with pytest.raises(DataError, match="2 frames have 1 captions"):
-        Pictures(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ["red"], tokenizer)
+        SingleFrames(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ["red"], tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_frames_are_read_a_few_videos_at_a_time(tokenizer, monkeypatch, middle, 
     videos = [Video(str(number), Path(f"{number}.mp4")) for number in range(5)]
     captions = [Caption(f"{n}{text}", str(n), text) for n in range(5) for text in ("red", "blue ball")]
     split = Split("train", tuple(videos), tuple(captions))
-    found = recipe_frames._pictures(FewAtOnce(), split, tokenizer, middle=middle)
+    found = recipe_frames._single_frames(FewAtOnce(), split, tokenizer, middle=middle)
     assert found.pixels[:, 0, 0, 0].tolist() == expected
     place = [value % 3 for value in expected]
     texts = tokenizer(["red" if at % 2 == 0 else "blue ball" for at in place], padding=True)["input_ids"]

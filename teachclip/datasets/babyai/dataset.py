@@ -36,7 +36,7 @@ from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, orac
 from teachclip.datasets.babyai.videos import RATE, last_frame, write_video
 from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
 from teachclip.errors import DataError
-from teachclip.pretraining.clip import FRESH, ClipSettings, Pictures, pretrain_clip
+from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
 
@@ -61,7 +61,7 @@ class BabyAISettings:
     train_videos: int = 400
     val_videos: int = 150
     test_videos: int = 300
-    pictures: int = 6000
+    clip_frames: int = 6000
     """Frames that the tiny CLIP is pre-trained on."""
     seed: int = 0
     view: str = "agent"
@@ -70,14 +70,12 @@ class BabyAISettings:
     clip: ClipSettings = CLIP
 
     def __post_init__(self) -> None:
-        for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("pictures", 2), ("seed", 0)):
+        for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        if self.pictures < self.clip.batch_size:
-            raise DataError(
-                f"pictures is {self.pictures}; allowed: {self.clip.batch_size} or more, as many as the tiny CLIP has "
-                "in a batch"
-            )
+        if self.clip_frames < self.clip.batch_size:
+            allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
+            raise DataError(f"clip_frames is {self.clip_frames}; allowed: {allowed}")
         if not 1 <= self.fewest_actions <= self.most_actions:
             raise DataError(
                 f"fewest_actions is {self.fewest_actions}; allowed: 1 to most_actions, {self.most_actions}"
@@ -90,8 +88,8 @@ class BabyAISettings:
         return int(getattr(self, f"{split}_videos"))
 
     def first_seed(self, stream: str) -> int:
-        """Return the first seed of the simulator for a split, or for `pictures` or `fresh` ones."""
-        streams = (*SPLITS, "pictures", "fresh")
+        """Return the first seed of the simulator for a split, or for `clip_frames` or `fresh` ones."""
+        streams = (*SPLITS, "clip_frames", "fresh")
         return (self.seed * len(streams) + streams.index(stream)) * _SEEDS
 
 
@@ -205,13 +203,13 @@ def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Itera
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     shown: dict[str, tuple[torch.Tensor, list[str]]] = {}
-    for stream, wanted in (("pictures", settings.pictures), ("fresh", min(FRESH, settings.pictures))):
+    for stream, wanted in (("clip_frames", settings.clip_frames), ("fresh", min(FRESH, settings.clip_frames))):
         episodes = _episodes(settings, stream, wanted, SINGLE, each, progress)
         pixels = np.stack(list(each(last_frame, episodes, [settings.view] * len(episodes))))
         shown[stream] = torch.from_numpy(pixels).permute(0, 3, 1, 2), [episode.mission for episode in episodes]
     # "then", "after" and "you" are in no mission of one action, and still are one token each
-    tokenizer = build_tokenizer({*words_of(shown["pictures"][1]), "then", "after", "you", "and"}, MAX_TOKENS)
-    data, fresh = (Pictures(pixels, texts, tokenizer) for pixels, texts in shown.values())
+    tokenizer = build_tokenizer({*words_of(shown["clip_frames"][1]), "then", "after", "you", "and"}, MAX_TOKENS)
+    data, fresh = (SingleFrames(pixels, texts, tokenizer) for pixels, texts in shown.values())
     results = pretrain_clip(temporary, data, fresh, tokenizer, settings.clip, progress=progress)
     (temporary / "pretraining.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     os.replace(temporary, folder)
