@@ -221,7 +221,8 @@ def _curves(axes: Any, steps: Sequence[Mapping[str, Any]], names: Sequence[str])
         colour = PALETTE[-1 - index % len(PALETTE)]
         axes.plot(*zip(*drawn, strict=True), lw=1.4, color=colour, label=name.removeprefix("lr."))
     if values:
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 3}  # or it would hide a curve
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, **below)
     if values and min(values) >= 0 and max(values) > 0:
         axes.set_yscale("log", nonpositive="mask")
 

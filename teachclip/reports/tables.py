@@ -187,7 +187,7 @@ def post_processing_table(result: Mapping[str, Any], split: str) -> str:
 
 def result_notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader must know before comparing: selection on test, excluded videos, overlaps of splits."""
-    notes = [note for result in results for note in _certainty_notes(result)]
+    notes = list(_certainty_notes(results))
     on_test = [result for result in results if result.get("selected_on") == "test"]
     if any(result.get("selected_by") != "last step" for result in on_test):
         notes.append("Checkpoints were selected on the TEST split (data.select_on=test): not an unbiased result.")
@@ -224,25 +224,30 @@ def _agreements(
                 yield split, result[split], result.get("zero_shot", {}).get(split)
 
 
-def _certainty_notes(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how far each split's text-to-video result can be trusted."""
+def _certainty_notes(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how far the text-to-video results on each split can be trusted; of several models the widest interval."""
     for split in ("train", "validation", "test"):
-        found = result.get(split, {})
-        if "intervals" not in found:
-            continue
-        low, high = found["intervals"]["t2v"]["recall_at_1"]
-        yield (
-            f"{split}: {found['captions']:,} captions among {found['videos']:,} videos; R@1 text to video "
-            f"{found['t2v']['recall_at_1']:.1f} [{low:.1f}, {high:.1f}] (95 % over videos), chance "
-            f"{found['chance']['recall_at_1']:.1f}."
-        )
-        if repeated := found["repeated_captions"]:
-            yield (
-                f"{split}: {repeated:,} captions are also those of other videos: no model can have more than "
-                f"{found['ceiling']['recall_at_1']:.1f} R@1."
-            )
-        if found["videos"] < FEW_VIDEOS:
-            yield f"{split}: fewer than {FEW_VIDEOS} videos tell hardly any two models apart."
+        measured = [result[split] for result in results if "intervals" in result.get(split, ())]
+        intervals = [found["intervals"]["t2v"]["recall_at_1"] for found in measured]
+        for captions, videos, chance in _distinct(
+            (found["captions"], found["videos"], found["chance"]["recall_at_1"]) for found in measured
+        ):
+            if len(measured) == 1:
+                low, high = intervals[0]
+                recall = f"{measured[0]['t2v']['recall_at_1']:.1f} [{low:.1f}, {high:.1f}] (95 % over videos)"
+            else:
+                widest = max((high - low) / 2 for low, high in intervals)
+                recall = f"of one model within {widest:.1f} or less (95 % over videos)"
+            among = f"{captions:,} captions among {videos:,} videos"
+            yield f"{split}: {among}; R@1 text to video {recall}, chance {chance:.1f}."
+        for repeated, ceiling in _distinct(
+            (found["repeated_captions"], found["ceiling"]["recall_at_1"]) for found in measured
+        ):
+            if repeated:
+                yield (
+                    f"{split}: {repeated:,} captions are also those of other videos: no model can have more than "
+                    f"{ceiling:.1f} R@1."
+                )
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

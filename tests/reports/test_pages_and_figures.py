@@ -24,6 +24,19 @@ def test_a_last_step_is_not_said_to_be_selected():
     assert chosen.startswith("Checkpoints were selected on the TEST split")
 
 
+def test_facts_of_a_split_are_said_once_however_many_models_are_compared():
+    def result(recall, low, high):
+        found = {"captions": 300, "videos": 300, "repeated_captions": 14, "t2v": {"recall_at_1": recall}}
+        found |= {"chance": {"recall_at_1": 0.33}, "ceiling": {"recall_at_1": 97.7}}
+        return {"selected_on": "validation", "test": {**found, "intervals": {"t2v": {"recall_at_1": (low, high)}}}}
+
+    alone, several = result_notes([result(40, 35, 46)]), result_notes([result(40, 35, 46), result(60, 56, 64)])
+    repeated = "test: 14 captions are also those of other videos: no model can have more than 97.7 R@1."
+    among = "test: 300 captions among 300 videos; R@1 text to video"
+    assert alone == [f"{among} 40.0 [35.0, 46.0] (95 % over videos), chance 0.3.", repeated]
+    assert several == [f"{among} of one model within 5.5 or less (95 % over videos), chance 0.3.", repeated]
+
+
 def test_a_run_whose_log_is_gone_has_a_page_without_curves(tmp_path):
     metrics = dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank"), 7.0)
     results = {"model": "student", "step": 3, "test": {"t2v": metrics}}
