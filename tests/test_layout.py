@@ -87,6 +87,7 @@ def test_every_part_has_a_layer():
         ("accelerate", ["teachclip/training/", "teachclip/pipeline/"]),
         ("pickle", ["teachclip/models/checkpoints.py", "teachclip/data/formats/msvd.py"]),
         ("minigrid", ["teachclip/datasets/babyai/"]),
+        ("fontTools", ["teachclip/datasets/pictograms/"]),
         ("matplotlib", ["teachclip/reports/figures.py"]),
         ("lancedb", ["teachclip/search/engines/lance.py", "teachclip/integrations/lancedb.py"]),
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),

@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="DATASET", required=True, parser_class=CommandParser)
     _add_shapes(kinds)
     _add_babyai(kinds)
+    _add_pictograms(kinds)
     args = parser.parse_args(argv)
-    (_make_shapes if args.kind == "shapes" else _make_babyai)(args)
+    {"shapes": _make_shapes, "babyai": _make_babyai, "pictograms": _make_pictograms}[args.kind](args)
 
 
 def _add_shapes(kinds: argparse._SubParsersAction[CommandParser]) -> None:
@@ -84,6 +85,27 @@ def _add_babyai(kinds: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that solve missions and draw")
 
 
+def _add_pictograms(kinds: argparse._SubParsersAction[CommandParser]) -> None:
+    parser = kinds.add_parser(
+        "pictograms",
+        help="a font's pictograms that move, called by their Unicode names; needs teachclip[datasets]",
+        description="Make a pictograms dataset: the pictures of a colour font move, grow or spin, three in a video;\n"
+        "the captions, such as `a red apple grows, then a frog face rises`, call them by their Unicode names.",
+        formatter_class=_Help,
+    )
+    parser.add_argument("--out", type=path_argument, default=Path("runs/pictograms"), help="folder of the dataset")
+    parser.add_argument(
+        "--font", type=path_argument, help="a colour font (default: Noto Color Emoji where it is found)"
+    )
+    for split, count in (("train", 400), ("val", 150), ("test", 300)):
+        parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of videos, captions and of which names are frequent"
+    )
+    parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+
+
 def _make_shapes(args: argparse.Namespace) -> None:
     from teachclip.shapes.dataset import make_shapes, read_manifest
     from teachclip.shapes.presets import find_preset
@@ -125,6 +147,21 @@ def _make_babyai(args: argparse.Namespace) -> None:
         clip=replace(CLIP, seed=args.clip_seed, steps=args.clip_steps),
     )
     _log_made(args.out, make_babyai(args.out, settings, workers=args.workers))
+    log_facts(args.out)
+
+
+def _make_pictograms(args: argparse.Namespace) -> None:
+    from teachclip.datasets.pictograms.dataset import CLIP, PictogramsSettings, log_facts, make_pictograms
+    from teachclip.datasets.pictograms.font import NOTO
+
+    settings = PictogramsSettings(
+        train_videos=args.train_videos,
+        val_videos=args.val_videos,
+        test_videos=args.test_videos,
+        seed=args.seed,
+        clip=replace(CLIP, seed=args.clip_seed),
+    )
+    _log_made(args.out, make_pictograms(args.out, settings, font=args.font or NOTO, workers=args.workers))
     log_facts(args.out)
 
 

@@ -1,17 +1,26 @@
-"""The folder of a data set that is made: what it was made from, and whether it is complete."""
+"""The folder of a data set that is made: its record, its videos and captions, and whether it is complete."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from teachclip.errors import DataError
-from teachclip.store.files import LOCK, read_json, write_atomic
+from teachclip.store.files import LOCK, explain_failed_write, read_json, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 MANIFEST, PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
+Mapper = Callable[..., Iterable[Any]]
+"""A function as `map`."""
 
 
 def check_folder(folder: Path, settings: Mapping[str, Any], name: str) -> None:
@@ -64,3 +73,47 @@ def complete(folder: Path, settings: Mapping[str, Any], results: Mapping[str, An
     content = {"settings": settings, "fingerprint": fingerprint_of(settings), "results": results}
     write_atomic(folder / MANIFEST, json.dumps(content, indent=1).encode())
     (folder / PARTIAL_MANIFEST).unlink(missing_ok=True)
+
+
+@contextmanager
+def mapping(workers: int) -> Iterator[Mapper]:
+    """Yield a function as `map`, which works in `workers` processes and keeps the order."""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.map(function, *arguments, chunksize=8)
+
+
+def captions_table(rows: Iterable[tuple[str, str, str]]) -> bytes:
+    """Return a table of the file of a video, a caption and the split, in the columns that the format `csv` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "caption", "split"])
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write_missing(
+    folder: Path,
+    videos: Mapping[str, Any],
+    write: Callable[..., None],
+    argument: str,
+    each: Mapper,
+    *,
+    size: int,
+    progress: bool,
+) -> None:
+    """Write the files of `videos`, of which some may exist, by `write(path, video, argument)`.
+
+    `videos`: what is shown, by the name of its file. `size`: bytes of a file, for the message when the disk is full.
+    Raises StoreError if they cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    missing = {folder / name: video for name, video in videos.items() if not (folder / name).exists()}
+    done = each(write, missing, missing.values(), [argument] * len(missing))
+    try:
+        for _ in tqdm(done, total=len(missing), desc="make videos", unit="video", disable=not progress):
+            pass
+    except OSError as error:
+        raise explain_failed_write(error, folder, "the videos", len(missing) * size) from error
