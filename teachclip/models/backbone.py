@@ -39,7 +39,7 @@ SCALE_PARAMETERS = ("logit_scale", "logit_bias", "temperature")
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 _INPUTS = (
-    *("text_model.embeddings.", "text_model.roberta.embeddings."),
+    *("text_model.embeddings.", "text_model.roberta.embeddings.", "text_model.encoder.embeddings."),
     *("vision_model.embeddings.", "vision_model.pre_layrnorm."),
     "text_model.pooler.",  # ALIGN's, which is unused: distributed training would wait for its gradients
 )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig
 
 from teachclip.errors import CheckpointError
+from teachclip.models.pooled_text import PooledTextConfig
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def takes_any_size(config: PreTrainedConfig) -> bool:
 def text_positions(config: PreTrainedConfig) -> int:
     """Return the largest number of tokens of a text."""
     text, offset = config.text_config, family_of(config).offset
-    if config.model_type == "vision-text-dual-encoder" and text.model_type in COUNTS_FROM_PADDING:
-        offset = int(_of(text, "pad_token_id")) + 1
+    inner = text.encoder if isinstance(text, PooledTextConfig) else text
+    if config.model_type == "vision-text-dual-encoder" and inner.model_type in COUNTS_FROM_PADDING:
+        offset = int(_of(inner, "pad_token_id")) + 1
     return int(_of(text, "max_position_embeddings")) - offset
 
 

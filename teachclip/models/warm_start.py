@@ -70,11 +70,11 @@ def start_temporal(backbone: Any, positions: nn.Embedding, *stacks: TemporalTran
     text, family = backbone.config.text_config, family_of(backbone.config)
     if not can_start_temporal(backbone.config):
         log.info(
-            "%s text encoder is %d wide (inner %d, %s blocks), the joint space %d: "
+            "%s text encoder is %d wide (inner %s, %s blocks), the joint space %d: "
             "the temporal transformer starts from random weights",
             family.name,
             text.hidden_size,
-            text.intermediate_size,
+            getattr(text, "intermediate_size", "unknown"),
             "post-norm" if family.text == "masked" else "pre-norm",
             positions.embedding_dim,
         )

@@ -26,7 +26,7 @@ from teachclip.models.families import image_size, takes_any_size
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
-from teachclip.recipe.schema import Optimizer, Recipe, Student, Train
+from teachclip.recipe.schema import Optimizer, Recipe, Student, TextTeaching, Train
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES
 from teachclip.training.frame_sets import check_divisible
@@ -67,10 +67,13 @@ def build_frame_sampling(recipe: Recipe) -> FrameSampling:
     )
 
 
-def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcessor:
-    """Return the tokenizer and the decoding settings that are saved with a student on the backbone of `config`."""
+def build_processor(recipe: Recipe, config: PreTrainedConfig, source: str | None = None) -> StudentProcessor:
+    """Return the tokenizer and the decoding settings that are saved with a student on the backbone of `config`.
+
+    `source`: where they are read; None: from the recipe's backbone.
+    """
     return StudentProcessor.from_backbone(
-        recipe.student.backbone,
+        source or recipe.student.backbone,
         config,
         sampling=build_frame_sampling(recipe),
         size=recipe.frames.size,
@@ -79,18 +82,25 @@ def build_processor(recipe: Recipe, config: PreTrainedConfig) -> StudentProcesso
     )
 
 
-def build_backbone(recipe: Recipe) -> PreTrainedModel:
-    """Load what the student starts from. Raises RecipeError if frames of another size are asked for.
+def build_backbone(recipe: Recipe, source: str | None = None) -> PreTrainedModel:
+    """Load what the student starts from: `source`, or the recipe's backbone.
 
     A backbone that is a configuration alone starts from random weights, which depend on the recipe's seed alone.
+    Raises RecipeError if frames of another size are asked for.
     """
-    source, asked = recipe.student.backbone, recipe.frames.size
+    source, asked = source or recipe.student.backbone, recipe.frames.size
     torch.manual_seed(recipe.seed)
     backbone = load_backbone(source)
     size = image_size(backbone.config)
     if asked not in (None, size) and not takes_any_size(backbone.config):
         raise RecipeError(f"frames.size is {asked}, but {source} takes images of {size}")
     return backbone
+
+
+def without_text_backbone(recipe: Recipe) -> Recipe:
+    """Return a recipe for what does not stand on the student's text encoder: teachers, and texts that they choose."""
+    plain = {"text_backbone": None, "text_teaching": TextTeaching()}
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update=plain)})
 
 
 def build_selection(recipe: Recipe, catalog: Catalog) -> Split:
@@ -237,6 +247,10 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         del entry["training"], entry["label"]
         if entry["keep"] is None:
             del entry["keep"]
+    if recipe.student.text_backbone is None:
+        del values["student"]["text_teaching"]
+    else:  # what is read of the file is part of the encoder's weights
+        del values["student"]["text_teaching"]["texts"]
     _drop_unused_options(values, recipe)
     del values["teaching"]["max_gb"]  # which teachers score tokens is part of what the run is trained on
     new = ("texts", "uncaptioned")  # named only where they are used
@@ -261,6 +275,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "train": ("captions_per_video", "chunk_size", "compile", "activation_checkpointing", "tf32"),
     "student": (
+        "text_backbone",
         "trust_remote_code",
         "attention",
         "attention_input",

@@ -28,6 +28,7 @@ from teachclip.pipeline.teachers import (
     check_shortlist,
     open_teachers,
 )
+from teachclip.pipeline.text_backbone import untaught_source
 from teachclip.pipeline.unpaired import check_unpaired
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -114,8 +115,9 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
     selects_last(build.build_selection(recipe, catalog))
     check_unpaired(recipe)
-    backbone = build.build_backbone(recipe)
-    processor = build.build_processor(recipe, backbone.config)
+    with untaught_source(recipe, catalog, device) as source:
+        backbone = build.build_backbone(recipe, source)
+        processor = build.build_processor(recipe, backbone.config, source)
     pairs = _Pairs.decode(catalog, 2, build.build_frame_sampling(recipe), recipe.frames.on_error)
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)

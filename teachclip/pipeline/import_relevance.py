@@ -12,6 +12,7 @@ import torch
 from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.errors import RecipeError
+from teachclip.pipeline.build import without_text_backbone
 from teachclip.pipeline.relevance import teacher_relevance
 from teachclip.pipeline.teachers import TeacherHandle, open_teachers
 from teachclip.pipeline.workspace import build_workspace
@@ -44,7 +45,7 @@ def import_relevance(
     `recipe`, `overrides`: as of `distill`. `teacher`: its label; None if only one reads scores. Raises RecipeError if
     none or several fit, DataError for a file that does not fit the training pairs.
     """
-    recipe = load_recipe(recipe, overrides)
+    recipe = without_text_backbone(load_recipe(recipe, overrides))
     section = _choose(recipe, teacher)
     chosen = section.model_copy(update={"checkpoint": file}) if file else section
     accelerator = build_accelerator()
@@ -60,7 +61,7 @@ def import_relevance(
 
 def write_ids(recipe: RecipeSource, folder: Path, overrides: Sequence[str] = ()) -> None:
     """Write `captions.csv` and `videos.csv` of the training split, in its order, to `folder`."""
-    recipe = load_recipe(recipe, overrides)
+    recipe = without_text_backbone(load_recipe(recipe, overrides))
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     if work.processes.is_main:

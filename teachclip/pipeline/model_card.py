@@ -67,7 +67,8 @@ def _front_matter(results: Mapping[str, Any], recipe: Recipe, library: str) -> s
     from huggingface_hub import EvalResult, ModelCardData
 
     name = visible(" ".join(recipe.name.split()))
-    hub_id, _ = _backbone(recipe.student.backbone)
+    sources = [source for source in (recipe.student.backbone, recipe.student.text_backbone) if source]
+    hub_ids = [hub_id for hub_id in (_backbone(source)[0] for source in sources) if hub_id]
     measured = [
         EvalResult(
             task_type="text-to-video-retrieval",
@@ -83,7 +84,7 @@ def _front_matter(results: Mapping[str, Any], recipe: Recipe, library: str) -> s
     ]
     data = ModelCardData(
         license=recipe.card.license,
-        base_model=hub_id,
+        base_model=hub_ids[0] if len(hub_ids) == 1 else hub_ids or None,
         language=recipe.card.language or None,
         datasets=recipe.card.datasets or None,
         library_name=library,
@@ -103,18 +104,28 @@ def _backbone(source: str) -> tuple[str | None, str]:
 
 def _licenses(recipe: Recipe) -> str:
     """Say which licence the student has, and which its backbone names in its own card."""
-    own, header = recipe.card.license, (read_card(recipe.student.backbone) or "")[:10_000].split("\n---")[0]
+    own, student = recipe.card.license, recipe.student
+    parts = [f"this model: {code_text(own)}" if own else "none is claimed for this model"]
+    parts.append(f"its backbone: {_license_of(student.backbone)}")
+    parts += [f"its text encoder: {_license_of(student.text_backbone)}"] if student.text_backbone else []
+    return "; ".join(parts)
+
+
+def _license_of(source: str) -> str:
+    """Return the licence that the card of a model names."""
+    header = (read_card(source) or "")[:10_000].split("\n---")[0]
     known = re.search(r"^license: *['\"]?([\w.-]+)", header, re.MULTILINE)
-    claimed = f"this model: {code_text(own)}" if own else "none is claimed for this model"
-    named = code_text(known[1]) if known else "unknown here, see where you got it"
-    return f"{claimed}; its backbone: {named}"
+    return code_text(known[1]) if known else "unknown here, see where you got it"
 
 
 def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
     factor = results.get("temperature_scaling", {}).get("factor", 1)
-    found = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
+    found = []
+    if student.text_backbone is not None:
+        found.append(f"text encoder {code_text(_backbone(student.text_backbone)[1])}, taught to replace its own")
+    found += [f"{student.attention} frame attention"] if student.attention != "softmax" else []
     found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
     found += ["rescaled input of frame attention"] if student.attention_rescale else []
     found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []

@@ -12,6 +12,7 @@ import numpy as np
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.pipeline.teachers import ZERO_SHOT, TeacherHandle
+from teachclip.pipeline.text_backbone import zero_shot_of_backbone
 from teachclip.pipeline.workspace import Workspace
 from teachclip.scorer import Scorer, Shortlist
 from teachclip.scoring.pair_store import Lists, SparseRelevance, best_columns, pair_scorer, store_pairs
@@ -65,6 +66,8 @@ def open_finder(
 
 def _scorer(work: Workspace, first: str) -> Any:
     """Return the zero-shot student or the one in a folder, in evaluation mode on the device."""
+    if first == ZERO_SHOT and work.recipe.student.text_backbone is not None:
+        return zero_shot_of_backbone(work.recipe, work.device)
     if first == ZERO_SHOT:
         return MeanPooling(work.backbone).to(work.device).eval()
     student: Any = load_student(first, mask_padding=work.recipe.student.mask_padding)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.models.backbone import load_config
-from teachclip.models.preprocessing import load_preprocessing
+from teachclip.models.preprocessing import Preprocessing, load_preprocessing
+from teachclip.pipeline.build import build_processor
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import TEACHER_GROUP, TEACHERS, closest, resolve
@@ -34,10 +35,15 @@ def teacher_class(section: TeacherSection) -> Any:
 
 
 class TeacherHandle:
-    """One teacher of a run. Its checkpoint is loaded when `model` is first used, and only then."""
+    """One teacher of a run. Its checkpoint is loaded when `model` is first used, and only then.
 
-    def __init__(self, section: TeacherSection, device: torch.device) -> None:
-        self.section, self.device = section, device
+    `usual` returns what it reads if neither it nor its section says; None: what the student reads.
+    """
+
+    def __init__(
+        self, section: TeacherSection, device: torch.device, usual: Callable[[], Preprocessing] | None = None
+    ) -> None:
+        self.section, self.device, self.usual = section, device, usual
 
     @property
     def label(self) -> str:
@@ -63,6 +69,8 @@ class TeacherHandle:
         check_teacher(teacher, self.label)
         if section.reads is not None:
             teacher.preprocessing = load_preprocessing(section.reads, load_config(section.reads))
+        elif self.usual is not None and not self.reads_relevance and teacher_traits(teacher).preprocessing is None:
+            teacher.preprocessing = self.usual()
         return teacher
 
     @property
@@ -110,7 +118,8 @@ class TeacherHandle:
                 f"needs frames.temporal_augmentation=1, got {versions}"
             )
         tokens, frames = recipe.text.max_tokens, recipe.frames.count
-        most_tokens = traits.max_tokens if traits.preprocessing is None else None
+        reads_usual = traits.preprocessing is None or (self.usual is not None and self.section.reads is None)
+        most_tokens = traits.max_tokens if reads_usual else None
         if most_tokens is not None and tokens > most_tokens:
             raise RecipeError(f"teacher {self.label} takes at most {most_tokens} tokens, text.max_tokens is {tokens}")
         most_frames = frames if traits.max_frames is None else traits.max_frames
@@ -149,7 +158,13 @@ def open_teachers(recipe: Recipe, device: torch.device) -> dict[str, TeacherHand
     """
     for section in recipe.teachers:
         teacher_class(section)
-    return {section.label: TeacherHandle(section, device) for section in recipe.teachers}
+    usual = None if recipe.student.text_backbone is None else functools.partial(backbone_preprocessing, recipe)
+    return {section.label: TeacherHandle(section, device, usual) for section in recipe.teachers}
+
+
+def backbone_preprocessing(recipe: Recipe) -> Preprocessing:
+    """Return how the recipe's backbone reads texts and frames, whatever text encoder the student has."""
+    return build_processor(recipe, load_config(recipe.student.backbone)).preprocessing
 
 
 def check_teachers(recipe: Recipe, teachers: TeacherHandles) -> None:

@@ -50,7 +50,7 @@ def train_teacher(
     `training`. Returns the checkpoint's path. Raises RecipeError if no teacher or several fit, CheckpointError if the
     checkpoint exists and no run of ours made it.
     """
-    recipe = load_recipe(recipe, overrides)
+    recipe = build.without_text_backbone(load_recipe(recipe, overrides))
     section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
     training = section.training
     if training is None:

@@ -35,6 +35,7 @@ from teachclip.pipeline.build import (
 )
 from teachclip.pipeline.frames import build_frames, frames_folder, hashes_file
 from teachclip.pipeline.teachers import TeacherHandles, open_teachers
+from teachclip.pipeline.text_backbone import student_source
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Recipe
 from teachclip.registry import code_hash
@@ -230,6 +231,8 @@ def build_workspace(
 ) -> Workspace:
     """Read the annotations, decode all videos that are not decoded yet, and exclude what cannot be read.
 
+    A student with a `text_backbone` gets it taught first.
+
     `teachers`: the handles of the run; None: new ones. `check` may refuse the catalogue before anything is decoded.
     The main process decodes; the others wait for it.
     """
@@ -239,8 +242,9 @@ def build_workspace(
             log(doubt)
     if check is not None:
         check(catalog)
-    backbone = build_backbone(recipe)
-    processor = build_processor(recipe, backbone.config)
+    source = student_source(recipe, catalog, processes, device)
+    backbone = build_backbone(recipe, source)
+    processor = build_processor(recipe, backbone.config, source)
 
     videos = sorted(catalog.videos, key=lambda video: video.id)  # the same rows whichever videos are held out
     training = sorted(catalog.train.videos, key=lambda video: video.id)

@@ -7,7 +7,7 @@ directory; `${NAME}` and `${NAME:-default}` are from the environment. `teachclip
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,6 +47,29 @@ class Text(Section):
     max_tokens: int = Field(32, ge=3, description="longer captions are cut; the end-of-text token stays")
 
 
+TextPooling = Literal["pooler", "mean", "cls", "max"]
+TEXT_POOLINGS: tuple[TextPooling, ...] = get_args(TextPooling)
+
+
+class TextTeaching(Section):
+    """How another text encoder learns to put texts where the backbone puts them."""
+
+    texts: PathValue | None = Field(
+        None,
+        description="file of texts to learn from beside the training texts: one per line; or, with tabs and a header "
+        "of languages, rows that mean the same, of which the backbone understands the first",
+    )
+    pooling: TextPooling | None = Field(
+        None,
+        description="of the tokens of a text; pooler: the model's own pooled output; null: as its Sentence "
+        "Transformers files say, else pooler",
+    )
+    steps: Count = Field(2000, description="optimizer steps")
+    batch_size: Count = Field(64, description="texts of a step")
+    lr: Positive = Field(3e-4, description="highest learning rate")
+    seed: Seed = Field(0, description="seed of its projection and its batches")
+
+
 class Student(Section):
     """The compact model."""
 
@@ -55,6 +78,12 @@ class Student(Section):
         "hub id, folder, or file of an official CLIP state dict; a folder or JSON file with a configuration alone "
         "starts from random weights"
     )
+    text_backbone: str | None = Field(
+        None,
+        description="another text encoder for the backbone, smaller or of more languages: hub id or folder of a text "
+        "model of transformers. It is taught once, on texts alone, to put them where the backbone does",
+    )
+    text_teaching: TextTeaching = TextTeaching()
     trust_remote_code: bool = Field(
         False, description="run the Python code that the backbone's tokenizer brings; false: it is refused"
     )
@@ -80,6 +109,12 @@ class Student(Section):
         default_factory=list,
         description="factors on the trained attention scores, tried on the selection split; the best one is exported",
     )
+
+    @model_validator(mode="after")
+    def _teaching_of_one(self) -> Student:
+        if self.text_backbone is None and self.text_teaching != TextTeaching():
+            raise ValueError("text_teaching needs text_backbone, the text encoder that is taught")
+        return self
 
     @field_validator("adapters", "matryoshka")
     @classmethod

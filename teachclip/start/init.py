@@ -10,7 +10,7 @@ from pathlib import Path
 from teachclip.console import log
 from teachclip.data.annotations.uncaptioned import read_texts
 from teachclip.data_check.init_recipe import init_recipe, shell_path
-from teachclip.errors import RecipeError
+from teachclip.errors import RecipeError, TeachclipError
 from teachclip.recipe.loading import load_recipe
 from teachclip.start import rules
 from teachclip.start.folder import require_folder
@@ -22,7 +22,7 @@ from teachclip.start.look import (
     look_at_machine,
     texts_in,
 )
-from teachclip.start.probe import Estimate, probe
+from teachclip.start.probe import Estimate, probe, probe_captioned
 from teachclip.start.recipe_text import recipe_text
 from teachclip.store.files import make_folder, write_atomic
 from teachclip.texts.bank import bank
@@ -58,13 +58,12 @@ def init(
     if out.exists():
         raise RecipeError(f"{out} exists; remove it or give another --out")
     films = look_at_films(folder)
-    if captions is not None or (texts is None and has_captions(films)):
-        chosen = {name: value for name, value in {"backbone": backbone, "teacher": teacher}.items() if value}
-        return init_recipe(folder, captions=captions, out=out, **chosen)
     machine = look_at_machine(folder)
+    local = {name: _local(value) for name, value in {"backbone": backbone, "teacher": teacher}.items()}
+    if captions is not None or (texts is None and has_captions(films)):
+        return _with_captions(films, machine, captions, out, **local)
     log(f"found:   {len(films.files):,} videos, {_span(3600 * films.hours)}, {_bytes(films.size)}, no captions")
     log(f"machine: {machine.device}, {machine.cores} cores, {machine.memory / 1e9:.0f} GB memory")
-    local = {name: _local(value) for name, value in {"backbone": backbone, "teacher": teacher}.items()}
     choice = rules.choose(films, machine, **local)
     for name in choice.fetched:
         log(f"fetch:   {name} comes from the hub now, once")
@@ -83,6 +82,31 @@ def init(
     make_folder(out.parent)
     write_atomic(out, text.encode())
     _tell(films, machine, choice, estimate, out, given=given is not None)
+    return out
+
+
+def _with_captions(
+    films: Films, machine: Machine, captions: Path | None, out: Path, *, backbone: str | None, teacher: str | None
+) -> Path:
+    """Write the recipe of `init_recipe`, and say what it will take where its models are here or can be fetched."""
+    log(f"machine: {machine.device}, {machine.cores} cores, {machine.memory / 1e9:.0f} GB memory")
+    backbone, teacher, absent = rules.captioned_models(machine, backbone=backbone, teacher=teacher)
+    init_recipe(films.folder, captions=captions, out=out, backbone=backbone, teacher=teacher)
+    if teacher == rules.NO_TEACHER:
+        log("teacher: none; the student learns from captions alone. A larger dual encoder teaches: --teacher MODEL")
+    if absent and machine.offline:
+        for line in rules.how_to_fetch(films.folder, machine, absent, backbone, teacher).splitlines():
+            log(f"fetch:  {line}")
+        return out
+    for name in absent:
+        log(f"fetch:  {name} comes from the hub now, once")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            estimate = probe_captioned(load_recipe(out))
+    except TeachclipError as error:  # the recipe is written: `prepare` says of every video what is wrong
+        log(f"takes:  unknown: {error}")
+        return out
+    _tell_estimate(machine, estimate, out)
     return out
 
 
@@ -109,13 +133,7 @@ def _tell(
     for name in choice.rules:
         rule = rules.RULES[name]
         log(f"  {rule.done} (RESULTS.md, {rule.table!r})")
-    for name in estimate.unreadable:
-        log(f"warning: {name} cannot be read; more than 1 in 100 such videos stop the run (data.max_missing)")
-    parts = ", ".join(f"{name} {_span(value)}" for name, value in estimate.seconds.items() if value >= 1)
-    log(f"takes:   about {_span(60 * estimate.minutes)} on this machine as it is now ({parts})")
-    log(f"stores:  about {_bytes(1e9 * estimate.gigabytes)} in {out.parent}; {machine.free / 1e9:.0f} GB are free")
-    if estimate.gigabytes * 1e9 > machine.free:
-        log("warning: the disk is too small for that; give --out on a larger one")
+    _tell_estimate(machine, estimate, out)
     if len(films.files) < FEW:
         log(
             f"warning: {len(films.files)} videos are few: the student may be no better than its backbone, and what "
@@ -127,6 +145,17 @@ def _tell(
     log(f"next:    teachclip distill {shell_path(out)}")
     if not given:
         log(f"better:  before it, keep the texts that occur here: teachclip texts suggest {shell_path(out)}")
+
+
+def _tell_estimate(machine: Machine, estimate: Estimate, out: Path) -> None:
+    """Say what training takes."""
+    for name in estimate.unreadable:
+        log(f"warning: {name} cannot be read; more than 1 in 100 such videos stop the run (data.max_missing)")
+    parts = ", ".join(f"{name} {_span(value)}" for name, value in estimate.seconds.items() if value >= 1)
+    log(f"takes:   about {_span(60 * estimate.minutes)} on this machine as it is now ({parts})")
+    log(f"stores:  about {_bytes(1e9 * estimate.gigabytes)} in {out.parent}; {machine.free / 1e9:.0f} GB are free")
+    if estimate.gigabytes * 1e9 > machine.free:
+        log("warning: the disk is too small for that; give --out on a larger one")
 
 
 def long_films(films: Films) -> str:
@@ -150,5 +179,5 @@ def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.{0 if seconds >= 600 else 1}f} min"
     return f"{seconds / 3600:.1f} h"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
+from teachclip.data.annotations.records import Catalog, Video
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.pipeline import build
 from teachclip.pipeline.distill import build_training
@@ -54,6 +57,42 @@ class Estimate:
         return sum(self.disk.values()) / 1e9
 
 
+@dataclass(frozen=True)
+class Amounts:
+    """What a run goes through: how many bytes, videos and texts, how many of them are for training, and steps.
+
+    `looks`: videos and texts that the student encodes for all evaluations together.
+    """
+
+    size: int
+    videos: int
+    texts: int
+    training: tuple[int, int]
+    steps: int
+    looks: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of_catalog(cls, recipe: Recipe, catalog: Catalog) -> Amounts:
+        """Count those of a recipe with captions."""
+        train, others = catalog.train, [split for split in catalog.splits if split is not catalog.train]
+        sampler = build.build_sampler(recipe.train, train, seed=recipe.seed)
+        schedule = build.build_schedule(
+            recipe.train, recipe.optimizer, batches_per_epoch=sampler.batches_per_epoch, seed=recipe.seed
+        )
+        steps, every = schedule.steps, schedule.evaluate_every
+        selection = build.build_selection(recipe, catalog)
+        times = -(-steps // every)
+        seen = [*[selection] * times, *others, others[-1]]  # selection, the results, and the zero-shot student's
+        return cls(
+            sum(path.stat().st_size for path in {video.path for video in catalog.videos}),
+            len(catalog.videos),
+            sum(len(split.captions) for split in catalog.splits),
+            (len(train.videos), len(train.captions)),
+            steps,
+            (sum(len(split.videos) for split in seen), sum(len(split.captions) for split in seen)),
+        )
+
+
 class _Clock:
     """Measures what stands inside `with clock("name")`; several times add up."""
 
@@ -68,43 +107,67 @@ class _Clock:
 
 
 def probe(recipe: Recipe, films: Films, texts: Sequence[str]) -> Estimate:
-    """Run a little of each part of a recipe in a temporary folder, and say what all of it will take.
+    """Run a little of each part of a recipe without captions in a temporary folder; say what all of it will take.
 
     Raises DataError if no video of the sample can be decoded, and what loading the models raises.
     """
+    count = len(films.files)
+    amounts = Amounts(films.size, count, len(texts), (count, len(texts)), recipe.train.steps or 0)
+    names = films.sample(VIDEOS)
+    with tempfile.TemporaryDirectory(prefix="teachclip-init-") as folder:
+        videos = [Video(name, films.files[name]) for name in names]
+        few = texts[:: max(1, len(texts) // TEXTS)][:TEXTS]
+        return _probe(_without_captions(recipe, videos, few, Path(folder)), recipe, videos, amounts)
+
+
+def probe_captioned(recipe: Recipe) -> Estimate:
+    """Do as `probe` for a recipe with captions."""
+    catalog = build.build_catalog(recipe)
+    amounts = Amounts.of_catalog(recipe, catalog)
+    by_size = sorted(catalog.train.videos, key=lambda video: video.path.stat().st_size)
+    number = min(VIDEOS, len(by_size))
+    videos = [by_size[(2 * step + 1) * len(by_size) // (2 * number)] for step in range(number)]
+    with tempfile.TemporaryDirectory(prefix="teachclip-init-") as folder:
+        return _probe(_with_captions(recipe, catalog, videos, Path(folder)), recipe, videos, amounts)
+
+
+def _probe(small: Recipe, recipe: Recipe, videos: Sequence[Video], amounts: Amounts) -> Estimate:
+    """Run the recipe `small` on `videos`, named by their numbers, and say what `recipe` takes on all."""
     clock, estimate = _Clock(), Estimate()
     started = time.time() - psutil.Process().create_time()  # of this command, as of the one that trains
-    with tempfile.TemporaryDirectory(prefix="teachclip-init-") as folder:
-        small = _small_recipe(recipe, films, texts, Path(folder))
-        names = sorted(os.listdir(small.data.videos))
-        with clock("load"):
-            work = build_workspace(small, Processes(), _device())
-            for handle in work.teachers.values():
-                handle.model  # noqa: B018  (its checkpoint is loaded here)
-        estimate.unreadable = [films.sample(VIDEOS)[names.index(name)] for name in work.catalog.excluded]
-        clock.seconds["load"] -= _decode_again(work, clock)
-        paths = [video.path for video in work.catalog.videos]
-        with clock("hash"):
-            for path in paths:
-                file_hash(path)
-        sizes = _encode(work, clock)
-        steps = _steps(work, clock)
-        hashed = sum(path.stat().st_size for path in paths)
-    shares = {
-        "decode videos": (clock.seconds["decode"] / len(paths) / usable_cores() + 0.01) * len(films.files),
-        "hash files": clock.seconds["hash"] / max(1, hashed) * films.size,
-        "encode videos": clock.seconds["videos"] / len(work.catalog.train.videos) * len(films.files),
-        "encode texts": clock.seconds["texts"] / min(TEXTS, len(texts)) * len(texts),
-        "train": clock.seconds["steps"] / steps * (recipe.train.steps or 0),
-        "start and load": started + max(0.0, clock.seconds["load"]),
+    with clock("load"):
+        work = build_workspace(small, Processes(), _device())
+        for handle in work.teachers.values():
+            handle.model  # noqa: B018  (its checkpoint is loaded here)
+    estimate.unreadable = [videos[int(name[:2])].id for name in work.catalog.excluded]  # see `_name`
+    clock.seconds["load"] -= _decode_again(work, clock)
+    paths = list({video.path for video in work.catalog.videos})
+    with clock("hash"):
+        for path in paths:
+            file_hash(path)
+    sizes = _encode(work, clock)
+    steps = _steps(work, clock)
+    hashed = sum(path.stat().st_size for path in paths)
+    taken, train = clock.seconds, work.catalog.train
+    larger, encoded = 1.0, (amounts.videos, amounts.texts)
+    if recipe.train.encoders == "finetuned":  # a step takes as long as its batch is large
+        larger, encoded = recipe.train.batch_size / small.train.batch_size, amounts.looks
+    estimate.seconds = {
+        "decode videos": (taken["decode"] / len(work.catalog.videos) / usable_cores() + 0.01) * amounts.videos,
+        "hash files": taken["hash"] / max(1, hashed) * amounts.size,
+        "encode videos": (taken["videos of student"] * encoded[0] + taken["videos of teachers"] * amounts.training[0])
+        / len(train.videos),
+        "encode texts": (taken["texts of student"] * encoded[1] + taken["texts of teachers"] * amounts.training[1])
+        / len(train.captions),
+        "train": taken["steps"] / steps * larger * amounts.steps,
+        "start and load": started + max(0.0, taken["load"]),
     }
-    estimate.seconds = shares
     count, size = recipe.frames.count, work.preprocessing.transform.size
     estimate.disk = {
-        "frames": float(len(films.files) * count * 3 * size * size),
-        "features of videos": float(sizes["videos"] * len(films.files)),
-        "features of texts": float(sizes["texts"] * len(texts)),
-        "relevance": 2.0 * len(texts) * len(films.files),
+        "frames": float(amounts.videos * count * 3 * size * size),
+        "features of videos": float(sizes["videos"] * amounts.videos),
+        "features of texts": float(sizes["texts"] * amounts.texts),
+        "relevance": 2.0 * amounts.training[0] * amounts.training[1] * max(1, len(recipe.teachers)),
         "student and checkpoints": 4.0 * sum(tensor.nbytes for tensor in work.backbone.state_dict().values()),
     }
     return estimate
@@ -116,18 +179,46 @@ def _device() -> torch.device:
     return build_accelerator(dry_run=True).device
 
 
-def _small_recipe(recipe: Recipe, films: Films, texts: Sequence[str], folder: Path) -> Recipe:
+def _without_captions(recipe: Recipe, videos: Sequence[Video], texts: Sequence[str], folder: Path) -> Recipe:
     """Return the recipe on a few of the videos and texts; what it writes goes to `folder`."""
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    data = {"texts": str(folder / "texts.txt")}
+    return _small_recipe(recipe, videos, data, min(recipe.train.batch_size, len(texts)), folder)
+
+
+def _with_captions(recipe: Recipe, catalog: Catalog, videos: Sequence[Video], folder: Path) -> Recipe:
+    """Return the recipe on a few of the training videos with their captions; what it writes goes to `folder`."""
+    captions: dict[str, list[str]] = {video.id: [] for video in videos}
+    for caption in catalog.train.captions:
+        if caption.video_id in captions:
+            captions[caption.video_id].append(caption.text)
+    rows = []
+    for number, video in enumerate(videos):
+        part = ["" if time is None else time for time in (video.start, video.end)]
+        rows += [[_name(number, video), text, *part] for text in captions[video.id] or ["a video"]]
+    with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["video", "caption", "start", "end"], *rows])
+    data: dict[str, Any] = {"format": "csv", "annotations": str(folder / "captions.csv")}
+    data |= dict.fromkeys(("train", "test", "texts", "uncaptioned"))
+    most = max(len(texts) or 1 for texts in captions.values())  # of the video that is held out
+    return _small_recipe(recipe, videos, data, max(1, min(recipe.train.batch_size, len(rows) - most)), folder)
+
+
+def _name(number: int, video: Video) -> str:
+    return f"{number:02}{video.path.suffix}"
+
+
+def _small_recipe(
+    recipe: Recipe, videos: Sequence[Video], data: dict[str, Any], batch_size: int, folder: Path
+) -> Recipe:
+    """Return the recipe on some videos, which are named by their numbers, and on other `data`."""
     (folder / "videos").mkdir()
-    for number, name in enumerate(films.sample(VIDEOS)):
-        os.symlink(films.files[name], folder / "videos" / f"{number:02}{Path(name).suffix}")
-    few = texts[:: max(1, len(texts) // TEXTS)][:TEXTS]
-    (folder / "texts.txt").write_text("\n".join(few), encoding="utf-8")
+    for number, video in enumerate(videos):
+        os.symlink(video.path, folder / "videos" / _name(number, video))
     values = recipe.model_dump(mode="json")
     values |= {"output": str(folder / "run"), "stores": str(folder / "stores")}
-    values["data"] |= {"videos": str(folder / "videos"), "texts": str(folder / "texts.txt"), "max_missing": 1.0}
-    values["data"]["validation"] = {"videos": 1}
-    values["train"]["batch_size"] = min(values["train"]["batch_size"], len(few))
+    values["data"] |= {"videos": str(folder / "videos"), "max_missing": 1.0, "validation": {"videos": 1}, **data}
+    values["train"] |= {"batch_size": batch_size, "epochs": None, "steps": STEPS[1] + 1, "workers": 0}
     return load_recipe(values)
 
 
@@ -138,7 +229,7 @@ def _decode_again(work: Workspace, clock: _Clock) -> float:
     decoding = build_decoding(work.recipe, work.preprocessing.transform)
     with clock("decode"):
         for video in work.catalog.videos:
-            decoding.transform(decode_frames(video.path, decoding.sampling))
+            decoding.transform(decode_frames(video.path, decoding.sampling, start=video.start, end=video.end))
     return clock.seconds["decode"]
 
 
@@ -147,16 +238,17 @@ def _encode(work: Workspace, clock: _Clock) -> dict[str, float]:
     """Encode texts and videos with the backbone and every teacher. Returns the bytes per text and per video."""
     sizes = {"texts": 0.0, "videos": 0.0}
     split = work.catalog.train
-    scorers = [EncoderFeatures(work.backbone).to(work.device).eval()]
-    scorers += [handle.model for handle in work.teachers.values() if not handle.reads_relevance]
-    for scorer in scorers:
+    clock.seconds |= {f"{kind} of {who}": 0.0 for kind in sizes for who in ("student", "teachers")}
+    scorers = [("student", EncoderFeatures(work.backbone).to(work.device).eval())]
+    scorers += [("teachers", handle.model) for handle in work.teachers.values() if not handle.reads_relevance]
+    for who, scorer in scorers:
         inputs = work.inputs_for(scorer, split)
         for name, encode, count in (
             ("texts", lambda rows, i=inputs, s=scorer: _texts(s, i, rows, work.device), inputs.text_count),
             ("videos", lambda rows, i=inputs, s=scorer: _videos(s, i, rows, work.device), inputs.video_count),
         ):
             encode(np.arange(1))  # the first call of a model takes longer
-            with clock(name):
+            with clock(f"{name} of {who}"):
                 tokens = encode(np.arange(count))
             sizes[name] += sum(tensor.nbytes for tensor in tokens.values()) / count
     return sizes

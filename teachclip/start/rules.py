@@ -14,6 +14,9 @@ STUDENT = "openai/clip-vit-base-patch32"
 TEACHER = "openai/clip-vit-large-patch14"
 """What is fetched where the hub can be reached and nothing else is there."""
 
+NO_TEACHER = "none"
+"""In place of a teacher: the student learns from captions alone."""
+
 FEWEST = 4
 """Fewer videos leave none to hold out."""
 
@@ -116,7 +119,7 @@ def choose(films: Films, machine: Machine, *, backbone: str | None = None, teach
     held_out = min(300, count // 10) if count >= 50 else max(2, count // 5)
     fetched = tuple(name for name in dict.fromkeys((backbone, teacher)) if _is_absent(name, machine))
     if fetched and machine.offline:
-        raise CheckpointError(_how_to_fetch(films, machine, fetched, backbone, teacher))
+        raise CheckpointError(how_to_fetch(films.folder, machine, fetched, backbone, teacher))
     return Choice(
         backbone,
         teacher,
@@ -129,12 +132,33 @@ def choose(films: Films, machine: Machine, *, backbone: str | None = None, teach
     )
 
 
+def captioned_models(
+    machine: Machine, *, backbone: str | None = None, teacher: str | None = None
+) -> tuple[str, str, tuple[str, ...]]:
+    """Choose the backbone and the teacher of videos with captions, and say which of them are not here.
+
+    They are the usual ones, which the hub gives; where it cannot be reached the smallest and the largest model of the
+    cache, and without a larger one no teacher: the student then learns from captions alone. `none` is no teacher.
+    """
+    cached = list(machine.models)  # from small to large
+    if machine.offline and STUDENT not in cached and cached and backbone is None:
+        backbone = cached[0]
+    backbone = backbone or STUDENT
+    if teacher is None and machine.offline and TEACHER not in cached:
+        size = machine.models.get(backbone, 0)
+        larger = [name for name in cached if name != backbone and machine.models[name] > size]
+        teacher = larger[-1] if larger else TEACHER if _is_absent(backbone, machine) else NO_TEACHER
+    teacher = teacher or TEACHER
+    wanted = [backbone] if teacher == NO_TEACHER else [backbone, teacher]
+    return backbone, teacher, tuple(name for name in dict.fromkeys(wanted) if _is_absent(name, machine))
+
+
 def _is_absent(name: str, machine: Machine) -> bool:
     """Whether a model is the id of one on the hub that is not in the cache."""
     return name not in machine.models and not Path(name).exists()
 
 
-def _how_to_fetch(films: Films, machine: Machine, fetched: tuple[str, ...], backbone: str, teacher: str) -> str:
+def how_to_fetch(folder: Path, machine: Machine, fetched: tuple[str, ...], backbone: str, teacher: str) -> str:
     """Say what must be fetched elsewhere, how, and where to put it."""
     folders = {name: name.rsplit("/", 1)[-1] for name in fetched}
     lines = [f"{' and '.join(fetched)}: not here, and the hub cannot be reached ({machine.offline})"]
@@ -143,4 +167,4 @@ def _how_to_fetch(films: Films, machine: Machine, fetched: tuple[str, ...], back
     options = f"--backbone {folders.get(backbone, backbone)}"
     if teacher != backbone:
         options += f" --teacher {folders.get(teacher, teacher)}"
-    return "\n".join([*lines, f"  here:       teachclip init {films.folder} {options}"])
+    return "\n".join([*lines, f"  here:       teachclip init {folder} {options}"])

@@ -159,7 +159,8 @@ class Prepare(_SeedTrial):
             recipe = recipe_with_stores(self.recipe, settings, stores)
             data = recipe.data
             paths |= {data.annotations, data.videos, data.train, data.test, Path(recipe.student.backbone)}
-            paths |= {data.validation.list if data.validation else None}
+            paths |= {data.validation.list if data.validation else None, recipe.student.text_teaching.texts}
+            paths |= {Path(recipe.student.text_backbone)} if recipe.student.text_backbone else set()
             paths |= {Path(teacher.checkpoint) for teacher in recipe.teachers}
         return file_stamps(*paths)
 

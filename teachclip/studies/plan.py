@@ -324,6 +324,11 @@ def _stored_by(recipe: Recipe) -> dict[str, Any]:
         "frames": frames,
         "text": recipe.text.model_dump(),
         "backbone": recipe.student.backbone,
+        **(
+            recipe.student.model_dump(mode="json", include={"text_backbone", "text_teaching"})
+            if recipe.student.text_backbone
+            else {}
+        ),
         "precision": recipe.teaching.precision,
         "teachers": teachers,
     }
@@ -334,6 +339,9 @@ def _prepared_by(recipe: Recipe) -> dict[str, Any]:
     values = _stored_by(recipe)
     values["data"] = [recipe.data.format, Path(recipe.data.test or "").name, values["data"]["validation"]]
     del values["backbone"]
+    if recipe.student.text_backbone is not None:
+        values["text_backbone"] = Path(recipe.student.text_backbone).name
+        del values["text_teaching"]["texts"]
     for teacher in recipe.teachers:
         kept = values["teachers"][teacher.label]
         del kept["checkpoint"]
@@ -346,6 +354,8 @@ def _trained_by(recipe: Recipe) -> str:
     values = {key: value for key, value in run_settings(recipe).items() if key not in ("name", "seed")}
     values["data"] = [recipe.data.format, recipe.data.select_on, values["data"]["validation"]]
     del values["student"]["backbone"]
+    if recipe.student.text_backbone is not None:
+        values["student"]["text_backbone"] = Path(recipe.student.text_backbone).name
     for teacher in values["teachers"]:
         del teacher["checkpoint"]
     return fingerprint_of(values)

@@ -14,6 +14,7 @@ from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.data.annotations.uncaptioned import as_captions, plain_text, read_texts
 from teachclip.errors import RecipeError
+from teachclip.pipeline.build import without_text_backbone
 from teachclip.pipeline.relevance import teacher_relevance
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.workspace import build_workspace
@@ -51,7 +52,7 @@ def suggest_texts(
     `suggested_texts.txt` beside the recipe's stores. Returns its path. Raises RecipeError if the recipe has no
     teacher that encodes texts and videos.
     """
-    recipe = load_recipe(recipe, overrides)
+    recipe = without_text_backbone(load_recipe(recipe, overrides))
     accelerator = build_accelerator()
     teachers = open_teachers(recipe, accelerator.device)
     handle = next((handle for handle in teachers.values() if not handle.reads_relevance), None)

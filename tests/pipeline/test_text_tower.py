@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import BertWordPieceTokenizer
+from text_models import PAIRS, save_text_model, write_pairs
+from tiny_backbones import save_backbone, tiny_backbone
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
-from transformers import BertConfig, BertModel, BertTokenizerFast, DistilBertConfig, DistilBertModel
+from transformers import DistilBertModel, ViTConfig, ViTModel
 
 from teachclip import distill, export_onnx, load_student
 from teachclip.cli import text_tower
 from teachclip.errors import CheckpointError, DataError, LaunchError, RecipeError, TrainingError
 from teachclip.models.backbone import frame_features, load_backbone, text_features
-from teachclip.models.text_tower import load_text_model
+from teachclip.models.text_tower import load_text_model, with_text_model
 from teachclip.onnx.query import TextEncoder
 from teachclip.pipeline import text_tower as text_tower_pipeline
 from teachclip.pipeline.text_tower import RECORD, TextTeaching, read_parallel, teach_text_tower
-
-ENGLISH = {"red": "rot", "blue": "blau", "circle": "kreis", "square": "quadrat", "sea": "meer"}
-PAIRS = [
-    (f"a {c} {s}{over}", f"ein {ENGLISH[c]} {ENGLISH[s]}{over.replace('over a sea', 'am meer')}")
-    for c in ("red", "blue")
-    for s in ("circle", "square")
-    for over in ("", " over a sea", " over a red circle", " over a blue square")
-]
-
-
-def save_text_model(folder: Path, kind: Any = BertModel) -> Path:
-    learned = BertWordPieceTokenizer(lowercase=True)
-    learned.train_from_iterator([text for pair in PAIRS for text in pair], vocab_size=90, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=learned._tokenizer, model_max_length=16)
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    if kind is BertModel:
-        layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "hidden_size": 48}
-        plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        BertModel(BertConfig(**sizes, **layers, **plain)).save_pretrained(folder)
-    else:
-        DistilBertModel(DistilBertConfig(**sizes, dim=32, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
-            folder
-        )
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def tower(made_project, tmp_path_factory):
     """A tiny CLIP with a German and English text encoder, taught by the command, and the file of texts."""
     root = tmp_path_factory.mktemp("tower")
-    texts = root / "parallel.tsv"
-    texts.write_text("\n".join("\t".join(row) for row in [("en", "de"), *PAIRS]) + "\n", encoding="utf-8")
+    texts = write_pairs(root / "parallel.tsv")
     text = save_text_model(root / "bert")
     options = ["--steps", "150", "--batch-size", "16", "--lr", "3e-3"]
     where = ["--backbone", str(made_project / "clip"), "--text", str(text), "--texts", str(texts)]
@@ -129,13 +101,48 @@ def test_a_loss_that_is_not_finite_and_several_processes_are_refused(tower, made
 
 
 def test_what_cannot_be_a_text_tower_is_refused(tower, made_project, tmp_path):
-    with pytest.raises(
-        CheckpointError, match="a DistilBertModel has no pooler; allowed: text encoders with a pooled"
-    ):
-        load_text_model(str(save_text_model(tmp_path / "distil", DistilBertModel)))
+    distil = str(save_text_model(tmp_path / "distil", DistilBertModel))
+    with pytest.raises(CheckpointError, match="a DistilBertModel has no pooled output of its own; choose a pooling"):
+        load_text_model(distil)
+    ViTModel(
+        ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    ).save_pretrained(tmp_path / "vit")
+    with pytest.raises(CheckpointError, match=r"type 'vit' is no text encoder .*has no vocab_size"):
+        load_text_model(str(tmp_path / "vit"))
+    with pytest.raises(CheckpointError, match="a CLIP is a dual encoder; expected a text encoder alone"):
+        load_text_model(str(made_project / "clip"))
     parts = (str(made_project / "clip"), str(tower / "bert"), tower / "parallel.tsv")
     with pytest.raises(RecipeError, match="tower exists and is not empty; give a new folder"):
         teach_text_tower(*parts, tower / "tower", TextTeaching(steps=1))
-    with pytest.raises(CheckpointError, match="the images' half must be a CLIP's"):
-        teach_text_tower(str(tower / "tower"), *parts[1:], tmp_path / "out", TextTeaching(steps=1))
+    siglip = str(save_backbone("siglip", tmp_path / "siglip"))
+    with pytest.raises(CheckpointError, match="projected into the joint space, a SigLIP's is not"):
+        teach_text_tower(siglip, *parts[1:], tmp_path / "out", TextTeaching(steps=1))
+    with pytest.raises(CheckpointError, match="model type 'bert' is not supported; known: CLIP"):  # no images to find
+        teach_text_tower(parts[1], *parts[1:], tmp_path / "out", TextTeaching(steps=1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "altclip", "chinese_clip", "vision-text-dual-encoder"])
+@torch.no_grad()
+def test_every_family_with_projected_images_takes_another_text_encoder(family, tower):
+    old = tiny_backbone(family)
+    dual = with_text_model(old, load_text_model(str(tower / "bert")))
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images, own = (model.get_image_features(pixel_values=pixels).pooler_output for model in (dual, old))
+    assert_close(images, own, rtol=0, atol=0)
+    assert dual.logit_scale == old.logit_scale
+    again = type(dual)(dual.config)  # as it is built from a folder
+    again.load_state_dict(dual.state_dict())
+    assert_close(again.get_image_features(pixel_values=pixels).pooler_output, own, rtol=0, atol=0)
+
+
+def test_a_backbone_of_several_languages_teaches_texts_of_one_without_translations(tower, tmp_path):
+    """The dual encoder that knows German and English teaches a new text encoder German texts alone."""
+    german = [pair[1] for pair in PAIRS]
+    (tmp_path / "german.txt").write_text("\n".join(german) + "\n", encoding="utf-8")
+    teaching = TextTeaching(steps=150, batch_size=16, lr=3e-3)
+    teach_text_tower(str(tower / "tower"), str(tower / "bert"), tmp_path / "german.txt", tmp_path / "out", teaching)
+    found, wanted = (
+        load_student(folder).encode_text(german, progress=False) for folder in (tmp_path / "out", tower / "tower")
+    )
+    assert cosine_similarity(found, wanted).min() > 0.9

@@ -9,11 +9,12 @@ from video_files import write_video
 from teachclip.cli import distill
 from teachclip.cli import init as init_command
 from teachclip.errors import CheckpointError, DataError
+from teachclip.pipeline.build import build_catalog
 from teachclip.recipe.loading import load_recipe
 from teachclip.start import init as init_module
 from teachclip.start import look, probe
 from teachclip.start.look import Films, Machine, has_captions, look_at_films
-from teachclip.start.rules import RULES, STUDENT, TEACHER, choose
+from teachclip.start.rules import RULES, STUDENT, TEACHER, captioned_models, choose
 
 RESULTS = Path(__file__).parents[2] / "recipes" / "RESULTS.md"
 
@@ -118,12 +119,47 @@ def test_captions_are_found_where_they_are_and_nowhere_else(films, tmp_path):
     assert has_captions(look_at_films(films))
 
 
-def test_a_folder_with_captions_gets_the_recipe_it_got_before(tmp_path, capsys):
+def test_a_folder_with_captions_gets_the_recipe_it_got_before(tmp_path, offline, capsys):
     write_video(tmp_path / "a.mp4", frames=5)
     (tmp_path / "a.txt").write_text("one caption\n")
     assert run(tmp_path, "--teacher", "some/model") == 0
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.data.format == "text_files" and recipe.teachers[0].checkpoint == "some/model"
+    told = capsys.readouterr().err
+    assert f"fetch:  {STUDENT} and some/model: not here, and the hub cannot be reached (no network)" in told
+    assert "hf download some/model --local-dir model" in told and "takes:" not in told
+
+
+def test_with_captions_too_it_is_said_what_training_takes(project, tmp_path, offline, monkeypatch, capsys):
+    shutil.copytree(project.root / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "captions.csv").write_bytes((project.root / "captions.csv").read_bytes())
+    clip = project.root / "clip"
+    assert run(tmp_path / "videos", "--backbone", clip, "--teacher", clip) == 0, capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "takes:   about" in told and "stores:  about" in told and "next:   teachclip prepare" in told
+    recipe = load_recipe(tmp_path / "videos" / "recipe.yaml")
+    amounts = probe.Amounts.of_catalog(recipe, build_catalog(recipe))
+    # 11 training videos of 2 captions; 1 is held out and seen after each of the 5 epochs, then it and the 3 of test,
+    # and test once more by the zero-shot student
+    assert (amounts.videos, amounts.texts, amounts.training) == (14, 28, (10, 20))
+    assert (amounts.steps, amounts.looks) == (5 * 5, (5 + 1 + 3 + 3, 2 * (5 + 1 + 3 + 3)))
+    assert run(tmp_path / "videos", "--backbone", clip, "--out", tmp_path / "alone.yaml") == 0
+    assert "teacher: none; the student learns from captions alone" in capsys.readouterr().err
+    assert load_recipe(tmp_path / "alone.yaml").teachers == []
+    for path in (tmp_path / "videos").glob("*.mp4"):
+        path.write_bytes(b"nothing")
+    assert run(tmp_path / "videos", "--backbone", clip, "--out", tmp_path / "broken.yaml") == 0
+    assert "takes:  unknown: " in capsys.readouterr().err
+
+
+def test_the_models_for_captions_are_the_usual_ones_or_those_that_are_here():
+    assert captioned_models(machine()) == (STUDENT, TEACHER, (STUDENT, TEACHER))
+    cached = {"small/clip": 10, "large/clip": 30}
+    assert captioned_models(machine(cached)) == (STUDENT, TEACHER, (STUDENT, TEACHER))
+    assert captioned_models(machine(cached, "no network")) == ("small/clip", "large/clip", ())
+    assert captioned_models(machine({"small/clip": 10}, "no network")) == ("small/clip", "none", ())
+    assert captioned_models(machine({}, "no network")) == (STUDENT, TEACHER, (STUDENT, TEACHER))
+    assert captioned_models(machine({}, "no network"), teacher="none") == (STUDENT, "none", (STUDENT,))
 
 
 def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_path, capsys):
