@@ -66,7 +66,11 @@ class BatchSampler:
         return int(self.groups.epoch(epoch, self.batch_size, self.seed).together[number])
 
     def local(self, step: int, process_index: int, process_count: int) -> np.ndarray:
-        """Return the rows of one process: `rows(step)` cut into equal slices, in the order of the processes.
+        """Return the rows of one process: the part of `rows(step)` that is its `share`."""
+        return self.rows(step)[self.share(process_index, process_count)]
+
+    def share(self, process_index: int, process_count: int) -> slice:
+        """Return the part of every batch of one process: equal slices, in the order of the processes.
 
         Raises LaunchError if the batch size, in whole videos, is not divisible by the number of processes.
         """
@@ -77,7 +81,7 @@ class BatchSampler:
                 f"batch size {self.batch_size} is not divisible by {process_count} processes{each}; "
                 "expected a multiple"
             )
-        return self.rows(step)[process_index * local_size : (process_index + 1) * local_size]
+        return slice(process_index * local_size, (process_index + 1) * local_size)
 
     def views_of(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Return the view of the video that each of these pairs uses in `step`: (pairs,) int64, below `views`.
