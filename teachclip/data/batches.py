@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,11 @@ class BatchSampler:
         return int(self.groups.epoch(epoch, self.batch_size, self.seed).together[number])
 
     def local(self, step: int, process_index: int, process_count: int) -> np.ndarray:
-        """Return the rows of one process: `rows(step)` cut into equal slices, in the order of the processes.
+        """Return the rows of one process: the part of `rows(step)` that is its `share`."""
+        return self.rows(step)[self.share(process_index, process_count)]
+
+    def share(self, process_index: int, process_count: int) -> slice:
+        """Return the part of every batch of one process: equal slices, in the order of the processes.
 
         Raises LaunchError if the batch size, in whole videos, is not divisible by the number of processes.
         """
@@ -77,7 +82,7 @@ class BatchSampler:
                 f"batch size {self.batch_size} is not divisible by {process_count} processes{each}; "
                 "expected a multiple"
             )
-        return self.rows(step)[process_index * local_size : (process_index + 1) * local_size]
+        return slice(process_index * local_size, (process_index + 1) * local_size)
 
     def views_of(self, step: int, rows: np.ndarray) -> np.ndarray:
         """Return the view of the video that each of these pairs uses in `step`: (pairs,) int64, below `views`.
@@ -107,6 +112,10 @@ def _shuffled(pairs: int, seed: int, epoch: int) -> np.ndarray:
     order = state.permutation(pairs).astype(np.int64)
     order.setflags(write=False)
     return order
+
+
+TOKENIZED_AT_ONCE = 4096
+"""Captions that the tokenizer gets at once: its lists take some 6 kB a caption, the array 4 bytes a token."""
 
 
 @dataclass(frozen=True)
@@ -144,28 +153,47 @@ class Tokenized:
         for caption in captions:
             if not caption.text.strip():
                 raise DataError(f"caption {caption.id!r} of video {caption.video_id!r} is empty")
-        texts = [caption.text for caption in captions]
-        encoded: list[list[int]] = (
-            tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"] if texts else []
-        )
-        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-        input_ids = np.full((len(encoded), int(lengths.max(initial=pad_to or 0))), pad_id, dtype=np.int32)
-        for row, ids in enumerate(encoded):
-            input_ids[row, : len(ids)] = ids
+        blocks, unknown = [np.zeros((0, pad_to or 0), np.int32)], 0
+        lengths = np.zeros(len(captions), dtype=np.int64)
+        for start in range(0, len(captions), TOKENIZED_AT_ONCE):
+            texts = [caption.text for caption in captions[start : start + TOKENIZED_AT_ONCE]]
+            encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            lengths[start : start + len(texts)] = [len(ids) for ids in encoded]
+            blocks.append(np.full((len(texts), max(map(len, encoded))), pad_id, dtype=np.int32))
+            for row, ids in enumerate(encoded):
+                blocks[-1][row, : len(ids)] = ids
+            unknown += _count_unknown(tokenizer, encoded)
+        input_ids = np.full((len(captions), max(block.shape[1] for block in blocks)), pad_id, dtype=np.int32)
+        for start, block in zip(range(0, len(captions), TOKENIZED_AT_ONCE), blocks[1:], strict=True):
+            input_ids[start : start + len(block), : block.shape[1]] = block
         if vocab_size is not None:
             _check_ids(captions, input_ids, vocab_size)
-        return cls(input_ids, lengths, _count_unknown(tokenizer, encoded), pad_id, pad_to)
+        return cls(input_ids, lengths, unknown, pad_id, pad_to)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def width(self, rows: slice | np.ndarray | Sequence[int]) -> int:
+        """Return the number of tokens that a batch of these captions has."""
+        return int(self.lengths[rows].max(initial=0)) if self.pad_to is None else self.pad_to
+
     def batch(self, rows: np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return `input_ids` and `attention_mask` of some captions, each (texts, tokens) int64."""
-        lengths = self.lengths[rows]
-        width = int(lengths.max(initial=0)) if self.pad_to is None else self.pad_to
+        lengths, width = self.lengths[rows], self.width(rows)
         input_ids = torch.from_numpy(self.input_ids[rows, :width].astype(np.int64))
         mask = np.arange(width)[None, :] < lengths[:, None]
         return input_ids, torch.from_numpy(mask.astype(np.int64))
+
+    def sha256(self) -> str:
+        """Return the hash of token ids and attention mask of all captions, as `batch` would return them."""
+        digest, every = hashlib.sha256(), self.input_ids[:, : self.width(slice(None))]
+        blocks = [slice(start, start + TOKENIZED_AT_ONCE) for start in range(0, len(self), TOKENIZED_AT_ONCE)]
+        for rows in blocks:
+            digest.update(every[rows].astype(np.int64).tobytes())
+        for rows in blocks:
+            mask = np.arange(every.shape[1])[None, :] < self.lengths[rows, None]
+            digest.update(mask.astype(np.int64).tobytes())
+        return digest.hexdigest()
 
 
 def _check_ids(captions: Sequence[Caption], input_ids: np.ndarray, vocab_size: int) -> None:

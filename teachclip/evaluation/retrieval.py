@@ -63,11 +63,12 @@ def retrieval_ranks(
     DataError if the tokens and `caption_videos` do not fit together or scores are NaN.
     """
     owners, order = _sorted_owners(caption_videos, _items(texts), _items(videos))
-    ordered = texts if bool((order[1:] > order[:-1]).all()) else select_tokens(texts, order)
+    ascends = bool((order[1:] > order[:-1]).all())
 
     def score_block(text: Span, video: Span) -> Tensor:
         block = select_tokens(videos, slice(video.start, video.stop))
-        scores = scorer.score(select_tokens(ordered, slice(text.start, text.stop)), block)
+        rows = slice(text.start, text.stop)
+        scores = scorer.score(select_tokens(texts, rows if ascends else order[rows]), block)
         expected = (text.stop - text.start, video.stop - video.start)
         if tuple(scores.shape) != expected:
             got = tuple(scores.shape)

@@ -64,6 +64,7 @@ def build_frame_sampling(recipe: Recipe) -> FrameSampling:
         rate=frames.rate,
         augmentation_seed=frames.augmentation_seed,
         keyframes=frames.keyframes,
+        decoded_size=frames.decoded_size,
     )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -158,12 +156,10 @@ class Workspace:
     def provenance(self, split: Split, model: nn.Module, options: dict[str, Any], views: int = 1) -> dict[str, Any]:
         """Return everything that a model's numbers on a split depend on, for fingerprints."""
         inputs = self.inputs_for(model, split)
-        ids, mask = inputs.tokenized.batch(np.arange(inputs.text_count))
-        token_hash = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
         common = self.common_provenance(model, options, inputs, views)
         return common | {
             "split": split.provenance(),
-            "tokens": {**common["tokens"], "sha256": token_hash},
+            "tokens": {**common["tokens"], "sha256": inputs.tokenized.sha256()},
             "frames": inputs.frames.provenance_of([video.id for video in split.videos], views),
         }
 

@@ -29,6 +29,11 @@ class Frames(Section):
     keyframes: bool = Field(
         False, description="in place of each frame the nearest keyframe: faster to decode where frames are large"
     )
+    decoded_size: Count | None = Field(
+        None,
+        description="pixels to which the decoder makes the short side of larger frames smaller: faster where frames "
+        "are large, slightly other pixels; null: frames of full size are made smaller exactly as published",
+    )
     size: Count | None = Field(None, description="pixels; null: as the student's backbone was trained")
     temporal_augmentation: Count = Field(
         1, description="versions of each training video, seen in turn: the plain sampling and randomly shifted ones"

@@ -33,6 +33,7 @@ from teachclip.scorer import (
     encoding_in,
     in_float32,
 )
+from teachclip.scoring.token_room import TokenRoom
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
 
@@ -314,15 +315,16 @@ def encode_split(
         read: Callable[[np.ndarray], Batch],
         encode: Callable[[Scorer, Batch], Tokens],
     ) -> Tokens:
-        rows = batches(count, size)
-        hidden, parts = not (progress and processes.is_main), []
+        rows, room = batches(count, size), TokenRoom(len(processes.share(count)))
+        hidden = not (progress and processes.is_main)
         with read_ahead(read, rows, pin=torch.device(device).type == "cuda") as coming:
             for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):
                 with encoding_in(precision, device):
                     tokens = encode(scorer, to_device(batch, device))
-                parts.append({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
-        gathered = [part for part in processes.gather(concat_tokens(parts) if parts else None) if part is not None]
-        return concat_tokens(gathered)
+                room.add({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
+        if processes.count == 1:
+            return room.tokens
+        return concat_tokens([part for part in processes.gather(room.tokens) if part])
 
     texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
     with prefetch(inputs, batches(inputs.video_count, batch_size)):

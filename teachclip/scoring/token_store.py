@@ -34,7 +34,7 @@ from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.manifest import MANIFEST
-from teachclip.store.row_plan import as_bytes
+from teachclip.store.row_plan import KeyPlaces
 from teachclip.store.stored_items import StoredItems
 
 Encode = Callable[[Any], Tokens]
@@ -141,11 +141,8 @@ def store_tokens(
 
 def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:
     """Return which items, by their `keys`, the rows of some shards are of."""
-    number = {key: item for item, key in enumerate(as_bytes(keys))}
-    return {
-        shard: np.array([number[key] for key in as_bytes(store.keys_of(store.shard_rows(shard)))], dtype=np.int64)
-        for shard in shards
-    }
+    places = KeyPlaces(keys)
+    return {shard: places.find(store.keys_of(store.shard_rows(shard))) for shard in shards}
 
 
 def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:

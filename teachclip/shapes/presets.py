@@ -58,6 +58,9 @@ class Preset:
     corrupted_share: float = 0.10
     """Share of the training captions that contain errors."""
 
+    keyframe_every: int | None = None
+    """Frames from a keyframe to the next; None: where the encoder puts them, which is where a shot begins."""
+
 
 DEFAULT = Preset("1 or 2 events per video; most other shots are distractors with a border")
 
@@ -75,6 +78,7 @@ PRESETS: Mapping[str, Preset] = {
     "long": Preset(
         "videos of twice the length with 2 to 4 events", overrides=("frames.count=24",), frames=72, events=(2, 4)
     ),
+    "rare_keyframes": Preset("a keyframe every 12 frames, wherever shots begin", keyframe_every=12),
     "many": Preset("1600 training videos in place of 400, and 300 more for validation", train_videos=1900),
     # The tiny CLIP has never seen "then", and its feature of "A then B" is mostly that of A. A student finds the
     # right twin by weighting the event that comes first, for which it needs a temporal transformer and a higher

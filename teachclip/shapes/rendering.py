@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teachclip.data.video.writing import encode_mp4
+from teachclip.data.video.writing import ENCODER, encode_mp4
 from teachclip.shapes.presets import DEFAULT, Preset
 from teachclip.shapes.scenes import (
     COLOURS,
@@ -135,4 +135,8 @@ def render_single_frames(count: int, rng: np.random.Generator, border_share: flo
 def write_video(path: Path, seed: int, index: int, preset: Preset = DEFAULT) -> None:
     """Draw and write video number `index` of the dataset of a seed."""
     shots = sample_video(seed, index, preset)
-    encode_mp4(render_shots(shots, stream(Purpose.FRAMES, seed, index), border=preset.border), path, rate=FRAME_RATE)
+    frames = render_shots(shots, stream(Purpose.FRAMES, seed, index), border=preset.border)
+    options = ENCODER
+    if preset.keyframe_every is not None:
+        options = {**ENCODER, "g": str(preset.keyframe_every), "sc_threshold": "0"}
+    encode_mp4(frames, path, rate=FRAME_RATE, options=options)

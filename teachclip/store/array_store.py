@@ -66,7 +66,7 @@ from teachclip.store.files import (
 )
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 from teachclip.store.manifest import MANIFEST, ArraySpec, CommitRecord, Manifest
-from teachclip.store.row_plan import RowPlan, as_bytes, plan_rows
+from teachclip.store.row_plan import KeyPlaces, RowPlan, plan_rows
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 
@@ -164,8 +164,7 @@ class ArrayStore:
         """Return the rows of the items with these keys, uint8 (items, 16): (items,) int64, -1 where there is none."""
         if self.keys is None:
             return np.full(len(keys), -1)
-        rows = {key: row for row, key in enumerate(as_bytes(self.keys))}
-        return np.array([rows.get(key, -1) for key in as_bytes(keys)], dtype=np.int64)
+        return KeyPlaces(self.keys).find(keys)
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the keys of some rows, uint8 (rows, 16). Raises StoreError for a store without keys."""

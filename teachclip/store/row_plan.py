@@ -29,6 +29,27 @@ def as_bytes(keys: np.ndarray) -> list[bytes]:
     return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
 
 
+class KeyPlaces:
+    """Finds keys among `keys`, uint8 (items, 16): sorted, in far less memory than a dictionary."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self._known = _as_strings(keys)
+        self._order = np.argsort(self._known, kind="stable")
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """Return the place of each key, uint8 (items, 16), the last of several: (items,) int64, -1 for none."""
+        asked = _as_strings(wanted)
+        if not len(self._known):
+            return np.full(len(asked), -1, dtype=np.int64)
+        found = self._order[np.searchsorted(self._known, asked, side="right", sorter=self._order) - 1]
+        return np.where(self._known[found] == asked, found, -1)
+
+
+def _as_strings(keys: np.ndarray) -> np.ndarray:
+    """Return keys as one item each, which numpy compares byte by byte: (items,)."""
+    return np.ascontiguousarray(keys, dtype=np.uint8).reshape(-1, KEY_BYTES).view(f"S{KEY_BYTES}")[:, 0]
+
+
 class RowPlan(NamedTuple):
     """The rows of a store for other items than it had: keys of all rows, sizes of all shards, and what changes.
 

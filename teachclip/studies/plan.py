@@ -319,6 +319,7 @@ def _stored_by(recipe: Recipe) -> dict[str, Any]:
         teacher.label: teacher.model_dump(include={"name", "checkpoint", "reads", "options"})
         for teacher in recipe.teachers
     }
+    encoded_in = recipe.teaching.encoding_precision
     return {
         "data": recipe.data.model_dump(mode="json", exclude={"select_on", "max_missing"}),
         "frames": frames,
@@ -330,6 +331,7 @@ def _stored_by(recipe: Recipe) -> dict[str, Any]:
             else {}
         ),
         "precision": recipe.teaching.precision,
+        **({} if encoded_in == "float32" else {"encoded in": encoded_in}),
         "teachers": teachers,
     }
 

@@ -1,4 +1,4 @@
-"""What the loop is fed with: for every step this process's pairs and the relevance of the global batch."""
+"""What the loop is fed with: for every step this process's pairs, and their relevance to all of the global batch."""
 
 from __future__ import annotations
 
@@ -89,13 +89,16 @@ class StoredRelevance:
         """Whether it teaches frame-text relevance too."""
         return "frame_text" in self.store.arrays or self.video_targets is not None
 
-    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Return `video_text` (pairs, pairs), as it is stored, and, if it has frames, `frame_text` (pairs, frames).
+    def batch(self, rows: np.ndarray, columns: np.ndarray, own: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Return `video_text` (own, pairs), as it is stored, and, if it has frames, `frame_text` (own, frames).
 
-        Both are of the global batch: pair i is caption `rows[i]` and video, in one of its views, `columns[i]`.
-        `frame_text` is float32: frame relevance that was rounded to float16 sums to 1 again.
+        Pair i of the global batch is caption `rows[i]` and video, in one of its views, `columns[i]`. `own`: the pairs
+        of this process, whose captions alone are read. `frame_text` is float32: frame relevance that was rounded to
+        float16 sums to 1 again.
         """
+        rows = rows[own]
         video_text = self.store.read("video_text", rows, columns)
+        columns = columns[own]
         if not self.has_frames:
             return torch.from_numpy(video_text), None
         if self.video_targets is not None:
@@ -139,14 +142,14 @@ class TrainingBatches(Dataset[Batch]):
         self.relevances = list(relevances)
 
     def __getitem__(self, step: int) -> Batch:
-        """Return the batch of a step: local inputs, and `rows`, `video_rows` and relevance of the global batch."""
+        """Return the batch of a step: local inputs and relevance, and `rows` and `video_rows` of the global batch."""
         epoch = step // self.sampler.batches_per_epoch
         places = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
-        local = self.sampler.local(step, *self.share).copy()  # videos are read once for captions side by side
-        rows, texts = self.places.texts(epoch, places), self.places.texts(epoch, local)
+        own, rows = self.sampler.share(*self.share), self.places.texts(epoch, places)
         batch: Batch = {}
         for prefix, inputs in (*self.extras.items(), ("", self.inputs)):
-            read = {**inputs.texts(texts), **inputs.videos(self._local_columns(step))}
+            # videos are read once for captions side by side
+            read = {**inputs.texts(rows[own]), **inputs.videos(self._local_columns(step))}
             batch.update({prefix + name: tensor for name, tensor in read.items()})
         batch["rows"] = torch.from_numpy(rows)
         batch["video_rows"] = torch.from_numpy(self.places.videos(epoch, places))
@@ -154,7 +157,7 @@ class TrainingBatches(Dataset[Batch]):
             batch["is_pair"] = torch.from_numpy(places < self.places.pairs)
         columns = self._columns(step, places)
         for number, relevance in enumerate(self.relevances):
-            batch[f"video_text.{number}"], frame_text = relevance.batch(rows, columns)
+            batch[f"video_text.{number}"], frame_text = relevance.batch(rows, columns, own)
             if frame_text is not None:
                 batch[f"frame_text.{number}"] = frame_text
         if self.sets is not None:

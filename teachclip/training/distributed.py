@@ -113,6 +113,19 @@ def gather_tokens(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: gather_with_gradient(tensor) for name, tensor in tokens.items()}
 
 
+def gather_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join the rows of all processes of tensors (rows, columns), in one exchange for each type of number."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return dict(tensors)
+    joined: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors.values()):
+        alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        rows = gather_with_gradient(torch.cat(list(alike.values()), dim=1))
+        parts = rows.split([tensor.shape[1] for tensor in alike.values()], dim=1)
+        joined |= {name: part.contiguous() for name, part in zip(alike, parts, strict=True)}  # sums follow memory
+    return joined
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """Join the rows of all processes, in process order. (rows, ...) becomes (processes * rows, ...)."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -21,7 +21,7 @@ from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, training_lo
 from teachclip.scoring.chunks import encode_chunks
 from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
-from teachclip.training.distributed import gather_tokens, gather_with_gradient
+from teachclip.training.distributed import gather_rows, gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
 
 
@@ -103,16 +103,15 @@ class OnlineTeacher:
 class DistillationTask(Task):
     """The student, learning from matching pairs and from its teachers.
 
-    A batch holds this process's texts and videos (see `teachclip.scoring.inputs`), g texts in a row for each video,
-    g = 1 as published, and, for the global batch, `video_rows` (pairs,) and
-    for stored teacher number k `video_text.k` (pairs, pairs) and, unless it gives none, `frame_text.k`
-    (pairs, frames). Where texts or videos are without the other, it also holds `is_pair` (pairs,) bool; see
-    `pairs_loss`. Each term is the weighted mean over the teachers that support it; a term that none supports is
-    not used. Stored and online teachers may be mixed. If `by_confidence`, the weights are those of
-    `confidence_weights`, pair by pair. With `frame_set_scorer` the batch holds synthetic videos too (see
-    `FrameSetSampler`). The terms of embeddings are means over them and the prefixes that the student's `matryoshka`
-    names. With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the first step to 1 in the
-    last.
+    A batch holds this process's texts and videos (see `teachclip.scoring.inputs`), g texts in a row for each video, g
+    = 1 as published; of stored teacher number k `video_text.k`, these texts by the videos of the global batch, and,
+    unless it gives none, `frame_text.k` (texts, frames); and of the global batch `video_rows` (pairs,). Where texts
+    or videos are without the other, it also holds `is_pair` (pairs,) bool; see `pairs_loss`. Each term is the
+    weighted mean over the teachers that support it; a term that none supports is not used. Stored and online teachers
+    may be mixed. If `by_confidence`, the weights are those of `confidence_weights`, pair by pair. With
+    `frame_set_scorer` the batch holds synthetic videos too (see `FrameSetSampler`). The terms of embeddings are means
+    over them and the prefixes that the student's `matryoshka` names. With an `end_weight` of a term it holds
+    `progress`, 0-d, from 0 in the first step to 1 in the last.
     """
 
     def __init__(
@@ -227,8 +226,10 @@ class DistillationTask(Task):
         )
 
     def _relevances(self, batch: Batch) -> list[Relevance]:
+        names = [f"{kind}.{k}" for k in range(len(self.stored_weights)) for kind in ("video_text", "frame_text")]
+        read = gather_rows({name: batch[name] for name in names if name in batch})
         stored = [
-            Relevance(batch[f"video_text.{k}"].float(), batch.get(f"frame_text.{k}"), weight)
+            Relevance(read[f"video_text.{k}"].float(), read.get(f"frame_text.{k}"), weight)
             for k, weight in enumerate(self.stored_weights)
         ]
         return stored + [_teach(item, batch, self.chunk_size) for item in self._online[0]]

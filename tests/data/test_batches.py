@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 import string
 import warnings
@@ -111,6 +112,26 @@ def test_captions_go_through_without_warnings(tokenizer, caplog, capfd):
 def test_captions_with_unknown_tokens_are_counted(tokenizer):
     tokens = Tokenized.from_captions(captions("a dog", "日本", "a 3", "b"), tokenizer, max_tokens=16)
     assert tokens.unknown_count == 2
+
+
+@pytest.mark.parametrize("pad_to", [None, 12])
+def test_captions_are_tokenised_block_by_block_as_all_at_once(tokenizer, monkeypatch, pad_to):
+    some = captions("a", "日本 b", "a b c d", "b", "c 3")
+    whole = Tokenized.from_captions(some, tokenizer, max_tokens=9, pad_to=pad_to)
+    ids, mask = whole.batch(np.arange(5))
+    expected = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
+    asked = []
+
+    def in_blocks(texts, **how):
+        asked.append(len(texts))
+        return tokenizer(texts, **how)
+
+    in_blocks.unk_token_id, in_blocks.eos_token_id = tokenizer.unk_token_id, tokenizer.eos_token_id
+    monkeypatch.setattr("teachclip.data.batches.TOKENIZED_AT_ONCE", 2)
+    blocks = Tokenized.from_captions(some, in_blocks, max_tokens=9, pad_to=pad_to)
+    assert asked == [2, 2, 1] and blocks.unknown_count == whole.unknown_count == 2
+    assert np.array_equal(blocks.input_ids, whole.input_ids) and np.array_equal(blocks.lengths, whole.lengths)
+    assert blocks.sha256() == whole.sha256() == expected
 
 
 def test_empty_caption_is_named(tokenizer):

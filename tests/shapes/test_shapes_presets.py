@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from teachclip.data.annotations.catalog import load_catalog
+from teachclip.data.video.probe import read_facts
 from teachclip.data.video.writing import ENCODER
 from teachclip.errors import DataError
 from teachclip.shapes import captions
 from teachclip.shapes.dataset import ShapesSettings, annotation_files, write_dataset
 from teachclip.shapes.presets import DEFAULT, PRESETS, Preset, find_preset, preset_settings
-from teachclip.shapes.rendering import BORDER_COLOURS, render_shots
+from teachclip.shapes.rendering import BORDER_COLOURS, render_shots, write_video
 from teachclip.shapes.scenes import Event, Purpose, Shot, events_of, sample_video, stream
 
 NAMES = tuple(PRESETS)
@@ -269,3 +270,13 @@ def test_one_who_ignores_order_finds_half_of_the_videos():
 def test_twins_come_in_even_numbers(numbers):
     with pytest.raises(DataError, match=r"_videos is [73]; allowed: even numbers, as order makes twins"):
         ShapesSettings(*numbers, preset="order")
+
+
+def test_rare_keyframes_stand_where_no_shot_need_begin(tmp_path):
+    found = {}
+    for name in ("default", "rare_keyframes"):
+        path = tmp_path / f"{name}.mp4"
+        write_video(path, 0, 0, PRESETS[name])
+        found[name] = read_facts(path)[1].keys
+    assert list(found["rare_keyframes"]) == [0, 12, 24] and len(found["default"]) > 3
+    assert sample_video(0, 0, PRESETS["rare_keyframes"]) == sample_video(0, 0)  # the same pictures

@@ -9,7 +9,8 @@ import pytest
 
 from teachclip.errors import StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
-from teachclip.store.row_plan import as_bytes, plan_rows, row_keys
+from teachclip.store.manifest import KEY_BYTES
+from teachclip.store.row_plan import KeyPlaces, as_bytes, plan_rows, row_keys
 from teachclip.store.stored_items import StoredItems
 
 ARRAYS = {"value": ArraySpec("int64", ())}
@@ -122,3 +123,15 @@ def test_a_writer_that_was_killed_while_it_planned_leaves_nothing_behind(tmp_pat
         path.write_bytes(b"half")
     open_for(tmp_path, range(6))
     assert not any(path.exists() for path in stale)
+
+
+def test_places_of_keys_are_those_of_a_dictionary():
+    state = np.random.RandomState(0)
+    keys = state.randint(0, 3, (400, KEY_BYTES)).astype(np.uint8)
+    keys[:, 2:-2] = 0  # so that keys repeat, and many end in zeros
+    wanted = np.concatenate([keys[::3], np.full((1, KEY_BYTES), 7, np.uint8)])
+    places = {key: place for place, key in enumerate(as_bytes(keys))}
+    assert len(places) < 300
+    expected = [places.get(key, -1) for key in as_bytes(wanted)]
+    assert KeyPlaces(keys).find(wanted).tolist() == expected and expected[-1] == -1
+    assert KeyPlaces(keys[:0]).find(wanted[:2]).tolist() == [-1, -1] and not len(KeyPlaces(keys).find(keys[:0]))

@@ -419,6 +419,13 @@ def test_variants_that_read_other_frames_get_stores_of_their_own(on_shapes):
     assert {stores for stores, _ in plan.preparing()[0].readers} == {"", found["fewer"]}
 
 
+def test_variants_whose_encoders_compute_in_another_precision_get_stores_of_their_own(on_shapes):
+    fast_entry = {"name": "fast", "set": ["teaching.encoding_precision=bfloat16"]}
+    plan = on_shapes(variants=[{"name": "plain"}, fast_entry])
+    fast = plan.stores(plan.settings(plan.study.variants[1], ()))
+    assert fast and {stores for stores, _ in plan.preparing()[0].readers} == {"", fast}
+
+
 def test_the_last_override_of_a_key_is_the_only_one(on_shapes):
     plan = on_shapes(set=["train.steps=9", "optimizer.lr=1"])
     variant = plan.study.variants[1]

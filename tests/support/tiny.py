@@ -85,8 +85,8 @@ class TinyRelevance(StoredRelevance):
         weights = state.dirichlet(np.ones(FRAMES), VIDEOS * CAPTIONS).astype(np.float32)
         self.frames = torch.from_numpy(weights)
 
-    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.logits[rows][:, columns], self.frames[rows]
+    def batch(self, rows: np.ndarray, columns: np.ndarray, own: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        return self.logits[rows[own]][:, columns], self.frames[rows[own]]
 
 
 def tiny_student() -> StudentModel:

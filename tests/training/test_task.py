@@ -18,24 +18,24 @@ from teachclip.training.task import (
 class VideoAlone(TinyRelevance):
     """Relevance without frames."""
 
-    def batch(self, rows, columns):
-        video_text, _ = super().batch(rows, columns)
+    def batch(self, rows, columns, own=slice(None)):
+        video_text, _ = super().batch(rows, columns, own)
         return -video_text, None
 
 
 class FlatFrames(TinyRelevance):
     """The same logits, other frames."""
 
-    def batch(self, rows, columns):
-        video_text, frame_text = super().batch(rows, columns)
+    def batch(self, rows, columns, own=slice(None)):
+        video_text, frame_text = super().batch(rows, columns, own)
         return video_text, torch.ones_like(frame_text) / frame_text.shape[1]
 
 
 class Upside(TinyRelevance):
     """The opposite logits, the frames in reverse."""
 
-    def batch(self, rows, columns):
-        video_text, frame_text = super().batch(rows, columns)
+    def batch(self, rows, columns, own=slice(None)):
+        video_text, frame_text = super().batch(rows, columns, own)
         return -video_text, frame_text.flip(1)
 
 

@@ -43,8 +43,8 @@ def decode_frames(
     """Decode the frames that `sampling` takes of the file `path`.
 
     Returns uint8 RGB (frames, 3, height, width) as a player shows them: rotated and mirrored as the file says, with
-    square pixels, deinterlaced; frames is at most `sampling.count`. `start` and `end` are seconds. `view` 0 is the
-    sampling itself, views above 0 are augmented (see `choose_frames`).
+    square pixels, deinterlaced, and smaller if the sampling says so; frames is at most `sampling.count`. `start` and
+    `end` are seconds. `view` 0 is the sampling itself, views above 0 are augmented (see `choose_frames`).
 
     What a player shows is used. What is missing, by the duration in the header of the file, or what FFmpeg marks as
     corrupt, and all that depends on it, is not: `skip` raises an error if a frame of the sampling is among it.
@@ -53,6 +53,7 @@ def decode_frames(
     fails (memory, open files, a disk), the error says so.
     """
     source = VideoSource.open(path)
+    source.short_side = sampling.decoded_size
     generator = functools.partial(augmentation_generator, sampling, view, source.file.name, start)
     try:
         span = find_span(source.facts.timeline, start, end)
@@ -80,11 +81,13 @@ def decode_frames(
 class VideoSource:
     """A file whose packets have been read. Frames are numbered in the order in which they are shown.
 
-    `shrink`: what makes a smaller picture of each frame, uint8 (height, width, 3), as soon as it is decoded.
+    `short_side`: see `FrameSampling.decoded_size`. `shrink`: what makes a smaller picture of each frame, uint8
+    (height, width, 3), as soon as it is decoded.
     """
 
     def __init__(self, file: Path, facts: VideoFacts, packets: Packets):
         self.file, self.facts, self.packets = file, facts, packets
+        self.short_side: int | None = None
         self.shrink: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
@@ -259,7 +262,11 @@ class VideoSource:
     def _as_shown(self, frame: Any) -> np.ndarray:
         """Return uint8 (height, width, 3) with square pixels, rotated and mirrored as the container says."""
         width, height = self.facts.shown_width, self.facts.shown_height
-        picture = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height))
+        how = {}
+        if self.short_side is not None and (short := min(width, height)) > self.short_side:
+            width, height = (int(self.short_side * side / short) for side in (width, height))
+            how["interpolation"] = "BICUBIC"  # as published for frames of full size
+        picture = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height, **how))
         return picture if self.shrink is None else self.shrink(picture)
 
 

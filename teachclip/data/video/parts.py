@@ -85,6 +85,7 @@ def decode_stretch(
     The frames of a part are those that `decode_frames` gives for its seconds. A part that is damaged costs no other
     one. Raises VideoError if the machine fails.
     """
+    source.short_side = sampling.decoded_size
     source.shrink = _Shrink(transform)  # a stretch of full pictures would not fit in memory
     timeline = source.facts.timeline
     parts = list(parts)

@@ -36,7 +36,8 @@ class FrameSampling:
 
     `augmentation_seed`: seed of the views above 0 of a video; view 0 is the sampling itself. `keyframes`: in place of
     each frame the nearest one that is decoded without any other (see `VideoSource.choose`). That is fast where frames
-    are large, and gives fewer different ones where keyframes are rare.
+    are large, and gives fewer different ones where keyframes are rare. `decoded_size`: pixels of the short side to
+    which FFmpeg scales larger frames while it converts their colours; None: frames have the size of the file.
 
     Raises DataError for values that are not allowed.
     """
@@ -47,6 +48,7 @@ class FrameSampling:
     keep: str = "even"
     augmentation_seed: int = 0
     keyframes: bool = False
+    decoded_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,13 +57,13 @@ class FrameSampling:
             raise DataError(f"frame sampling: keep is {self.keep!r}; allowed: even, head, tail")
         if self.count < 1 or self.rate < 1:
             raise DataError(f"frame sampling: count is {self.count} and rate is {self.rate}; both must be at least 1")
+        if self.decoded_size is not None and self.decoded_size < 1:
+            raise DataError(f"frame sampling: decoded_size is {self.decoded_size}; allowed: 1 or more, or nothing")
 
     def describe(self) -> dict[str, Any]:
-        """Return its fields; `keyframes` only where it is used, so that what says nothing of it stays the same."""
-        fields = asdict(self)
-        if not self.keyframes:
-            del fields["keyframes"]
-        return fields
+        """Return its fields; those for speed only where they are used: what says nothing of them stays the same."""
+        unused = {"keyframes": False, "decoded_size": None}
+        return {key: value for key, value in asdict(self).items() if key not in unused or value != unused[key]}
 
 
 def augmentation_generator(

@@ -1,0 +1,55 @@
+"""Tokens of all items, filled batch by batch, in memory or in a temporary file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TinyPixels, tiny_student
+
+from teachclip.scoring import inputs
+from teachclip.scoring.inputs import encode_split
+from teachclip.scoring.token_room import TokenRoom
+
+MAPS = Path("/proc/self/maps")
+
+
+def batches():
+    state = np.random.RandomState(0)
+    for size in (4, 4, 3):
+        yield {
+            "words": torch.from_numpy(state.standard_normal((size, 5, 7)).astype(np.float32)),
+            "mask": torch.from_numpy(state.rand(size, 5) > 0.5),
+        }
+
+
+@pytest.mark.parametrize("kept_bytes", [2**31, 0])
+def test_tokens_are_those_of_the_batches_in_their_order(kept_bytes):
+    room = TokenRoom(11, kept_bytes=kept_bytes)
+    for batch in batches():
+        room.add(batch)
+    for name, tensor in room.tokens.items():
+        assert torch.equal(tensor, torch.cat([batch[name] for batch in batches()]))
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the system does not list what is mapped")
+def test_much_lies_in_a_file_without_a_name_that_goes_with_the_tensor():
+    def files():
+        return sum(line.endswith("(deleted)") and "/dev/" not in line for line in MAPS.read_text().splitlines())
+
+    before = files()
+    room = TokenRoom(3, kept_bytes=10)
+    room.add({"words": torch.ones(3, 50_000)})
+    assert files() == before + 1 and room.tokens["words"].sum() == 150_000
+    del room
+    assert files() == before
+
+
+def test_a_split_is_encoded_to_the_same_tokens_in_memory_and_in_a_file(monkeypatch):
+    student, pixels = tiny_student().eval(), TinyPixels.make()
+    kept = encode_split(student, pixels, batch_size=5, device="cpu")
+    monkeypatch.setattr(inputs, "TokenRoom", lambda count: TokenRoom(count, kept_bytes=0))
+    spilled = encode_split(student, pixels, batch_size=5, device="cpu")
+    for side, expected in zip(spilled, kept, strict=True):
+        assert side.keys() == expected.keys()
+        assert all(torch.equal(side[name], expected[name]) for name in expected)
