@@ -78,10 +78,13 @@ def _add_babyai(kinds: argparse._SubParsersAction[CommandParser]) -> None:
     parser.add_argument("--view", default="agent", choices=["agent", "full"], help="what the agent sees, or the grid")
     for split, count in (("train", 400), ("val", 150), ("test", 300)):
         parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
-    parser.add_argument("--clip-frames", type=int, default=6000, help="frames that the tiny CLIP is pre-trained on")
+    parser.add_argument("--teacher-videos", type=int, default=800, help="further training videos for teachers only")
+    parser.add_argument(
+        "--clip-episodes", type=int, default=1600, help="episodes that the tiny CLIP is pre-trained on"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-steps", type=int, default=900, help="steps of the tiny CLIP's pre-training")
+    parser.add_argument("--clip-steps", type=int, default=1200, help="steps of the tiny CLIP's pre-training")
     parser.add_argument("--workers", type=int, default=2, help="processes that solve missions and draw")
 
 
@@ -141,7 +144,8 @@ def _make_babyai(args: argparse.Namespace) -> None:
         train_videos=args.train_videos,
         val_videos=args.val_videos,
         test_videos=args.test_videos,
-        clip_frames=args.clip_frames,
+        teacher_videos=args.teacher_videos,
+        clip_episodes=args.clip_episodes,
         seed=args.seed,
         view=args.view,
         clip=replace(CLIP, seed=args.clip_seed, steps=args.clip_steps),

@@ -269,6 +269,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
             _drop_usual(identity["training"]["train"], "train", Train)
             if identity["training"]["optimizer"]["adapter_lr"] is None:
                 del identity["training"]["optimizer"]["adapter_lr"]
+            del identity["training"]["annotations"]  # that of `data` is what it reads
         return {**shared, "clip": recipe.student.backbone, "teacher": identity}
     return values
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
-from teachclip.errors import CheckpointError, RecipeError
+from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import load_clip
@@ -48,13 +48,16 @@ def train_teacher(
 
     `recipe`, `overrides`: as of `distill`. `teacher`: its label or section; None if only one has a section
     `training`. Returns the checkpoint's path. Raises RecipeError if no teacher or several fit, CheckpointError if the
-    checkpoint exists and no run of ours made it.
+    checkpoint exists and no run of ours made it, DataError if its own annotations train it on what the recipe
+    validates or tests on.
     """
     recipe = build.without_text_backbone(load_recipe(recipe, overrides))
     section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
     training = section.training
     if training is None:
         raise RecipeError(f"teacher {section.label!r} has no section `training`")
+    if training.annotations is not None:
+        recipe = _with_annotations(recipe, training.annotations)
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
@@ -72,6 +75,18 @@ def train_teacher(
         work.processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return checkpoint
+
+
+def _with_annotations(recipe: Recipe, annotations: Path) -> Recipe:
+    """Return the recipe with other annotations, whose training videos are none that the recipe measures on."""
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"annotations": annotations})})
+    own = build.build_catalog(recipe)
+    measured = {video.id for split in (own.validation, own.test) if split is not None for video in split.videos}
+    shared = sorted(measured & {video.id for video in build.build_catalog(changed).train.videos})
+    if shared:
+        names = ", ".join(shared[:3])
+        raise DataError(f"{annotations}: {len(shared)} training videos are the recipe's validation or test: {names}")
+    return changed
 
 
 def _train(

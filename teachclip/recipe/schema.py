@@ -204,6 +204,9 @@ class TeacherTraining(Section):
     """How `tools/train_teacher.py` makes the teacher's checkpoint."""
 
     clip: str | None = Field(None, description="CLIP to start from; null: the student's backbone")
+    annotations: PathValue | None = Field(
+        None, description="what it is trained and selected on in place of data.annotations, such as more videos"
+    )
     seed: Seed = Field(24, description="seed of batches and dropout")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the new teacher, such as dropout")
     optimizer: Optimizer = Optimizer()

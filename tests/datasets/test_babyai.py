@@ -16,15 +16,17 @@ from teachclip.cli.make_data import main
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.datasets.babyai import dataset as babyai
 from teachclip.datasets.babyai import episodes as episodes_module
-from teachclip.datasets.babyai.dataset import BabyAISettings, make_babyai, read_manifest
+from teachclip.datasets.babyai.dataset import BabyAISettings, frame_oracle, make_babyai, read_manifest
 from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, frames, replay, solve
+from teachclip.datasets.babyai.moments import frame_and_truth, frames_and_texts, moments
 from teachclip.datasets.babyai.truth import fulfilled, mission_of, oracle_recall_at_1
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import ClipSettings
 from teachclip.recipe.loading import load_recipe
 
+COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 TINY_CLIP = ClipSettings(steps=2, batch_size=4, width=64, vision_layers=1, text_layers=1)
-SMALL = BabyAISettings(train_videos=6, val_videos=2, test_videos=4, clip_frames=6, clip=TINY_CLIP)
+SMALL = BabyAISettings(train_videos=6, val_videos=2, test_videos=4, teacher_videos=2, clip_episodes=6, clip=TINY_CLIP)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def rows(folder):
-    with open(folder / "captions.csv", newline="", encoding="utf-8") as file:
+def rows(folder, name="captions.csv"):
+    with open(folder / name, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -92,9 +94,64 @@ def test_frames_are_what_the_agent_sees(episodes):
     episode = episodes[0]
     seen = frames(episode)
     assert seen.shape == (len(episode.actions) + 1, 7 * TILE, 7 * TILE, 3) and seen.dtype == np.uint8
-    assert np.array_equal(frames(episode, last=True)[0], seen[-1])
     assert frames(episode, view="full").shape[1:] == (9 * TILE, 9 * TILE, 3)
     assert solve(0, SINGLE).reworded is None
+
+
+def test_a_moment_shows_what_its_missions_say(episodes):
+    """Each kind of mission is checked against the state of the level, not by the verifier that found it."""
+    checked = set()
+    for episode in episodes[:8]:
+        at = {moment.step: moment for moment in moments(episode)}
+        before = None
+        for step, (level, _) in enumerate(replay(episode)):
+            front = level.grid.get(*level.front_pos)
+            for kind, texts in at[step].missions.items() if step in at else ():
+                checked.add(kind)
+                shown = level.carrying if kind == "PickupInstr" else front
+                assert kind != "OpenInstr" or front.is_open
+                assert kind != "PutNextInstr" or (before is front and level.carrying is None)
+                for text in texts:
+                    words = text.split(" next to ")[0].split()
+                    assert shown.type in words and (shown.color in words or not {*words} & {*COLOURS}), text
+            before = level.carrying
+    assert checked == {"GoToInstr", "OpenInstr", "PickupInstr", "PutNextInstr"}
+
+
+def test_what_the_verifier_of_a_whole_episode_calls_fulfilled_is_a_moment(episodes):
+    """The last action fulfils the last open clause, whose words are then among the moment's."""
+    for episode in episodes[:8]:
+        last = moments(episode)[-1]
+        assert last.step == len(episode.actions)
+        assert any(text in episode.mission for text in last.texts), (episode.mission, last.texts)
+        assert np.array_equal(last.frame, frames(episode)[-1])
+
+
+def test_frames_for_the_clip_are_drawn_by_the_seed_of_the_episode(episodes):
+    shown, texts = frames_and_texts(episodes[0], "agent", 40)
+    again, same = frames_and_texts(episodes[0], "agent", 40)
+    assert shown.shape == (40, 7 * TILE, 7 * TILE, 3) and np.array_equal(shown, again) and texts == same
+    whole = {episodes[0].mission, episodes[0].reworded}
+    assert whole < set(texts) and 8 <= sum(text in whole for text in texts) <= 24
+    single = {text for moment in moments(episodes[0]) for text in moment.texts}
+    assert set(texts) <= whole | single
+    frame, text, truth = frame_and_truth(episodes[0], "agent")
+    assert text in truth and set(truth) <= single and frame.shape == shown.shape[1:]
+
+
+def test_a_frame_oracle_guesses_among_the_frames_that_fulfil_a_mission():
+    truths = [["go to the door", "go to a red door"], ["go to a door"], ["open the door"]]
+    found = frame_oracle(["go to a red door", "go to a door", "open the door"], truths)
+    assert found == pytest.approx(100 * (1 + 1 / 2 + 1) / 3, abs=0.01)
+
+
+def test_teachers_have_more_training_videos_and_the_same_others(dataset):
+    own, more = rows(dataset), rows(dataset, "teacher_captions.csv")
+    assert more[: len(own)] == own
+    assert {(row["video"], row["split"]) for row in more[len(own) :]} == {
+        ("teacher0.mp4", "train"),
+        ("teacher1.mp4", "train"),
+    }
 
 
 def test_an_oracle_guesses_among_the_videos_that_fulfil_a_mission():
@@ -108,7 +165,8 @@ def test_the_folder_holds_real_videos_captions_in_the_csv_format_and_a_clip(data
     table = rows(dataset)
     assert {row["split"] for row in table} == {"train", "val", "test"}
     videos = {row["video"]: row["split"] for row in table}
-    assert sorted(videos) == sorted(path.name for path in (dataset / "videos").iterdir())
+    written = {path.name for path in (dataset / "videos").iterdir()}
+    assert written == {*videos, "teacher0.mp4", "teacher1.mp4"}
     assert [list(videos.values()).count(split) for split in ("train", "val", "test")] == [6, 2, 4]
     decoded = decode_frames(dataset / "videos" / "test0.mp4", FrameSampling("intervals", 4))
     assert decoded.shape == (4, 3, 112, 112)
@@ -122,10 +180,10 @@ def test_no_two_splits_draw_the_same_seed():
     ranges = [
         range(settings.first_seed(stream), settings.first_seed(stream) + 1_000_000)
         for settings in (BabyAISettings(seed=0), BabyAISettings(seed=1))
-        for stream in ("train", "val", "test", "clip_frames", "fresh")
+        for stream in ("train", "val", "test", "clip", "fresh", "teacher")
     ]
     edges = sorted((item.start, item.stop) for item in ranges)
-    assert len(edges) == 10 and all(one[1] <= two[0] for one, two in pairwise(edges))
+    assert len(edges) == 12 and all(one[1] <= two[0] for one, two in pairwise(edges))
 
 
 def test_the_same_settings_give_the_same_bytes_in_another_process(dataset, tmp_path):
@@ -168,7 +226,8 @@ def test_without_minigrid_one_line_says_what_to_install(monkeypatch, tmp_path):
     [
         ({"train_videos": 0}, "train_videos is 0; allowed: 1 or more"),
         ({"view": "top"}, "view is 'top'; allowed: agent, full"),
-        ({"clip_frames": 63}, "clip_frames is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
+        ({"teacher_videos": -1}, "teacher_videos is -1; allowed: 0 or more"),
+        ({"clip_episodes": 63}, "clip_episodes is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
         ({"fewest_actions": 99}, "fewest_actions is 99; allowed: 1 to most_actions, 64"),
     ],
 )

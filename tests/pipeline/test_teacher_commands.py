@@ -65,6 +65,44 @@ def test_several_teachers_teach_together_stored_as_online(project, capsys):
     assert "teacher ts2net" in json.loads((alone / "settings.json").read_text())["content"]
 
 
+@pytest.fixture
+def more_videos(project):
+    """A recipe of six training videos, and how to name annotations that train its teacher on more of the same."""
+    lines = (project.root / "captions.csv").read_text(encoding="utf-8").splitlines()
+    held = [line.replace(",train", ",val") if line.startswith(("clip9.", "clip10.")) else line for line in lines]
+    few = [line for line in held if not line.startswith(("clip6.", "clip7.", "clip8."))]
+    for name, kept in (
+        ("few.csv", few),
+        ("more.csv", held),
+        ("all.csv", [s.replace(",val", ",train") for s in held]),
+    ):
+        (project.folder / name).write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+    def write(name):
+        training = {**TRAINING, "annotations": str(project.folder / name)}
+        section = {"name": "xpool", "checkpoint": str(project.folder / "more.pth"), "training": training}
+        return project(data={"annotations": str(project.folder / "few.csv"), "validation": None}, teachers=[section])
+
+    return write
+
+
+def test_a_teacher_may_be_trained_on_more_videos_than_its_student(more_videos, project, capsys):
+    recipe = more_videos("more.csv")
+    assert run(train_teacher.main, recipe) == 0, capsys.readouterr().err
+    assert "9 videos" in capsys.readouterr().err
+    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    read = json.loads((project.folder / "more-run" / "settings.json").read_text())
+    assert read["data"]["annotations"].endswith("more.csv")
+    assert json.loads((project.folder / "run" / "settings.json").read_text())["data"]["annotations"].endswith(
+        "few.csv"
+    )
+
+
+def test_a_teacher_is_not_trained_on_what_its_student_is_measured_on(more_videos, capsys):
+    assert run(train_teacher.main, more_videos("all.csv")) == 2
+    assert "all.csv: 2 training videos are the recipe's validation or test: " in capsys.readouterr().err
+
+
 def test_a_teacher_that_is_not_listed_cannot_teach_alone(project, capsys):
     assert run(distill.main, project(), "teaching.only=[xpol]") == 2
     assert "teaching.only: no teacher 'xpol'; listed: xpool; did you mean xpool?" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
     videos/train0.mp4 ...   one frame at the start and one after each action of the bot
     captions.csv            video,caption,split: the mission, and the mission with its halves in the other order
-    clip/                   the tiny CLIP, pre-trained on last frames of other, simpler episodes and their missions
+    teacher_captions.csv    the same with more training videos (teacher0.mp4 ...), for teachers that saw more than
+                            their students
+    clip/                   the tiny CLIP, pre-trained on frames of other episodes and missions that they fulfil
     manifest.json           the settings and results; written last
 
 The same settings give the same bytes, however many workers write. Every split draws its own seeds of the simulator,
@@ -17,6 +19,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -31,19 +34,24 @@ from tqdm import tqdm
 
 from teachclip.console import log
 from teachclip.data.video.writing import ENCODER
-from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, Episode, solve
+from teachclip.datasets.babyai.episodes import COMPOSED, Episode, solve
+from teachclip.datasets.babyai.moments import frame_and_truth, frames_and_texts
 from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, oracle_recall_at_1
-from teachclip.datasets.babyai.videos import RATE, last_frame, write_video
+from teachclip.datasets.babyai.videos import RATE, write_video
 from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
 from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
 
-NAME, VERSION = "BabyAI", 1
+NAME, VERSION = "BabyAI", 2
 SPLITS = ("train", "val", "test")
-CLIP = ClipSettings(steps=900, batch_size=64, vision_layers=2)
+MORE = "teacher"
+"""Training videos that students do not see."""
+CLIP = ClipSettings(steps=1200, batch_size=64, vision_layers=1)
 """Of the tiny CLIP: a patch is a cell of the grid, so little suffices."""
+CLIP_PAIRS = 8
+"""Frames with a text each that the tiny CLIP gets of an episode."""
 MAX_TOKENS = 48
 """Rows of the CLIP's text position table: more than any mission needs (38)."""
 VIDEO_BYTES = 20_000
@@ -61,8 +69,10 @@ class BabyAISettings:
     train_videos: int = 400
     val_videos: int = 150
     test_videos: int = 300
-    clip_frames: int = 6000
-    """Frames that the tiny CLIP is pre-trained on."""
+    teacher_videos: int = 800
+    """Further training videos, for teachers only."""
+    clip_episodes: int = 1600
+    """Episodes that the tiny CLIP is pre-trained on."""
     seed: int = 0
     view: str = "agent"
     fewest_actions: int = 8
@@ -70,12 +80,13 @@ class BabyAISettings:
     clip: ClipSettings = CLIP
 
     def __post_init__(self) -> None:
-        for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("seed", 0)):
+        at_least_1 = dict.fromkeys(("train_videos", "val_videos", "test_videos"), 1)
+        for name, least in {**at_least_1, "teacher_videos": 0, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
-        if self.clip_frames < self.clip.batch_size:
+        if self.clip_episodes < self.clip.batch_size:
             allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
-            raise DataError(f"clip_frames is {self.clip_frames}; allowed: {allowed}")
+            raise DataError(f"clip_episodes is {self.clip_episodes}; allowed: {allowed}")
         if not 1 <= self.fewest_actions <= self.most_actions:
             raise DataError(
                 f"fewest_actions is {self.fewest_actions}; allowed: 1 to most_actions, {self.most_actions}"
@@ -88,8 +99,8 @@ class BabyAISettings:
         return int(getattr(self, f"{split}_videos"))
 
     def first_seed(self, stream: str) -> int:
-        """Return the first seed of the simulator for a split, or for `clip_frames` or `fresh` ones."""
-        streams = (*SPLITS, "clip_frames", "fresh")
+        """Return the first seed of the simulator for a split, or for `clip`, `fresh` or `teacher` episodes."""
+        streams = (*SPLITS, "clip", "fresh", MORE)
         return (self.seed * len(streams) + streams.index(stream)) * _SEEDS
 
 
@@ -115,9 +126,10 @@ def make_babyai(
                 return False
             begin(root, record)
             episodes = {
-                split: _episodes(settings, split, settings.count(split), COMPOSED, each, progress) for split in SPLITS
+                split: _episodes(settings, split, settings.count(split), each, progress) for split in (*SPLITS, MORE)
             }
-            write_atomic(root / "captions.csv", captions_table(episodes))
+            write_atomic(root / "captions.csv", captions_table({split: episodes[split] for split in SPLITS}))
+            write_atomic(root / "teacher_captions.csv", captions_table(episodes))
             _write_videos(root / "videos", settings, episodes, each, progress)
             if not (root / "clip").exists():
                 _make_clip(root / "clip", settings, each, progress)
@@ -137,14 +149,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def captions_table(episodes: dict[str, list[Episode]]) -> bytes:
-    """Return the table of all captions, in the columns that the format `csv` reads."""
+    """Return the table of captions of some splits, in the columns that the format `csv` reads.
+
+    Videos for teachers are training videos in it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["video", "caption", "split"])
     for split, found in episodes.items():
         for number, episode in enumerate(found):
             for caption in filter(None, (episode.mission, episode.reworded)):
-                writer.writerow([_file(split, number), caption, split])
+                writer.writerow([_file(split, number), caption, "train" if split == MORE else split])
     return text.getvalue().encode()
 
 
@@ -162,19 +177,18 @@ def _episodes(
     settings: BabyAISettings,
     stream: str,
     wanted: int,
-    kinds: tuple[str, ...],
     each: Callable[..., Iterable[Any]],
     progress: bool,
 ) -> list[Episode]:
     """Return the first `wanted` episodes of a stream of seeds that the bot solves in as many actions as allowed."""
     found: list[Episode] = []
-    fewest = settings.fewest_actions if kinds == COMPOSED else 1
     seeds = count(settings.first_seed(stream))
     with tqdm(total=wanted, desc=f"solve missions ({stream})", unit="mission", disable=not progress) as bar:
         while len(found) < wanted:
             some = list(islice(seeds, min(64, 2 * (wanted - len(found)))))
-            solved = [episode for episode in each(solve, some, [kinds] * len(some)) if episode is not None]
-            found += [item for item in solved if fewest <= len(item.actions) <= settings.most_actions]
+            solved = [episode for episode in each(solve, some, [COMPOSED] * len(some)) if episode is not None]
+            allowed = range(settings.fewest_actions, settings.most_actions + 1)
+            found += [item for item in solved if len(item.actions) in allowed]
             bar.update(min(wanted, len(found)) - bar.n)
     return found[:wanted]
 
@@ -187,7 +201,7 @@ def _write_videos(
     progress: bool,
 ) -> None:
     folder.mkdir(exist_ok=True)
-    named = {folder / _file(split, number): item for split in SPLITS for number, item in enumerate(episodes[split])}
+    named = {folder / _file(split, number): item for split in episodes for number, item in enumerate(episodes[split])}
     missing = {path: episode for path, episode in named.items() if not path.exists()}
     done = each(write_video, missing, missing.values(), [settings.view] * len(missing))
     try:
@@ -198,21 +212,44 @@ def _write_videos(
 
 
 def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Iterable[Any]], progress: bool) -> None:
-    """Pre-train the tiny CLIP on what the agent sees when a mission of one action is fulfilled."""
+    """Pre-train the tiny CLIP on frames of episodes that are in no split, and missions that they fulfil."""
     temporary = folder.with_name("clip.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    shown: dict[str, tuple[torch.Tensor, list[str]]] = {}
-    for stream, wanted in (("clip_frames", settings.clip_frames), ("fresh", min(FRESH, settings.clip_frames))):
-        episodes = _episodes(settings, stream, wanted, SINGLE, each, progress)
-        pixels = np.stack(list(each(last_frame, episodes, [settings.view] * len(episodes))))
-        shown[stream] = torch.from_numpy(pixels).permute(0, 3, 1, 2), [episode.mission for episode in episodes]
-    # "then", "after" and "you" are in no mission of one action, and still are one token each
-    tokenizer = build_tokenizer({*words_of(shown["clip_frames"][1]), "then", "after", "you", "and"}, MAX_TOKENS)
-    data, fresh = (SingleFrames(pixels, texts, tokenizer) for pixels, texts in shown.values())
+    seen = _episodes(settings, "clip", settings.clip_episodes, each, progress)
+    drawn = each(frames_and_texts, seen, [settings.view] * len(seen), [CLIP_PAIRS] * len(seen))
+    pixels: list[np.ndarray] = []
+    texts: list[str] = []
+    for frames, words in tqdm(drawn, total=len(seen), desc="draw frames", unit="episode", disable=not progress):
+        pixels.append(frames)
+        texts += words
+    tokenizer = build_tokenizer(words_of(texts), MAX_TOKENS)
+    groups = [number for number in range(len(seen)) for _ in range(CLIP_PAIRS)]
+    data = SingleFrames(_images(np.concatenate(pixels)), texts, tokenizer, groups)
+    others = _episodes(settings, "fresh", min(FRESH, settings.clip_episodes), each, progress)
+    frames, words, truths = zip(*each(frame_and_truth, others, [settings.view] * len(others)), strict=True)
+    fresh = SingleFrames(_images(np.stack(frames)), words, tokenizer)
     results = pretrain_clip(temporary, data, fresh, tokenizer, settings.clip, progress=progress)
+    results["frame_recall_at_1_oracle"] = frame_oracle(words, truths)
     (temporary / "pretraining.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     os.replace(temporary, folder)
+
+
+def frame_oracle(texts: Sequence[str], truths: Sequence[Sequence[str]]) -> float:
+    """Return the text-to-frame recall at 1, in percent, of a model that knows which frames fulfil a mission.
+
+    Text i is that of frame i, which fulfils the missions `truths[i]`. "The" and "a" are the same to it.
+    """
+    frames = Counter(text for truth in truths for text in {_plain(text) for text in truth})
+    return round(100 * float(np.mean([1 / frames[_plain(text)] for text in texts])), 2)
+
+
+def _plain(text: str) -> str:
+    return text.replace("the ", "a ")
+
+
+def _images(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def _facts(episodes: Sequence[Episode], each: Callable[..., Iterable[Any]]) -> dict[str, float]:
@@ -235,8 +272,10 @@ def _facts(episodes: Sequence[Episode], each: Callable[..., Iterable[Any]]) -> d
 
 
 def _is_complete(folder: Path, settings: BabyAISettings) -> bool:
-    videos = [f"videos/{_file(split, number)}" for split in SPLITS for number in range(settings.count(split))]
-    return all((folder / name).exists() for name in ("captions.csv", "clip/pretraining.json", *videos))
+    splits = (*SPLITS, MORE)
+    videos = [f"videos/{_file(split, number)}" for split in splits for number in range(settings.count(split))]
+    files = ("captions.csv", "teacher_captions.csv", "clip/pretraining.json", *videos)
+    return all((folder / name).exists() for name in files)
 
 
 def _file(split: str, number: int) -> str:
@@ -247,7 +286,11 @@ def log_facts(folder: Path) -> None:
     """Print what the manifest says of the test split and of the tiny CLIP."""
     results = read_manifest(folder)["results"]
     facts = results["splits"]["test"]
-    log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on fresh single frames")
+    clip = results["clip"]
+    log(
+        f"tiny CLIP: text-to-frame R@1 {clip['frame_recall_at_1']:.0f} % on fresh single frames, "
+        f"upper bound {clip['frame_recall_at_1_oracle']:.0f} %"
+    )
     log(
         f"upper bound of text-to-video R@1 on test: {facts['oracle_recall_at_1']:.0f} % for a model that knows which "
         f"videos fulfil a mission (each is fulfilled by {facts['videos_that_fulfil_a_mission']:.1f} videos), "

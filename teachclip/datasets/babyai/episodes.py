@@ -69,19 +69,18 @@ def replay(episode: Episode) -> Iterator[tuple[Any, int | None]]:
         yield level, action
 
 
-def frames(episode: Episode, *, view: str = "agent", last: bool = False) -> np.ndarray:
+def frames(episode: Episode, *, view: str = "agent") -> np.ndarray:
     """Return what is seen at the start and after each action: uint8 (actions + 1, height, width, 3).
 
     `view`: `agent`, the 7 x 7 cells before the agent, what it carries in its own; `full`, the whole grid from above.
-    `last`: only the last frame.
     """
-    total = len(episode.actions)
-    shown = [
-        level.get_frame(highlight=view == "full", tile_size=TILE, agent_pov=view == "agent")
-        for step, (level, _) in enumerate(replay(episode))
-        if not last or step == total
-    ]
-    return np.stack(shown)
+    return np.stack([view_of(level, view) for level, _ in replay(episode)])
+
+
+def view_of(level: Any, view: str) -> np.ndarray:
+    """Return what is seen now: uint8 (height, width, 3)."""
+    shown: np.ndarray = level.get_frame(highlight=view == "full", tile_size=TILE, agent_pov=view == "agent")
+    return shown
 
 
 def _reset(seed: int, kinds: tuple[str, ...]) -> Any:
