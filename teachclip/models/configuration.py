@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 POOLINGS = ("attention", "mean")
 ATTENTION_INPUTS = ("after", "before")
-_FIELDS = (
+FIELDS = (
     *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames", "pooling"),
     *("pooling_temperature", "mask_padding", "attention", "attention_input", "attention_rescale"),
     *("adapters", "adapter_width", "matryoshka"),
@@ -85,11 +85,11 @@ class StudentConfig(PreTrainedConfig):
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
         if _is_saved.get():
             for key in unknown:
-                if hint := closest(key, _FIELDS):
+                if hint := closest(key, FIELDS):
                     log.warning("config.json: %s is unknown and has no effect%s", key, hint)
         elif unknown:
             raise CheckpointError(
-                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_FIELDS)}{closest(unknown[0], _FIELDS)}"
+                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(FIELDS)}{closest(unknown[0], FIELDS)}"
             )
         self.backbone_config = _backbone_config(backbone_config)
         self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)

@@ -114,6 +114,7 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
     factor = results.get("temperature_scaling", {}).get("factor", 1)
+    share = results.get("wise_ft", {}).get("share", 1)
     found = [f"{student.attention} frame attention"] if student.attention != "softmax" else []
     found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
     found += ["rescaled input of frame attention"] if student.attention_rescale else []
@@ -121,6 +122,10 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
     found += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
     found += ["frame-set distillation"] if losses.uses_frame_sets else []
+    found += [f"LoRA of rank {recipe.train.lora_rank}, merged"] if recipe.train.encoders == "lora" else []
+    found += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
+    found += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
+    found += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
     if recipe.teachers:
         found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
