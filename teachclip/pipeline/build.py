@@ -179,6 +179,7 @@ def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, fra
         adapters=section.adapters,
         adapter_width=section.adapter_width,
         matryoshka=section.matryoshka,
+        vectors=section.vectors,
     )
 
 
@@ -279,6 +280,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
         "matryoshka",
         "temperature_scaling",
         "wise_ft",
+        "vectors",
     ),
     "optimizer": ("adapter_lr", "layer_decay", "l2_start"),
     "teaching": ("weighting", "encoding_precision"),
@@ -318,7 +320,7 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
 
     def term(section: Any) -> Term:
         values = section.model_dump(include={"weight", "kind", "temperature", "end_weight"})
-        return Term(**values)
+        return Term(**values, of_video=getattr(section, "targets", "pair") == "video")
 
     return DistillationTerms(
         contrastive=term(losses.contrastive),

@@ -58,6 +58,9 @@ class Student(Section):
     trust_remote_code: bool = Field(
         False, description="run the Python code that the backbone's tokenizer brings; false: it is refused"
     )
+    vectors: Count = Field(
+        1, description="vectors per video; a text is compared with the nearest one. 1: as published"
+    )
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
     mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
