@@ -23,6 +23,7 @@ _LAZY = {
     "load_student": "teachclip.models.student",
     "precompute": "teachclip.pipeline.precompute",
     "prepare": "teachclip.data_check.prepare",
+    "soup": "teachclip.pipeline.soup",
     "study": "teachclip.studies.run",
     "train_teacher": "teachclip.pipeline.train_teacher",
 }

@@ -90,6 +90,7 @@ def test_every_part_has_a_layer():
         ("fontTools", ["teachclip/datasets/pictograms/"]),
         ("matplotlib", ["teachclip/reports/figures.py"]),
         ("lancedb", ["teachclip/search/engines/lance.py", "teachclip/integrations/lancedb.py"]),
+        ("peft", ["teachclip/pipeline/lora.py"]),
         ("pymilvus", ["teachclip/search/engines/milvus.py"]),
         ("scenedetect", ["teachclip/data/video/shots.py"]),
         ("sentence_transformers", ["teachers/sentence_models.py"]),

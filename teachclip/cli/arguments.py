@@ -116,6 +116,17 @@ def positive_count(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """Read a number above 0 from the command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
 def path_argument(text: str) -> Path:
     """Read a path from the command line; `~/` in `--out=~/x` is not expanded by every shell."""
     if "\0" in text:

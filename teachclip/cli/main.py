@@ -21,6 +21,7 @@ COMMANDS = {
     "precompute": "decode the videos and store the teachers' relevance",
     "import-relevance": "store scores of any embedder or reranker as a teacher's relevance",
     "distill": "distil the teachers into the student",
+    "soup": "average the weights of several students",
     "evaluate": "evaluate a student, a teacher or the zero-shot backbone",
     "compare": "compare two models query by query",
     "diagnose": "show where the gap between a student and its teacher comes from",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count
+from teachclip.cli.arguments import CommandParser, command, path_argument, positive_count, positive_number
 
 DESCRIPTION = (
     "Compare variants, ways to train the student of a recipe, on your own data or on Shapes datasets. Every variant "
@@ -20,7 +20,24 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Tune every variant on the dev seeds, run the chosen settings on the test seeds, and report."""
     parser = CommandParser(prog="teachclip study", description=DESCRIPTION)
-    parser.add_argument("study", metavar="STUDY", help="study file, or the name of one in recipes/studies")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="study file, or the name of one in recipes/studies")
+    parser.add_argument(
+        "--auto",
+        metavar="RECIPE",
+        help="in place of a study file: find out which of four standing recipes to take for the data of this one, "
+        "and at which rate, by successive halving on validation; writes it, and measures it on test once",
+    )
+    parser.add_argument(
+        "--trainings", type=positive_number, help="with --auto: budget in whole trainings of a student (default 20)"
+    )
+    parser.add_argument("--minutes", type=positive_number, help="with --auto: budget in minutes of training instead")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=positive_number,
+        help="with --auto: base rates to try (default 1e-4 3e-4 1e-3)",
+    )
+    parser.add_argument("--test-seeds", type=positive_count, help="with --auto: seeds to measure on test (default 3)")
     parser.add_argument("--recipe", type=path_argument, help="recipe in place of the one that the study file names")
     parser.add_argument(
         "--out", type=path_argument, help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick])"
@@ -31,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check every override, print the plan, and stop")
     parser.add_argument("--keys", action=_Keys, nargs=0, help="print the keys of a study file, and stop")
     args = parser.parse_args(argv)
+    if args.auto is not None:
+        _auto(parser, args)
+        return
+    for name in ("trainings", "minutes", "rates", "test_seeds"):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is for --auto RECIPE")
+    if args.study is None:
+        parser.error("the following arguments are required: STUDY")
     from teachclip.studies.run import study
 
     study(
@@ -40,6 +65,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         preset=args.preset,
         processes=args.processes,
         quick=args.quick,
+        dry_run=args.dry_run,
+    )
+
+
+def _auto(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Choose one of the standing recipes."""
+    for name in ("study", "recipe", "preset", "quick"):
+        if getattr(args, name):
+            parser.error(f"{'STUDY' if name == 'study' else f'--{name}'} is not for --auto")
+    if args.trainings is not None and args.minutes is not None:
+        parser.error("give --trainings or --minutes, not both")
+    from teachclip.studies.auto import RATES, auto
+
+    auto(
+        args.auto,
+        trainings=args.trainings,
+        minutes=args.minutes,
+        rates=args.rates or RATES,
+        test_seeds=args.test_seeds or 3,
+        out=args.out,
+        processes=args.processes,
         dry_run=args.dry_run,
     )
 

@@ -141,8 +141,10 @@ def student_features(
 
     `tokens`: of the split's captions and videos, what the student's encoders give.
 
-    Raises CheckpointError if the student's video embedding is not the weighted sum of its frames.
+    Raises CheckpointError if the student's video embedding is not the weighted sum of its frames, DataError if it has
+    several of a video.
     """
+    student.require_one_vector("diagnose")
     texts, videos = tokens
     encoder_frames, mask = videos["frame_features"], videos["frame_mask"].bool()
     text_tokens = student.texts_from_features(texts["features"])

@@ -43,6 +43,7 @@ class StudentEmbeddings(EmbeddingFunction):  # type: ignore[misc]
         """The student, loaded at its first use. Raises CheckpointError as `load_student`."""
         if self._student is None:
             self._student = load_student(self.name).to(self.device).eval()
+            self._student.require_one_vector("LanceDB's embedding function")
         return self._student
 
     def ndims(self) -> int:

@@ -46,6 +46,7 @@ class StudentEncoder(AbsEncoder):
         else:
             self.student = load_student(model_name, revision=revision, **kwargs)
         self.student = self.student.to(device).eval() if device else self.student.eval()
+        self.student.require_one_vector("the encoder of mteb")
         name = str(getattr(self.student.config, "_name_or_path", "") or "student")
         self.mteb_model_meta = ModelMeta.create_empty(
             {

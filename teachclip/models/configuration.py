@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 POOLINGS = ("attention", "mean")
 ATTENTION_INPUTS = ("after", "before")
-_FIELDS = (
+FIELDS = (
     *("backbone_config", "temporal_layers", "temporal_heads", "temporal_activation", "max_frames", "pooling"),
     *("pooling_temperature", "mask_padding", "attention", "attention_input", "attention_rescale"),
-    *("adapters", "adapter_width", "matryoshka"),
+    *("adapters", "adapter_width", "matryoshka", "vectors"),
 )
 _FROM_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
@@ -56,6 +56,7 @@ class StudentConfig(PreTrainedConfig):
     adapter_width: their inner width; None: four times the joint width.
     matryoshka: first numbers of an embedding that are trained to be embeddings by themselves, renormalised; none as
         published (Matryoshka representations, Kusupati et al. 2022).
+    vectors: of a video; 1 as published. A text is compared with the nearest one. Saved only if there are more.
 
     Raises CheckpointError for invalid values, and for unknown names when a student is built. A saved configuration
     may hold names that others wrote; one that looks like a misspelled name of ours is logged.
@@ -80,16 +81,17 @@ class StudentConfig(PreTrainedConfig):
         adapters: Sequence[str] = (),
         adapter_width: int | None = None,
         matryoshka: Sequence[int] = (),
+        vectors: int = 1,
         **kwargs: Any,
     ) -> None:
         unknown = [key for key in kwargs if key not in _FROM_TRANSFORMERS and not key.startswith("_")]
         if _is_saved.get():
             for key in unknown:
-                if hint := closest(key, _FIELDS):
+                if hint := closest(key, FIELDS):
                     log.warning("config.json: %s is unknown and has no effect%s", key, hint)
         elif unknown:
             raise CheckpointError(
-                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(_FIELDS)}{closest(unknown[0], _FIELDS)}"
+                f"StudentConfig: {unknown[0]} is unknown; known: {', '.join(FIELDS)}{closest(unknown[0], FIELDS)}"
             )
         self.backbone_config = _backbone_config(backbone_config)
         self.temporal_layers = _integer("temporal_layers", temporal_layers, least=0)
@@ -121,6 +123,9 @@ class StudentConfig(PreTrainedConfig):
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
         self.matryoshka = _prefixes(matryoshka, self.width)
+        self.vectors = _integer("vectors", vectors, least=1)
+        if self.vectors > 1 and self.pooling == "mean":
+            raise CheckpointError(f"StudentConfig: vectors is {vectors}, but mean pooling gives one; allowed: 1")
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
         _check_outputs(self)
 
@@ -136,6 +141,8 @@ class StudentConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the values as they are saved, without the folder that the backbone was loaded from."""
         values = super().to_dict()
+        if values.get("vectors") == 1:  # as published: saved students and what is computed with them stay the same
+            del values["vectors"]
         for part in (values["backbone_config"], *values["backbone_config"].values()):
             if isinstance(part, dict):
                 part.pop("_name_or_path", None)

@@ -16,13 +16,16 @@ class AttentionOutput(NamedTuple):
     """The output of `FrameAttention` and `UniformAttention`."""
 
     pooled: Tensor
-    """The features of the videos (videos, dim), not normalised."""
+    """The features of the videos (videos, dim), not normalised; of several vectors (videos, vectors, dim)."""
     attention_scores: Tensor
     """The raw score of every frame (videos, frames), including padded ones."""
     attention_weights: Tensor
     """The weights at temperature 1 (videos, frames), which frame-text losses compare with a teacher's relevance."""
     pooling_weights: Tensor
-    """The weights of the frames in `pooled` (videos, frames); rows sum to 1, padded frames have 0."""
+    """The weights of the frames in `pooled` (videos, frames); rows sum to 1, padded frames have 0.
+
+    Scores and weights of an attention of several vectors are (videos, vectors, frames).
+    """
 
 
 def complete_mask(frame_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -100,13 +103,22 @@ class FrameAttention(nn.Module):
     rescale: scale g to a mean square of 1, sqrt(dim) g / |g|, so that the network learns equally fast for features of
         any scale. g are the frames h, unless `forward` gets others.
     temperature: of the pooling; 0.1 as published. The network starts from N(0, 0.02) with zero biases.
+    vectors: of a video; 1 as published. More share W1 and have a w2 and b2 each, and pool the frames each by itself.
     """
 
-    def __init__(self, width: int, *, temperature: float = 0.1, kind: str = "softmax", rescale: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        temperature: float = 0.1,
+        kind: str = "softmax",
+        rescale: bool = False,
+        vectors: int = 1,
+    ) -> None:
         super().__init__()
         self.hidden = nn.Linear(width, width)
-        self.score = nn.Linear(width, 1)
-        self.temperature, self.kind, self.rescale = temperature, kind, rescale
+        self.score = nn.Linear(width, vectors)
+        self.temperature, self.kind, self.rescale, self.vectors = temperature, kind, rescale, vectors
 
     def forward(
         self, frames: Tensor, frame_mask: Tensor | None = None, attention_frames: Tensor | None = None
@@ -118,9 +130,15 @@ class FrameAttention(nn.Module):
         scored = frames if attention_frames is None else attention_frames
         if self.rescale:
             scored = F.normalize(scored, dim=-1) * math.sqrt(scored.shape[-1])
-        scores = self.score(F.relu(self.hidden(scored))).squeeze(-1).float()
+        scores = self.score(F.relu(self.hidden(scored)))
+        if self.vectors == 1:
+            scores = scores.squeeze(-1).float()
+        else:
+            scores = scores.transpose(1, 2).float()
+            frame_mask = None if frame_mask is None else frame_mask.unsqueeze(1)
+            frames = frames.unsqueeze(1)
         pooling_weights = attention_weights(scores, frame_mask, temperature=self.temperature, kind=self.kind)
-        pooled = (pooling_weights.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=1)
+        pooled = (pooling_weights.unsqueeze(-1) * F.normalize(frames.float(), dim=-1)).sum(dim=-2)
         weights = attention_weights(scores, frame_mask, kind=self.kind)
         return AttentionOutput(pooled, scores, weights, pooling_weights)
 

@@ -37,15 +37,18 @@ class StudentOutput(ModelOutput):
     """The output of a student's forward pass; outputs without input are None."""
 
     logits_per_text: Tensor | None = None
-    """Cosines (texts, videos) times exp(logit_scale), plus SigLIP's bias; float32."""
+    """Cosines (texts, videos), of several vectors the best, times exp(logit_scale), plus SigLIP's bias; float32."""
     logits_per_video: Tensor | None = None
     """The transpose (videos, texts)."""
     frame_scores: Tensor | None = None
     """The raw attention score of every frame (videos, frames); meaningless for padded frames."""
     frame_weights: Tensor | None = None
-    """The attention weights at temperature 1 over valid frames (videos, frames); rows sum to 1."""
+    """The attention weights at temperature 1 over valid frames (videos, frames); rows sum to 1.
+
+    Scores and weights of a student with several vectors per video are (videos, vectors, frames).
+    """
     video_embeds: Tensor | None = None
-    """L2-normalised (videos, dim)."""
+    """L2-normalised (videos, dim), of several vectors per video (videos, vectors, dim)."""
     text_embeds: Tensor | None = None
     """L2-normalised (texts, dim)."""
 
@@ -82,6 +85,7 @@ class StudentModel(StudentFiles):
                 temperature=config.pooling_temperature,
                 kind=config.attention,
                 rescale=config.attention_rescale,
+                vectors=config.vectors,
             )
             if config.pooling == "attention"
             else UniformAttention()
@@ -123,7 +127,10 @@ class StudentModel(StudentFiles):
         return {"embeds": F.normalize(self.adapt("text", text_features).float(), dim=-1)}
 
     def videos_from_features(self, frame_features: Tensor, frame_mask: Tensor) -> Tokens:
-        """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}."""
+        """Encode videos from raw frame features (videos, frames, dim) to {"embeds": (videos, dim)}.
+
+        Where the student has several vectors per video they are (videos, vectors, dim).
+        """
         return {"embeds": F.normalize(self.aggregate(frame_features, frame_mask)[1].pooled, dim=-1)}
 
     def frame_sets_from_features(self, frame_features: Tensor, pooling_weights: Tensor) -> Tokens:
@@ -147,9 +154,12 @@ class StudentModel(StudentFiles):
         )
 
     def score(self, texts: Tokens, videos: Tokens) -> Tensor:
-        """Return the logits (texts, videos): scaled cosines, in float32 also under autocast."""
+        """Return the logits (texts, videos): scaled cosines, in float32 also under autocast.
+
+        Of several vectors of a video the nearest one counts.
+        """
         with torch.autocast(texts["embeds"].device.type, enabled=False):
-            cosines = texts["embeds"].float() @ videos["embeds"].float().T
+            cosines = best_cosines(texts["embeds"].float(), videos["embeds"].float())
             return encoders.logits_of(self.backbone, cosines)
 
     def prefix_logits(self, texts: Tokens, videos: Tokens) -> list[Tensor]:
@@ -159,7 +169,7 @@ class StudentModel(StudentFiles):
         """
         widths = [width for width in self.config.matryoshka if width < self.config.width]
         pairs = [
-            [{"embeds": F.normalize(side["embeds"].float()[:, :width], dim=-1)} for side in (texts, videos)]
+            [{"embeds": F.normalize(side["embeds"].float()[..., :width], dim=-1)} for side in (texts, videos)]
             for width in widths
         ]
         return [self.score(texts, videos), *(self.score(*pair) for pair in pairs)]
@@ -212,12 +222,19 @@ class StudentModel(StudentFiles):
         """Return frame features (videos, frames, dim) and, as `pooler_output`, video features (videos, dim).
 
         `pixel_values`: (videos, frames, 3, height, width); `frame_mask`: (videos, frames). Neither is normalised;
-        dtype and `return_dict` as of `get_text_features`.
+        dtype and `return_dict` as of `get_text_features`. Raises DataError where there are several vectors per video,
+        which clients of this method do not know.
         """
+        self.require_one_vector("get_video_features")
         hidden, aggregation = self.aggregate(encoders.frame_features(self.backbone, pixel_values), frame_mask)
         pooled = aggregation.pooled.to(self.dtype)
         output = BaseModelOutputWithPooling(last_hidden_state=hidden.to(self.dtype), pooler_output=pooled)
         return self._as_asked(output, return_dict)
+
+    def require_one_vector(self, what: str) -> None:
+        """Raise DataError where the student has several vectors per video; `what`: who needs one."""
+        if (count := self.config.vectors) > 1:
+            raise DataError(f"{what} is for students of one vector per video, this one has {count}; use encode_video")
 
     def _as_asked(self, output: Any, return_dict: bool | None) -> Any:
         """Return an output, or its tuple where `return_dict` or, with None, the configuration says so."""
@@ -358,12 +375,12 @@ class StudentModel(StudentFiles):
         """Encode videos: paths, parts of files as (path, start, end) in seconds, or arrays of frames; or one of them.
 
         Files are decoded by `workers` processes (0: one per core) while the model works, each in at most `time_limit`
-        seconds and `memory_limit` GB per process. Returns embeddings (videos, dim) on the CPU, L2-normalised,
-        float32, in the order of the videos, and raises VideoError for the first video that cannot be read. With
-        `on_error` "skip" or "use_decodable" such a video costs no other one: the result is an `EncodedVideos`, which
-        names it; "use_decodable" uses what can be decoded of it. `precision`: of the encoders, `float32`, or
-        `bfloat16`, which is faster where the processor or GPU has it and changes embeddings a little. Raises
-        DataError if the student has no processor.
+        seconds and `memory_limit` GB per process. Returns embeddings (videos, dim), or (videos, vectors, dim) of a
+        student with several (see `best_cosines`), on the CPU, L2-normalised, float32, in the order of the videos, and
+        raises VideoError for the first video that cannot be read. With `on_error` "skip" or "use_decodable" such a
+        video costs no other one: the result is an `EncodedVideos`, which names it; "use_decodable" uses what can be
+        decoded of it. `precision`: of the encoders, `float32`, or `bfloat16`, which is faster where the processor or
+        GPU has it and changes embeddings a little. Raises DataError if the student has no processor.
         """
         processor = self._checked_processor("video", batch_size)
         items = list_videos(videos)
@@ -379,8 +396,12 @@ class StudentModel(StudentFiles):
                 progress=progress,
             )
         parts = result.embeddings
-        result = result._replace(embeddings=torch.cat(parts) if parts else torch.empty(0, self.config.width))
+        result = result._replace(embeddings=torch.cat(parts) if parts else self._no_videos())
         return result.embeddings if on_error == "raise" else result
+
+    def _no_videos(self) -> Tensor:
+        shape = (self.config.width,) if self.config.vectors == 1 else (self.config.vectors, self.config.width)
+        return torch.empty(0, *shape)
 
     def _checked_processor(self, kind: str, batch_size: int) -> StudentProcessor:
         if self.processor is None:
@@ -392,6 +413,16 @@ class StudentModel(StudentFiles):
     def _encode_inputs(self, inputs: Mapping[str, Tensor], precision: str = "float32") -> Any:
         with encoding_in(precision, self.device):
             return self(**{name: values.to(self.device) for name, values in inputs.items()})
+
+
+def best_cosines(texts: Tensor, videos: Tensor) -> Tensor:
+    """Return the cosines (texts, videos) of L2-normalised texts (texts, dim) and videos.
+
+    `videos`: (videos, dim), or (videos, vectors, dim), of which the nearest vector counts.
+    """
+    if videos.ndim == 2:
+        return texts @ videos.T
+    return (texts @ videos.flatten(0, 1).T).unflatten(1, videos.shape[:2]).amax(dim=-1)
 
 
 @contextmanager

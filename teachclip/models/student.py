@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 OFFICIAL: Mapping[str, Any] = {
+    "vectors": 1,
     "attention": "softmax",
     "attention_input": "after",
     "attention_rescale": False,

@@ -64,6 +64,11 @@ def export_onnx(
         raise CheckpointError(
             f"precision is {precision!r} and only is {only!r}; allowed: {', '.join(PRECISIONS)}; text"
         )
+    if student.config.vectors > 1 and only is None:
+        raise CheckpointError(
+            f"the student has {student.config.vectors} vectors per video, which an ONNX folder cannot hold yet; "
+            "its text tower alone can be exported: --only text"
+        )
     folder = Path(os.path.realpath(os.path.expanduser(folder)))
     check_replaceable(folder, FILES, is_onnx_folder)
     if student.dtype != torch.float32 or student.device.type != "cpu":

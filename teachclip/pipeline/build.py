@@ -190,6 +190,7 @@ def build_student(section: Student, backbone: PreTrainedModel, *, seed: int, fra
         adapters=section.adapters,
         adapter_width=section.adapter_width,
         matryoshka=section.matryoshka,
+        vectors=section.vectors,
     )
 
 
@@ -202,6 +203,8 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
         attention_lr=section.attention_lr,
         weight_decay=section.weight_decay,
         adapter_lr=section.adapter_lr,
+        layer_decay=section.layer_decay,
+        clip_decay=0.0 if section.l2_start else None,
     )
     return build_optimizer(section.name, groups)
 
@@ -209,8 +212,10 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
 def build_schedule(
     train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int, select_last: bool = False
 ) -> Schedule:
-    """Return the lengths of a run in steps."""
+    """Return the lengths of a run in steps. Raises RecipeError if its encoders never move."""
     steps = train.steps or train.epochs * batches_per_epoch
+    if train.frozen_steps >= steps:
+        raise RecipeError(f"train.frozen_steps is {train.frozen_steps}; allowed: fewer than the {steps} steps")
     evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
     curve = SCHEDULES[optimizer.schedule]
     return Schedule(
@@ -224,6 +229,9 @@ def build_schedule(
         seed=seed,
         chunk_size=train.chunk_size,
         select_last=select_last,
+        frozen_steps=train.frozen_steps,
+        ema=train.ema,
+        l2_start=optimizer.l2_start,
     )
 
 
@@ -267,15 +275,17 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
         identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature", "keep"})
         if identity["training"] is not None:
             _drop_usual(identity["training"]["train"], "train", Train)
-            if identity["training"]["optimizer"]["adapter_lr"] is None:
-                del identity["training"]["optimizer"]["adapter_lr"]
+            _drop_usual(identity["training"]["optimizer"], "optimizer", Optimizer)
             del identity["training"]["annotations"]  # that of `data` is what it reads
         return {**shared, "clip": recipe.student.backbone, "teacher": identity}
     return values
 
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "train": ("captions_per_video", "chunk_size", "compile", "activation_checkpointing", "tf32"),
+    "train": (
+        *("captions_per_video", "chunk_size", "compile", "activation_checkpointing", "tf32"),
+        *("lora_rank", "frozen_steps", "ema"),
+    ),
     "student": (
         "text_backbone",
         "trust_remote_code",
@@ -286,8 +296,10 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
         "adapter_width",
         "matryoshka",
         "temperature_scaling",
+        "wise_ft",
+        "vectors",
     ),
-    "optimizer": ("adapter_lr",),
+    "optimizer": ("adapter_lr", "layer_decay", "l2_start"),
     "teaching": ("weighting", "encoding_precision"),
 }
 """Options beyond the paper: a run without them goes on where one of before they existed stopped."""
@@ -297,6 +309,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     """Name options in a run's settings only where they are used."""
     for section in _OPTIONS:
         _drop_usual(values[section], section, type(getattr(recipe, section)))
+    if recipe.batch_seed is None:
+        del values["batch_seed"]
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
@@ -323,7 +337,7 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
 
     def term(section: Any) -> Term:
         values = section.model_dump(include={"weight", "kind", "temperature", "end_weight"})
-        return Term(**values)
+        return Term(**values, of_video=getattr(section, "targets", "pair") == "video")
 
     return DistillationTerms(
         contrastive=term(losses.contrastive),

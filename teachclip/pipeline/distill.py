@@ -16,8 +16,9 @@ from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import freeze, set_clip_weights, speed_up
+from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
+from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
@@ -28,6 +29,7 @@ from teachclip.pipeline.temperature_scaling import scale_temperature
 from teachclip.pipeline.tracking import start_trackers, track_results
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.unpaired import Unpaired, build_unpaired, check_unpaired
+from teachclip.pipeline.wise_ft import interpolate_encoders
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
@@ -79,8 +81,7 @@ def _train(
     recipe, train = work.recipe, work.recipe.train
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     select = _evaluation(work, student, "selection")
-    freeze(student, encoders=train.encoders)
-    set_clip_weights(student, train.clip_weights)
+    prepare_encoders(student, recipe)
     if not work.catalog.train.is_paired:
         write_taught(work)
     speed_up(student, train)
@@ -97,12 +98,14 @@ def _train(
             train,
             recipe.optimizer,
             batches_per_epoch=batches.sampler.batches_per_epoch,
-            seed=recipe.seed,
+            seed=recipe.order_seed,
             select_last=last,
         ),
         select,
     )
     task.load_state_dict(run.best_weights())
+    if train.encoders == "lora":
+        merge_lora(student)
     chosen = {"selected_by": LAST_STEP} if last and progress.best_step == progress.step else {}
     results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
     track_results(accelerator, results, progress.step)
@@ -146,7 +149,7 @@ def build_training(
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
-    sampler = build.build_sampler(recipe.train, split, seed=recipe.seed, views=work.views)
+    sampler = build.build_sampler(recipe.train, split, seed=recipe.order_seed, views=work.views)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 
@@ -174,13 +177,16 @@ def _measure(
     keep_queries: Callable[[PerQuery], object] | None,
     **chosen: Any,
 ) -> dict[str, Any]:
-    """Scale the pooling temperature if the recipe says so, and return the results of the trained student.
+    """Mix encoders and scale the pooling temperature if the recipe says so; return the trained student's results.
 
     `chosen`: what the results say of its checkpoint.
     """
     student.float()  # what is measured here is what is exported, whatever `clip_weights` was
     results: dict[str, Any] = work.stamp(model="student", **chosen)
-    factors = work.recipe.student.temperature_scaling
+    shares, factors = work.recipe.student.wise_ft, work.recipe.student.temperature_scaling
+    if shares:
+        start = work.backbone.state_dict()
+        results["wise_ft"] = interpolate_encoders(student, start, shares, select, work.processes)
     if factors:
         results["temperature_scaling"] = scale_temperature(student, factors, select, work.processes)
     for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):

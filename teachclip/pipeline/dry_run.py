@@ -18,7 +18,7 @@ from teachclip.data.video.workers import OnError
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import freeze, set_clip_weights
+from teachclip.pipeline.encoders import prepare_encoders
 from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
 from teachclip.pipeline.teachers import (
@@ -122,8 +122,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
-    freeze(student, encoders=recipe.train.encoders)
-    set_clip_weights(student, recipe.train.clip_weights)
+    prepare_encoders(student, recipe)
     handles = open_teachers(recipe, device)
     teachers = _teachers(recipe, handles, catalog, pairs, how)
     frame_sets, frame_set_scorer = _frame_sets(recipe, handles, pairs, how)

@@ -12,7 +12,8 @@ from teachclip.errors import RecipeError
 from teachclip.models.backbone import SCALE_PARAMETERS
 from teachclip.models.half_clip import use_float16_weights
 from teachclip.models.student import StudentModel
-from teachclip.recipe.schema import Teacher, Train
+from teachclip.pipeline.lora import insert_lora
+from teachclip.recipe.schema import Recipe, Teacher, Train
 from teachclip.scorer import teacher_traits
 from teachclip.training.optim import encoder_prefix, freeze_clip_inputs
 
@@ -32,6 +33,16 @@ def check_clip(clip: nn.Module, backbone: nn.Module, section: Teacher) -> None:
 def encoders_of(model: nn.Module) -> nn.Module | None:
     """Return the dual encoder inside a model: a student's backbone, a teacher's CLIP."""
     return model.backbone if isinstance(model, StudentModel) else teacher_traits(model).clip
+
+
+def prepare_encoders(student: StudentModel, recipe: Recipe) -> None:
+    """Have a student's encoders train as `train` of a recipe says: which weights, and in which precision."""
+    train = recipe.train
+    if train.encoders == "lora":
+        insert_lora(student, rank=train.lora_rank, seed=recipe.seed)
+    else:
+        freeze(student, encoders=train.encoders)
+    set_clip_weights(student, train.clip_weights)
 
 
 def freeze(model: nn.Module, *, encoders: str) -> None:

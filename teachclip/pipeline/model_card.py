@@ -36,6 +36,7 @@ def model_card(results: Mapping[str, Any], recipe: Recipe) -> str:
         selected=_selection(results),
         seed=results.get("seed", recipe.seed),
         table="\n".join(_table(results)),
+        **_vectors(recipe.student.vectors),
     )
     return str(ModelCard(f"---\n{_front_matter(results, recipe, 'transformers')}\n---\n{body}"))
 
@@ -122,6 +123,7 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     """Say what the student has or learned from beyond the paper."""
     student, losses = recipe.student, recipe.losses
     factor = results.get("temperature_scaling", {}).get("factor", 1)
+    share = results.get("wise_ft", {}).get("share", 1)
     found = []
     if student.text_backbone is not None:
         found.append(f"text encoder {code_text(_backbone(student.text_backbone)[1])}, taught to replace its own")
@@ -132,10 +134,31 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
     found += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
     found += ["frame-set distillation"] if losses.uses_frame_sets else []
+    found += [f"LoRA of rank {recipe.train.lora_rank}, merged"] if recipe.train.encoders == "lora" else []
+    found += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
+    found += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
+    found += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
     if recipe.teachers:
         found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
     return "".join(f"; {text}" for text in found)
+
+
+def _vectors(count: int) -> dict[str, str]:
+    """Return what the card says of the vectors of a video, and of clients that take one alone."""
+    if count == 1:
+        return {
+            "what": "A video is one vector, a query is one vector, and their dot product is the score.",
+            "score": "texts @ videos.T",
+            "clients": "transformers and with Sentence Transformers",
+            "sentence": _SENTENCE,
+        }
+    return {
+        "what": f"A video is {count} vectors, a query is one, and the largest of their dot products is the score.",
+        "score": "(texts @ videos.flatten(0, 1).T).unflatten(1, videos.shape[:2]).amax(-1)",
+        "clients": "transformers (Sentence Transformers takes one vector per video alone)",
+        "sentence": "",
+    }
 
 
 def _selection(results: Mapping[str, Any]) -> str:
@@ -183,7 +206,7 @@ _BODY = """
 # {name}
 
 A compact model for video search by text, trained with teachclip (the TeachCLIP method, CVPR 2024).
-A video is one vector, a query is one vector, and their dot product is the score.
+{what}
 
 - Teachers: {teachers}
 - Backbone: {backbone}; temporal transformer of {layers} blocks; attentional frame-feature aggregation{options}
@@ -201,10 +224,10 @@ from teachclip import load_student
 student = load_student("THIS_FOLDER")
 videos = student.encode_video(["a.mp4", "b.mp4"])
 texts = student.encode_text(["a man plays a drum"])
-scores = texts @ videos.T  # (texts, videos), higher is closer
+scores = {score}  # (texts, videos), higher is closer
 ```
 
-With transformers and with Sentence Transformers, after `import teachclip`; with `trust_remote_code=True` no import is
+With {clients}, after `import teachclip`; with `trust_remote_code=True` no import is
 needed:
 
 ```python
@@ -214,18 +237,20 @@ from transformers import AutoModel, AutoProcessor
 model, processor = AutoModel.from_pretrained("THIS_FOLDER"), AutoProcessor.from_pretrained("THIS_FOLDER")
 scores = model(**processor(text=["a man plays a drum"], videos=["a.mp4", "b.mp4"])).logits_per_text
 ```
+{sentence}
+## Measured results
 
+{table}
+"""
+
+_SENTENCE = """
 ```python
 import teachclip
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("THIS_FOLDER")
-scores = model.encode(["a man plays a drum"]) @ model.encode([{{"video": "a.mp4"}}, {{"video": "b.mp4"}}]).T
+scores = model.encode(["a man plays a drum"]) @ model.encode([{"video": "a.mp4"}, {"video": "b.mp4"}]).T
 ```
-
-## Measured results
-
-{table}
 """
 
 _ONNX = """

@@ -118,7 +118,7 @@ def build_frame_sets(
     if not recipe.losses.uses_frame_sets:
         return None, None
     options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "repeats": term.repeats}
-    options["seed"] = recipe.seed
+    options["seed"] = recipe.order_seed
     if unpaired is not None:
         inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
     if term.scorer == "backbone":

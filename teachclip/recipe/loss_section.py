@@ -155,7 +155,7 @@ def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
         yield f"losses.frame_sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
     if recipe.frames.store != "none":
         return
-    if recipe.train.encoders == "finetuned" or term.scorer != "backbone":
+    if recipe.train.encoders != "frozen" or term.scorer != "backbone":
         yield "losses.frame_sets reads frames of many videos at random, which frames.store=none cannot: use disk"
     if term.videos is not None:
         yield "losses.frame_sets.videos needs frames.store=disk"

@@ -92,6 +92,9 @@ class Student(Section):
     trust_remote_code: bool = Field(
         False, description="run the Python code that the backbone's tokenizer brings; false: it is refused"
     )
+    vectors: Count = Field(
+        1, description="vectors per video; a text is compared with the nearest one. 1: as published"
+    )
     temporal_layers: int = Field(4, ge=0, description="blocks of the temporal transformer; 0: none")
     pooling_temperature: Positive = Field(0.1, description="temperature of the softmax that pools the frames")
     mask_padding: bool = Field(True, description="padded frames take no weight; false: as in the official code")
@@ -113,6 +116,11 @@ class Student(Section):
     temperature_scaling: list[Positive] = Field(
         default_factory=list,
         description="factors on the trained attention scores, tried on the selection split; the best one is exported",
+    )
+    wise_ft: list[Share] = Field(
+        default_factory=list,
+        description="shares of the finetuned encoders in their mean with those they started from, tried on the "
+        "selection split; the best one is exported (WiSE-FT)",
     )
 
     @model_validator(mode="after")
@@ -137,7 +145,13 @@ class Optimizer(Section):
     clip_lr: Weight = Field(1e-7, description="rate of the backbone, when encoders are finetuned; 0 freezes it")
     attention_lr: Positive = Field(1e-3, description="rate of the frame attention (published: 10 x lr)")
     adapter_lr: Positive | None = Field(None, description="rate of the residual adapters; null: attention_lr")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on clip_lr for each layer further from the encoders' outputs; 1: as published"
+    )
     weight_decay: Weight = Field(0.2, description="decoupled; none for biases")
+    l2_start: Weight = Field(
+        0.0, description="pull of finetuned encoders towards their start, in place of weight decay (L2-SP); 0: none"
+    )
     schedule: Literal["published", "warmup_cosine"] = Field(
         "published", description="published: cosine over the whole run; warmup_cosine: cosine after the warm-up"
     )
@@ -148,8 +162,22 @@ class Optimizer(Section):
 class Train(Section):
     """How long, in which batches, on what."""
 
-    encoders: Literal["finetuned", "frozen"] = Field(
-        "finetuned", description="frozen: CLIP's embeddings are stored once"
+    encoders: Literal["finetuned", "frozen", "lora"] = Field(
+        "finetuned",
+        description="frozen: CLIP's embeddings are stored once; lora: matrices of low rank beside their attention "
+        "train, and are merged at the end",
+    )
+    lora_rank: Count = Field(8, description="with encoders=lora: rank of these matrices")
+    frozen_steps: int = Field(
+        0,
+        ge=0,
+        description="steps at first in which the encoders do not move (LP-FT); the schedule of their rate then takes "
+        "the other steps",
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay of a running mean of the weights, such as 0.999, which is validated and exported in their "
+        "place; null: none",
     )
     batch_size: Count = Field(120, description="pairs per step, over all processes together")
     epochs: Count | None = Field(None, description="passes over the training pairs; or give steps")
@@ -189,6 +217,26 @@ class Train(Section):
             raise ValueError(f"batch_size is {self.batch_size}; allowed: a multiple of captions_per_video={together}")
         return self
 
+    @model_validator(mode="after")
+    def _frozen_steps_end(self) -> Train:
+        if self.frozen_steps and self.encoders == "frozen":
+            raise ValueError("frozen_steps is for encoders that move after them, not for encoders=frozen")
+        if self.steps is not None and self.frozen_steps >= self.steps:
+            raise ValueError(f"frozen_steps is {self.frozen_steps}; allowed: fewer than the {self.steps} steps")
+        return self
+
+
+def _check_encoders(train: Train, optimizer: Optimizer, wise_ft: bool = False) -> None:
+    """Raise ValueError for what does not fit to how the encoders train."""
+    used = {"student.wise_ft": wise_ft and train.encoders == "frozen"}
+    used |= {"optimizer.layer_decay": optimizer.layer_decay != 1 and train.encoders == "frozen"}
+    for key in (key for key, is_wrong in used.items() if is_wrong):
+        raise ValueError(f"{key} is for encoders that train, not for train.encoders=frozen")
+    if optimizer.l2_start and train.encoders != "finetuned":
+        raise ValueError(f"optimizer.l2_start needs train.encoders=finetuned, got {train.encoders}")
+    if optimizer.l2_start and train.clip_weights == "float16":
+        raise ValueError("optimizer.l2_start needs train.clip_weights=float32: its steps vanish in float16")
+
 
 def _check_float16(train: Train, optimizer: Optimizer) -> None:
     for key, got, needed, why in (
@@ -214,6 +262,9 @@ class TeacherTraining(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherTraining:
+        if self.train.encoders == "lora":
+            raise ValueError("train.encoders=lora is for students; allowed here: finetuned, frozen")
+        _check_encoders(self.train, self.optimizer)
         _check_float16(self.train, self.optimizer)
         return self
 
@@ -306,6 +357,10 @@ class Recipe(Section):
 
     name: str = Field(description="name of the experiment")
     seed: Seed = Field(42, description="seed of the student's new parameters and of its batches")
+    batch_seed: Seed | None = Field(
+        None,
+        description="seed of the student's batches alone; null: seed. Students of one seed can be averaged (soup)",
+    )
     output: PathValue = Field(description="run folder: resolved recipe, log, checkpoints, report, exported student")
     stores: PathValue = Field(description="folder of all that is computed once: frames, features, relevance")
     data: Data
@@ -319,6 +374,11 @@ class Recipe(Section):
     train: Train
     evaluation: Evaluation = Evaluation()
     card: Card = Card()
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the student's batches."""
+        return self.seed if self.batch_seed is None else self.batch_seed
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -337,5 +397,6 @@ class Recipe(Section):
             raise ValueError(f"teachers: {taken.pop()!r} is the name of another model; give it another 'label'")
         if problems := list(check_losses(self)):
             raise ValueError("; ".join(problems))
+        _check_encoders(self.train, self.optimizer, bool(self.student.wise_ft))
         _check_float16(self.train, self.optimizer)
         return self

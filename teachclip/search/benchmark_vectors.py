@@ -34,6 +34,7 @@ def vectors_of_frames(
     them at random, of a random video, in the order of time: the vector that a file of these frames would have. Raises
     DataError if no video can be read.
     """
+    student.require_one_vector("bench-search --videos")
     features = _frame_features(student, folder, limits or Limits())
     state = np.random.RandomState(seed)
     mask = torch.ones(1024, FRAMES_PER_ROW, dtype=torch.bool, device=student.device)

@@ -187,7 +187,7 @@ class FileEncoder:
                 self._known.add(video.id)
                 del self._files[video.id]
             self.encoded += len(ready)
-            self.parts += len(parts)
+            self.parts += sum(len({part.start for part in video.parts}) for video in ready)
         named, self._named = self._named, []
         if named:
             self.state.name_videos(named)

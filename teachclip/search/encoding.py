@@ -20,7 +20,7 @@ PARTS_PER_BATCH = 256
 
 
 class EncodedPart(NamedTuple):
-    """A part as the student sees it. start, end: seconds.
+    """A part as the student sees it; one for each vector that it has per video. start, end: seconds.
 
     vector: float32 (dim,), L2-normalised. times: when each frame is shown, seconds, float32 (frames,). weights: with
     which the frames were pooled, float32 (frames,), sum 1. best: when the frame with the largest weight is shown.
@@ -65,8 +65,9 @@ class PartEncoder:
                 if not len(places):
                     continue
                 times = stretch.times[places].astype(np.float32)
-                own = weights[number][: len(places)]
-                parts.append(EncodedPart(start, end, vectors[number], times, own, float(times[most_weighed(own)])))
+                for vector, weight in zip(vectors[number], weights[number], strict=True):
+                    own = weight[: len(places)]
+                    parts.append(EncodedPart(start, end, vector, times, own, float(times[most_weighed(own)])))
                 number += 1
             encoded.append(parts)
         return encoded
@@ -86,9 +87,10 @@ class PartEncoder:
         return torch.cat([*features, self._padding])
 
     def _parts(self, features: Tensor, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors (parts, dim) and weights (parts, count) of parts, given as rows of `features`."""
-        count = self.student.processor.sampling.count
-        vectors, weights = [np.empty((0, self.student.config.width), np.float32)], [np.empty((0, count), np.float32)]
+        """Return vectors (parts, vectors, dim) and weights (parts, vectors, count) of parts, rows of `features`."""
+        config, count = self.student.config, self.student.processor.sampling.count
+        vectors = [np.empty((0, config.vectors, config.width), np.float32)]
+        weights = [np.empty((0, config.vectors, count), np.float32)]
         for start in range(0, len(rows), PARTS_PER_BATCH):
             batch = rows[start : start + PARTS_PER_BATCH]
             places = torch.full((len(batch), count), len(features) - 1)
@@ -96,8 +98,9 @@ class PartEncoder:
             for number, row in enumerate(batch):
                 places[number, : len(row)], mask[number, : len(row)] = torch.from_numpy(row), True
             _, output = self.student.aggregate(features[places.to(features.device)], mask.to(features.device))
-            vectors.append(F.normalize(output.pooled.float(), dim=-1).cpu().numpy())
-            weights.append(output.pooling_weights.float().cpu().numpy())
+            pooled = F.normalize(output.pooled.float(), dim=-1).cpu().numpy()
+            vectors.append(pooled.reshape(len(batch), config.vectors, -1))
+            weights.append(output.pooling_weights.float().cpu().numpy().reshape(len(batch), config.vectors, -1))
         return np.concatenate(vectors), np.concatenate(weights)
 
 

@@ -296,7 +296,7 @@ class VideoIndex:
                 chosen = "" if some is None else f" AND videos.id IN ({', '.join('?' for _ in some)})"
                 rows = database.execute(
                     "SELECT videos.id, path, length, date, bytes, files.columns, videos.error, "
-                    "(SELECT count(*) FROM parts WHERE parts.video = videos.id) AS parts "
+                    "(SELECT count(DISTINCT start) FROM parts WHERE parts.video = videos.id) AS parts "
                     f"{_FILES} WHERE {condition}{chosen} ORDER BY path",
                     [*values, *(some or ())],
                 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 STUDENT_SETTINGS = (
     *("temporal_layers", "temporal_heads", "temporal_activation", "pooling", "pooling_temperature", "mask_padding"),
-    *("attention", "attention_input", "attention_rescale", "adapters"),
+    *("attention", "attention_input", "attention_rescale", "adapters", "vectors"),
 )
 BACKBONE_SETTINGS = ("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size")
 """Settings that change vectors although the weights stay. Others, such as folders and versions, do not."""

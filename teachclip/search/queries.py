@@ -64,8 +64,12 @@ class StudentQueries:
         return self.student.encode_text(list(texts), progress=False).numpy()
 
     def videos(self, videos: Sequence[Any]) -> np.ndarray:
-        """See `QueryEncoder`."""
-        return self.student.encode_video(list(videos), progress=False).numpy()
+        """See `QueryEncoder`; of several vectors per video their mean direction."""
+        found = self.student.encode_video(list(videos), progress=False)
+        if found.ndim == 3:
+            found = found.mean(dim=1)
+            found = found / found.norm(dim=-1, keepdim=True)
+        return found.numpy()
 
 
 class OnnxQueries:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a video: a row of the index.
+    """A part of a video: a row of the index. A student with several vectors per video gives rows for each of them.
 
     id: stable as long as the content of the file and the way of cutting are. number: from 0, in the order of time.
     start, end, best: seconds; `best` is when the frame that the student weighs most is shown. times, weights: of

@@ -27,8 +27,10 @@ from teachclip.store.files import read_json
 def attention_by_kind(student: StudentModel, work: Workspace, split: Split) -> dict[str, float]:
     """Return the mean attention weight that a student puts on the frames of each kind, at its pooling temperature.
 
-    The student reads the stored features of the workspace's backbone, so its encoders must be the frozen ones.
+    The student reads the stored features of the workspace's backbone, so its encoders must be the frozen ones. Raises
+    DataError for several vectors per video.
     """
+    student.require_one_vector("frame_probe")
     inputs = work.feature_inputs(split, work.backbone)
     videos = inputs.videos(np.arange(len(split.videos)))
     features, mask = (videos[name].to(work.device) for name in ("frame_features", "frame_mask"))

@@ -20,7 +20,7 @@ from teachclip.data.annotations.records import Catalog, Video
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.pipeline import build
 from teachclip.pipeline.distill import build_training
-from teachclip.pipeline.encoders import freeze
+from teachclip.pipeline.encoders import prepare_encoders
 from teachclip.pipeline.frames import build_decoding
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes, usable_cores
@@ -270,7 +270,7 @@ def _steps(work: Workspace, clock: _Clock) -> int:
     """Take some training steps as the run takes them, after one to warm up. Returns how many were timed."""
     recipe = work.recipe
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
-    freeze(student, encoders=recipe.train.encoders)
+    prepare_encoders(student, recipe)
     task, batches = build_training(work, student.to(work.device), None)
     optimizer = build.build_optimizer_for(student, recipe.optimizer)
     step = 0

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from teachclip.errors import TrainingError
 from teachclip.scoring.inputs import to_device
 from teachclip.training.batches import TrainingBatches
+from teachclip.training.finetuning import FineTuning, is_encoder_group
 from teachclip.training.run import Progress, Run, StopRequest, stop_on_signal
 from teachclip.training.step import prepare_step
 from teachclip.training.step_times import DATA, OPTIMIZER, StepTimes
@@ -39,6 +40,20 @@ class Schedule:
     chunk_size: int | None = None
     select_last: bool = False
     """Keep the weights of the last validation, whatever it says; otherwise those of the best."""
+    frozen_steps: int = 0
+    """Steps at first in which the encoders do not move (LP-FT; Kumar et al., ICLR 2022, section 3.3)."""
+    ema: float | None = None
+    """Decay of a `WeightAverage` that is validated and kept in place of the weights; None: there is none."""
+    l2_start: float = 0.0
+    """Strength of the `StartPull`."""
+
+    def factors(self, step: int) -> tuple[float, float]:
+        """Return the factors of the rate before a step: of the encoders, and of everything else.
+
+        The encoders' schedule begins, with a warm-up of its own, where they begin to move.
+        """
+        begun, all_steps = step - self.frozen_steps, self.steps - self.frozen_steps
+        return (self.rate(begun / all_steps) if begun >= 0 else 0.0), self.rate(step / self.steps)
 
 
 def fit(
@@ -56,7 +71,8 @@ def fit(
     """
     times = StepTimes(accelerator.device)
     step, optimizer = prepare_step(task, optimizer, accelerator, schedule.chunk_size, mark=times.mark)
-    progress = run.resume(task, _plain(optimizer), accelerator.scaler)
+    tuning = FineTuning(task, optimizer, schedule.frozen_steps, schedule.l2_start, schedule.ema)
+    progress = run.resume(task, _plain(optimizer), accelerator.scaler, tuning.average)
     loader = batches.loader(progress.step, schedule.steps, workers=schedule.workers)
     pending: list[_Step] = []
     bar = tqdm(
@@ -66,34 +82,34 @@ def fit(
         times.start()
         for batch in loader:
             times.mark(DATA)
-            torch.manual_seed(
-                schedule.seed * 1_000_003 + progress.step
-            )  # dropout: the same on resume and per process
-            rate = schedule.rate(progress.step / schedule.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate
+            # dropout: the same on resume and per process
+            torch.manual_seed(schedule.seed * 1_000_003 + progress.step)
+            _set_rates(optimizer, *schedule.factors(progress.step))
             batch["progress"] = torch.tensor(progress.step / max(1, schedule.steps - 1))
             batch = to_device(batch, accelerator.device)
-            losses = step(batch)
+            with tuning.step(progress.step, cut=accelerator.num_processes == 1):
+                losses = step(batch)
             losses["grad_norm"] = accelerator.clip_grad_norm_(task.parameters(), schedule.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             task.clamp_scale()
-            times.mark(OPTIMIZER)
             progress.step += 1
+            tuning.after_step(progress.step)
+            times.mark(OPTIMIZER)
             pending.append(_Step(progress.step, batch["rows"], losses, _rates(optimizer)))
             bar.update()
             last = progress.step == schedule.steps
-            stopping = _agree(accelerator, stop) if _due(progress.step, schedule.log_every, last) else stop.requested
-            stopping = stopping and (accelerator.num_processes == 1 or _due(progress.step, schedule.log_every, last))
+            logging = _due(progress.step, schedule.log_every, last)
+            stopping = (logging or accelerator.num_processes == 1) and _agree(accelerator, stop)
             saving = stopping or _due(progress.step, schedule.checkpoint_every, last)
-            if saving or _due(progress.step, schedule.log_every, last):
+            if saving or logging:
                 _write(pending, times, run, bar, accelerator, batches)
             if validate is not None and _due(progress.step, schedule.evaluate_every, last):
-                _select(validate, task, run, progress, accelerator, keep=schedule.select_last)
+                with tuning.averaged():
+                    _select(validate, task, run, progress, accelerator, keep=schedule.select_last)
                 saving = True
             if saving:
-                run.save(task, _plain(optimizer), progress, accelerator.scaler)
+                run.save(task, _plain(optimizer), progress, accelerator.scaler, tuning.average)
             if stopping and not last:
                 raise KeyboardInterrupt(f"stopped and saved after step {progress.step} of {schedule.steps}")
             times.start()
@@ -103,6 +119,12 @@ def fit(
 
 def _due(step: int, every: int, last: bool) -> bool:
     return last or step % every == 0
+
+
+def _set_rates(optimizer: Any, encoders: float, others: float) -> None:
+    """Set the rate of every group: its highest one times the factor of the encoders, or of everything else."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * (encoders if is_encoder_group(group) else others)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

@@ -19,6 +19,7 @@ from teachclip.models.backbone import input_parameters
 from teachclip.models.student import StudentModel
 from teachclip.registry import closest
 from teachclip.training.bert_adam import BertAdam
+from teachclip.training.layer_rates import layers_from_top
 
 MAX_LOGIT_SCALE = math.log(100)
 """The largest logarithm of a logit scale (CLIP, Radford et al. 2021, section 2.5)."""
@@ -71,6 +72,8 @@ def parameter_groups(
     attention_lr: float,
     weight_decay: float,
     adapter_lr: float | None = None,
+    layer_decay: float = 1.0,
+    clip_decay: float | None = None,
     clip_prefix: str | None = None,
     attention_prefix: str = "aggregation.",
 ) -> list[dict[str, Any]]:
@@ -81,6 +84,10 @@ def parameter_groups(
     decay is for names that end in `bias` and nothing else: the official rule also spares `LayerNorm` names, but its
     norms are called `ln_*`, so their gains do decay, and so do logit_scale and embeddings.
 
+    Not published: with a `layer_decay` d below 1, encoder parameters that are n layers from the outputs (see
+    `layers_from_top`) have the rate d^n clip_lr and are groups "clip_n"; `clip_decay` replaces `weight_decay` for the
+    encoders.
+
     Each group has `name` ("clip", "new", "attention", "adapters", with "_no_decay" added), `params`, `lr` and
     `initial_lr` (the rate before the schedule) and `weight_decay`. `clip_prefix` None: see `encoder_prefix`. Raises
     RecipeError if no parameter is trainable.
@@ -90,23 +97,22 @@ def parameter_groups(
     order = ["clip", "new", "clip_no_decay", "new_no_decay", "attention", "attention_no_decay"]
     order += ["adapters", "adapters_no_decay"]
     members: dict[str, list[nn.Parameter]] = {name: [] for name in order}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = "clip" if name.startswith(clip_prefix) else "new"
-            group = "attention" if name.startswith(attention_prefix) else group
-            group = "adapters" if name.startswith("heads.") else group
-            members[group + ("_no_decay" if name.endswith("bias") else "")].append(parameter)
-    groups = [
-        {
-            "name": name,
-            "params": params,
-            "lr": rates[name.removesuffix("_no_decay")],
-            "initial_lr": rates[name.removesuffix("_no_decay")],
-            "weight_decay": 0.0 if name.endswith("_no_decay") else weight_decay,
-        }
-        for name, params in members.items()
-        if params
-    ]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    depths = layers_from_top(name for name in trained if name.startswith(clip_prefix)) if layer_decay < 1 else {}
+    for name, parameter in trained.items():
+        group = "clip" if name.startswith(clip_prefix) else "new"
+        group = "attention" if name.startswith(attention_prefix) else group
+        group = "adapters" if name.startswith("heads.") else group
+        if group == "clip" and (depth := depths.get(name, 0)):
+            group = f"clip_{depth}"
+            rates[group] = clip_lr * layer_decay**depth
+        members.setdefault(group + ("_no_decay" if name.endswith("bias") else ""), []).append(parameter)
+    groups = []
+    for name, params in ((name, params) for name, params in members.items() if params):
+        rate = rates[name.removesuffix("_no_decay")]
+        decay = clip_decay if name.startswith("clip") and clip_decay is not None else weight_decay
+        decay = 0.0 if name.endswith("_no_decay") else decay
+        groups.append({"name": name, "params": params, "lr": rate, "initial_lr": rate, "weight_decay": decay})
     if not groups:
         raise RecipeError("nothing to train: every parameter of the model is frozen")
     return groups

@@ -29,6 +29,7 @@ from teachclip.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from teachclip.training.finetuning import WeightAverage
 from teachclip.training.optim import load_optimizer_tensors, optimizer_tensors
 
 
@@ -123,7 +124,13 @@ class Run:
             self.open()
             yield
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Progress:
+    def resume(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: Any = None,
+        average: WeightAverage | None = None,
+    ) -> Progress:
         """Load the newest whole checkpoint, if there is one, and cut the log back to it."""
         newest = newest_checkpoint(self.checkpoints, "step")
         if newest is None:
@@ -136,6 +143,8 @@ class Run:
                 load_optimizer_tensors(optimizer, trained_names(model), load_part(newest, "optimizer"))
                 if scaler is not None and state.get("scaler"):
                     scaler.load_state_dict(state["scaler"])
+                if average is not None:
+                    average.load(load_part(newest, "average"))
             except (ValueError, RuntimeError, KeyError, TypeError) as error:
                 raise damaged_checkpoint(newest / "state.json", str(error)) from error
         self.processes.wait()
@@ -146,12 +155,18 @@ class Run:
         return progress
 
     def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, scaler: Any = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        scaler: Any = None,
+        average: WeightAverage | None = None,
     ) -> None:
         """Write a checkpoint and keep the last two."""
         if self.processes.is_main:
             self.flush()
             tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, trained_names(model))}
+            tensors |= {} if average is None else {"average": average.tensors}
             state = {"progress": vars(progress), "scaler": scaler.state_dict() if scaler is not None else None}
             save_checkpoint(self.checkpoints, checkpoint_name("step", progress.step), tensors, state)
             keep_newest(self.checkpoints, "step", count=2)

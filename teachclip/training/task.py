@@ -56,6 +56,8 @@ class Term:
     kind: str = ""
     temperature: float = 1.0
     end_weight: float | None = None
+    of_video: bool = False
+    """Of the frame-text term: whether its targets are those of the whole video, not of the pair."""
 
     def weight_at(self, batch: Batch) -> float | Tensor:
         """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
@@ -138,7 +140,10 @@ class DistillationTask(Task):
         clamp_scale(self.student.backbone)
 
     def encode(self, batch: Batch) -> Tokens:
-        """Return `texts` (pairs, dim), `videos` (videos, dim) and `frame_scores` (videos, frames), float32."""
+        """Return `texts` (pairs, dim), `videos` (videos, dim) and `frame_scores` (videos, frames), float32.
+
+        With several vectors per video these are (videos, vectors, dim) and (videos, vectors, frames).
+        """
         out = self.student(**model_inputs(batch))
         return {
             "texts": out.text_embeds.float(),
@@ -157,6 +162,8 @@ class DistillationTask(Task):
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
+            if videos.ndim == 3:
+                frame_scores = taught_scores(texts, videos, frame_scores, of_video=self.terms.frame_text.of_video)
             return self._losses(batch, logits, frame_scores, frame_mask, frame_sets)
 
     def _losses(
@@ -233,6 +240,20 @@ class DistillationTask(Task):
             for k, weight in enumerate(self.stored_weights)
         ]
         return stored + [_teach(item, batch, self.chunk_size) for item in self._online[0]]
+
+
+def taught_scores(texts: Tensor, videos: Tensor, frame_scores: Tensor, *, of_video: bool) -> Tensor:
+    """Return the frame scores (pairs, frames) that the frame-text term teaches, of several vectors per video.
+
+    A teacher says which frames a text speaks of: that is taught to the attention of the vector that is nearest to the
+    text, and so answers it. Targets `of_video`, which all its captions share, are taught to the highest score of each
+    frame: some attention is to look at it. `texts`: (pairs, dim); `videos`: (pairs, vectors, dim); `frame_scores`:
+    (pairs, vectors, frames).
+    """
+    if of_video:
+        return frame_scores.amax(dim=1)
+    nearest = torch.einsum("pd,pvd->pv", texts, videos).argmax(dim=-1)
+    return frame_scores[torch.arange(len(nearest), device=nearest.device), nearest]
 
 
 def of_pairs(videos: Tensor, pairs: int) -> Tensor:

@@ -15,7 +15,7 @@ from tiny_models import tiny_clip
 from video_files import write_video
 
 from teachclip import load_student
-from teachclip.cli import distill
+from teachclip.cli import distill, evaluate
 from teachclip.errors import RecipeError
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.mean_pooling import MeanPooling
@@ -380,3 +380,22 @@ def test_a_teacher_of_whom_all_is_kept_teaches_as_one_who_keeps_nothing_back(pro
         assert distill.main([str(argument) for argument in arguments]) == 0
         losses[keep] = logged_losses(output)
     assert np.array_equal(losses[None], losses[1000]) and not np.array_equal(losses[None], losses[2])
+
+
+@pytest.mark.parametrize("targets", ["pair", "video"])
+def test_a_student_of_several_vectors_is_taught_evaluated_and_exported(project, targets, capsys):
+    recipe = project(
+        student={"vectors": 2, "temperature_scaling": [2.0]}, losses={"frame_text": {"targets": targets}}
+    )
+    assert run(distill.main, recipe) == 0, capsys.readouterr().err
+    logged = losses(project.folder / "run", ("loss", "video_text", "frame_text"))
+    assert np.isfinite(logged).all() and (logged[:, 2] > 0).all()
+    found = results(project.folder / "run")
+    assert found["test"]["cost"]["bytes_per_video"] == 2 * 32 * 4
+    student = load_student(project.folder / "run" / "student")
+    assert student.config.vectors == 2 and student.aggregation.score.weight.shape == (2, 32)
+    card = (project.folder / "run" / "student" / "README.md").read_text()
+    assert "A video is 2 vectors" in card and "SentenceTransformer(" not in card
+    assert run(evaluate.main, recipe, "--out", project.folder / "again.json") == 0
+    again = json.loads((project.folder / "again.json").read_text())
+    assert again["test"]["t2v"] == found["test"]["t2v"]

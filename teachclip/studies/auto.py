@@ -1,0 +1,261 @@
+"""`teachclip study --auto`: which of the standing recipes to take for your own data, within a budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teachclip.console import interruptible, log
+from teachclip.pipeline.build import build_catalog, build_sampler
+from teachclip.processes import usable_cores
+from teachclip.recipe.loading import dump_recipe, find_recipe, load_recipe
+from teachclip.store.files import read_json, write_atomic
+from teachclip.studies.auto_report import auto_markdown, evidence
+from teachclip.studies.checks import check_own_data, check_plan
+from teachclip.studies.halving import Budget, Halving, Price, Rung, fit_halving
+from teachclip.studies.jobs import Train
+from teachclip.studies.plan import Plan, Results
+from teachclip.studies.results import VariantRuns
+from teachclip.studies.study_file import Settings, Study, Variant, find_study, grid, load_study
+from teachclip.studies.trials import only_one, run_trials
+
+STANDING = ("adapters", "published", "published_adapters", "all_options")
+"""The recipes to take one of, by their names in recipes/studies/own_data.yaml."""
+BASELINE = "undistilled"
+RATES = (1e-4, 3e-4, 1e-3)
+PILOTS = (32, 8)
+"""With a budget in minutes two short trainings, of so small shares of the steps, tell what a training takes."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A standing recipe at a base rate, and what validation said of it, rung by rung."""
+
+    variant: Variant
+    setting: Settings
+    scores: tuple[tuple[float, float], ...] = ()
+    """Per rung the mean recall at 1 over the seeds, and the mean sum of all recalls, which decides between equals."""
+
+    @property
+    def label(self) -> str:
+        """How reports call it."""
+        return f"{self.variant.label}, {' '.join(self.setting)}"
+
+
+def auto(
+    recipe: str | Path,
+    *,
+    trainings: float | None = None,
+    minutes: float | None = None,
+    rates: Sequence[float] = RATES,
+    test_seeds: int = 3,
+    out: str | Path | None = None,
+    processes: int | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Choose one of the standing recipes for the data of a recipe, write it, and return the evidence.
+
+    Candidates are the standing recipes and the undistilled student, each at every one of `rates` as `optimizer.lr`.
+    Successive halving on validation leaves one; it and the undistilled student are then trained on `test_seeds` new
+    seeds and measured on test, which is read there alone. `trainings`: what this may cost, in whole trainings of a
+    student; or `minutes`, by what two short trainings took, without what has to be made once in any case: decoded
+    videos, teachers and their relevance. None of both: 20 trainings. `out`: folder for everything (default
+    runs/studies/auto-RECIPE). The same call continues after an interruption. `dry_run`: check, print the plan, and
+    return {}.
+
+    Raises RecipeError for a budget that is too small, and what `study` raises.
+    """
+    given = Path(recipe)
+    path = find_recipe(f"{given}.yaml") if not given.suffix and given.name == str(given) else given
+    runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
+    folder = Path(out) if out else runs / "studies" / f"auto-{path.stem}"
+    plan = auto_plan(folder, path, rates, test_seeds)
+    check_plan(plan)
+    check_own_data(plan)
+    steps = whole_steps(plan)
+    processes = processes or (1 if torch.cuda.is_available() else usable_cores())
+    budget = Budget(20.0 if trainings is None else trainings, "trainings", lambda count: count / steps)
+    _log_candidates(plan, steps)
+    if minutes is None:
+        _log_halving(_fit(plan, steps, budget), budget)
+    if dry_run:
+        log("dry run passed; nothing was run")
+        return {}
+    with interruptible(), only_one(folder):
+        prepared = run_trials(plan.preparing(), processes, "prepare", threads=usable_cores())
+        if minutes is not None:
+            budget = Budget(minutes, "minutes", _price(plan, steps, prepared, processes))
+            _log_halving(_fit(plan, steps, budget), budget)
+        return _run(plan, _fit(plan, steps, budget), prepared, processes, budget)
+
+
+def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: int) -> Plan:
+    """Return the plan that all trials follow from; variants that need a teacher are left out where there is none."""
+    file = load_study(find_study("own_data"))
+    settings = grid({"optimizer.lr": [f"{rate:g}" for rate in rates]})
+    taught = bool(load_recipe(recipe, []).teachers)
+    names = (BASELINE, *(name for name in STANDING if taught or name == "adapters"))
+    variants = tuple(replace(variant, grid=settings) for variant in file.variants if variant.name in names)
+    study: Study = replace(
+        file,
+        name="auto",
+        title=f"Which recipe to take: {recipe.stem}",
+        test_seeds=tuple(range(file.test_seeds[0], file.test_seeds[0] + test_seeds)),
+        variants=variants,
+        pairs=(),
+        baseline=BASELINE,
+        teachers=False,  # they would be measured on test
+    )
+    return Plan(folder, recipe, study, None)
+
+
+def whole_steps(plan: Plan) -> int:
+    """Return the steps of the recipe's training, also where it gives epochs. Raises DataError without captions."""
+    recipe = plan.load(plan.study.common)
+    split = build_catalog(recipe).train
+    split.require_captions("study --auto tries recipes that learn from captions")
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    return (recipe.train.epochs or 1) * build_sampler(recipe.train, split, seed=recipe.seed).batches_per_epoch
+
+
+def halve(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return the `count` best candidates by their last rung, best first, and the best of the baseline in any case."""
+    ranked = sorted(candidates, key=lambda candidate: candidate.scores[-1], reverse=True)
+    kept = ranked[:count]
+    if not any(candidate.variant.name == BASELINE for candidate in kept):
+        kept[-1] = next(candidate for candidate in ranked if candidate.variant.name == BASELINE)
+    return kept
+
+
+def _fit(plan: Plan, steps: int, budget: Budget) -> Halving:
+    variants, seeds = plan.study.variants, len(plan.study.test_seeds)
+    return fit_halving(sum(len(variant.grid) for variant in variants), steps, 2 * seeds, budget)
+
+
+def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget: Budget) -> dict[str, Any]:
+    """Halve, measure who is left and the baseline on test, and write the report and the recipe."""
+    left = [Candidate(variant, setting) for variant in plan.study.variants for setting in variant.grid]
+    dropped: list[Candidate] = []
+    for number, rung in enumerate(halving.rungs):
+        kept = left if number == 0 else halve(left, rung.count)
+        dropped += [candidate for candidate in left if candidate not in kept]
+        label = f"rung {number + 1}/{len(halving.rungs)}: {rung.steps} steps"
+        left = _measure(plan, kept, rung, halving, prepared, processes, label)
+    ranked = sorted(left, key=lambda candidate: candidate.scores[-1], reverse=True)
+    winner = ranked[0]
+    baseline = next(candidate for candidate in ranked if candidate.variant.name == BASELINE)
+    runs = _test(plan, [winner, baseline], prepared, processes)
+    result = {
+        "recipe": str(plan.recipe),
+        "chosen": {"variant": winner.variant.name, "label": winner.variant.label, "settings": list(winner.setting)},
+        "budget": {"total": budget.total, "unit": budget.unit, "planned": halving.cost},
+        "rungs": [{"steps": rung.steps, "candidates": rung.count} for rung in halving.rungs],
+        "dev_seeds": list(range(1, halving.seeds + 1)),
+        "candidates": [_row(candidate) for candidate in [*ranked, *reversed(dropped)]],
+        **evidence(runs[winner.variant.name], runs[BASELINE], plan, prepared),
+    }
+    chosen = load_recipe(
+        plan.recipe, [*plan.settings(winner.variant, winner.setting), f"output={plan.folder / 'run'}"]
+    )
+    write_atomic(plan.folder / "recipe.yaml", dump_recipe(chosen).encode())
+    write_atomic(plan.folder / "auto.json", json.dumps(result, indent=1).encode())
+    text = auto_markdown(result, plan.folder / "recipe.yaml")
+    write_atomic(plan.folder / "report.md", text.encode())
+    print(text, flush=True)
+    log(f"recipe: {plan.folder / 'recipe.yaml'}; report: {plan.folder / 'report.md'}")
+    return result
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    return {"label": candidate.label, "recall_at_1": [score[0] for score in candidate.scores]}
+
+
+def _measure(
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    rung: Rung,
+    halving: Halving,
+    prepared: Results,
+    processes: int,
+    label: str,
+) -> list[Candidate]:
+    """Train candidates for the steps of a rung on every dev seed, and add what validation says of them."""
+    seeds = range(1, halving.seeds + 1)
+    jobs = {
+        (row, seed): _job(plan, "tune", seed, candidate, rung.steps, prepared)
+        for row, candidate in enumerate(candidates)
+        for seed in seeds
+    }
+    results = run_trials(list(jobs.values()), processes, label)
+    found = []
+    for row, candidate in enumerate(candidates):
+        measured = [results[jobs[row, seed].name]["validation"] for seed in seeds]
+        recall = statistics.fmean(each["t2v"]["recall_at_1"] for each in measured)
+        score = (recall, statistics.fmean(each["sum_of_recalls"] for each in measured))
+        found.append(replace(candidate, scores=(*candidate.scores, score)))
+    return found
+
+
+def _test(plan: Plan, candidates: Sequence[Candidate], prepared: Results, processes: int) -> dict[str, VariantRuns]:
+    """Train candidates on the test seeds and measure them on test: the one time that it is read."""
+    jobs = {
+        (candidate.variant.name, seed): _job(plan, "test", seed, candidate, None, prepared)
+        for candidate in candidates
+        for seed in plan.study.test_seeds
+    }
+    results = run_trials(list(jobs.values()), processes, "test")
+    return {
+        candidate.variant.name: VariantRuns(
+            candidate.variant.name,
+            candidate.variant.label,
+            [results[jobs[candidate.variant.name, seed].name]["test"] for seed in plan.study.test_seeds],
+        )
+        for candidate in candidates
+    }
+
+
+def _job(plan: Plan, kind: str, seed: int, candidate: Candidate, steps: int | None, prepared: Results) -> Train:
+    """Return a training of a candidate, of the recipe's own length or of `steps`."""
+    setting = candidate.setting
+    if steps is not None:
+        every = plan.load(plan.settings(candidate.variant, setting)).train.evaluate_every or steps
+        length = ("train.epochs=null", f"train.steps={steps}", f"train.evaluate_every={min(every, steps)}")
+        setting = (*setting, *length)
+    return plan.train_job(kind, seed, candidate.variant, setting, prepared)
+
+
+def _price(plan: Plan, steps: int, prepared: Results, processes: int) -> Price:
+    """Return what a training of so many steps takes in minutes, by two short ones of the costliest candidate."""
+    costliest = Candidate(plan.study.variants[-1], plan.study.variants[-1].grid[0])
+    lengths = sorted({max(1, steps // share) for share in PILOTS})
+    jobs = [_job(plan, "tune", 1, costliest, length, prepared) for length in lengths]
+    run_trials(jobs, 1, "time")
+    seconds = [float(read_json(job.result_file)["seconds"]) for job in jobs]
+    slope = max(0.0, (seconds[-1] - seconds[0]) / max(1, lengths[-1] - lengths[0]))
+    start = max(0.0, seconds[0] - slope * lengths[0])
+    log(f"a training takes about {(start + slope * steps) / 60:.1f} min: {start:.0f} s and {slope:.3f} s per step")
+    return lambda count: (start + slope * count) / 60 / processes
+
+
+def _log_candidates(plan: Plan, steps: int) -> None:
+    """Print what is chosen from."""
+    for variant in plan.study.variants:
+        log(f"candidate {variant.label}: {' '.join(variant.fixed)}")
+    if len(plan.study.variants) < len(STANDING) + 1:
+        log("the recipe has no teachers: only recipes without them are tried")
+    rates = ", ".join(setting[0].partition("=")[2] for setting in plan.study.variants[0].grid)
+    log(f"each at optimizer.lr {rates}; a whole training is {steps} steps")
+
+
+def _log_halving(halving: Halving, budget: Budget) -> None:
+    stages = ", then ".join(f"{rung.count} x {rung.steps} steps" for rung in halving.rungs)
+    seeds = f" on {halving.seeds} dev seeds" if halving.seeds > 1 else ""
+    log(f"at most {stages}{seeds}; then test: {halving.cost:.1f} of {budget.total:g} {budget.unit}")

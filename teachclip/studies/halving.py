@@ -1,0 +1,78 @@
+"""Successive halving: many candidates train for a few steps, the better half for twice as many, and so on.
+
+Jamieson and Talwalkar (AISTATS 2016, section 3), with trainings of whole schedules: a candidate begins anew in each
+rung, as the last steps of a cosine make up most of what a short run reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from teachclip.errors import RecipeError
+
+HALVINGS = (2, 3, 4, 5)
+"""How often the length may double, in the order of preference: short runs are worse witnesses of whole ones."""
+MOST_SEEDS = 5
+
+Price = Callable[[int], float]
+"""What a training of so many steps costs."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A round: how many candidates train in it, at most, and for how many steps."""
+
+    count: int
+    steps: int
+
+
+def rungs(candidates: int, steps: int, halvings: int) -> list[Rung]:
+    """Return the rungs from `candidates` at `steps / 2^halvings` to the last ones at `steps`.
+
+    Two at least go on, as one of the baseline always does.
+    """
+    found, count = [], candidates
+    for number in range(halvings + 1):
+        found.append(Rung(count, max(1, round(steps / 2 ** (halvings - number)))))
+        count = min(count, max(2, math.ceil(count / 2)))
+    return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent, in the unit of `price`, and for what a price is asked."""
+
+    total: float
+    unit: str
+    price: Price
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Rungs, and the number of seeds that each candidate trains with in each of them."""
+
+    rungs: list[Rung]
+    seeds: int
+    cost: float
+    """With the trainings for test, in the unit of the budget."""
+
+
+def fit_halving(candidates: int, steps: int, tests: int, budget: Budget) -> Halving:
+    """Return the rungs that a budget allows: as long runs as possible, then as many seeds as possible.
+
+    `tests`: whole trainings that are measured on test. Raises RecipeError, with the least budget, if none fits.
+    """
+    test_cost = tests * budget.price(steps)
+    plans = [rungs(candidates, steps, halvings) for halvings in HALVINGS]
+    costs = [sum(rung.count * budget.price(rung.steps) for rung in plan) for plan in plans]
+    for plan, cost in zip(plans, costs, strict=True):
+        if test_cost + cost <= budget.total:
+            seeds = max(1, min(MOST_SEEDS, int((budget.total - test_cost) / cost))) if plan is plans[0] else 1
+            return Halving(plan, seeds, test_cost + seeds * cost)
+    least = test_cost + min(costs)
+    raise RecipeError(
+        f"the budget of {budget.total:g} {budget.unit} is too small for {candidates} candidates; the least is "
+        f"{math.ceil(least)}: give more, or fewer --rates or --test-seeds"
+    )

@@ -1,0 +1,198 @@
+"""`teachclip study --auto`: successive halving over the standing recipes, and test read once at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_study import metrics
+from test_study import InThisProcess
+
+from teachclip import load_recipe
+from teachclip.cli.study import main
+from teachclip.errors import RecipeError
+from teachclip.studies import auto as auto_module
+from teachclip.studies import trials
+from teachclip.studies.auto import BASELINE, STANDING, Candidate, auto, auto_plan, halve, whole_steps
+from teachclip.studies.halving import Budget, fit_halving, rungs
+from teachclip.studies.jobs import Train
+from teachclip.studies.study_file import Variant
+
+ALL = [BASELINE, *STANDING]
+
+
+def trainings(total: float, steps: int = 400) -> Budget:
+    return Budget(total, "trainings", lambda count: count / steps)
+
+
+def test_rungs_halve_the_candidates_and_double_the_steps():
+    found = [(rung.count, rung.steps) for rung in rungs(15, 400, 2)]
+    assert found == [(15, 100), (8, 200), (4, 400)]
+    assert [(rung.count, rung.steps) for rung in rungs(2, 3, 3)] == [(2, 1), (2, 1), (2, 2), (2, 3)]
+
+
+def test_a_budget_buys_long_runs_first_and_then_seeds():
+    least, some, more = (fit_halving(15, 400, 6, trainings(total)) for total in (11, 20, 45))
+    assert [len(found.rungs) for found in (least, some, more)] == [6, 3, 3]
+    assert [found.seeds for found in (least, some, more)] == [1, 1, 3]
+    for found, total in ((least, 11), (some, 20), (more, 45)):
+        spent = 6 + found.seeds * sum(rung.count * rung.steps / 400 for rung in found.rungs)
+        assert found.cost == pytest.approx(spent) and spent <= total
+    with pytest.raises(RecipeError, match=r"budget of 8 trainings is too small for 15 candidates; the least is 11"):
+        fit_halving(15, 400, 6, trainings(8))
+
+
+def candidate(name: str, recall: float, total: float = 0.0) -> Candidate:
+    return Candidate(Variant(name, name, (), ()), (), ((99.0, 0.0), (recall, total)))
+
+
+def test_the_last_rung_decides_then_all_recalls_and_the_baseline_always_stays():
+    tried = [candidate("a", 5), candidate("b", 7, 1), candidate("c", 7, 2), candidate(BASELINE, 1), candidate("d", 6)]
+    assert [each.variant.name for each in halve(tried, 3)] == ["c", "b", BASELINE]
+    assert [each.variant.name for each in halve(tried, 5)] == ["c", "b", "d", "a", BASELINE]
+
+
+def test_recipes_that_need_a_teacher_are_not_tried_without_one(project):
+    with_teacher = auto_plan(project.folder / "out", project(), [1e-3], 2)
+    assert sorted(variant.name for variant in with_teacher.study.variants) == sorted(ALL)
+    assert with_teacher.study.test_seeds == (300, 301)
+    without = auto_plan(project.folder / "out", project("none.yaml", teachers=[]), [1e-3, 1e-2], 2)
+    assert [variant.name for variant in without.study.variants] == [BASELINE, "adapters"]
+    assert without.study.variants[0].grid == (("optimizer.lr=0.001",), ("optimizer.lr=0.01",))
+
+
+def test_epochs_are_counted_in_steps(project):
+    recipe = project(train={"steps": None, "epochs": 3})
+    assert whole_steps(auto_plan(project.folder / "out", recipe, [1e-3], 1)) == 3 * 4
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Trials without training: validation prefers `best`, which is also 5 better on test; names what was run."""
+    ran: list[Any] = []
+
+    def use(best: str, rate: str) -> list[Any]:
+        def run(jobs: Any, processes: int, label: str, **options: Any) -> dict[str, Any]:
+            ran.append((label, list(jobs)))
+            return {job.name: result(job) for job in jobs}
+
+        def result(job: Any) -> dict[str, Any]:
+            if not isinstance(job, Train):
+                parts = ["train", "selection", "test", "teacher xpool"]
+                content = dict.fromkeys(parts, "x")
+                return {"content": {stores: content for stores, _ in job.readers}, "splits": {"test": [60, 120]}}
+            good = (job.variant == best) + (f"optimizer.lr={rate}" in job.settings)
+            if job.kind == "tune":
+                return {"validation": metrics(20.0 + good)}
+            return {"test": metrics(20.0 + 5 * (job.variant == best) + job.seed % 3 / 10)}
+
+        monkeypatch.setattr(auto_module, "run_trials", run)
+        return ran
+
+    return use
+
+
+def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_baseline_alone(project, made_up, capsys):
+    ran = made_up("published_adapters", "0.003")
+    found = auto(project(train={"steps": 8}), rates=[1e-3, 3e-3], trainings=30, out=project.folder / "out")
+    assert found["chosen"]["variant"] == "published_adapters"
+    assert found["chosen"]["settings"] == ["optimizer.lr=0.003"]
+    labels = [label for label, _ in ran]
+    assert [label.partition(":")[0] for label in labels] == ["prepare", "rung 1/3", "rung 2/3", "rung 3/3", "test"]
+    steps = [{text for job in jobs for text in job.settings if "train.steps" in text} for _, jobs in ran[1:4]]
+    assert steps == [{"train.steps=2"}, {"train.steps=4"}, {"train.steps=8"}]
+    assert not ran[0][1][0].measure, "teachers would be measured on test"
+    assert all(job.kind == "tune" for _, jobs in ran[1:4] for job in jobs)
+    tests = {(job.variant, job.seed) for job in ran[4][1] if job.kind == "test"}
+    assert tests == {(name, seed) for name in (BASELINE, "published_adapters") for seed in (300, 301, 302)}
+    assert not any("train.steps=2" in job.settings for job in ran[4][1])
+    chosen = load_recipe(project.folder / "out" / "recipe.yaml")
+    assert chosen.student.adapters == ["frame", "pooled", "text"] and chosen.optimizer.lr == 3e-3
+    assert chosen.losses.video_text.weight == 1 and chosen.train.steps == 8
+    (difference,) = [item for item in found["differences"] if item["metric"] == "R@1"]
+    assert difference["mean"] == pytest.approx(5) and not difference["touches_zero"]
+    printed = capsys.readouterr().out
+    assert printed.startswith("# Take: published losses + adapters, optimizer.lr=0.003")
+    assert "Clear of zero: better." in printed and printed.count("| undistilled") >= 2
+    assert json.loads((project.folder / "out" / "auto.json").read_text())["chosen"] == found["chosen"]
+    counts = [len(row["recall_at_1"]) for row in found["candidates"]]
+    assert len(counts) == 10 and counts == sorted(counts, reverse=True) and counts[-1] == 1
+
+
+def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsys):
+    made_up(BASELINE, "0.001")
+    found = auto(project(), rates=[1e-3], out=project.folder / "out")
+    assert found["chosen"]["variant"] == BASELINE and found["differences"] == []
+    assert "The undistilled student itself is the best on validation" in capsys.readouterr().out
+    assert load_recipe(project.folder / "out" / "recipe.yaml").teachers == []
+
+
+def test_a_whole_run_goes_on_where_it_stopped(project, monkeypatch, capsys):
+    monkeypatch.setattr(trials, "ProcessPoolExecutor", InThisProcess)
+    recipe, out = project(train={"steps": 4}), project.folder / "out"
+    command = ["--auto", str(recipe), "--rates", "1e-3", "--test-seeds", "1", "--trainings", "7", "--out", str(out)]
+    trained: list[str] = []
+    run = Train.run
+
+    def stopping(job: Train) -> dict[str, Any]:
+        if len(trained) == 7:
+            raise KeyboardInterrupt
+        trained.append(job.name)
+        return run(job)
+
+    monkeypatch.setattr(Train, "run", stopping)
+    assert main(command) == 130
+    assert not (out / "recipe.yaml").exists()
+    monkeypatch.setattr(Train, "run", lambda job: (trained.append(job.name), run(job))[1])
+    assert main(command) == 0, capsys.readouterr().err
+    assert len(trained) == len(set(trained)) == 5 + 3 + 2 + len({name for name in trained if "test-" in name})
+    before = json.loads((out / "auto.json").read_text())
+    monkeypatch.setattr(Train, "run", None)
+    assert main(command) == 0
+    assert json.loads((out / "auto.json").read_text()) == before
+    assert before["warnings"], "six queries and one seed are too few"
+
+
+def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, monkeypatch):
+    ran = made_up("published", "0.001")
+    plan = auto_plan(project.folder / "out", project(train={"steps": 320}), [1e-3], 1)
+    seconds = {10: 12.0, 40: 18.0}
+
+    def read(path: Path) -> dict[str, Any]:
+        job = next(job for _, jobs in ran for job in jobs if job.result_file == path)
+        return {"seconds": next(s for n, s in seconds.items() if f"train.steps={n}" in job.settings)}
+
+    monkeypatch.setattr(auto_module, "read_json", read)
+    prepared = auto_module.run_trials(plan.preparing(), 1, "prepare")
+    price = auto_module._price(plan, 320, prepared, processes=2)
+    assert price(320) == pytest.approx((10 + 0.2 * 320) / 60 / 2)
+    assert [job.variant for job in ran[-1][1]] == ["all_options", "all_options"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["own_data", "--trainings", "9"], "--trainings is for --auto RECIPE"),
+        (["own_data", "--test-seeds", "9"], "--test-seeds is for --auto RECIPE"),
+        (["own_data", "--auto", "r.yaml"], "STUDY is not for --auto"),
+        (["--auto", "r.yaml", "--quick"], "--quick is not for --auto"),
+        (["--auto", "r.yaml", "--minutes", "5", "--trainings", "5"], "give --trainings or --minutes, not both"),
+        (["--auto", "r.yaml", "--minutes", "-1"], "'-1' is not a number above 0"),
+        ([], "STUDY is missing"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_is_printed_and_a_small_budget_refused_before_anything_runs(project, capsys):
+    recipe = str(project(train={"steps": 400}))
+    assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 0
+    printed = capsys.readouterr().err
+    assert "at most 15 x 100 steps, then 8 x 200 steps, then 4 x 400 steps" in printed.replace("\n", " ")
+    assert not (project.folder / "out").exists()
+    assert main(["--auto", recipe, "--trainings", "3", "--out", str(project.folder / "out")]) == 2
+    assert "the budget of 3 trainings is too small" in capsys.readouterr().err
