@@ -299,6 +299,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         del losses["frame_sets"]
     if recipe.losses.contrastive.temperature == 1:
         del losses["contrastive"]["temperature"]
+    if not recipe.losses.contrastive.swapped_clauses:
+        del losses["contrastive"]["swapped_clauses"]
     if losses["frame_text"]["surest"] == type(recipe.losses.frame_text).model_fields["surest"].default:
         del losses["frame_text"]["surest"]
     for term in losses.values():

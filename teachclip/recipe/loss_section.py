@@ -39,6 +39,11 @@ class ContrastiveTerm(_Term):
 
     weight: Weight = 0.2
     temperature: Positive = Field(1.0, description="divisor of the logits, which have the backbone's scale already")
+    swapped_clauses: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="what stands between two clauses, such as [', then ', ' before ']: a caption with its clauses "
+        "swapped is one more negative of its own video; teaches the order of events",
+    )
 
 
 class VideoTextTerm(_Term):
