@@ -19,10 +19,10 @@ from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.lora import merge_lora
+from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
-from teachclip.pipeline.swapped import build_swapped
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
@@ -155,7 +155,8 @@ def build_training(
     extras = dict(teachers.extras)
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
-    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, frame_sets)
+    joined = build_joined(work, split, inputs)
+    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, frame_sets, joined)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 
 

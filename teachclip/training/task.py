@@ -23,6 +23,7 @@ from teachclip.scoring.inputs import SWAPPED, Batch, encode_text_batch, encode_v
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
+from teachclip.training.joined_clips import joined_logits
 
 
 class Task(nn.Module, ABC):
@@ -74,13 +75,15 @@ class Term:
 class DistillationTerms:
     """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
 
-    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`.
+    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`; and `joined_clips`,
+    for batches that hold some.
     """
 
     contrastive: Term = Term(0.2)
     video_text: Term = Term(1.0, "pearson")
     frame_text: Term = Term(2.0, "cross_entropy")
     frame_sets: Term = Term(0.0)
+    joined_clips: Term = Term(0.0)
 
 
 @dataclass(frozen=True)
@@ -170,12 +173,13 @@ class DistillationTask(Task):
         videos, frame_scores = of_pairs(videos, len(texts)), of_pairs(frame_scores, len(texts))
         frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
+        joined = joined_logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
             swapped = self._swapped_logits(batch, encoded, videos)
             if videos.ndim == 3:
                 frame_scores = taught_scores(texts, videos, frame_scores, of_video=self.terms.frame_text.of_video)
-            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets)
+            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets, joined)
 
     def _swapped_logits(self, batch: Batch, encoded: Tokens, videos: Tensor) -> list[Tensor] | None:
         """Return the logits of swapped captions, `FAR` in rows without one; None if the batch holds none at all."""
@@ -194,6 +198,7 @@ class DistillationTask(Task):
         frame_scores: Tensor,
         frame_mask: Tensor | None,
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
+        joined: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
@@ -204,7 +209,7 @@ class DistillationTask(Task):
         }
         relevances = self._relevances(batch)
         total = losses["contrastive"]
-        if relevances or frame_sets is not None:
+        if relevances or frame_sets is not None or joined is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             confidence = confidence_weights(relevances, same_video) if self.by_confidence else None
@@ -217,6 +222,12 @@ class DistillationTask(Task):
             student_logits, targets = frame_sets
             losses["frame_sets"] = _mean(frame_set_loss(each, targets) for each in student_logits)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
+        if joined is not None:
+            own = torch.eye(len(joined[0][0]), dtype=torch.bool, device=total.device)
+            losses["joined_clips"] = _mean(
+                pairs_loss(each, own, None, temperature, other) for each, other in zip(*joined, strict=True)
+            )
+            total = total + self.terms.joined_clips.weight_at(batch) * losses["joined_clips"]
         return {"loss": total, **losses}
 
     def _video_text(

@@ -419,3 +419,18 @@ def test_swapped_clauses_teach_in_whole_runs(project, encoders, capsys):
         assert ("clauses swapped: 0 of 16 captions" in printed) == (name == "none")
     assert found["swapped"][0] > found["plain"][0] + 1e-4
     assert np.array_equal(found["none"], found["plain"])
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_joined_clips_teach_in_whole_runs(project, encoders, capsys):
+    term = {"weight": 0.5, "count": 4, "joint": " over "}
+    overrides = [f"train.encoders={encoders}", "train.steps=2"]
+    recipe = project(losses={"joined_clips": term}, text={"max_tokens": 12}, teachers=[])
+    assert run(distill.main, recipe, *overrides) == 0, capsys.readouterr().err
+    assert "joined clips: " in capsys.readouterr().err
+    logged = losses(project.folder / "run", ("loss", "contrastive", "joined_clips"))
+    np.testing.assert_allclose(logged[:, 0], 0.2 * logged[:, 1] + 0.5 * logged[:, 2], rtol=1e-5)
+    short = {"stores": str(project.folder / "other"), "output": str(project.folder / "short")}
+    short = project("short.yaml", losses={"joined_clips": term}, text={"max_tokens": 5}, **short)
+    assert run(distill.main, short, *overrides) == 2
+    assert "losses.joined_clips: 0 pairs of captions fit into text.max_tokens=5" in capsys.readouterr().err
