@@ -114,18 +114,12 @@ class StudentConfig(PreTrainedConfig):
         self.attention = _one_of("attention", attention, ATTENTION_KINDS)
         self.attention_input = _one_of("attention_input", attention_input, ATTENTION_INPUTS)
         self.attention_rescale = _boolean("attention_rescale", attention_rescale)
-        self.adapters = [_one_of("adapters", place, ADAPTER_PLACES) for place in adapters]
-        if len(set(self.adapters)) < len(self.adapters):
-            raise CheckpointError(
-                f"StudentConfig: adapters names {max(self.adapters, key=self.adapters.count)} twice"
-            )
+        self.adapters = _places(adapters)
         self.adapter_width = _integer(
             "adapter_width", 4 * self.width if adapter_width is None else adapter_width, least=1
         )
         self.matryoshka = _prefixes(matryoshka, self.width)
-        self.vectors = _integer("vectors", vectors, least=1)
-        if self.vectors > 1 and self.pooling == "mean":
-            raise CheckpointError(f"StudentConfig: vectors is {vectors}, but mean pooling gives one; allowed: 1")
+        self.vectors = _vectors(vectors, pooling)
         super().__init__(**{**kwargs, "auto_map": dict(AUTO_MAP)})
         _check_outputs(self)
 
@@ -205,6 +199,19 @@ def _integer(name: str, value: int, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CheckpointError(f"StudentConfig: {name} is {value!r}, expected an integer of at least {least}")
     return value
+
+
+def _places(adapters: Sequence[str]) -> list[str]:
+    found = [_one_of("adapters", place, ADAPTER_PLACES) for place in adapters]
+    if len(set(found)) < len(found):
+        raise CheckpointError(f"StudentConfig: adapters names {max(found, key=found.count)} twice")
+    return found
+
+
+def _vectors(count: int, pooling: str) -> int:
+    if _integer("vectors", count, least=1) > 1 and pooling == "mean":
+        raise CheckpointError(f"StudentConfig: vectors is {count}, but mean pooling gives one; allowed: 1")
+    return count
 
 
 def _prefixes(widths: Sequence[int], width: int) -> list[int]:

@@ -123,6 +123,8 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     check_losses(recipe)
     check_uncaptioned(recipe, catalog)
     build_sampler(train, catalog.train, seed=recipe.seed).local(0, processes.index, processes.count)
+    if recipe.losses.joined_clips.is_used:
+        check_divisible(recipe.losses.joined_clips.count, recipe.losses.joined_clips.count, processes.count)
     if recipe.losses.uses_frame_sets:
         check_divisible(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
 
@@ -145,6 +147,8 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
         problems.append("frames.temporal_augmentation needs captions; write 1")
     if any(teacher.keep is not None for teacher in recipe.teachers):
         problems.append("teachers.keep needs captions; remove it")
+    if recipe.losses.joined_clips.is_used:
+        problems.append("losses.joined_clips needs captions; write weight 0")
     if recipe.train.captions_per_video > 1:
         problems.append("train.captions_per_video needs captions; write 1")
     if problems:
@@ -314,8 +318,12 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
+    if not recipe.losses.joined_clips.is_used:
+        del losses["joined_clips"]
     if recipe.losses.contrastive.temperature == 1:
         del losses["contrastive"]["temperature"]
+    if not recipe.losses.contrastive.swapped_clauses:
+        del losses["contrastive"]["swapped_clauses"]
     if losses["frame_text"]["surest"] == type(recipe.losses.frame_text).model_fields["surest"].default:
         del losses["frame_text"]["surest"]
     for term in losses.values():
@@ -344,4 +352,5 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
         video_text=term(losses.video_text),
         frame_text=term(losses.frame_text),
         frame_sets=term(losses.frame_sets),
+        joined_clips=term(losses.joined_clips),
     )

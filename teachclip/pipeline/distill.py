@@ -19,6 +19,7 @@ from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.lora import merge_lora
+from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
@@ -36,6 +37,7 @@ from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
 from teachclip.scorer import FeatureScorer
+from teachclip.scoring.inputs import SWAPPED
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -150,7 +152,11 @@ def build_training(
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
     sampler = build.build_sampler(recipe.train, split, seed=recipe.order_seed, views=work.views)
-    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, teachers.extras, frame_sets)
+    extras = dict(teachers.extras)
+    if (swapped := build_swapped(work, split)) is not None:
+        extras[SWAPPED] = swapped
+    joined = build_joined(work, split, inputs)
+    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, frame_sets, joined)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 
 

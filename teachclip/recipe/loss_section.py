@@ -39,6 +39,11 @@ class ContrastiveTerm(_Term):
 
     weight: Weight = 0.2
     temperature: Positive = Field(1.0, description="divisor of the logits, which have the backbone's scale already")
+    swapped_clauses: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="what stands between two clauses, such as [', then ', ' before ']: a caption with its clauses "
+        "swapped is one more negative of its own video; teaches the order of events",
+    )
 
 
 class VideoTextTerm(_Term):
@@ -108,16 +113,27 @@ class FrameSetsTerm(_Term):
         return self
 
 
-class Losses(Section):
-    """Weighted sum of the terms. Without teachers the contrastive term and sets scored by the backbone are used.
+class JoinedClipsTerm(_Term):
+    """Contrast of videos joined from two training clips: "A then B" is true of them, "B then A" is not."""
 
-    Without teachers and sets the contrastive term is the whole loss, with weight 1.
+    weight: Weight = Field(0.0, description="0: off")
+    count: Annotated[int, Field(ge=2)] = Field(64, description="joined clips per step, over all processes together")
+    joint: Annotated[str, Field(min_length=1)] = Field(
+        " then ", description="what stands between the captions of the two clips"
+    )
+
+
+class Losses(Section):
+    """Weighted sum of the terms. Without teachers contrast, joined clips and sets scored by the backbone are used.
+
+    Without teachers, sets and joined clips the contrastive term is the whole loss, with weight 1.
     """
 
     contrastive: ContrastiveTerm = ContrastiveTerm()
     video_text: VideoTextTerm = VideoTextTerm()
     frame_text: FrameTextTerm = FrameTextTerm()
     frame_sets: FrameSetsTerm = FrameSetsTerm()
+    joined_clips: JoinedClipsTerm = JoinedClipsTerm()
 
     @property
     def uses_frame_sets(self) -> bool:
@@ -128,11 +144,17 @@ class Losses(Section):
 def check_losses(recipe: Any) -> Iterator[str]:
     """Yield what is wrong between the losses of a recipe and its other parts."""
     losses, student, labels = recipe.losses, recipe.student, [teacher.label for teacher in recipe.teachers]
-    terms = [losses.contrastive, losses.frame_sets, *([losses.video_text, losses.frame_text] if labels else [])]
+    terms = [
+        losses.contrastive,
+        losses.frame_sets,
+        losses.joined_clips,
+        *([losses.video_text, losses.frame_text] if labels else []),
+    ]
     if not any(term.is_used for term in terms):
         who = "" if labels else " and there are no teachers"
         yield f"every term of losses that is used has weight 0{who}: nothing to train on"
-    if not labels and not losses.uses_frame_sets and losses.contrastive.end_weight is not None:
+    others = losses.uses_frame_sets or losses.joined_clips.is_used
+    if not labels and not others and losses.contrastive.end_weight is not None:
         yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
     is_binary, is_ours = losses.frame_text.kind == "binary_cross_entropy", losses.frame_text.kind in FRAME_TEXT_LOSSES
     if labels and losses.frame_text.is_used and is_ours and is_binary != (student.attention == "sigmoid"):
@@ -140,6 +162,8 @@ def check_losses(recipe: Any) -> Iterator[str]:
             f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.attention={student.attention}: "
             "binary_cross_entropy is for the sigmoid attention, the other kinds for softmax"
         )
+    if losses.joined_clips.is_used and recipe.frames.store == "none" and recipe.train.encoders != "frozen":
+        yield "losses.joined_clips reads frames of many videos at random, which frames.store=none cannot: use disk"
     if losses.uses_frame_sets:
         yield from _check_frame_sets(recipe, ["backbone", *labels])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from teachclip.scorer import Tokens, concat_tokens
-from teachclip.scoring.inputs import Batch
+from teachclip.scoring.inputs import SWAPPED, Batch
 
-OF_TEXTS = ("input_ids", "attention_mask", "text_features")
+TEXT_INPUTS = ("input_ids", "attention_mask", "text_features")
+OF_TEXTS = (*TEXT_INPUTS, *(f"{SWAPPED}{name}" for name in TEXT_INPUTS))
 OF_VIDEOS = ("frames", "frame_mask", "frame_features")
 OF_ALL = ("mean", "std")
 """What encoders read of a batch: by text, by video, and the same for all."""

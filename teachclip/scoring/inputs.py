@@ -39,6 +39,9 @@ from teachclip.store.stored_items import StoredItems
 
 Batch = dict[str, Tensor]
 
+SWAPPED = "swapped."
+"""What the names of captions with their clauses swapped begin with in a batch."""
+
 ALIGNMENT = 64
 """Bytes, as in torch's allocator for CPUs."""
 

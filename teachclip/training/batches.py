@@ -29,6 +29,7 @@ from teachclip.scoring.top_relevance import TopRelevance
 from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
 from teachclip.training.frame_sets import FrameSetSampler
+from teachclip.training.joined_clips import JoinedClips
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +129,14 @@ class TrainingBatches(Dataset[Batch]):
         relevances: Sequence[StoredRelevance] = (),
         extras: Mapping[str, Inputs] | None = None,
         sets: FrameSetSampler | None = None,
+        joined: JoinedClips | None = None,
     ) -> None:
         """`extras`: more inputs, for online teachers, by the prefix that their names get in the batch.
 
-        Without a prefix they join those of `inputs`: pixels beside a student on stored features. `sets`: synthetic
-        videos that every batch holds too.
+        Without a prefix they join those of `inputs`: pixels beside a student on stored features. `sets`, `joined`:
+        synthetic videos that every batch holds too.
         """
-        self.sets = sets
+        self.sets, self.joined = sets, joined
         self.inputs, self.extras = inputs, dict(extras or {})
         self.split, self.sampler = split, sampler
         self.share = processes.index, processes.count
@@ -162,6 +164,8 @@ class TrainingBatches(Dataset[Batch]):
                 batch[f"frame_text.{number}"] = frame_text
         if self.sets is not None:
             batch.update(self.sets.batch(step, *self.share))
+        if self.joined is not None:
+            batch.update(self.joined.batch(step, *self.share))
         return batch
 
     def _columns(self, step: int, places: np.ndarray) -> np.ndarray:

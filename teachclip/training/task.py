@@ -18,11 +18,12 @@ from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, 
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, training_logits
-from teachclip.scoring.chunks import encode_chunks
-from teachclip.scoring.inputs import Batch, encode_text_batch, encode_video_batch, model_inputs
+from teachclip.scoring.chunks import TEXT_INPUTS, encode_chunks
+from teachclip.scoring.inputs import SWAPPED, Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_rows, gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
+from teachclip.training.joined_clips import joined_logits
 
 
 class Task(nn.Module, ABC):
@@ -48,6 +49,10 @@ class Task(nn.Module, ABC):
         """Keep the factor between cosines and logits within its bounds; called after each step."""
 
 
+FAR = -1e9
+"""A logit that has no part in a softmax; finite, so that a row of it alone gives no NaN."""
+
+
 @dataclass(frozen=True)
 class Term:
     """One term of the total loss."""
@@ -70,13 +75,15 @@ class Term:
 class DistillationTerms:
     """The total of TeachCLIP (CVPR 2024, section 3.3): 0.2 contrastive + 1 video-text + 2 frame-text.
 
-    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`.
+    Not published: frame-set distillation, `frame_sets`, for a task that has a `FrameSetScorer`; and `joined_clips`,
+    for batches that hold some.
     """
 
     contrastive: Term = Term(0.2)
     video_text: Term = Term(1.0, "pearson")
     frame_text: Term = Term(2.0, "cross_entropy")
     frame_sets: Term = Term(0.0)
+    joined_clips: Term = Term(0.0)
 
 
 @dataclass(frozen=True)
@@ -142,14 +149,19 @@ class DistillationTask(Task):
     def encode(self, batch: Batch) -> Tokens:
         """Return `texts` (pairs, dim), `videos` (videos, dim) and `frame_scores` (videos, frames), float32.
 
-        With several vectors per video these are (videos, vectors, dim) and (videos, vectors, frames).
+        With several vectors per video these are (videos, vectors, dim) and (videos, vectors, frames). Also `swapped`
+        (pairs, dim) if the batch holds captions with their clauses swapped.
         """
         out = self.student(**model_inputs(batch))
-        return {
+        encoded = {
             "texts": out.text_embeds.float(),
             "videos": out.video_embeds.float(),
             "frame_scores": out.frame_scores.float(),
         }
+        swapped = {name: batch[SWAPPED + name] for name in TEXT_INPUTS if SWAPPED + name in batch}
+        if swapped:
+            encoded["swapped"] = encode_text_batch(self.student, swapped)["embeds"].float()
+        return encoded
 
     def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
         """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
@@ -160,26 +172,43 @@ class DistillationTask(Task):
         videos, frame_scores = of_pairs(videos, len(texts)), of_pairs(frame_scores, len(texts))
         frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
+        joined = joined_logits(self.student, batch)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
+            swapped = self._swapped_logits(batch, encoded, videos)
             if videos.ndim == 3:
                 frame_scores = taught_scores(texts, videos, frame_scores, of_video=self.terms.frame_text.of_video)
-            return self._losses(batch, logits, frame_scores, frame_mask, frame_sets)
+            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets, joined)
+
+    def _swapped_logits(self, batch: Batch, encoded: Tokens, videos: Tensor) -> list[Tensor] | None:
+        """Return the logits of swapped captions, `FAR` in rows without one; None if the batch holds none at all."""
+        if "swapped" not in encoded:
+            return None
+        texts = gather_with_gradient(encoded["swapped"])
+        is_swapped = gather_with_gradient(batch[f"{SWAPPED}is_swapped"])
+        found = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
+        return [logits.masked_fill(~is_swapped[:, None], FAR) for logits in found]
 
     def _losses(
         self,
         batch: Batch,
         logits: Sequence[Tensor],
+        swapped: Sequence[Tensor] | None,
         frame_scores: Tensor,
         frame_mask: Tensor | None,
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
+        joined: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
-        losses = {"contrastive": _mean(pairs_loss(each, same_video, is_pair, temperature) for each in logits)}
+        others: Sequence[Tensor | None] = [None] * len(logits) if swapped is None else swapped
+        pairs = zip(logits, others, strict=True)
+        losses = {
+            "contrastive": _mean(pairs_loss(each, same_video, is_pair, temperature, other) for each, other in pairs)
+        }
         relevances = self._relevances(batch)
         total = losses["contrastive"]
-        if relevances or frame_sets is not None:
+        if relevances or frame_sets is not None or joined is not None:
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             confidence = confidence_weights(relevances, same_video) if self.by_confidence else None
@@ -192,6 +221,12 @@ class DistillationTask(Task):
             student_logits, targets = frame_sets
             losses["frame_sets"] = _mean(frame_set_loss(each, targets) for each in student_logits)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
+        if joined is not None:
+            own = torch.eye(len(joined[0][0]), dtype=torch.bool, device=total.device)
+            losses["joined_clips"] = _mean(
+                pairs_loss(each, own, None, temperature, other) for each, other in zip(*joined, strict=True)
+            )
+            total = total + self.terms.joined_clips.weight_at(batch) * losses["joined_clips"]
         return {"loss": total, **losses}
 
     def _video_text(
@@ -262,18 +297,31 @@ def of_pairs(videos: Tensor, pairs: int) -> Tensor:
     return videos if together == 1 else videos.repeat_interleave(together, dim=0)
 
 
-def pairs_loss(logits: Tensor, same_video: Tensor, is_pair: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def pairs_loss(
+    logits: Tensor,
+    same_video: Tensor,
+    is_pair: Tensor | None = None,
+    temperature: float = 1.0,
+    swapped: Tensor | None = None,
+) -> Tensor:
     """Return the contrastive loss of the places of a batch that hold a caption with its own video.
 
     A text and a video that were dealt out side by side are no pair, and nobody knows which captioned videos the text
     describes too: they are neither positives nor negatives here; teachers judge them. Without any pair it is 0.
     `logits`, `same_video`: (places, places); `is_pair`: (places,) bool, None: all are; `temperature`: of that loss.
+    `swapped`: (places, places) logits of captions that are no longer true of their own videos, `FAR` in rows without
+    one: further negatives of these videos (as NegCLIP has them; Yuksekgonul et al., ICLR 2023, section 4). Of other
+    videos such a caption may be true, so it is none of theirs.
     """
-    if is_pair is None:
-        return contrastive_loss(logits, same_video, temperature)
-    if not is_pair.any():
-        return logits.sum() * 0
-    return contrastive_loss(logits[is_pair][:, is_pair], same_video[is_pair][:, is_pair], temperature)
+    if is_pair is not None:
+        if not is_pair.any():
+            return logits.sum() * 0
+        same_video, logits = same_video[is_pair][:, is_pair], logits[is_pair][:, is_pair]
+        swapped = None if swapped is None else swapped[is_pair][:, is_pair]
+    if swapped is not None:
+        logits = torch.cat([logits, swapped.masked_fill(~same_video, FAR)])
+        same_video = torch.cat([same_video, torch.zeros_like(same_video)])
+    return contrastive_loss(logits, same_video, temperature)
 
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:

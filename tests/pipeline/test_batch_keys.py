@@ -9,7 +9,7 @@ from teachclip import distill
 from teachclip.training.task import DistillationTask
 
 README = Path(__file__).parents[2] / "teachclip" / "README.md"
-PREFIX = r"((inputs\d+|frame_sets|scored_frame_sets)\.)?"
+PREFIX = r"(joined\.)?((inputs\d+|frame_sets|scored_frame_sets|swapped)\.)?"
 
 
 def table_keys():

@@ -399,3 +399,38 @@ def test_a_student_of_several_vectors_is_taught_evaluated_and_exported(project, 
     assert run(evaluate.main, recipe, "--out", project.folder / "again.json") == 0
     again = json.loads((project.folder / "again.json").read_text())
     assert again["test"]["t2v"] == found["test"]["t2v"]
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_swapped_clauses_teach_in_whole_runs(project, encoders, capsys):
+    """The made project's captions have no connective; "red" stands for one: "a" and "circle" change places."""
+    joints = "losses.contrastive.swapped_clauses=[' red ']"
+    options = [f"train.encoders={encoders}", "train.steps=2"]
+    found = {}
+    for name, more in {
+        "plain": [],
+        "swapped": [joints],
+        "none": ["losses.contrastive.swapped_clauses=[' then ']"],
+    }.items():
+        assert run(distill.main, project(), *options, *more, f"output={project.folder / name}") == 0
+        found[name] = losses(project.folder / name, ("contrastive",))
+        printed = capsys.readouterr().err
+        assert ("clauses swapped: 10 of 16 captions" in printed) == (name == "swapped")
+        assert ("clauses swapped: 0 of 16 captions" in printed) == (name == "none")
+    assert found["swapped"][0] > found["plain"][0] + 1e-4
+    assert np.array_equal(found["none"], found["plain"])
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_joined_clips_teach_in_whole_runs(project, encoders, capsys):
+    term = {"weight": 0.5, "count": 4, "joint": " over "}
+    overrides = [f"train.encoders={encoders}", "train.steps=2"]
+    recipe = project(losses={"joined_clips": term}, text={"max_tokens": 12}, teachers=[])
+    assert run(distill.main, recipe, *overrides) == 0, capsys.readouterr().err
+    assert "joined clips: " in capsys.readouterr().err
+    logged = losses(project.folder / "run", ("loss", "contrastive", "joined_clips"))
+    np.testing.assert_allclose(logged[:, 0], 0.2 * logged[:, 1] + 0.5 * logged[:, 2], rtol=1e-5)
+    short = {"stores": str(project.folder / "other"), "output": str(project.folder / "short")}
+    short = project("short.yaml", losses={"joined_clips": term}, text={"max_tokens": 5}, **short)
+    assert run(distill.main, short, *overrides) == 2
+    assert "losses.joined_clips: 0 pairs of captions fit into text.max_tokens=5" in capsys.readouterr().err

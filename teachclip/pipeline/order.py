@@ -1,0 +1,176 @@
+"""What teaches the order of events: captions with their clauses swapped, and videos joined from two clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teachclip.console import log
+from teachclip.data.annotations.records import Caption, Split
+from teachclip.data.batches import Tokenized
+from teachclip.data.clauses import swapped
+from teachclip.errors import RecipeError
+from teachclip.models.backbone import text_features
+from teachclip.models.families import vocabulary_size
+from teachclip.pipeline.workspace import Workspace
+from teachclip.scoring.inputs import Batch, Inputs
+from teachclip.training.joined_clips import JoinedClips
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class SwappedTexts:
+    """Captions with their clauses swapped, by caption row; `is_swapped` (captions,) says which there are.
+
+    `tokens` for encoders that train; `features` (captions, dim) of frozen ones.
+    """
+
+    is_swapped: np.ndarray
+    tokens: Tokenized
+    features: Tensor | None = None
+
+    @property
+    def text_count(self) -> int:
+        """Number of captions, swapped or not."""
+        return len(self.is_swapped)
+
+    @property
+    def video_count(self) -> int:
+        """There are no videos here."""
+        return 0
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return the inputs of some captions, and `is_swapped` (texts,)."""
+        which = {"is_swapped": torch.from_numpy(self.is_swapped[rows])}
+        if self.features is not None:
+            return {"text_features": self.features[torch.from_numpy(rows)], **which}
+        input_ids, attention_mask = self.tokens.batch(rows)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **which}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return nothing."""
+        return {}
+
+
+def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
+    """Return the captions of a split whose two clauses stand around a word of `swapped_clauses`, swapped.
+
+    None if the recipe asks for none, or no caption has such clauses, which is logged. Frozen encoders read them here.
+    """
+    joints = work.recipe.losses.contrastive.swapped_clauses
+    if not joints:
+        return None
+    texts = [swapped(caption.text, joints) for caption in split.captions]
+    is_swapped = np.array([text is not None for text in texts], dtype=bool)
+    log(f"clauses swapped: {int(is_swapped.sum())} of {len(texts)} captions")
+    if not is_swapped.any():
+        return None
+    captions = [
+        replace(caption, text=text or caption.text) for caption, text in zip(split.captions, texts, strict=True)
+    ]
+    tokens = _tokens(work, captions)
+    if work.recipe.train.encoders != "frozen":
+        return SwappedTexts(is_swapped, tokens)
+    return SwappedTexts(is_swapped, tokens, _features(work, tokens, np.flatnonzero(is_swapped)))
+
+
+POOL = 20_000
+"""Pairs of clips that joined clips are drawn from."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of joined clips, by row: token ids, or `features` (texts, dim) of frozen encoders."""
+
+    tokens: Tokenized
+    features: Tensor | None = None
+
+    @property
+    def text_count(self) -> int:
+        """Number of texts."""
+        return len(self.tokens)
+
+    @property
+    def video_count(self) -> int:
+        """There are no videos here."""
+        return 0
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return the inputs of some texts."""
+        if self.features is not None:
+            return {"text_features": self.features[torch.from_numpy(rows)]}
+        input_ids, attention_mask = self.tokens.batch(rows)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def videos(self, rows: np.ndarray) -> Batch:
+        """Return nothing."""
+        return {}
+
+
+def build_joined(work: Workspace, split: Split, inputs: Inputs) -> JoinedClips | None:
+    """Return the joined clips of a recipe, or None if it has none.
+
+    `inputs`: the student's, of the training split. Pairs are captions of different videos whose texts together fit
+    into `text.max_tokens`. Raises RecipeError if there are fewer of them than a step takes.
+    """
+    recipe, term = work.recipe, work.recipe.losses.joined_clips
+    if not term.is_used:
+        return None
+    rng, count = np.random.default_rng(recipe.order_seed), len(split.captions)
+    pairs = np.unique(rng.integers(count, size=(min(POOL, 4 * count), 2)), axis=0)
+    pairs = pairs[split.caption_videos[pairs[:, 0]] != split.caption_videos[pairs[:, 1]]]
+    both = [_joined(split, pairs, term.joint), _joined(split, pairs[:, ::-1], term.joint)]
+    limit = work.preprocessing.max_tokens
+    lengths = [_tokens(work, captions).lengths for captions in both]
+    fits = np.flatnonzero(np.maximum(*lengths) < limit)
+    if len(fits) < term.count:
+        raise RecipeError(
+            f"losses.joined_clips: {len(fits)} pairs of captions fit into text.max_tokens={limit}, fewer than "
+            f"count={term.count}; raise text.max_tokens or lower count"
+        )
+    log(f"joined clips: {len(fits)} pairs of captions of different videos")
+    tokens = _tokens(work, [captions[row] for captions in both for row in fits])
+    frozen = recipe.train.encoders == "frozen"
+    features = _features(work, tokens, np.arange(len(tokens))) if frozen else None
+    clips = split.caption_videos[pairs[fits]]
+    return JoinedClips(inputs, Texts(tokens, features), clips, term.count, recipe.order_seed)
+
+
+def _joined(split: Split, pairs: np.ndarray, joint: str) -> list[Caption]:
+    """Return "A then B" for each pair of caption rows."""
+    texts = [caption.text for caption in split.captions]
+    return [
+        Caption(f"{one}+{other}", split.captions[one].video_id, f"{texts[one].rstrip(' .')}{joint}{texts[other]}")
+        for one, other in pairs.tolist()
+    ]
+
+
+def _tokens(work: Workspace, captions: Sequence[Caption]) -> Tokenized:
+    how, size = work.preprocessing, vocabulary_size(work.backbone.config)
+    options: dict[str, Any] = {
+        "max_tokens": how.max_tokens,
+        "vocab_size": size,
+        "pad_id": how.pad_id,
+        "pad_to": how.pad_to,
+    }
+    return Tokenized.from_captions(captions, how.tokenizer, **options)
+
+
+@torch.no_grad()
+def _features(work: Workspace, tokens: Tokenized, rows: np.ndarray) -> Tensor:
+    """Return what the frozen text encoder gives of some captions, zeros for the others: (captions, dim), float32."""
+    backbone = work.backbone.to(work.device).eval()
+    parts = []
+    for start in range(0, len(rows), BLOCK):
+        ids, mask = tokens.batch(rows[start : start + BLOCK])
+        parts.append(text_features(backbone, ids.to(work.device), mask.to(work.device)).float().cpu())
+    found = torch.cat(parts)
+    features = torch.zeros(len(tokens), found.shape[1])
+    features[torch.from_numpy(rows)] = found
+    return features
