@@ -162,12 +162,9 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     if source.uncaptioned and teacher != "none":
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses = "\nlosses: {frame_text: {targets: video}}   # without captions a target is of a whole video"
-    return f"""# Your own videos: {name}. Written by `teachclip prepare init`; every line may be changed.
-#
-# Check the data:    teachclip prepare {shell_path(out)}
-# Check the recipe:  teachclip distill {shell_path(out)} --dry-run
-# Train and export:  accelerate launch -m teachclip distill {shell_path(out)}
-# All keys:          teachclip keys
+    return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
+# Check the data: teachclip prepare {shell_path(out)}; then train and export:
+# accelerate launch -m teachclip distill {shell_path(out)}   (--dry-run: check the recipe alone)
 name: {_quoted(name)}
 output: {_quoted(str(home / "run"))}
 stores: {_quoted(str(home / "stores"))}
@@ -177,10 +174,7 @@ data:
   annotations: {_quoted(str(source.path))}{more}
   {validation}
 frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over each video
-text: {{max_tokens: 32}}
-student:
-  backbone: {_quoted(backbone)}
-  temporal_layers: 4
+student: {{backbone: {_quoted(backbone)}, temporal_layers: 4}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
 # No option beyond the paper's losses won on both data sets we tried (RESULTS.md, "BabyAI"): find out on yours by

@@ -37,7 +37,7 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
         title=f"The run {recipe.name}",
         subtitle="",
         tables=[_results(results), *([_costs(lines)] if lines else [])],
-        notes=[f"The student is of step {results['step']}.", *result_notes([results])],
+        notes=[f"The student is of step {results['step']}.", *_taught(output), *result_notes([results])],
         figures=figures,
         no_figures=NO_FIGURES if lines else "log.jsonl is not there or empty: no curves.",
         about=[],
@@ -45,6 +45,13 @@ def write_run_report(recipe: Recipe, results: Mapping[str, Any]) -> Path:
     write_atomic(output / "report.html", page.encode())
     log(f"report: {output / 'report.html'}")
     return output / "report.html"
+
+
+def _taught(output: Path) -> list[str]:
+    """Say where the page is that shows what stood for captions, if there is one."""
+    if not (output / "taught.html").exists():
+        return []
+    return ["taught.html beside this page shows videos without captions, and the texts that they were taught with."]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ import io
 import os
 from pathlib import Path
 
+import psutil
+
 from teachclip.console import log
 from teachclip.data.annotations.uncaptioned import read_texts
 from teachclip.data_check.init_recipe import init_recipe, shell_path
@@ -153,6 +155,9 @@ def _tell_estimate(machine: Machine, estimate: Estimate, out: Path) -> None:
         log(f"warning: {name} cannot be read; more than 1 in 100 such videos stop the run (data.max_missing)")
     parts = ", ".join(f"{name} {_span(value)}" for name, value in estimate.seconds.items() if value >= 1)
     log(f"takes:   about {_span(60 * estimate.minutes)} on this machine as it is now ({parts})")
+    if (load := psutil.getloadavg()[0]) > 1.5 * machine.cores:
+        busy = f"load {load:.0f} on {machine.cores} cores"
+        log(f"warning: other work keeps this machine busy ({busy}): with less of it training is faster")
     log(f"stores:  about {_bytes(1e9 * estimate.gigabytes)} in {out.parent}; {machine.free / 1e9:.0f} GB are free")
     if estimate.gigabytes * 1e9 > machine.free:
         log("warning: the disk is too small for that; give --out on a larger one")

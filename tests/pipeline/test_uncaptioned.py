@@ -1,6 +1,7 @@
 """Teaching without captions: independent lists of texts and videos, from the recipe to the exported student."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from teachclip import distill, evaluate, load_student, precompute
 from teachclip.cli import distill as distill_command
 from teachclip.cli import evaluate as evaluate_command
 from teachclip.cli import train_teacher
+from teachclip.pipeline import taught
 from teachclip.pipeline.build import build_catalog
 from teachclip.recipe.loading import load_recipe
 from teachclip.store.array_store import ArrayStore
@@ -90,6 +92,23 @@ def test_every_text_is_scored_with_every_video_and_the_surest_have_frames(uncapt
     frames = stored(project.folder / "stores", "frames-dual_encoder")["frame_text"]
     assert len(frames) == 22, "two texts for each of eleven videos"
     assert frames.sum(axis=1) == pytest.approx(np.ones(22), abs=1e-5)
+
+
+def test_a_page_shows_videos_spread_over_all_with_the_texts_they_are_taught(uncaptioned, project, monkeypatch):
+    monkeypatch.setattr(taught, "SHOWN", 4)
+    distill(uncaptioned())
+    run = project.folder / "run"
+    page = (run / "taught.html").read_text(encoding="utf-8")
+    catalog = build_catalog(load_recipe(run / "recipe.yaml"))
+    ids = [video.id for video in catalog.train.videos]
+    captions = re.findall(r"<figcaption><b>(.+?)</b>: (.+?)</figcaption>", page)
+    assert [name for name, _ in captions] == [ids[at * 11 // 4] for at in range(4)]
+    for _, texts in captions:
+        shown = [re.fullmatch(r"(.+) \((\d+) %\)", text) for text in texts.split("; ")]
+        assert len(shown) == 2 and all(match and match[1] in TEXTS for match in shown)  # the two surest of a video
+        assert int(shown[0][2]) >= int(shown[1][2])
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "taught.html beside this page" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_captioned_pairs_join_in(uncaptioned, project, capsys, caplog):

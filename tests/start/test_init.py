@@ -152,6 +152,15 @@ def test_with_captions_too_it_is_said_what_training_takes(project, tmp_path, off
     assert "takes:  unknown: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("load", "said"), [(2.9, False), (6.2, True)])
+def test_a_busy_machine_is_named_beside_the_estimate(load, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(init_module.psutil, "getloadavg", lambda: (load, 0.0, 0.0))
+    init_module._tell_estimate(machine(), probe.Estimate({"train": 300.0}), tmp_path / "recipe.yaml")
+    told = capsys.readouterr().err
+    assert "takes:   about 5.0 min" in told
+    assert ("other work keeps this machine busy (load 6 on 2 cores)" in told) == said
+
+
 def test_the_models_for_captions_are_the_usual_ones_or_those_that_are_here():
     assert captioned_models(machine()) == (STUDENT, TEACHER, (STUDENT, TEACHER))
     cached = {"small/clip": 10, "large/clip": 30}
@@ -172,6 +181,7 @@ def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_pa
     assert "found:  3 more videos without captions; the teacher says" in capsys.readouterr().err
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.data.uncaptioned == tmp_path and recipe.losses.frame_text.targets == "video"
+    assert len((tmp_path / "recipe.yaml").read_text(encoding="utf-8").splitlines()) < 30
     small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=2", "student.temporal_layers=0"]
     assert distill.main([str(tmp_path / "recipe.yaml"), *small, "text.max_tokens=8"]) == 0
     assert "train 6 videos" in capsys.readouterr().err
