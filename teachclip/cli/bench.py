@@ -10,8 +10,9 @@ from teachclip.cli.arguments import CommandParser, UsageError, command, path_arg
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "figure": None},
     "encoding": {"files": 16, "height": 240, "seconds": 15},
+    "memory": {"captions": 10_000},
 }
-"""What only one of the measurements has, and what holds if it is not given."""
+"""Which options each of the measurements has beside common ones, and what holds if they are not given."""
 
 
 @command
@@ -22,14 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Measure speed on random weights and made-up data, all ways in turn in one run, so that other "
         "work on the machine slows all. steps: a training step of the student alone, with 1 to 4 stored teachers, "
         "with teachers in every step (the official order of work), with several captions per video, in chunks, in "
-        "bfloat16. encoding: precompute, evaluate and encoding of mp4 files, against the bare tower and decoding.",
+        "bfloat16. encoding: precompute, evaluate and encoding of mp4 files, against the bare tower and decoding. "
+        "memory: peaks of precompute, training and evaluation, and with ten times as many captions and videos.",
     )
-    parser.add_argument("what", nargs="?", choices=("steps", "encoding"), default="steps", help="default: steps")
+    parser.add_argument("what", nargs="?", choices=tuple(DEFAULTS), default="steps", help="default: steps")
     parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
     parser.add_argument(
         "--sides", nargs="+", help="steps: which of them, by their names (default: all but compiled ones)"
     )
-    parser.add_argument("--captions", type=positive_count, help="steps: 20 a video (default 18000)")
+    parser.add_argument("--captions", type=positive_count, help="steps, memory: 20 a video (default 18000, 10000)")
     parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
     parser.add_argument("--steps", type=positive_count, help="steps: of each side in a round (default 5)")
     parser.add_argument("--rounds", type=positive_count, default=5, help="(default 5)")
@@ -46,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from teachclip.data_check.benchmark_encoding import benchmark_encoding
     from teachclip.pipeline.benchmark import benchmark_steps
+    from teachclip.pipeline.benchmark_memory import benchmark_memory
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.what == "memory":
+        benchmark_memory(**own, json_file=args.json)
+        return
     if args.what == "encoding":
         benchmark_encoding(
             args.size,
@@ -68,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _own_options(args: Any) -> dict[str, Any]:
-    """Return the options of the chosen measurement alone. Raises UsageError for those of the other."""
-    others = [name for what, options in DEFAULTS.items() if what != args.what for name in options]
-    given = [f"--{name}" for name in others if getattr(args, name) is not None]
+    """Return the options of the chosen measurement alone. Raises UsageError for those of the others."""
     own = DEFAULTS[args.what]
+    others = [name for options in DEFAULTS.values() for name in options if name not in own]
+    given = [f"--{name}" for name in dict.fromkeys(others) if getattr(args, name) is not None]
     if given:
         known = ", ".join(f"--{name}" for name in own)
         raise UsageError(f"{', '.join(given)}: not of `bench {args.what}`, which has {known}")

@@ -77,6 +77,16 @@ class MadeUpInputs:
         return {"frames": frames, "frame_mask": mask, "mean": half, "std": half}
 
 
+def made_up_split(captions: int) -> Split:
+    """Return a training split of so many captions, 20 for each video."""
+    names = [f"video{number}" for number in range(captions // CAPTIONS_PER_VIDEO)]
+    return Split(
+        "train",
+        tuple(Video(name, Path(name)) for name in names),
+        tuple(Caption(f"{name}:{k}", name, "a caption") for name in names for k in range(CAPTIONS_PER_VIDEO)),
+    )
+
+
 def made_up_relevance(folder: Path, captions: int, videos: int, number: int) -> ArrayStore:
     """Return a store of random relevance, as a teacher's: float16 (captions, videos) and (captions, frames)."""
     specs = {"video_text": ArraySpec("float16", (videos,)), "frame_text": ArraySpec("float16", (FRAMES,))}
@@ -119,13 +129,8 @@ class Parts:
         """Make a student with random weights, and data of `captions` captions, 20 for each video."""
         torch.manual_seed(0)
         clip = CLIPModel(CLIPConfig(**SIZES[size])).eval()
-        videos = captions // CAPTIONS_PER_VIDEO
-        names = [f"video{number}" for number in range(videos)]
-        split = Split(
-            "train",
-            tuple(Video(name, Path(name)) for name in names),
-            tuple(Caption(f"{name}:{k}", name, "a caption") for name in names for k in range(CAPTIONS_PER_VIDEO)),
-        )
+        split = made_up_split(captions)
+        videos = len(split.videos)
         return cls(
             StudentModel.from_backbone(clip, frames=FRAMES).to(device),
             clip,

@@ -121,7 +121,7 @@ class PixelInputs:
 
 
 KEPT_BYTES = 2**31
-"""Stored features that take more are read batch by batch: memory does not grow with the data."""
+"""Stored features that take more are read batch by batch, and tokens are put into a file: memory does not grow."""
 
 
 @dataclass
@@ -299,11 +299,12 @@ def encode_split(
     processes: Processes | None = None,
     progress: bool = False,
     precision: str = "float32",
+    kept_bytes: int = KEPT_BYTES,
 ) -> tuple[Tokens, Tokens]:
     """Encode all texts and all videos of a split once. Every process returns all tokens, on the CPU.
 
     `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time. `precision`: of the
-    encoders, see `encoding_in`.
+    encoders, see `encoding_in`. Tokens of texts or of videos that take more than `kept_bytes` lie in a file.
     """
     processes = processes or Processes()
 
@@ -318,7 +319,7 @@ def encode_split(
         read: Callable[[np.ndarray], Batch],
         encode: Callable[[Scorer, Batch], Tokens],
     ) -> Tokens:
-        rows, room = batches(count, size), TokenRoom(len(processes.share(count)))
+        rows, room = batches(count, size), TokenRoom(len(processes.share(count)), kept_bytes)
         hidden = not (progress and processes.is_main)
         with read_ahead(read, rows, pin=torch.device(device).type == "cuda") as coming:
             for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):

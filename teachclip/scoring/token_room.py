@@ -10,14 +10,14 @@ from torch import Tensor
 
 from teachclip.scorer import Tokens
 
-KEPT_BYTES = 2**31
-"""Tokens that take more lie in a temporary file, whose pages the system may drop: memory does not grow with them."""
-
 
 class TokenRoom:
-    """Tokens of `count` items, which come in order."""
+    """Tokens of `count` items, which come in order.
 
-    def __init__(self, count: int, *, kept_bytes: int = KEPT_BYTES) -> None:
+    Those that take more than `kept_bytes` lie in a temporary file, whose pages the system may drop.
+    """
+
+    def __init__(self, count: int, kept_bytes: int) -> None:
         self.count, self.kept_bytes = count, kept_bytes
         self.tokens: Tokens = {}
         self._filled = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from torch import Tensor
@@ -51,6 +52,8 @@ def build_accelerator(
     ddp = DistributedDataParallelKwargs(
         static_graph=same_graph, broadcast_buffers=not same_graph, gradient_as_bucket_view=True
     )
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()  # it refuses a second precision, which the next run in a process may have
     started = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         accelerator = Accelerator(

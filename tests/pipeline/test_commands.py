@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from processes import launch, run_fresh, start
 from runs import assert_same_losses, logged_losses, relevance_store
 from safetensors.torch import load_file
@@ -381,10 +380,8 @@ def test_sentence_transformers_loads_an_exported_student(project):
 
 def test_bfloat16_and_loader_workers_change_the_losses_little_and_not_at_all(project):
     for name, values in {"plain": {}, "bf16": {"mixed_precision": "bf16"}, "workers": {"workers": 2}}.items():
-        AcceleratorState._reset_state(True)  # a process has one precision; a user's runs are processes of their own
         recipe = project(f"{name}.yaml", train={"encoders": "finetuned", **values}, output=str(project.folder / name))
         assert run(distill.main, recipe) == 0
-    AcceleratorState._reset_state(True)
     plain, half, workers = (logged_losses(project.folder / n) for n in ("plain", "bf16", "workers"))
     assert np.array_equal(plain, workers)
     assert not np.array_equal(plain, half)
