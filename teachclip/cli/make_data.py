@@ -80,11 +80,11 @@ def _add_babyai(kinds: argparse._SubParsersAction[CommandParser]) -> None:
         parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
     parser.add_argument("--teacher-videos", type=int, default=800, help="further training videos for teachers only")
     parser.add_argument(
-        "--clip-episodes", type=int, default=1600, help="episodes that the tiny CLIP is pre-trained on"
+        "--clip-episodes", type=int, default=1200, help="episodes that the tiny CLIP is pre-trained on"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
-    parser.add_argument("--clip-steps", type=int, default=1200, help="steps of the tiny CLIP's pre-training")
+    parser.add_argument("--clip-steps", type=int, default=1000, help="steps of the tiny CLIP's pre-training")
     parser.add_argument("--workers", type=int, default=2, help="processes that solve missions and draw")
 
 

@@ -132,7 +132,7 @@ def test_frames_for_the_clip_are_drawn_by_the_seed_of_the_episode(episodes):
     again, same = frames_and_texts(episodes[0], "agent", 40)
     assert shown.shape == (40, 7 * TILE, 7 * TILE, 3) and np.array_equal(shown, again) and texts == same
     whole = {episodes[0].mission, episodes[0].reworded}
-    assert whole < set(texts) and 8 <= sum(text in whole for text in texts) <= 24
+    assert whole & set(texts) and 1 <= sum(text in whole for text in texts) <= 10
     single = {text for moment in moments(episodes[0]) for text in moment.texts}
     assert set(texts) <= whole | single
     frame, text, truth = frame_and_truth(episodes[0], "agent")
@@ -227,7 +227,7 @@ def test_without_minigrid_one_line_says_what_to_install(monkeypatch, tmp_path):
         ({"train_videos": 0}, "train_videos is 0; allowed: 1 or more"),
         ({"view": "top"}, "view is 'top'; allowed: agent, full"),
         ({"teacher_videos": -1}, "teacher_videos is -1; allowed: 0 or more"),
-        ({"clip_episodes": 63}, "clip_episodes is 63; allowed: 64 or more, as many as the tiny CLIP has in a batch"),
+        ({"clip_episodes": 47}, "clip_episodes is 47; allowed: 48 or more, as many as the tiny CLIP has in a batch"),
         ({"fewest_actions": 99}, "fewest_actions is 99; allowed: 1 to most_actions, 64"),
     ],
 )

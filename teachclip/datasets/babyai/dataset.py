@@ -48,7 +48,7 @@ NAME, VERSION = "BabyAI", 2
 SPLITS = ("train", "val", "test")
 MORE = "teacher"
 """Training videos that students do not see."""
-CLIP = ClipSettings(steps=1200, batch_size=64, vision_layers=1)
+CLIP = ClipSettings(steps=1000, batch_size=48, vision_layers=2)
 """Of the tiny CLIP: a patch is a cell of the grid, so little suffices."""
 CLIP_PAIRS = 8
 """Frames with a text each that the tiny CLIP gets of an episode."""
@@ -71,7 +71,7 @@ class BabyAISettings:
     test_videos: int = 300
     teacher_videos: int = 800
     """Further training videos, for teachers only."""
-    clip_episodes: int = 1600
+    clip_episodes: int = 1200
     """Episodes that the tiny CLIP is pre-trained on."""
     seed: int = 0
     view: str = "agent"
