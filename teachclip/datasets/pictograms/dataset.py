@@ -57,7 +57,9 @@ NAME, VERSION = "pictograms", 1
 SPLITS = ("train", "val", "test")
 CAPTIONS = {"train": 4, "val": 2, "test": 2}
 """Captions of a video."""
-CLIP = ClipSettings(steps=1500, batch_size=128, vision_layers=3)
+CLIP = ClipSettings(steps=1500, batch_size=128, lr=1.5e-3, vision_layers=2, patch_size=24)
+_STREAMS = {"clip": 0, "fresh": 1, "clip frames": 10, "fresh frames": 11, "train": 20, "val": 21, "test": 22}
+"""The second number of the seeds of what is drawn."""
 MAX_TOKENS = 64
 """Rows of the CLIP's text position table: more than any caption needs."""
 VIDEO_BYTES = 40_000
@@ -71,7 +73,7 @@ class PictogramsSettings:
     train_videos: int = 400
     val_videos: int = 150
     test_videos: int = 300
-    clip_frames: int = 12_000
+    clip_frames: int = 16_000
     """Frames that the tiny CLIP is pre-trained on."""
     seed: int = 0
     clip: ClipSettings = CLIP
@@ -165,8 +167,7 @@ def log_facts(folder: Path) -> None:
 
 def _split(pictograms: Sequence[Pictogram], settings: PictogramsSettings, split: str) -> list[Told]:
     vocabulary = Vocabulary(pictograms, settings.seed)
-    stream = SPLITS.index(split) + 1
-    seeds = [(settings.seed, stream, number) for number in range(getattr(settings, f"{split}_videos"))]
+    seeds = [(settings.seed, _STREAMS[split], number) for number in range(getattr(settings, f"{split}_videos"))]
     scenes = [draw_scene(vocabulary, (*seed, 0)) for seed in seeds]
     return [
         Told(scene, draw_captions(scene, CAPTIONS[split], (*seed, 1)))
@@ -191,9 +192,9 @@ def _make_clip(
     # motions, "then" and "after" are in no caption of a single frame, and still are one token each
     tokenizer = build_tokenizer({*words, *words_of(phrases), "a", "an", "and", "then", "after"}, MAX_TOKENS)
     shown = []
-    for stream, count in ((4, settings.clip_frames), (5, min(FRESH, settings.clip_frames))):
-        some = [_drawn(pictograms, (settings.seed, stream, number)) for number in range(count)]
-        seeds = [(settings.seed, stream, number, 1) for number in range(count)]
+    for stream, count in (("clip", settings.clip_frames), ("fresh", min(FRESH, settings.clip_frames))):
+        some = [_drawn(pictograms, (settings.seed, _STREAMS[stream], number)) for number in range(count)]
+        seeds = [(settings.seed, _STREAMS[f"{stream} frames"], number) for number in range(count)]
         frames = each(single_frame, some, seeds, [font] * count)
         frames = tqdm(frames, total=count, desc="draw single frames", unit="frame", disable=not progress)
         pixels = torch.from_numpy(np.stack(list(frames))).permute(0, 3, 1, 2)
@@ -205,9 +206,10 @@ def _make_clip(
 
 
 def _drawn(pictograms: Sequence[Pictogram], seed: tuple[int, ...]) -> tuple[Pictogram, ...]:
-    """Return one pictogram or two."""
+    """Return one pictogram, or two in three of ten frames."""
     rng = np.random.default_rng(seed)
-    return tuple(pictograms[row] for row in rng.choice(len(pictograms), rng.integers(1, 3), replace=False))
+    count = 1 + int(rng.random() < 0.3)
+    return tuple(pictograms[row] for row in rng.choice(len(pictograms), count, replace=False))
 
 
 def _facts(videos: Sequence[Told]) -> dict[str, float]:
