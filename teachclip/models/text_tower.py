@@ -123,3 +123,14 @@ def _vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
         f"the images' half must be projected into the joint space, a {family_of(config).name}'s is not; allowed: "
         f"{allowed}"
     )
+
+
+def without_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout rate of a text encoder's configuration to 0: a model that is built from it has none.
+
+    A student's gradients then do not depend on the number of processes, as those of CLIP, which has none.
+    """
+    for part in (config, getattr(config, "encoder", None)):
+        for name, value in list(vars(part).items()) if isinstance(part, PreTrainedConfig) else ():
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)

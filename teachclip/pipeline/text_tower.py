@@ -22,7 +22,7 @@ from teachclip.models.backbone import load_backbone, text_features
 from teachclip.models.clip import quiet_loading
 from teachclip.models.families import text_positions
 from teachclip.models.preprocessing import load_preprocessing, load_tokenizer, padding_token, read_image_settings
-from teachclip.models.text_tower import load_text_model, with_text_model
+from teachclip.models.text_tower import load_text_model, with_text_model, without_dropout
 from teachclip.store.folders import replaced_folder
 from teachclip.training.distributed import build_accelerator
 from teachclip.training.optim import warmup_cosine
@@ -166,7 +166,11 @@ class TextTower:
         return torch.cat(parts)
 
     def save(self, out: Path, record: dict[str, Any]) -> None:
-        """Write the folder in one move: model, tokenizer, the backbone's image settings, and the record."""
+        """Write the folder in one move: model, tokenizer, the backbone's image settings, and the record.
+
+        What is built from it has no dropout.
+        """
+        without_dropout(self.dual.config.text_config)
         with replaced_folder(out) as temporary:
             with quiet_loading():
                 self.dual.cpu().save_pretrained(temporary)

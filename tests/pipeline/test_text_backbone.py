@@ -132,7 +132,7 @@ def test_two_processes_teach_it_once(on, project):
     losses = []
     for count in (1, 2):
         places = {name: str(project.folder / f"{name}{count}") for name in ("stores", "output")}
-        recipe = on(teaching={"steps": 20}, **places)
+        recipe = on("distil", teaching={"steps": 20, "pooling": "mean"}, train={"encoders": "finetuned"}, **places)
         done = launch(count, "distill", recipe)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("learns from 12 texts") == 1

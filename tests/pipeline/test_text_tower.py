@@ -45,6 +45,7 @@ def test_the_new_texts_lie_where_the_old_ones_do_and_images_are_the_same(tower, 
     record = json.loads((tower / "tower" / RECORD).read_text())
     assert record["columns"] == ["en", "de"] and record["rows"] + record["held_out_rows"] == len(PAIRS)
     assert record["losses"][-1] < 0.2 * record["losses"][0]
+    assert dual.config.text_config.hidden_dropout_prob == 0  # type: ignore[attr-defined]
     student = load_student(tower / "tower")  # zero-shot: frames are averaged
     english, german = (student.encode_text([pair[side] for pair in PAIRS], progress=False) for side in (0, 1))
     wanted = load_student(made_project / "clip").encode_text([pair[0] for pair in PAIRS], progress=False)

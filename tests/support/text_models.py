@@ -26,8 +26,7 @@ def save_text_model(folder: Path, kind: Any = BertModel) -> Path:
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
     if kind is BertModel:
         layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "hidden_size": 48}
-        plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        BertModel(BertConfig(**sizes, **layers, **plain)).save_pretrained(folder)
+        BertModel(BertConfig(**sizes, **layers)).save_pretrained(folder)
     else:
         DistilBertModel(DistilBertConfig(**sizes, dim=32, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
             folder
