@@ -10,6 +10,8 @@ from teachclip.cli.arguments import CommandParser, UsageError, command, path_arg
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "figure": None},
     "encoding": {"files": 16, "height": 240, "seconds": 15},
+    "decoding": {"heights": (240, 720, 1080, 2160), "processes": (1, 2), "files": 2, "seconds": 10, "folder": None},
+    "query": {},
     "memory": {"captions": 10_000},
 }
 """Which options each of the measurements has beside common ones, and what holds if they are not given."""
@@ -24,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "work on the machine slows all. steps: a training step of the student alone, with 1 to 4 stored teachers, "
         "with teachers in every step (the official order of work), with several captions per video, in chunks, in "
         "bfloat16. encoding: precompute, evaluate and encoding of mp4 files, against the bare tower and decoding. "
-        "memory: peaks of precompute, training and evaluation, and with ten times as many captions and videos.",
+        "decoding: videos of several heights in 1 and 2 processes, keyframes alone, made smaller by FFmpeg. query: "
+        "one text against the bare tower, and from the start of a process. memory: peaks of precompute, training and "
+        "evaluation, and with ten times as many captions and videos.",
     )
     parser.add_argument("what", nargs="?", choices=tuple(DEFAULTS), default="steps", help="default: steps")
     parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
@@ -35,42 +39,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
     parser.add_argument("--steps", type=positive_count, help="steps: of each side in a round (default 5)")
     parser.add_argument("--rounds", type=positive_count, default=5, help="(default 5)")
-    parser.add_argument("--files", type=positive_count, help="encoding: videos (default 16)")
+    parser.add_argument(
+        "--files", type=positive_count, help="encoding: videos (default 16); decoding: of each height and process (2)"
+    )
     parser.add_argument("--height", type=positive_count, help="encoding: their pixels (default 240)")
-    parser.add_argument("--seconds", type=positive_count, help="encoding: their length (default 15)")
+    parser.add_argument(
+        "--heights", type=positive_count, nargs="+", help="decoding: in pixels (default 240 720 1080 2160)"
+    )
+    parser.add_argument("--processes", type=positive_count, nargs="+", help="decoding: how many (default 1 2)")
+    parser.add_argument("--seconds", type=positive_count, help="encoding, decoding: their length (default 15, 10)")
     parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
-    parser.add_argument("--folder", type=path_argument, help="steps: keep the made-up stores here")
+    parser.add_argument("--folder", type=path_argument, help="steps, decoding: keep what is made up here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
     parser.add_argument("--figure", type=path_argument, help="steps: draw where the time goes into this PNG file")
     args = parser.parse_args(argv)
     own = _own_options(args)
     import torch
 
+    from teachclip.data_check.benchmark_decoding import benchmark_decoding
     from teachclip.data_check.benchmark_encoding import benchmark_encoding
+    from teachclip.data_check.benchmark_memory import benchmark_memory
+    from teachclip.data_check.benchmark_query import benchmark_query
     from teachclip.pipeline.benchmark import benchmark_steps
-    from teachclip.pipeline.benchmark_memory import benchmark_memory
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    own["json_file"] = args.json
     if args.what == "memory":
-        benchmark_memory(**own, json_file=args.json)
+        benchmark_memory(**own)
         return
-    if args.what == "encoding":
-        benchmark_encoding(
-            args.size,
-            **own,
-            batch_size=args.batch_size or 8,
-            rounds=args.rounds,
-            json_file=args.json,
-        )
-        return
-    benchmark_steps(
-        args.size,
-        **own,
-        batch_size=args.batch_size or 24,
-        rounds=args.rounds,
-        json_file=args.json,
-    )
+    own["rounds"] = args.rounds
+    if args.what == "decoding":
+        benchmark_decoding(**own)
+    elif args.what == "query":
+        benchmark_query(args.size, **own)
+    elif args.what == "encoding":
+        benchmark_encoding(args.size, **own, batch_size=args.batch_size or 8)
+    else:
+        benchmark_steps(args.size, **own, batch_size=args.batch_size or 24)
 
 
 def _own_options(args: Any) -> dict[str, Any]:

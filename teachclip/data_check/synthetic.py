@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,12 @@ def panned_image(seed: int, count: int) -> np.ndarray:
     return np.clip(shown + noise[np.arange(count) % 16], 0, 255).astype(np.uint8)
 
 
-def enlarged(frames: np.ndarray, height: int) -> np.ndarray:
-    """Return frames uint8 (count, rows, columns, 3) at another height, of the same shape."""
-    if height == frames.shape[1]:
-        return frames
+def enlarged(frames: np.ndarray, height: int) -> Iterator[np.ndarray]:
+    """Yield frames uint8 (count, rows, columns, 3), each at another height and of the same shape."""
     size = round(frames.shape[2] * height / frames.shape[1] / 2) * 2, height  # an even width, as encoders want
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames])
+    for frame in frames:  # one by one: 300 of 2160 rows would take 7.5 GB
+        yield (
+            frame
+            if height == len(frame)
+            else np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+        )

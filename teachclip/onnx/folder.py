@@ -16,7 +16,10 @@ from teachclip.errors import CheckpointError
 MODEL_TYPE, VERSION = "teachclip-onnx", 1
 CONFIG, TOKENIZER, TEXT, VIDEO = "config.json", "tokenizer.json", "text.onnx", "video.onnx"
 PARITY, CARD, QUERY = "parity.json", "README.md", "query.py"
-FILES = (CONFIG, TOKENIZER, TEXT, VIDEO, PARITY, CARD, QUERY)
+WEIGHTS = ".data"
+"""What follows the name of a tower's file in the name of its weights, where they are in a file of their own."""
+
+FILES = (CONFIG, TOKENIZER, TEXT, VIDEO, TEXT + WEIGHTS, VIDEO + WEIGHTS, PARITY, CARD, QUERY)
 """What an ONNX folder may hold; one with anything else is never replaced."""
 
 PRECISIONS = ("float32", "float16", "int8")

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from teachclip.errors import CheckpointError
+from teachclip.onnx.folder import WEIGHTS
 
 OPSET = 18
 MOST_BYTES = 2_000_000_000
 """A file of Protocol Buffers, as ONNX is, holds less than 2 GB."""
+
+OUTSIDE_BYTES = 2**25
+"""Larger weights are beside the graph: onnxruntime maps that file, where it would copy them out of a graph."""
 
 HALVED = 1024
 """Weights of fewer numbers stay float32 under float16: they take no room."""
@@ -93,7 +97,10 @@ def _name_axes(model: Any, dynamic: Mapping[str, Mapping[int, str]]) -> None:
 
 
 def store_as(model: Any, precision: str, path: Path) -> None:
-    """Write an ONNX model to a file with weights of `precision`, one of `PRECISIONS`."""
+    """Write an ONNX model to a file with weights of `precision`, one of `PRECISIONS`.
+
+    Weights of more than `OUTSIDE_BYTES` get a file of their own beside it, but for int8.
+    """
     import onnx
 
     if precision == "int8":
@@ -101,7 +108,9 @@ def store_as(model: Any, precision: str, path: Path) -> None:
         return
     if precision == "float16":
         _halve_weights(model)
-    onnx.save_model(model, str(path))
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > OUTSIDE_BYTES
+    outside = {"save_as_external_data": True, "location": path.name + WEIGHTS} if large else {}
+    onnx.save_model(model, str(path), **outside)
 
 
 def _halve_weights(model: Any) -> None:

@@ -220,14 +220,19 @@ def _summary(
     not counted.
     """
     whole = [each["wait"] + each["compute"] + each["optimizer"] for each in times]
-    low, middle, high = statistics.quantiles(whole, n=4) if len(whole) > 1 else whole * 3
+    low, middle, high = _quartiles(whole)
     shares = {f"{part}_share": sum(each[part] for each in times) / sum(whole) for part in ("wait", "optimizer")}
-    cpu = statistics.median(each["cpu"] for each in times)
+    cpu_low, cpu, cpu_high = _quartiles([each["cpu"] for each in times])
+    shares |= {"cpu_low": cpu_low, "cpu_high": cpu_high}
     rate = batch_size / middle
     compute = statistics.median(each["compute"] for each in times)
     shares["matmul_share"] = operations / compute / matmul_per_second
     shares["peak_bytes"] = max(each["memory"] for each in times)
     return {"seconds": middle, "low": low, "high": high, "cpu_seconds": cpu, "pairs_per_second": rate, **shares}
+
+
+def _quartiles(values: Sequence[float]) -> Sequence[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
 
 
 def table(result: dict[str, Any]) -> str:
@@ -240,16 +245,19 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         head,
         "matrices: " + ", ".join(f"{rate / 1e9:,.0f} G/s in {name}" for name, rate in _rates(result)),
-        f"{'':38} {'':>9} {'':>17} {'CPU':>8} {'':>8} {'time of':>8} {'speed of':>9} {'':>6} {'':>6} {'of matr.':>8}",
-        f"{'':38} {'ms/step':>9} {'quartiles':>17} {'ms/step':>8} {'pairs/s':>8} {'student':>8} {'official':>9} "
+        f"{'':38} {'':>9} {'':>17} {'CPU':>8} {'':>7} {'time of':>8} {'CPU of':>8} {'speed of':>8} "
+        f"{'':>6} {'':>6} {'of matr.':>8}",
+        f"{'':38} {'ms/step':>9} {'quartiles':>17} {'ms/step':>8} {'pairs/s':>7} {'student':>8} {'student':>8} "
+        f"{'official':>8} "
         f"{'wait':>6} {'optim.':>6} {'speed':>8} {'peak GB':>8}",
     ]
     for name, side in sides.items():
         quartiles = f"{1e3 * side['low']:.1f} to {1e3 * side['high']:.1f}"
         of_base = f"{side['seconds'] / sides[BASE]['seconds']:.2f}x" if BASE in sides else ""
+        of_cpu = f"{side['cpu_seconds'] / sides[BASE]['cpu_seconds']:.2f}x" if BASE in sides else ""
         of_official = f"{sides[OFFICIAL]['seconds'] / side['seconds']:.2f}x" if OFFICIAL in sides else ""
         times = f"{1e3 * side['seconds']:9.1f} {quartiles:>17} {1e3 * side['cpu_seconds']:8.1f}"
-        ratios = f"{side['pairs_per_second']:8.1f} {of_base:>8} {of_official:>9}"
+        ratios = f"{side['pairs_per_second']:7.1f} {of_base:>8} {of_cpu:>8} {of_official:>8}"
         shares = f"{side['wait_share']:6.1%} {side['optimizer_share']:6.1%}"
         of_matrices = f"{side['matmul_share']:.1%}" if side["matmul_share"] else ""
         lines.append(f"{name:38} {times} {ratios} {shares} {of_matrices:>8} {side['peak_bytes'] / 1e9:8.2f}")

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from teachclip.errors import DataError
+from teachclip.models.modeling import evaluating
 from teachclip.models.temporal import TemporalTransformer
 from teachclip.scorer import FeatureScorer, Scorer
 
@@ -165,3 +166,25 @@ def test_wrong_inputs_are_named_in_one_line(change: dict[str, torch.Tensor], mes
 def test_nothing_to_encode_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to encode"):
         tiny_student()()
+
+
+def test_only_a_model_in_training_is_switched_to_evaluation_and_back(monkeypatch) -> None:
+    student, switches = tiny_student().train(), []
+    train = type(student).train
+
+    def counted(model, mode=True):
+        switches.append(mode)
+        return train(model, mode)
+
+    monkeypatch.setattr(type(student), "train", counted)
+    with evaluating(student):
+        assert not any(module.training for module in student.modules())
+    assert switches == [False, True] and student.backbone.training
+    student.eval()
+    student.backbone.text_model.train()  # as somebody may have left a part
+    with evaluating(student):
+        assert not student.backbone.text_model.training
+    switches.clear()
+    with evaluating(student):
+        assert not student.training
+    assert switches == []

@@ -103,6 +103,30 @@ def test_fewer_bits_stay_close(
         assert (tmp_path / "out" / name).stat().st_size < smaller * (folder / name).stat().st_size
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_large_weights_are_beside_the_graph_and_give_the_same_vectors(
+    published: tuple[StudentModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    student, (frames, mask) = published[0], frames_and_mask(2)
+    folders = tmp_path / "inside", tmp_path / "beside"
+    export_onnx(student, folders[0], precision=precision)
+    monkeypatch.setattr("teachclip.onnx.graphs.OUTSIDE_BYTES", 1000)
+    export_onnx(student, folders[1], precision=precision)
+    inside, beside = map(load_onnx, folders)
+    assert np.array_equal(beside.encode_text(TEXTS[:2]), inside.encode_text(TEXTS[:2]))
+    given = frames.numpy(), mask.numpy()
+    assert np.array_equal(beside.encode_frames(*given)[0], inside.encode_frames(*given)[0])
+    for name in ("text.onnx", "video.onnx"):
+        graph, weights = folders[1] / name, folders[1] / f"{name}.data"
+        assert graph.stat().st_size + weights.stat().st_size < 1.3 * (folders[0] / name).stat().st_size
+    (folders[1] / "text.onnx.data").unlink()
+    with pytest.raises(CheckpointError, match=r"text\.onnx: cannot be loaded: .*data path does not exist"):
+        load_onnx(folders[1]).encode_text("sea")
+    monkeypatch.undo()
+    export_onnx(student, folders[1], precision=precision)  # a folder with such files is replaced as any other
+    assert not list(folders[1].glob("*.data"))
+
+
 def test_the_text_tower_alone(published: tuple[StudentModel, Path], tmp_path: Path) -> None:
     student, folder = published
     export_onnx(student, tmp_path / "text", only="text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,18 +23,19 @@ ENCODER = {
 with one thread."""
 
 
-def encode_mp4(frames: np.ndarray, path: Path, *, rate: int = 8, options: dict[str, str] = ENCODER) -> None:
-    """Write (frames, height, width, 3) uint8 RGB as h264 (yuv420p) with `rate` frames per second.
+def encode_mp4(frames: Iterable[np.ndarray], path: Path, *, rate: int = 8, options: dict[str, str] = ENCODER) -> None:
+    """Write frames, each (height, width, 3) uint8 RGB, as h264 (yuv420p) with `rate` frames per second.
 
     The file appears under its name when complete. `options` are libx264's.
     """
     temporary = path.with_name(f"{path.name}.part")
     with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=rate, options=options)
-        video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.time_base = Fraction(1, rate)
         for time, frame in enumerate(frames):
+            if not time:
+                video.height, video.width = frame.shape[:2]
             image = av.VideoFrame.from_ndarray(frame, format="rgb24")
             image.pts = time
             container.mux(video.encode(image))

@@ -1,0 +1,35 @@
+"""How memory grows with data: every stage is measured in two sizes."""
+
+import json
+
+import pytest
+
+from teachclip.cli import bench
+from teachclip.data_check.benchmark_memory import peaks
+
+
+@pytest.mark.slow  # its processes import the package, as those of a user do
+def test_every_stage_is_measured_with_ten_times_the_data(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    assert bench.main(["memory", "--captions", "200", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["captions"], found["videos"]) == ([200, 2000], [10, 100])
+    stages = found["stages"]
+    assert len(stages) == 8 and {"start", "tokenising", "evaluation: ranks"} <= stages.keys()
+    assert all(5e7 < small < 2e9 and 5e7 < large < 2e9 for small, large in (s["peak_bytes"] for s in stages.values()))
+    assert "200 / 10" in capsys.readouterr().out
+
+
+def test_a_stage_that_takes_memory_shows_it(monkeypatch):
+    monkeypatch.setattr("teachclip.data_check.benchmark_memory.STEPS", 1)
+    monkeypatch.setattr("teachclip.data_check.benchmark_memory.made_up_split", _wasteful)
+    found = peaks(200)
+    assert found["records of captions and videos"] > found["start"] + 9e7
+
+
+def _wasteful(captions):
+    from teachclip.pipeline.benchmark_parts import made_up_split
+
+    wasted = bytearray(10**8)
+    wasted[::4096] = b"x" * len(wasted[::4096])
+    return made_up_split(captions)
