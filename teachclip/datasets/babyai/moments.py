@@ -73,8 +73,8 @@ def frames_and_texts(episode: Episode, view: str, count: int) -> tuple[np.ndarra
     """Return `count` frames of an episode, uint8 (count, height, width, 3), and a text of each, drawn by its seed.
 
     A share of `SHARE` of the texts is a mission of one action that the frame fulfils, each kind equally often. The
-    others are the whole mission in either word order, beside a frame that fulfils one of its clauses: beside any other
-    it would teach that long texts say nothing.
+    others are the whole mission in either word order, beside a frame that fulfils one of its clauses: beside any
+    other it would teach that long texts say nothing.
     """
     rng = random.Random(episode.seed)
     shown = moments(episode, view=view)
