@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -22,9 +23,10 @@ from minigrid.envs.babyai.core.verifier import (
 
 from teachclip.datasets.babyai.episodes import Episode, replay, view_of
 
-SHARE = 0.9
-"""Of the frames, how many stand beside a mission of one action in place of the episode's own. With 0.6 the CLIP learned
-little in the same time: a whole mission says little of one frame."""
+SHARE = 0.5
+"""Of the frames, how many stand beside a mission of one action in place of the episode's own."""
+JOINTS = re.compile(r", then | after you | and ")
+"""What BabyAI's language joins clauses with."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,17 @@ def moments(episode: Episode, *, view: str = "agent") -> list[Moment]:
 def frames_and_texts(episode: Episode, view: str, count: int) -> tuple[np.ndarray, list[str]]:
     """Return `count` frames of an episode, uint8 (count, height, width, 3), and a text of each, drawn by its seed.
 
-    A share of `SHARE` of the texts is a mission of one action that the frame fulfils, each kind equally often; the
-    others are the episode's whole mission in either word order, beside any frame of `moments`.
+    A share of `SHARE` of the texts is a mission of one action that the frame fulfils, each kind equally often. The
+    others are the whole mission in either word order, beside a frame that fulfils one of its clauses: beside any
+    other it would teach that long texts say nothing.
     """
     rng = random.Random(episode.seed)
     shown = moments(episode, view=view)
     kinds = sorted({kind for moment in shown for kind in moment.missions})
     whole = [episode.mission, episode.reworded or episode.mission]
+    clauses = set(JOINTS.split(episode.mission))
+    # none fits where a clause was fulfilled by where an object had been: the level looks after a drop alone
+    fitting = [moment for moment in shown if clauses & set(moment.texts)] or shown
     pairs = []
     for _ in range(count):
         if rng.random() < SHARE:
@@ -84,7 +90,7 @@ def frames_and_texts(episode: Episode, view: str, count: int) -> tuple[np.ndarra
             moment = rng.choice([moment for moment in shown if kind in moment.missions])
             pairs.append((moment.frame, rng.choice(moment.missions[kind])))
         else:
-            pairs.append((rng.choice(shown).frame, rng.choice(whole)))
+            pairs.append((rng.choice(fitting).frame, rng.choice(whole)))
     return np.stack([frame for frame, _ in pairs]), [text for _, text in pairs]
 
 
