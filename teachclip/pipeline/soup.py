@@ -82,10 +82,11 @@ def check_alike(students: Sequence[StudentModel], names: Sequence[str]) -> None:
     for student, name in zip(students[1:], names[1:], strict=True):
         other = student.config.to_dict()
         for key in FIELDS:
-            if first[key] != other[key]:
+            one, another = first.get(key), other.get(key)  # what is as usual may not be saved
+            if one != another:
                 raise CheckpointError(
-                    f"{name}: {key} is {other[key]}, that of {names[0]} is {first[key]}: only students of the same "
-                    "settings can be averaged"
+                    f"{name}: {key} is {another}, that of {names[0]} is {one}: only students of the same settings "
+                    "can be averaged"
                 )
 
 
