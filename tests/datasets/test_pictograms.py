@@ -171,6 +171,12 @@ def test_fonts_that_cannot_serve_are_refused(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'text.ttf'} cannot be read as a font")
 
 
+def test_a_font_whose_pictures_cannot_be_drawn_is_refused(tmp_path):
+    build_font(tmp_path / "empty.ttf", range(0x1F400, 0x1F400 + 60), drawn=False)
+    with pytest.raises(DataError, match=r"empty.ttf: 'rat' is drawn as nothing; gradients .* cannot be drawn"):
+        read_pictograms(tmp_path / "empty.ttf")
+
+
 def test_without_fonttools_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "fontTools.ttLib", None)
     with pytest.raises(DataError, match=r"pictograms need fontTools .*pip install 'teachclip\[datasets\]'"):

@@ -13,16 +13,11 @@ so no two videos show one episode.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -38,7 +33,17 @@ from teachclip.datasets.babyai.episodes import COMPOSED, Episode, solve
 from teachclip.datasets.babyai.moments import frame_and_truth, frames_and_texts
 from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, oracle_recall_at_1
 from teachclip.datasets.babyai.videos import RATE, write_video
-from teachclip.datasets.folder import MANIFEST, begin, check_folder, complete, read_record
+from teachclip.datasets.folder import (
+    MANIFEST,
+    Mapper,
+    begin,
+    captions_table,
+    check_folder,
+    complete,
+    mapping,
+    read_record,
+    write_missing,
+)
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
@@ -120,7 +125,7 @@ def make_babyai(
     try:
         root.mkdir(parents=True, exist_ok=True)
         check_folder(root, record, NAME)  # before the lock, which leaves a file in the folder
-        with locked_folder(root), _mapping(workers) as each:
+        with locked_folder(root), mapping(workers) as each:
             check_folder(root, record, NAME)
             if (root / MANIFEST).exists() and _is_complete(root, settings):
                 return False
@@ -128,9 +133,12 @@ def make_babyai(
             episodes = {
                 split: _episodes(settings, split, settings.count(split), each, progress) for split in (*SPLITS, MORE)
             }
-            write_atomic(root / "captions.csv", captions_table({split: episodes[split] for split in SPLITS}))
-            write_atomic(root / "teacher_captions.csv", captions_table(episodes))
-            _write_videos(root / "videos", settings, episodes, each, progress)
+            write_atomic(root / "captions.csv", captions_table(_rows({split: episodes[split] for split in SPLITS})))
+            write_atomic(root / "teacher_captions.csv", captions_table(_rows(episodes)))
+            videos = {_file(split, n): item for split, found in episodes.items() for n, item in enumerate(found)}
+            write_missing(
+                root / "videos", videos, write_video, settings.view, each, size=VIDEO_BYTES, progress=progress
+            )
             if not (root / "clip").exists():
                 _make_clip(root / "clip", settings, each, progress)
             results = {
@@ -148,36 +156,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_record(folder / MANIFEST, NAME)
 
 
-def captions_table(episodes: dict[str, list[Episode]]) -> bytes:
-    """Return the table of captions of some splits, in the columns that the format `csv` reads.
-
-    Videos for teachers are training videos in it.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "caption", "split"])
+def _rows(episodes: Mapping[str, Sequence[Episode]]) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of a table of captions of some splits. Videos for teachers are training videos in it."""
     for split, found in episodes.items():
         for number, episode in enumerate(found):
             for caption in filter(None, (episode.mission, episode.reworded)):
-                writer.writerow([_file(split, number), caption, "train" if split == MORE else split])
-    return text.getvalue().encode()
-
-
-@contextmanager
-def _mapping(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a function as `map`, which works in `workers` processes and keeps the order."""
-    if workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.map(function, *arguments, chunksize=8)
+                yield _file(split, number), caption, "train" if split == MORE else split
 
 
 def _episodes(
     settings: BabyAISettings,
     stream: str,
     wanted: int,
-    each: Callable[..., Iterable[Any]],
+    each: Mapper,
     progress: bool,
 ) -> list[Episode]:
     """Return the first `wanted` episodes of a stream of seeds that the bot solves in as many actions as allowed."""
@@ -193,25 +184,7 @@ def _episodes(
     return found[:wanted]
 
 
-def _write_videos(
-    folder: Path,
-    settings: BabyAISettings,
-    episodes: dict[str, list[Episode]],
-    each: Callable[..., Iterable[Any]],
-    progress: bool,
-) -> None:
-    folder.mkdir(exist_ok=True)
-    named = {folder / _file(split, number): item for split in episodes for number, item in enumerate(episodes[split])}
-    missing = {path: episode for path, episode in named.items() if not path.exists()}
-    done = each(write_video, missing, missing.values(), [settings.view] * len(missing))
-    try:
-        for _ in tqdm(done, total=len(missing), desc="make videos", unit="video", disable=not progress):
-            pass
-    except OSError as error:
-        raise explain_failed_write(error, folder, "the videos", len(missing) * VIDEO_BYTES) from error
-
-
-def _make_clip(folder: Path, settings: BabyAISettings, each: Callable[..., Iterable[Any]], progress: bool) -> None:
+def _make_clip(folder: Path, settings: BabyAISettings, each: Mapper, progress: bool) -> None:
     """Pre-train the tiny CLIP on frames of episodes that are in no split, and missions that they fulfil."""
     temporary = folder.with_name("clip.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -252,7 +225,7 @@ def _images(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
-def _facts(episodes: Sequence[Episode], each: Callable[..., Iterable[Any]]) -> dict[str, float]:
+def _facts(episodes: Sequence[Episode], each: Mapper) -> dict[str, float]:
     """Return how far captions tell the videos of a split apart."""
     missions: list[Mission] = list(each(mission_of, episodes))
     known = tuple(dict.fromkeys(missions))

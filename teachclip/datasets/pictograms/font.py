@@ -58,15 +58,24 @@ def read_pictograms(font: Path) -> list[Pictogram]:
             f"{font} has {len(found) if coloured else 0} pictograms in colour (table CBDT or COLR) with a Unicode "
             f"name; expected at least {FEWEST}. {INSTALL}"
         )
+    picture(found[0].character, str(font))  # raises if this font cannot be drawn
     return found
 
 
 @lru_cache(maxsize=4096)
 def picture(character: str, font: str) -> Image.Image:
-    """Return a pictogram as an RGBA image, cut to what is drawn."""
+    """Return a pictogram as an RGBA image, cut to what is drawn. Raises DataError if nothing is."""
     drawn = Image.new("RGBA", (2 * STRIKE, 2 * STRIKE))
-    loaded = _load(font)
-    ImageDraw.Draw(drawn).text((STRIKE // 4, STRIKE // 4), character, font=loaded, embedded_color=True)
+    try:
+        loaded = _load(font)
+        ImageDraw.Draw(drawn).text((STRIKE // 4, STRIKE // 4), character, font=loaded, embedded_color=True)
+    except OSError as error:  # a bitmap font with pictures of another size alone
+        raise DataError(f"{font} has no pictures of {STRIKE} pixels ({error}). {INSTALL}") from error
+    if drawn.getbbox() is None:
+        name = unicodedata.name(character).lower()
+        raise DataError(
+            f"{font}: {name!r} is drawn as nothing; gradients (COLR version 1) cannot be drawn. {INSTALL}"
+        )
     return drawn.crop(drawn.getbbox())
 
 
