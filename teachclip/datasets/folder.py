@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from teachclip.errors import DataError
-from teachclip.store.files import LOCK, explain_failed_write, read_json, write_atomic
+from teachclip.store.files import LOCK, explain_failed_write, locked_folder, read_json, write_atomic
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 
 MANIFEST, PARTIAL_MANIFEST = "manifest.json", "manifest.partial.json"
@@ -83,6 +83,38 @@ def mapping(workers: int) -> Iterator[Mapper]:
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield lambda function, *arguments: pool.map(function, *arguments, chunksize=8)
+
+
+@contextmanager
+def making(
+    folder: Path, record: Mapping[str, Any], name: str, *, workers: int, is_complete: Callable[[], bool]
+) -> Iterator[Mapper | None]:
+    """Hold a dataset's folder while its missing files are made; yield a `mapping`, or None if there is nothing to do.
+
+    `record`: as `settings` of `check_folder`; `is_complete`: whether all files exist. Raises DataError if `workers`
+    is less than 1 or the folder contains something else, and StoreError if it cannot be written.
+    """
+    if workers < 1:
+        raise DataError(f"workers is {workers}; allowed: 1 or more")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder, record, name)  # before the lock, which leaves a file in the folder
+        with locked_folder(folder), mapping(workers) as each:
+            check_folder(folder, record, name)
+            if (folder / MANIFEST).exists() and is_complete():
+                yield None
+                return
+            begin(folder, record)
+            yield each
+    except OSError as error:
+        raise explain_failed_write(error, folder, f"the {name} dataset", 50_000_000) from error
+
+
+def check_counts(settings: Any, least: Mapping[str, int]) -> None:
+    """Raise DataError if an attribute of `settings` is less than `least` says."""
+    for name, allowed in least.items():
+        if getattr(settings, name) < allowed:
+            raise DataError(f"{name} is {getattr(settings, name)}; allowed: {allowed} or more")
 
 
 def captions_table(rows: Iterable[tuple[str, str, str]]) -> bytes:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,18 +36,17 @@ from teachclip.datasets.babyai.videos import RATE, write_video
 from teachclip.datasets.folder import (
     MANIFEST,
     Mapper,
-    begin,
     captions_table,
-    check_folder,
+    check_counts,
     complete,
-    mapping,
+    making,
     read_record,
     write_missing,
 )
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
-from teachclip.store.files import explain_failed_write, locked_folder, write_atomic
+from teachclip.store.files import write_atomic
 
 NAME, VERSION = "BabyAI", 2
 SPLITS = ("train", "val", "test")
@@ -63,8 +62,6 @@ VIDEO_BYTES = 20_000
 """Approximate size of one file, for the message when the disk is full."""
 _SEEDS = 1_000_000
 """Seeds of the simulator that one split of one dataset may draw from."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ class BabyAISettings:
 
     def __post_init__(self) -> None:
         at_least_1 = dict.fromkeys(("train_videos", "val_videos", "test_videos"), 1)
-        for name, least in {**at_least_1, "teacher_videos": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        check_counts(self, {**at_least_1, "teacher_videos": 0, "seed": 0})
         if self.clip_episodes < self.clip.batch_size:
             allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
             raise DataError(f"clip_episodes is {self.clip_episodes}; allowed: {allowed}")
@@ -118,36 +113,25 @@ def make_babyai(
     written.
     """
     settings = settings or BabyAISettings()
-    if workers < 1:
-        raise DataError(f"workers is {workers}; allowed: 1 or more")
     record = {"version": VERSION, "dataset": asdict(settings), "encoder": dict(ENCODER), "rate": RATE}
     root = Path(folder)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        check_folder(root, record, NAME)  # before the lock, which leaves a file in the folder
-        with locked_folder(root), mapping(workers) as each:
-            check_folder(root, record, NAME)
-            if (root / MANIFEST).exists() and _is_complete(root, settings):
-                return False
-            begin(root, record)
-            episodes = {
-                split: _episodes(settings, split, settings.count(split), each, progress) for split in (*SPLITS, MORE)
-            }
-            write_atomic(root / "captions.csv", captions_table(_rows({split: episodes[split] for split in SPLITS})))
-            write_atomic(root / "teacher_captions.csv", captions_table(_rows(episodes)))
-            videos = {_file(split, n): item for split, found in episodes.items() for n, item in enumerate(found)}
-            write_missing(
-                root / "videos", videos, write_video, settings.view, each, size=VIDEO_BYTES, progress=progress
-            )
-            if not (root / "clip").exists():
-                _make_clip(root / "clip", settings, each, progress)
-            results = {
-                "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
-                "splits": {split: _facts(episodes[split], each) for split in SPLITS},
-            }
-            complete(root, record, results)
-    except OSError as error:
-        raise explain_failed_write(error, root, "the BabyAI dataset", 50_000_000) from error
+    with making(root, record, NAME, workers=workers, is_complete=lambda: _is_complete(root, settings)) as each:
+        if each is None:
+            return False
+        episodes = {
+            split: _episodes(settings, split, settings.count(split), each, progress) for split in (*SPLITS, MORE)
+        }
+        write_atomic(root / "captions.csv", captions_table(_rows({split: episodes[split] for split in SPLITS})))
+        write_atomic(root / "teacher_captions.csv", captions_table(_rows(episodes)))
+        videos = {_file(split, n): item for split, found in episodes.items() for n, item in enumerate(found)}
+        write_missing(root / "videos", videos, write_video, settings.view, each, size=VIDEO_BYTES, progress=progress)
+        if not (root / "clip").exists():
+            _make_clip(root / "clip", settings, each, progress)
+        results = {
+            "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
+            "splits": {split: _facts(episodes[split], each) for split in SPLITS},
+        }
+        complete(root, record, results)
     return True
 
 

@@ -27,11 +27,10 @@ from teachclip.data.video.writing import ENCODER
 from teachclip.datasets.folder import (
     MANIFEST,
     Mapper,
-    begin,
     captions_table,
-    check_folder,
+    check_counts,
     complete,
-    mapping,
+    making,
     read_record,
     write_missing,
 )
@@ -51,7 +50,7 @@ from teachclip.datasets.pictograms.scenes import (
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import FRESH, ClipSettings, SingleFrames, pretrain_clip
 from teachclip.pretraining.tokenizer import build_tokenizer, words_of
-from teachclip.store.files import explain_failed_write, file_hash, locked_folder, write_atomic
+from teachclip.store.files import file_hash, write_atomic
 
 NAME, VERSION = "pictograms", 1
 SPLITS = ("train", "val", "test")
@@ -79,16 +78,14 @@ class PictogramsSettings:
     clip: ClipSettings = CLIP
 
     def __post_init__(self) -> None:
-        for name, least in (("train_videos", 1), ("val_videos", 1), ("test_videos", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        check_counts(self, {"train_videos": 1, "val_videos": 1, "test_videos": 1, "seed": 0})
         if self.clip_frames < self.clip.batch_size:
             allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
             raise DataError(f"clip_frames is {self.clip_frames}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
-class Told:
+class CaptionedScene:
     """A scene and its captions."""
 
     scene: Scene
@@ -109,8 +106,6 @@ def make_pictograms(
     cannot be used or the folder contains something else, and StoreError if it cannot be written.
     """
     settings = settings or PictogramsSettings()
-    if workers < 1:
-        raise DataError(f"workers is {workers}; allowed: 1 or more")
     pictograms = read_pictograms(Path(font))
     record = {
         "version": VERSION,
@@ -120,32 +115,23 @@ def make_pictograms(
         "rate": RATE,
     }
     root = Path(folder)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        check_folder(root, record, NAME)  # before the lock, which leaves a file in the folder
-        with locked_folder(root), mapping(workers) as each:
-            check_folder(root, record, NAME)
-            if (root / MANIFEST).exists() and _is_complete(root, settings):
-                return False
-            begin(root, record)
-            splits = {split: _split(pictograms, settings, split) for split in SPLITS}
-            videos = {_file(split, n): (split, video) for split in SPLITS for n, video in enumerate(splits[split])}
-            rows = (
-                (file, caption.text, split) for file, (split, video) in videos.items() for caption in video.captions
-            )
-            write_atomic(root / "captions.csv", captions_table(rows))
-            scenes = {file: video.scene for file, (_, video) in videos.items()}
-            write_missing(root / "videos", scenes, write_video, str(font), each, size=VIDEO_BYTES, progress=progress)
-            if not (root / "clip").exists():
-                _make_clip(root / "clip", pictograms, settings, str(font), each, progress)
-            results = {
-                "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
-                "pictograms": len(pictograms),
-                "splits": {split: _facts(found) for split, found in splits.items()},
-            }
-            complete(root, record, results)
-    except OSError as error:
-        raise explain_failed_write(error, root, "the pictograms dataset", 50_000_000) from error
+    with making(root, record, NAME, workers=workers, is_complete=lambda: _is_complete(root, settings)) as each:
+        if each is None:
+            return False
+        splits = {split: _split(pictograms, settings, split) for split in SPLITS}
+        videos = {_file(split, n): (split, video) for split in SPLITS for n, video in enumerate(splits[split])}
+        rows = ((file, caption.text, split) for file, (split, video) in videos.items() for caption in video.captions)
+        write_atomic(root / "captions.csv", captions_table(rows))
+        scenes = {file: video.scene for file, (_, video) in videos.items()}
+        write_missing(root / "videos", scenes, write_video, str(font), each, size=VIDEO_BYTES, progress=progress)
+        if not (root / "clip").exists():
+            _make_clip(root / "clip", pictograms, settings, str(font), each, progress)
+        results = {
+            "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
+            "pictograms": len(pictograms),
+            "splits": {split: _facts(found) for split, found in splits.items()},
+        }
+        complete(root, record, results)
     return True
 
 
@@ -165,12 +151,12 @@ def log_facts(folder: Path) -> None:
     )
 
 
-def _split(pictograms: Sequence[Pictogram], settings: PictogramsSettings, split: str) -> list[Told]:
+def _split(pictograms: Sequence[Pictogram], settings: PictogramsSettings, split: str) -> list[CaptionedScene]:
     vocabulary = Vocabulary(pictograms, settings.seed)
     seeds = [(settings.seed, _STREAMS[split], number) for number in range(getattr(settings, f"{split}_videos"))]
     scenes = [draw_scene(vocabulary, (*seed, 0)) for seed in seeds]
     return [
-        Told(scene, draw_captions(scene, CAPTIONS[split], (*seed, 1)))
+        CaptionedScene(scene, draw_captions(scene, CAPTIONS[split], (*seed, 1)))
         for scene, seed in zip(scenes, seeds, strict=True)
     ]
 
@@ -212,7 +198,7 @@ def _drawn(pictograms: Sequence[Pictogram], seed: tuple[int, ...]) -> tuple[Pict
     return tuple(pictograms[row] for row in rng.choice(len(pictograms), count, replace=False))
 
 
-def _facts(videos: Sequence[Told]) -> dict[str, float]:
+def _facts(videos: Sequence[CaptionedScene]) -> dict[str, float]:
     """Return how far captions tell the videos of a split apart."""
     scenes, captions = [video.scene for video in videos], [video.captions for video in videos]
     true = [sum(is_true(caption, scene) for scene in scenes) for found in captions for caption in found]
