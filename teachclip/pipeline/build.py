@@ -239,6 +239,14 @@ def build_schedule(
     )
 
 
+def build_precision(train: Train) -> str:
+    """Return the autocast of training; see `train.mixed_precision`."""
+    if train.mixed_precision != "auto":
+        return train.mixed_precision
+    moves = train.encoders != "frozen" and train.clip_weights == "float32"
+    return "bf16" if moves and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
 def build_blocks(recipe: Recipe) -> Blocks:
     """Return how much evaluation computes at once."""
     section = recipe.evaluation
@@ -256,6 +264,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     values["frames"] = {key: frames[key] for key in chosen}
     speed = ("workers", "trackers", "log_every", "checkpoint_every")
     values["train"] = {key: value for key, value in values["train"].items() if key not in speed}
+    values["train"]["mixed_precision"] = build_precision(recipe.train)
     for entry in values["teachers"]:
         del entry["training"], entry["label"]
         if entry["keep"] is None:
@@ -277,8 +286,9 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     if teacher is not None:
         shared = {key: values[key] for key in ("data", "frames", "text")}
         identity = teacher.model_dump(mode="json", exclude={"label", "weight", "frame_temperature", "keep"})
-        if identity["training"] is not None:
+        if teacher.training is not None:
             _drop_usual(identity["training"]["train"], "train", Train)
+            identity["training"]["train"]["mixed_precision"] = build_precision(teacher.training.train)
             _drop_usual(identity["training"]["optimizer"], "optimizer", Optimizer)
             del identity["training"]["annotations"]  # that of `data` is what it reads
         return {**shared, "clip": recipe.student.backbone, "teacher": identity}

@@ -59,8 +59,12 @@ def distill(
     """
     recipe = load_recipe(recipe, overrides)
     train = recipe.train
+    precision = build.build_precision(train)
     accelerator = build_accelerator(
-        mixed_precision=train.mixed_precision, trackers=train.trackers, output=str(recipe.output), tf32=train.tf32
+        mixed_precision=precision,
+        trackers=train.trackers,
+        output=str(recipe.output),
+        tf32=train.tf32,
     )
     work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():

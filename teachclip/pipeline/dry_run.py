@@ -108,7 +108,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator(
-        mixed_precision=recipe.train.mixed_precision, trackers=recipe.train.trackers, dry_run=True
+        mixed_precision=build.build_precision(recipe.train), trackers=recipe.train.trackers, dry_run=True
     )
     device = accelerator.device
     catalog = build.build_catalog(recipe)

@@ -61,7 +61,7 @@ def train_teacher(
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
-        mixed_precision=training.train.mixed_precision,
+        mixed_precision=build.build_precision(training.train),
         trackers=training.train.trackers,
         output=str(folder),
         tf32=training.train.tf32,

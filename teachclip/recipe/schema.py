@@ -190,7 +190,11 @@ class Train(Section):
         description="pairs that a process encodes at a time: the same gradients in less memory, each pair encoded "
         "twice; null: all",
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the forward pass")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto",
+        description="autocast of the forward pass; weights and losses stay float32. auto: bf16 where encoders train "
+        "on a GPU that has it, else no",
+    )
     clip_weights: Literal["float32", "float16"] = Field(
         "float32", description="float16: update CLIP's weights in float16, as published"
     )
@@ -244,7 +248,7 @@ def _check_float16(train: Train, optimizer: Optimizer) -> None:
         ("train.mixed_precision", train.mixed_precision, "no", "the encoders compute in float16 by themselves"),
         ("optimizer.name", optimizer.name, "bert_adam", "second moment and eps of adamw underflow in float16"),
     ):
-        if train.clip_weights == "float16" and got != needed:
+        if train.clip_weights == "float16" and got not in (needed, "auto"):
             raise ValueError(f"train.clip_weights=float16 needs {key}={needed}, got {got} ({why})")
 
 

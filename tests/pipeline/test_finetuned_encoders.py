@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 from processes import launch
+from runs import assert_same_losses, logged_losses
 from tiny_backbones import tiny_backbone
 
-from runs import assert_same_losses, logged_losses
 from teachclip import load_student
 from teachclip.cli import distill, train_teacher
 from teachclip.cli import soup as soup_command

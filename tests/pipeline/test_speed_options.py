@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from teachclip import precompute
 from teachclip.cli import precompute as precompute_command
 from teachclip.errors import RecipeError, StoreError
-from teachclip.pipeline.build import run_settings
+from teachclip.pipeline.build import build_precision, run_settings
 from teachclip.pipeline.encoders import set_clip_weights, speed_up
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Train
@@ -103,3 +103,22 @@ def test_settings_of_a_run_name_the_options_where_they_are_used(project):
     used = run_settings(load_recipe(str(project()), overrides))
     assert used["train"]["compile"] is True and used["train"]["chunk_size"] == 2
     assert used["evaluation"] == {"precision": "bfloat16"}
+
+
+def test_auto_is_bfloat16_where_encoders_train_on_a_gpu_that_has_it(monkeypatch):
+    finetuned = {"encoders": "finetuned", "steps": 1}
+    frozen, half = {**finetuned, "encoders": "frozen"}, {**finetuned, "clip_weights": "float16"}
+    for has_gpu, has_bfloat16, expected in ((True, True, "bf16"), (True, False, "no"), (False, True, "no")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
+        assert build_precision(Train(**finetuned)) == expected
+        assert build_precision(Train(**frozen)) == build_precision(Train(**half)) == "no"
+        assert build_precision(Train(**finetuned, mixed_precision="no")) == "no"
+
+
+def test_a_run_is_named_by_the_autocast_that_auto_chose(project, monkeypatch):
+    recipe = load_recipe(str(project()), ["train.encoders=finetuned"])
+    assert recipe.train.mixed_precision == "auto" and run_settings(recipe)["train"]["mixed_precision"] == "no"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert run_settings(recipe)["train"]["mixed_precision"] == "bf16"

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from processes import launch
+from runs import assert_same_losses, logged_losses
 from sentence_models import save_video_reranker
 from sentence_transformers import SentenceTransformer
 from text_models import PAIRS, save_text_model, write_pairs
@@ -14,7 +15,6 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from transformers import AutoConfig, DistilBertModel, ViTConfig
 
-from runs import assert_same_losses, logged_losses
 from teachclip import distill, evaluate, export_onnx, load_student, precompute, train_teacher
 from teachclip.cli import distill as distill_command
 from teachclip.errors import CheckpointError, DataError, RecipeError, StoreError
