@@ -125,7 +125,8 @@ def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsy
     made_up(BASELINE, "0.001")
     found = auto(project(), rates=[1e-3], out=project.folder / "out")
     assert found["chosen"]["variant"] == BASELINE and found["differences"] == []
-    assert "The undistilled student itself is the best on validation" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The undistilled student itself is the best on validation: nothing else that was tried helped." in told
     assert load_recipe(project.folder / "out" / "recipe.yaml").teachers == []
 
 
