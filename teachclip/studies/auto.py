@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from teachclip.console import interruptible, log
+from teachclip.errors import RecipeError
 from teachclip.pipeline.build import build_catalog, build_sampler
 from teachclip.processes import usable_cores
 from teachclip.recipe.loading import dump_recipe, find_recipe, load_recipe
-from teachclip.errors import RecipeError
 from teachclip.store.files import read_json, write_atomic
 from teachclip.studies.auto_report import auto_markdown, evidence
 from teachclip.studies.checks import check_own_data, check_plan
