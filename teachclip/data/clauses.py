@@ -47,8 +47,8 @@ def caption_pairs(split: Split, seed: int) -> np.ndarray:
     rng, count = np.random.default_rng(seed), len(split.captions)
     pairs = np.unique(rng.integers(count, size=(min(POOL, 4 * count), 2)), axis=0)
     pairs = pairs[split.caption_videos[pairs[:, 0]] != split.caption_videos[pairs[:, 1]]]
-    _, texts = np.unique([_plain(caption.text) for caption in split.captions], return_inverse=True)
-    return pairs[texts[pairs[:, 0]] != texts[pairs[:, 1]]]
+    texts = [tuple(_plain(split.captions[row].text) for row in pair) for pair in pairs.tolist()]
+    return pairs[np.array([one != other for one, other in texts], dtype=bool)]
 
 
 def _plain(text: str) -> str:
