@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
+from teachclip.data.annotations.records import Split
+from teachclip.data.annotations.uncaptioned import plain_text
+
 JOINTS = (", then ", " and then ", " then ", ", before ", " before ", ", after ", " after you ")
 """What stands between two clauses whose order a caption tells. Of two that fit, the first of this list counts.
 
 Not " after " alone: one looks after a child.
 """
+POOL = 20_000
+"""Pairs of captions that joined clips are drawn from."""
 
 
 def swapped(caption: str, joints: Sequence[str] = JOINTS) -> str | None:
-    """Return a caption with its two clauses in each other's place; None if it has no joint, or more than one.
+    """Return a caption with its two clauses in each other's place.
 
+    None if it has no joint or more than one, or if its clauses are the same.
     Its end mark stays at the end, and its capital at the beginning.
     """
     sentence = caption.rstrip()
@@ -24,11 +32,28 @@ def swapped(caption: str, joints: Sequence[str] = JOINTS) -> str | None:
         return None
     first, second = body.split(found[0])
     rest = [joint for joint in joints if joint in first or joint in second]
-    if rest or not first.strip() or not second.strip():
+    if rest or not first.strip() or not second.strip() or _plain(first) == _plain(second):
         return None
     if first[:1].isupper():
         first, second = _without_capital(first), second[:1].upper() + second[1:]
     return f"{second}{found[0]}{first}{sentence[len(body) :]}"
+
+
+def caption_pairs(split: Split, seed: int) -> np.ndarray:
+    """Return caption rows of clips to join, (pairs, 2): of different videos and with different texts.
+
+    With one text twice "A then B" and "B then A" would be the same.
+    """
+    rng, count = np.random.default_rng(seed), len(split.captions)
+    pairs = np.unique(rng.integers(count, size=(min(POOL, 4 * count), 2)), axis=0)
+    pairs = pairs[split.caption_videos[pairs[:, 0]] != split.caption_videos[pairs[:, 1]]]
+    texts = [tuple(_plain(split.captions[row].text) for row in pair) for pair in pairs.tolist()]
+    return pairs[np.array([one != other for one, other in texts], dtype=bool)]
+
+
+def _plain(text: str) -> str:
+    """Return a text without what makes no difference: capitals, spaces too many and end marks."""
+    return plain_text(text).rstrip(" .!?")
 
 
 def _without_capital(clause: str) -> str:

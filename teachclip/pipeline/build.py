@@ -16,6 +16,7 @@ from teachclip.data.annotations.catalog import DEFAULT_SHARE, ValidationOptions,
 from teachclip.data.annotations.records import Catalog, Split
 from teachclip.data.batches import BatchSampler
 from teachclip.data.caption_groups import CaptionGroups
+from teachclip.data.clauses import caption_pairs
 from teachclip.data.places import Places
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.errors import DataError, RecipeError
@@ -122,11 +123,36 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     build_selection(recipe, catalog)
     check_losses(recipe)
     check_uncaptioned(recipe, catalog)
-    build_sampler(train, catalog.train, seed=recipe.seed).local(0, processes.index, processes.count)
-    if recipe.losses.joined_clips.is_used:
-        check_divisible(recipe.losses.joined_clips.count, recipe.losses.joined_clips.count, processes.count)
+    sampler = build_sampler(train, catalog.train, seed=recipe.seed)
+    sampler.local(0, processes.index, processes.count)
+    training_steps(train, sampler.batches_per_epoch)
+    check_joined_clips(recipe, catalog.train, processes)
     if recipe.losses.uses_frame_sets:
-        check_divisible(recipe.losses.frame_sets.count, recipe.losses.frame_sets.texts, processes.count)
+        sets = recipe.losses.frame_sets
+        check_divisible("frame_sets", {"count": sets.count, "texts": sets.texts}, processes.count)
+
+
+def check_joined_clips(recipe: Recipe, split: Split, processes: Processes) -> None:
+    """Raise RecipeError for more joined clips in a step than there are pairs, or than are encoded at a time.
+
+    Raises LaunchError if they cannot be shared out evenly.
+    """
+    term, train = recipe.losses.joined_clips, recipe.train
+    if not term.is_used:
+        return
+    check_divisible("joined_clips", {"count": term.count}, processes.count)
+    pairs = len(caption_pairs(split, recipe.order_seed))
+    if pairs < term.count:
+        raise RecipeError(
+            f"losses.joined_clips.count is {term.count}, but there are {pairs} pairs of captions of different videos "
+            "with different texts; lower it"
+        )
+    each = term.count // processes.count
+    if train.encoders != "frozen" and train.chunk_size is not None and each > train.chunk_size:
+        raise RecipeError(
+            f"train.chunk_size is {train.chunk_size}, but the joined clips of a step are encoded all at once, {each} "
+            "in each process: lower losses.joined_clips.count, or raise train.chunk_size to that"
+        )
 
 
 def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
@@ -213,13 +239,19 @@ def build_optimizer_for(model: nn.Module, section: Optimizer) -> torch.optim.Opt
     return build_optimizer(section.name, groups)
 
 
+def training_steps(train: Train, batches_per_epoch: int) -> int:
+    """Return the steps of a run. Raises RecipeError if its encoders never move."""
+    steps = train.steps or (train.epochs or 1) * batches_per_epoch
+    if train.frozen_steps >= steps:
+        raise RecipeError(f"train.frozen_steps is {train.frozen_steps}; allowed: fewer than the {steps} steps")
+    return steps
+
+
 def build_schedule(
     train: Any, optimizer: Optimizer, *, batches_per_epoch: int, seed: int, select_last: bool = False
 ) -> Schedule:
     """Return the lengths of a run in steps. Raises RecipeError if its encoders never move."""
-    steps = train.steps or train.epochs * batches_per_epoch
-    if train.frozen_steps >= steps:
-        raise RecipeError(f"train.frozen_steps is {train.frozen_steps}; allowed: fewer than the {steps} steps")
+    steps = training_steps(train, batches_per_epoch)
     evaluate_every = train.evaluate_every or min(batches_per_epoch, steps)
     curve = SCHEDULES[optimizer.schedule]
     return Schedule(

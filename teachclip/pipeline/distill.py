@@ -151,6 +151,7 @@ def build_training(
     recipe, split = work.recipe, work.catalog.train
     # of the backbone, not the student: its logit scale trains, and stored features would no longer be found
     inputs = work.inputs(split, work.backbone, encoders=recipe.train.encoders, views=work.views)
+    joined = build_joined(work, split, inputs)  # before teachers compute for hours: it may find too few pairs
     teachers = build_teachers(work, split)
     frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
@@ -159,7 +160,6 @@ def build_training(
     extras = dict(teachers.extras)
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
-    joined = build_joined(work, split, inputs)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, frame_sets, joined)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
 

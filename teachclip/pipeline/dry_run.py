@@ -19,6 +19,7 @@ from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders
+from teachclip.pipeline.order import joined_pairs
 from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
 from teachclip.pipeline.teachers import (
@@ -118,6 +119,8 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     with untaught_source(recipe, catalog, device) as source:
         backbone = build.build_backbone(recipe, source)
         processor = build.build_processor(recipe, backbone.config, source)
+    if recipe.losses.joined_clips.is_used:
+        joined_pairs(recipe, catalog.train, processor.preprocessing, backbone)
     pairs = _Pairs.decode(catalog, 2, build.build_frame_sampling(recipe), recipe.frames.on_error)
     split, how = pairs.split, processor.preprocessing
     inputs = pairs.inputs(how)

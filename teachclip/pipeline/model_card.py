@@ -134,7 +134,9 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
     found += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
     found += ["frame-set distillation"] if losses.uses_frame_sets else []
-    found += [f"LoRA of rank {recipe.train.lora_rank}, merged"] if recipe.train.encoders == "lora" else []
+    found += ["captions with swapped clauses as negatives"] if losses.contrastive.swapped_clauses else []
+    found += ["joined clips"] if losses.joined_clips.is_used else []
+    found += _finetuning(recipe)
     found += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
     found += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
     found += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
@@ -142,6 +144,16 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
         found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
     return "".join(f"; {text}" for text in found)
+
+
+def _finetuning(recipe: Recipe) -> list[str]:
+    """Say how encoders were held back, where they trained."""
+    train, optimizer = recipe.train, recipe.optimizer
+    found = [f"LoRA of rank {train.lora_rank}, merged"] if train.encoders == "lora" else []
+    found += [f"encoders at rest for {train.frozen_steps} steps"] if train.frozen_steps else []
+    found += [f"rates of encoder layers times {optimizer.layer_decay:g}"] if optimizer.layer_decay != 1 else []
+    found += [f"encoders held near their start, {optimizer.l2_start:g}"] if optimizer.l2_start else []
+    return found
 
 
 def _vectors(count: int) -> dict[str, str]:

@@ -13,11 +13,13 @@ from torch import Tensor
 from teachclip.console import log
 from teachclip.data.annotations.records import Caption, Split
 from teachclip.data.batches import Tokenized
-from teachclip.data.clauses import swapped
+from teachclip.data.clauses import caption_pairs, swapped
 from teachclip.errors import RecipeError
 from teachclip.models.backbone import text_features
 from teachclip.models.families import vocabulary_size
+from teachclip.models.preprocessing import Preprocessing
 from teachclip.pipeline.workspace import Workspace
+from teachclip.recipe.schema import Recipe
 from teachclip.scoring.inputs import Batch, Inputs
 from teachclip.training.joined_clips import JoinedClips
 
@@ -74,14 +76,10 @@ def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
     captions = [
         replace(caption, text=text or caption.text) for caption, text in zip(split.captions, texts, strict=True)
     ]
-    tokens = _tokens(work, captions)
+    tokens = _tokens(captions, work.preprocessing, work.backbone)
     if work.recipe.train.encoders != "frozen":
         return SwappedTexts(is_swapped, tokens)
     return SwappedTexts(is_swapped, tokens, _features(work, tokens, np.flatnonzero(is_swapped)))
-
-
-POOL = 20_000
-"""Pairs of clips that joined clips are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -116,30 +114,36 @@ class Texts:
 def build_joined(work: Workspace, split: Split, inputs: Inputs) -> JoinedClips | None:
     """Return the joined clips of a recipe, or None if it has none.
 
-    `inputs`: the student's, of the training split. Pairs are captions of different videos whose texts together fit
-    into `text.max_tokens`. Raises RecipeError if there are fewer of them than a step takes.
+    `inputs`: the student's, of the training split. Raises RecipeError as `joined_pairs` does.
     """
     recipe, term = work.recipe, work.recipe.losses.joined_clips
     if not term.is_used:
         return None
-    rng, count = np.random.default_rng(recipe.order_seed), len(split.captions)
-    pairs = np.unique(rng.integers(count, size=(min(POOL, 4 * count), 2)), axis=0)
-    pairs = pairs[split.caption_videos[pairs[:, 0]] != split.caption_videos[pairs[:, 1]]]
-    both = [_joined(split, pairs, term.joint), _joined(split, pairs[:, ::-1], term.joint)]
-    limit = work.preprocessing.max_tokens
-    lengths = [_tokens(work, captions).lengths for captions in both]
-    fits = np.flatnonzero(np.maximum(*lengths) < limit)
-    if len(fits) < term.count:
-        raise RecipeError(
-            f"losses.joined_clips: {len(fits)} pairs of captions fit into text.max_tokens={limit}, fewer than "
-            f"count={term.count}; raise text.max_tokens or lower count"
-        )
-    log(f"joined clips: {len(fits)} pairs of captions of different videos")
-    tokens = _tokens(work, [captions[row] for captions in both for row in fits])
+    pairs = joined_pairs(recipe, split, work.preprocessing, work.backbone)
+    log(f"joined clips: {len(pairs)} pairs of captions of different videos")
+    captions = [*_joined(split, pairs, term.joint), *_joined(split, pairs[:, ::-1], term.joint)]
+    tokens = _tokens(captions, work.preprocessing, work.backbone)
     frozen = recipe.train.encoders == "frozen"
     features = _features(work, tokens, np.arange(len(tokens))) if frozen else None
-    clips = split.caption_videos[pairs[fits]]
+    clips = split.caption_videos[pairs]
     return JoinedClips(inputs, Texts(tokens, features), clips, term.count, recipe.order_seed)
+
+
+def joined_pairs(recipe: Recipe, split: Split, how: Preprocessing, backbone: Any) -> np.ndarray:
+    """Return caption rows of the clips that a recipe joins, (pairs, 2): those whose texts fit into `text.max_tokens`.
+
+    `how`: the student reads texts. Raises RecipeError if there are fewer pairs than a step takes.
+    """
+    term = recipe.losses.joined_clips
+    pairs = caption_pairs(split, recipe.order_seed)
+    both = [_joined(split, pairs, term.joint), _joined(split, pairs[:, ::-1], term.joint)]
+    fits = np.maximum(*(_tokens(captions, how, backbone).lengths for captions in both)) < how.max_tokens
+    if fits.sum() < term.count:
+        raise RecipeError(
+            f"losses.joined_clips: {fits.sum()} pairs of captions fit into text.max_tokens={how.max_tokens}, fewer "
+            f"than count={term.count}; raise text.max_tokens or lower count"
+        )
+    return pairs[fits]
 
 
 def _joined(split: Split, pairs: np.ndarray, joint: str) -> list[Caption]:
@@ -151,11 +155,10 @@ def _joined(split: Split, pairs: np.ndarray, joint: str) -> list[Caption]:
     ]
 
 
-def _tokens(work: Workspace, captions: Sequence[Caption]) -> Tokenized:
-    how, size = work.preprocessing, vocabulary_size(work.backbone.config)
+def _tokens(captions: Sequence[Caption], how: Preprocessing, backbone: Any) -> Tokenized:
     options: dict[str, Any] = {
         "max_tokens": how.max_tokens,
-        "vocab_size": size,
+        "vocab_size": vocabulary_size(backbone.config),
         "pad_id": how.pad_id,
         "pad_to": how.pad_to,
     }

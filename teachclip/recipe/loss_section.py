@@ -117,7 +117,11 @@ class JoinedClipsTerm(_Term):
     """Contrast of videos joined from two training clips: "A then B" is true of them, "B then A" is not."""
 
     weight: Weight = Field(0.0, description="0: off")
-    count: Annotated[int, Field(ge=2)] = Field(64, description="joined clips per step, over all processes together")
+    count: Annotated[int, Field(ge=2)] = Field(
+        64,
+        description="joined clips per step, over all processes together; encoded at once, so no more in each than a "
+        "train.chunk_size",
+    )
     joint: Annotated[str, Field(min_length=1)] = Field(
         " then ", description="what stands between the captions of the two clips"
     )

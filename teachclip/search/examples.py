@@ -58,8 +58,9 @@ def vector_of(index: VideoIndex, example: Any) -> np.ndarray:
         return _mean(list(vectors.values()))
     if moment > video.length:
         raise DataError(f"example {name!r} is {video.length:.1f} seconds long; there is no second {moment:g}")
-    part = min(index.parts(video.id), key=lambda part: _distance(part, moment))
-    return vectors[part.id]
+    parts = index.parts(video.id)
+    nearest = min(parts, key=lambda part: _distance(part, moment))
+    return _mean([vectors[part.id] for part in parts if (part.start, part.end) == (nearest.start, nearest.end)])
 
 
 def _distance(part: Part, moment: float) -> tuple[float, float]:

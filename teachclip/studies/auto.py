@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from teachclip.console import interruptible, log
+from teachclip.errors import RecipeError
 from teachclip.pipeline.build import build_catalog, build_sampler
 from teachclip.processes import usable_cores
 from teachclip.recipe.loading import dump_recipe, find_recipe, load_recipe
@@ -21,7 +23,7 @@ from teachclip.studies.auto_report import auto_markdown, evidence
 from teachclip.studies.checks import check_own_data, check_plan
 from teachclip.studies.halving import Budget, Halving, Price, Rung, fit_halving
 from teachclip.studies.jobs import Train
-from teachclip.studies.plan import Plan, Results
+from teachclip.studies.plan import Plan, Results, recipe_label
 from teachclip.studies.results import VariantRuns
 from teachclip.studies.study_file import Settings, Study, Variant, find_study, grid, load_study
 from teachclip.studies.trials import only_one, run_trials
@@ -70,12 +72,13 @@ def auto(
     runs/studies/auto-RECIPE). The same call continues after an interruption. `dry_run`: check, print the plan, and
     return {}.
 
-    Raises RecipeError for a budget that is too small, and what `study` raises.
+    Raises RecipeError for a budget that is too small or the folder of another recipe, and what `study` raises.
     """
     given = Path(recipe)
     path = find_recipe(f"{given}.yaml") if not given.suffix and given.name == str(given) else given
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
-    folder = Path(out) if out else runs / "studies" / f"auto-{path.stem}"
+    folder = Path(out) if out else runs / "studies" / f"auto-{recipe_label(path)}"
+    check_own_folder(folder, path)
     plan = auto_plan(folder, path, rates, test_seeds)
     check_plan(plan)
     check_own_data(plan)
@@ -96,6 +99,16 @@ def auto(
         return _run(plan, _fit(plan, steps, budget), prepared, processes, budget)
 
 
+def check_own_folder(folder: Path, recipe: Path) -> None:
+    """Raise RecipeError if the folder has the result of another recipe."""
+    try:
+        other = Path(read_json(folder / "auto.json")["recipe"]).resolve()
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if other != recipe.resolve():
+        raise RecipeError(f"{folder}: has the result for {other}; give another folder as --out")
+
+
 def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: int) -> Plan:
     """Return the plan that all trials follow from; variants that need a teacher are left out where there is none."""
     file = load_study(find_study("own_data"))
@@ -106,7 +119,7 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
     study: Study = replace(
         file,
         name="auto",
-        title=f"Which recipe to take: {recipe.stem}",
+        title=f"Which recipe to take: {recipe_label(recipe)}",
         test_seeds=tuple(range(file.test_seeds[0], file.test_seeds[0] + test_seeds)),
         variants=variants,
         pairs=(),
@@ -154,7 +167,7 @@ def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget
     baseline = next(candidate for candidate in ranked if candidate.variant.name == BASELINE)
     runs = _test(plan, [winner, baseline], prepared, processes)
     result = {
-        "recipe": str(plan.recipe),
+        "recipe": str(plan.recipe.resolve()),
         "chosen": {"variant": winner.variant.name, "label": winner.variant.label, "settings": list(winner.setting)},
         "budget": {"total": budget.total, "unit": budget.unit, "planned": halving.cost},
         "rungs": [{"steps": rung.steps, "candidates": rung.count} for rung in halving.rungs],
@@ -188,9 +201,9 @@ def _measure(
     label: str,
 ) -> list[Candidate]:
     """Train candidates for the steps of a rung on every dev seed, and add what validation says of them."""
-    seeds = range(1, halving.seeds + 1)
+    seeds, whole = range(1, halving.seeds + 1), halving.rungs[-1].steps
     jobs = {
-        (row, seed): _job(plan, "tune", seed, candidate, rung.steps, prepared)
+        (row, seed): _job(plan, "tune", seed, candidate, prepared, _length(plan, candidate, rung.steps, whole))
         for row, candidate in enumerate(candidates)
         for seed in seeds
     }
@@ -207,7 +220,7 @@ def _measure(
 def _test(plan: Plan, candidates: Sequence[Candidate], prepared: Results, processes: int) -> dict[str, VariantRuns]:
     """Train candidates on the test seeds and measure them on test: the one time that it is read."""
     jobs = {
-        (candidate.variant.name, seed): _job(plan, "test", seed, candidate, None, prepared)
+        (candidate.variant.name, seed): _job(plan, "test", seed, candidate, prepared)
         for candidate in candidates
         for seed in plan.study.test_seeds
     }
@@ -222,21 +235,32 @@ def _test(plan: Plan, candidates: Sequence[Candidate], prepared: Results, proces
     }
 
 
-def _job(plan: Plan, kind: str, seed: int, candidate: Candidate, steps: int | None, prepared: Results) -> Train:
-    """Return a training of a candidate, of the recipe's own length or of `steps`."""
-    setting = candidate.setting
-    if steps is not None:
-        every = plan.load(plan.settings(candidate.variant, setting)).train.evaluate_every or steps
-        length = ("train.epochs=null", f"train.steps={steps}", f"train.evaluate_every={min(every, steps)}")
-        setting = (*setting, *length)
-    return plan.train_job(kind, seed, candidate.variant, setting, prepared)
+def _job(plan: Plan, kind: str, seed: int, candidate: Candidate, prepared: Results, length: Settings = ()) -> Train:
+    """Return a training of a candidate, of the recipe's own length or another."""
+    return plan.train_job(kind, seed, candidate.variant, (*candidate.setting, *length), prepared)
+
+
+def _length(plan: Plan, candidate: Candidate, steps: int, whole: int) -> Settings:
+    """Return what makes a training of `whole` steps one of `steps`, with the same share of steps at rest.
+
+    It validates as often as the recipe says: once an epoch unless it says otherwise.
+    """
+    train = plan.load(plan.settings(candidate.variant, candidate.setting)).train
+    length = ["train.epochs=null", f"train.steps={steps}"]
+    length += [f"train.evaluate_every={min(train.evaluate_every, steps)}"] if train.evaluate_every else []
+    length += [f"train.frozen_steps={train.frozen_steps * steps // whole}"] if train.frozen_steps else []
+    return tuple(length)
 
 
 def _price(plan: Plan, steps: int, prepared: Results, processes: int) -> Price:
     """Return what a training of so many steps takes in minutes, by two short ones of the costliest candidate."""
     costliest = Candidate(plan.study.variants[-1], plan.study.variants[-1].grid[0])
     lengths = sorted({max(1, steps // share) for share in PILOTS})
-    jobs = [_job(plan, "tune", 1, costliest, length, prepared) for length in lengths]
+    jobs = [_job(plan, "tune", 1, costliest, prepared, _length(plan, costliest, count, steps)) for count in lengths]
+    for job in jobs:
+        if (job.result() or {"seconds": None})["seconds"] is None:  # interrupted: its time is that of a part
+            shutil.rmtree(job.output, ignore_errors=True)
+            job.result_file.unlink(missing_ok=True)
     run_trials(jobs, 1, "time")
     seconds = [float(read_json(job.result_file)["seconds"]) for job in jobs]
     slope = max(0.0, (seconds[-1] - seconds[0]) / max(1, lengths[-1] - lengths[0]))

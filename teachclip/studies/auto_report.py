@@ -31,7 +31,9 @@ def evidence(winner: VariantRuns, baseline: VariantRuns, plan: Plan, prepared: R
 def auto_markdown(result: Mapping[str, Any], recipe: Path) -> str:
     """Return the report as Markdown."""
     chosen, seeds = result["chosen"], result["dev_seeds"]
-    lines = result["verdicts"] or ["The undistilled student itself is the best on validation: teaching did not help."]
+    lines = result["verdicts"] or [
+        "The undistilled student itself is the best on validation: nothing else that was tried helped."
+    ]
     steps = [f"{rung['steps']} steps" for rung in result["rungs"]]
     rows = [
         [

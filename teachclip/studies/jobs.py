@@ -193,13 +193,18 @@ class Train(_SeedTrial):
         values = {"kind": self.kind, "seed": self.seed, "depends_on": dict(self.depends_on), "measured": measured}
         return fingerprint_of({**values, "code": code_hash()})
 
+    @property
+    def output(self) -> Path:
+        """Folder of the run, until it is measured."""
+        return self.folder / "runs" / self.name
+
     def overrides(self) -> Settings:
         """Return all overrides of the recipe but for the output."""
         return (*self.settings, f"seed={self.seed}")
 
     def run(self) -> dict[str, Any]:
         """Train with the main command; only the numbers are kept."""
-        output = self.folder / "runs" / self.name
+        output = self.output
         settings = (*self.overrides(), f"output={output}")
         if self.kind == "tune":
             read = load_recipe(self.recipe, settings).data.format

@@ -16,6 +16,7 @@ from teachclip.pipeline.build import run_settings
 from teachclip.processes import environment
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
+from teachclip.recipe.schema import Train as TrainSection
 from teachclip.shapes.presets import find_preset
 from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
@@ -160,6 +161,8 @@ class Plan:
     def train_job(self, kind: str, seed: int, variant: Variant, setting: Settings, prepared: Results) -> Train:
         """Return the trial of a setting on a seed; what it reads is known once the seed is prepared."""
         settings = self.settings(variant, setting)
+        if self.load(settings).batch_seed is not None:  # trainings would differ in their start alone
+            settings = (*settings, "batch_seed=null")
         recipe, stores = self.load(settings), self.stores(settings)
         content = prepared[f"prepare-{seed}" if self.shapes else "prepare"]["content"][stores]
         read = ["train", "selection", *(f"teacher {teacher.label}" for teacher in recipe.teachers)]
@@ -251,6 +254,19 @@ def build_plan(folder: Path, recipe: Path | None, study: Study, common: Path) ->
     return Plan(folder, recipe, study, shapes)
 
 
+def recipe_label(recipe: Path) -> str:
+    """Return what folders and titles call a recipe: the name of its file, or of the folder of a `recipe.yaml`.
+
+    `teachclip init` gives every recipe that file name.
+    """
+    return recipe.stem if recipe.stem != "recipe" else recipe.resolve().parent.name
+
+
+QUICK_STEPS = 20
+QUICK = (f"steps={QUICK_STEPS}", "epochs=null")
+"""The length of a quick training."""
+
+
 def small_plan(plan: Plan) -> Plan:
     """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
     study = plan.study
@@ -261,17 +277,18 @@ def small_plan(plan: Plan) -> Plan:
     for index, teacher in enumerate(base.teachers):
         if teacher.training is None or (shapes is None and Path(teacher.checkpoint).exists()):
             continue
-        common += [f"teachers.{index}.training.train.{text}" for text in ("steps=20", "epochs=null")]
+        short = (*QUICK, *_less_rest(teacher.training.train))
+        common += [f"teachers.{index}.training.train.{text}" for text in short]
         if shapes is not None:
             common.append(f"teachers.{index}.training.train.batch_size=16")
         else:  # a teacher of 20 steps is not left where a real one belongs
             ending = Path(teacher.checkpoint).suffix
             common.append(f"teachers.{index}.checkpoint={plan.folder / 'teachers' / teacher.folder}{ending}")
             common.append(f"stores={plan.folder / 'stores'}")
-    last = ["train.steps=20", "train.epochs=null", "train.evaluate_every=10"]
+    last = [*(f"train.{text}" for text in QUICK), "train.evaluate_every=10"]
     if shapes is not None:
         last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
-    grids = [_different(variant.grid) for variant in study.variants]
+    grids = [_different(_moving(plan, variant)) for variant in study.variants]
     count = min(2, *map(len, grids))
     small = replace(
         study,
@@ -283,6 +300,18 @@ def small_plan(plan: Plan) -> Plan:
         ),
     )
     return replace(plan, study=small, shapes=shapes, last=tuple(last))
+
+
+def _less_rest(train: TrainSection) -> Settings:
+    """Return what lets encoders move in a quick training that would be too short for that."""
+    return ("frozen_steps=10",) if train.frozen_steps >= QUICK_STEPS else ()
+
+
+def _moving(plan: Plan, variant: Variant) -> tuple[Settings, ...]:
+    """Return the settings of a variant with steps at rest that leave some to a quick training."""
+    loaded = [plan.load(plan.settings(variant, setting)).train for setting in variant.grid]
+    more = [[f"train.{text}" for text in _less_rest(train)] for train in loaded]
+    return tuple((*setting, *texts) for setting, texts in zip(variant.grid, more, strict=True))
 
 
 def _different(tried: tuple[Settings, ...]) -> tuple[Settings, ...]:

@@ -18,7 +18,7 @@ from teachclip.processes import usable_cores
 from teachclip.recipe.schema import Recipe
 from teachclip.shapes.dataset import make_shapes
 from teachclip.studies.checks import check_different, check_own_data, check_plan
-from teachclip.studies.plan import Plan, build_plan, small_plan
+from teachclip.studies.plan import Plan, build_plan, recipe_label, small_plan
 from teachclip.studies.report import build_study_report, write_study_report
 from teachclip.studies.results import size_warnings
 from teachclip.studies.study_file import find_study, load_study, with_preset
@@ -56,7 +56,7 @@ def study(
     if preset:
         content = with_preset(content, preset)
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
-    names = [content.name, Path(recipe).stem if recipe else None, preset, "quick" if quick else None]
+    names = [content.name, recipe_label(Path(recipe)) if recipe else None, preset, "quick" if quick else None]
     folder = Path(out) if out else runs / "studies" / "-".join(filter(None, dict.fromkeys(names)))
     plan = build_plan(folder, Path(recipe) if recipe else None, content, runs / "shapes")
     if quick:

@@ -17,7 +17,7 @@ from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
 
 FIRST_TEST_SEED = 300
-SET_BY_THE_STUDY = ("seed", "output", "stores")
+SET_BY_THE_STUDY = ("seed", "batch_seed", "output", "stores")
 """Keys of the recipe that the study sets itself."""
 
 Settings = tuple[str, ...]

@@ -5,6 +5,7 @@ A set of frames is a synthetic video. The student's scores of the sets should be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class FrameSetSampler:
 
     def draw(self, step: int, index: int = 0, processes: int = 1) -> Draw:
         """Return the sets of one process. Raises LaunchError if they cannot be shared out evenly."""
-        check_divisible(self.count, self.texts, processes)
+        check_divisible("frame_sets", {"count": self.count, "texts": self.texts}, processes)
         rng = np.random.default_rng([abs(self.seed), int(self.seed < 0), step, 2])
         size = (self.count, self.most)
         drawn = Draw(
@@ -88,11 +89,11 @@ class FrameSetSampler:
         return batch
 
 
-def check_divisible(count: int, texts: int, processes: int) -> None:
-    """Raise LaunchError unless sets and captions of a step can be shared out evenly."""
-    for name, number in (("count", count), ("texts", texts)):
+def check_divisible(term: str, numbers: Mapping[str, int], processes: int) -> None:
+    """Raise LaunchError unless what a term of the loss takes in a step, by key, can be shared out evenly."""
+    for key, number in numbers.items():
         if number % processes:
-            raise LaunchError(f"losses.frame_sets.{name} is {number}, not a multiple of {processes} processes")
+            raise LaunchError(f"losses.{term}.{key} is {number}, not a multiple of {processes} processes")
 
 
 def read_sets(inputs: Inputs, draw: Draw, *, width: int = 1) -> Batch:

@@ -35,7 +35,7 @@ class JoinedClips:
 
     def batch(self, step: int, index: int = 0, processes: int = 1) -> Batch:
         """Return the inputs of one process's joined clips. Raises LaunchError if they cannot be shared out evenly."""
-        check_divisible(self.count, self.count, processes)
+        check_divisible("joined_clips", {"count": self.count}, processes)
         rng = np.random.default_rng([abs(self.seed), int(self.seed < 0), step, 3])
         rows = rng.permutation(len(self.clips))[: self.count]
         rows = rows[index * len(rows) // processes : (index + 1) * len(rows) // processes]

@@ -27,6 +27,8 @@ from teachclip.models.student import StudentModel
         ("this then that before more", None),
         ("an authentic dish", None),
         (", then nothing", None),
+        ("a man talks, then a man talks", None),
+        ("A man talks. then a  man talks!", None),
     ],
 )
 def test_the_clauses_of_a_caption_change_places(caption, other):

@@ -57,6 +57,17 @@ def test_the_model_card_tells_the_options_and_what_was_sharpened_on_which_split(
     assert "frame-feature aggregation\n" in published
 
 
+def test_the_model_card_tells_how_order_was_taught_and_encoders_were_held_back(project):
+    losses = {"contrastive": {"swapped_clauses": [" then "]}, "joined_clips": {"weight": 0.5}}
+    train = {"encoders": "finetuned", "frozen_steps": 2}
+    path = project(losses=losses, train=train, optimizer={"name": "adamw", "layer_decay": 0.7, "l2_start": 0.1})
+    told = (
+        "; captions with swapped clauses as negatives; joined clips; encoders at rest for 2 steps; rates of encoder "
+        "layers times 0.7; encoders held near their start, 0.1\n"
+    )
+    assert told in model_card({"model": "student"}, load_recipe(path))
+
+
 def test_nothing_is_claimed_that_nobody_said(project: Any) -> None:
     card = ModelCard(model_card(RESULTS, load_recipe(project())))
     known = card.data.to_dict()

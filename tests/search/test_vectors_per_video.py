@@ -58,6 +58,15 @@ def test_an_example_is_one_direction_and_finds_itself(opened):
     np.testing.assert_allclose(outside, vector, atol=1e-4)
 
 
+def test_a_moment_means_all_vectors_of_its_part(opened):
+    index, _, _ = opened
+    film = index.video("film.mp4")
+    rows = [part for part in index.parts(film.id) if (part.start, part.end) == (15, 25)]
+    assert len(rows) == 3
+    mean = np.mean([index.vectors([film.id])[row.id] for row in rows], axis=0)
+    np.testing.assert_allclose(index.query_vector(like="film.mp4@0:22"), mean / np.linalg.norm(mean), atol=1e-5)
+
+
 def test_rungs_are_measured_on_the_rows(opened):
     index, _, _ = opened
     report = measure_index(index, ["a red circle", "a blue square"], None)

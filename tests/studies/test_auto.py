@@ -125,7 +125,8 @@ def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsy
     made_up(BASELINE, "0.001")
     found = auto(project(), rates=[1e-3], out=project.folder / "out")
     assert found["chosen"]["variant"] == BASELINE and found["differences"] == []
-    assert "The undistilled student itself is the best on validation" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The undistilled student itself is the best on validation: nothing else that was tried helped." in told
     assert load_recipe(project.folder / "out" / "recipe.yaml").teachers == []
 
 
@@ -169,6 +170,68 @@ def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, m
     price = auto_module._price(plan, 320, prepared, processes=2)
     assert price(320) == pytest.approx((10 + 0.2 * 320) / 60 / 2)
     assert [job.variant for job in ran[-1][1]] == ["all_options", "all_options"]
+
+
+def made_plan(project, **train: Any) -> Any:
+    return auto_plan(project.folder / "out", project(train={"steps": 400, **train}), [1e-3], 1)
+
+
+def lengths(plan: Any, *steps: int) -> list[Any]:
+    """The training sections of the costliest candidate, cut to so many of 400 steps."""
+    variant = plan.study.variants[-1]
+    tried = Candidate(variant, variant.grid[0])
+    found = [auto_module._length(plan, tried, count, 400) for count in steps]
+    return [plan.load(plan.settings(variant, (*variant.grid[0], *length))).train for length in found]
+
+
+def test_steps_at_rest_are_shortened_with_a_rung(project):
+    found = lengths(made_plan(project, encoders="finetuned", frozen_steps=100), 13, 100, 400)
+    assert [train.frozen_steps for train in found] == [3, 25, 100]
+    assert [train.steps for train in found] == [13, 100, 400]
+
+
+def test_a_rung_validates_as_often_as_the_recipe_says(project):
+    assert [train.evaluate_every for train in lengths(made_plan(project, evaluate_every=None), 100, 400)] == [
+        None
+    ] * 2
+    assert [train.evaluate_every for train in lengths(made_plan(project, evaluate_every=50), 25, 400)] == [25, 50]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_short_training_that_was_interrupted_is_timed_anew(project, made_up, monkeypatch, is_kept):
+    made_up("published", "0.001")
+    plan = made_plan(project)
+    prepared = auto_module.run_trials(plan.preparing(), 1, "prepare")
+
+    def run(jobs: Any, processes: int, label: str) -> None:
+        for job in jobs:
+            seconds = None if job.output.exists() else 20.0
+            if job.result() is None:
+                record = {"fingerprint": job.fingerprint, "seconds": 20.0 if seconds else 1.0}
+                job.result_file.parent.mkdir(parents=True, exist_ok=True)
+                job.result_file.write_text(json.dumps({**record, "result": {"seconds": seconds}}))
+            (job.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(auto_module, "run_trials", run)
+    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+    for path in (plan.folder / "trials").iterdir():
+        path.unlink()
+    if is_kept:
+        variant = plan.study.variants[-1]
+        tried = Candidate(variant, variant.grid[0])
+        run([auto_module._job(plan, "tune", 1, tried, prepared, auto_module._length(plan, tried, 50, 400))], 1, "")
+    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+
+
+def test_the_folder_of_another_recipe_is_refused(project, made_up, monkeypatch):
+    made_up("published", "0.001")
+    monkeypatch.setenv("TEACHCLIP_RUNS", str(project.folder / "runs"))
+    first = auto(project(), rates=[1e-3])
+    assert (project.folder / "runs" / "studies" / f"auto-{project.folder.name}" / "auto.json").exists()
+    out = project.folder / "runs" / "studies" / f"auto-{project.folder.name}"
+    assert auto(project(), rates=[1e-3], out=out) == first
+    with pytest.raises(RecipeError, match=r"has the result for .*recipe\.yaml; give another folder as --out"):
+        auto(project("other.yaml"), rates=[1e-3], out=out)
 
 
 @pytest.mark.parametrize(

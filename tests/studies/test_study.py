@@ -443,6 +443,26 @@ def test_a_quick_plan_is_small_and_its_settings_still_differ(on_shapes):
         assert len({recipe.optimizer.attention_lr for recipe in recipes}) == 2
 
 
+def test_encoders_move_in_a_quick_run_however_long_they_are_at_rest(project, study_file):
+    training = {"train": {"encoders": "finetuned", "epochs": 9, "batch_size": 4, "frozen_steps": 30}}
+    teacher = {"name": "xpool", "checkpoint": str(project.folder / "t.pth"), "training": training}
+    recipe = project(teachers=[teacher], train={"encoders": "finetuned", "steps": 90, "frozen_steps": 40})
+    file = study_file(grid={"train.frozen_steps": [60, 4]})
+    plan = small_plan(build_plan(project.folder / "out", recipe, load_study(file), Path()))
+    check_plan(plan)
+    assert [recipe.train.frozen_steps for recipe in plan.recipes()] == [10, 4] * 2
+    assert plan.load(plan.study.common).teachers[0].training.train.frozen_steps == 10
+
+
+def test_seeds_change_batches_too(project, study_file):
+    plan = build_plan(project.folder / "out", project(batch_seed=7), load_study(study_file()), Path())
+    variant = plan.study.variants[1]
+    job = plan.train_job("test", 5, variant, variant.grid[0], {"prepare": {"content": {"": content()}}})
+    trained = load_recipe(job.recipe, job.overrides())
+    assert trained.seed == trained.order_seed == 5
+    assert "batch_seed is set by the study itself" in " ".join(lines(study_file(set=["batch_seed=3"])))
+
+
 def test_a_quick_run_leaves_no_hasty_teacher_where_a_real_one_belongs(project, study_file):
     training = {"train": {"encoders": "frozen", "epochs": 9, "batch_size": 4}}
     missing = project.folder / "teacher.pth"

@@ -66,7 +66,7 @@ def test_a_step_is_the_same_however_many_processes_share_it() -> None:
             assert torch.equal(torch.cat([part[name] for part in parts]), tensor), name
     assert len(whole[f"{JOINED}input_ids"]) == 6
     assert not torch.equal(whole[f"{JOINED}input_ids"], clips().batch(6)[f"{JOINED}input_ids"])
-    with pytest.raises(LaunchError):
+    with pytest.raises(LaunchError, match=r"losses\.joined_clips\.count is 5, not a multiple of 2"):
         clips(5).batch(0, 0, 2)
 
 
