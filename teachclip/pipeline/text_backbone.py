@@ -66,11 +66,13 @@ def untaught_source(recipe: Recipe, catalog: Catalog, device: torch.device) -> I
 def training_rows(recipe: Recipe, catalog: Catalog) -> tuple[list[str], list[list[str]]]:
     """Return the languages and rows that the text encoder learns from: those of the file, and the training texts.
 
-    A row of which a text is a caption of validation or test is left out. Raises DataError for too few rows.
+    A row of which a text is a caption of validation or test is left out, also where test is not read. Raises
+    DataError for too few rows.
     """
     columns, rows = ["text"], []
     others = [split for split in (catalog.validation, catalog.test) if split is not None]
     held_out = {plain_text(caption.text) for split in others for caption in split.captions if caption.video_id}
+    held_out |= catalog.measured_texts  # the same ones where a command leaves test out
     if recipe.student.text_teaching.texts is not None:
         columns, given = read_parallel(recipe.student.text_teaching.texts)
         rows = [row for row in given if held_out.isdisjoint(map(plain_text, row))]

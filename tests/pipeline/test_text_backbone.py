@@ -19,10 +19,12 @@ from teachclip import distill, evaluate, export_onnx, load_student, precompute, 
 from teachclip.cli import distill as distill_command
 from teachclip.errors import CheckpointError, DataError, RecipeError, StoreError
 from teachclip.onnx.query import TextEncoder
+from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.dry_run import dry_run
-from teachclip.pipeline.text_backbone import FOLDER
+from teachclip.pipeline.text_backbone import FOLDER, training_rows
 from teachclip.pipeline.text_tower import RECORD, TextTeaching, teach_text_tower
 from teachclip.recipe.loading import load_recipe
+from teachclip.studies.without_test import without_test
 
 GERMAN, ENGLISH = ["ein rot kreis", "ein blau quadrat am meer"], ["a red circle", "a blue square over a sea"]
 
@@ -168,6 +170,25 @@ def test_what_cannot_be_taught_is_said_in_a_line(on, project, texts, tmp_path, c
         distill(on(backbone=tmp_path / "vit"))
     with pytest.raises(CheckpointError, match="cannot be loaded as a text encoder"):
         distill(on(backbone=tmp_path / "nowhere"))
+
+
+def test_the_texts_are_the_same_where_test_is_not_read(on):
+    recipe = on()
+    with_test = load_recipe(recipe, ["data.validation.videos=1"])
+    tuned = load_recipe(recipe, ["data.validation.videos=1", f"data.format={without_test('csv')}"])
+    catalogs = [build_catalog(loaded) for loaded in (with_test, tuned)]
+    assert [catalog.test is None for catalog in catalogs] == [False, True]
+    assert training_rows(with_test, catalogs[0]) == training_rows(tuned, catalogs[1])
+
+
+def test_an_exported_student_is_measured_with_its_own_text_encoder(on, project, capsys):
+    recipe = on("distil", teaching={"steps": 20, "pooling": "mean"})
+    measured = distill(recipe, ["train.steps=2"])["test"]["t2v"]
+    shutil.rmtree(project.folder / "stores" / FOLDER)
+    capsys.readouterr()
+    assert evaluate(recipe)["test"]["t2v"] == measured
+    assert evaluate(recipe, model="xpool")["test"]["videos"] == 3
+    assert "learns from" not in capsys.readouterr().err and not encoders_of(project)
 
 
 def test_a_damaged_record_is_found(on, project):
