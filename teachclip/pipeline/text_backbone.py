@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -138,15 +139,36 @@ def _place(
     recipe: Recipe, tower: TextTower, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a taught encoder, and all that it depends on."""
-    texts = [row[0] for row in rows]
+    firsts, texts = [row[0] for row in rows], [text for row in rows for text in row]
     provenance = {
-        "backbone": weights_hash(tower.backbone),
-        "text encoder": {"settings": architecture_hash(tower.dual), "weights": weights_hash(tower.dual)},
-        "tokens": [_hash(tower.how.tokenizer(texts)["input_ids"]), _hash(tower.tokenizer(texts)["input_ids"])],
+        "backbone": {**_identity(tower.backbone), "reads": tower.how.describe()},
+        "text encoder": {
+            **_identity(tower.dual),
+            "most tokens": tower.encode.longest,
+            "padding": tower.encode.pad_id,
+        },
+        "tokens": [_hash(tower.how.tokenizer(firsts)["input_ids"]), _hash(tower.tokenizer(texts)["input_ids"])],
+        "tokenizer": _hash(_rules(tower.tokenizer)),
         "rows": {"count": len(rows), "columns": list(columns), "sha256": _hash(rows)},
         "teaching": dict(vars(tower.teaching)),
     }
     return recipe.stores / FOLDER / fingerprint_of(provenance)[:12], provenance
+
+
+def _identity(dual: Any) -> dict[str, Any]:
+    """Return settings and weights of a dual encoder, and what decides which tokens of a text it pools."""
+    text = getattr(dual.config, "text_config", None)
+    pooled = {name: getattr(text, name, None) for name in ("pooling", "eos_token_id")}
+    return {"settings": architecture_hash(dual), "weights": weights_hash(dual), "pooled": pooled}
+
+
+def _rules(tokenizer: Any) -> Any:
+    """Return what a tokenizer makes of any text, also of words that no text has: of a slow one its words alone."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return sorted(tokenizer.get_vocab().items())
+    rules = json.loads(fast.to_str())
+    return {name: part for name, part in rules.items() if name not in ("truncation", "padding")}  # of the last call
 
 
 def _hash(value: Any) -> str:

@@ -91,8 +91,8 @@ def _other_catalog(recipe: Recipe, changed: Recipe) -> Catalog:
     """Return what a teacher learns from by annotations of its own, without videos that the recipe measures on.
 
     Of its training split those of the recipe's validation and test go, of its validation those of test, unless the
-    recipe selects on it: by id and by content of the file. A file that the recipe trains on too counts by its id alone.
-    Raises DataError if none is left.
+    recipe selects on it: by id and by content of the file. A file that the recipe trains on too counts by its id
+    alone. Raises DataError if none is left.
     """
     own, other = build.build_catalog(recipe), build.build_catalog(changed)
     marks, other_marks = _marks(recipe, own), _marks(recipe, other)

@@ -230,7 +230,7 @@ def build_workspace(
 
     A student with a `text_backbone` gets it taught first.
 
-    `teachers`: the handles of the run; None: new ones. `catalog`: what the annotations hold, if they were read before.
+    `teachers`: the handles of the run; None: new ones. `catalog`: what the annotations hold, if it was read before.
     `check` may refuse the catalogue before anything is decoded. The main process decodes; the others wait for it.
     """
     catalog = build_catalog(recipe) if catalog is None else catalog
