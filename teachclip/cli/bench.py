@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from teachclip.cli.arguments import CommandParser, UsageError, command, path_argument, positive_count
 
+_COMMON: Mapping[str, Any] = {"size": "tiny", "rounds": 5, "threads": None}
+
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "steps": {"sides": None, "captions": 18_000, "steps": 5, "folder": None, "figure": None},
-    "encoding": {"files": 16, "height": 240, "seconds": 15},
-    "decoding": {"heights": (240, 720, 1080, 2160), "processes": (1, 2), "files": 2, "seconds": 10, "folder": None},
-    "query": {},
+    "steps": {
+        **_COMMON,
+        **{"batch_size": 24, "sides": None, "captions": 18_000, "steps": 5, "folder": None, "figure": None},
+    },
+    "encoding": {**_COMMON, "batch_size": 8, "files": 16, "height": 240, "seconds": 15},
+    "decoding": {
+        **{"rounds": 5, "heights": (240, 720, 1080, 2160), "processes": (1, 2)},
+        **{"files": 2, "seconds": 10, "folder": None},
+    },
+    "query": _COMMON,
     "memory": {"captions": 10_000},
 }
-"""Which options each of the measurements has beside common ones, and what holds if they are not given."""
+"""Which options each of the measurements has beside `--json`, and what holds if they are not given."""
 
 
 @command
@@ -31,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluation, and with ten times as many captions and videos.",
     )
     parser.add_argument("what", nargs="?", choices=tuple(DEFAULTS), default="steps", help="default: steps")
-    parser.add_argument("--size", default="tiny", help="of CLIP: tiny (default) or vit-b-32")
+    parser.add_argument("--size", help="steps, encoding, query: of CLIP: tiny (default) or vit-b-32")
     parser.add_argument(
         "--sides", nargs="+", help="steps: which of them, by their names (default: all but compiled ones)"
     )
     parser.add_argument("--captions", type=positive_count, help="steps, memory: 20 a video (default 18000, 10000)")
-    parser.add_argument("--batch-size", type=positive_count, help="pairs per step (default 24), videos (default 8)")
+    parser.add_argument("--batch-size", type=positive_count, help="steps: pairs (default 24); encoding: videos (8)")
     parser.add_argument("--steps", type=positive_count, help="steps: of each side in a round (default 5)")
-    parser.add_argument("--rounds", type=positive_count, default=5, help="(default 5)")
+    parser.add_argument("--rounds", type=positive_count, help="of all but memory (default 5)")
     parser.add_argument(
         "--files", type=positive_count, help="encoding: videos (default 16); decoding: of each height and process (2)"
     )
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--processes", type=positive_count, nargs="+", help="decoding: how many (default 1 2)")
     parser.add_argument("--seconds", type=positive_count, help="encoding, decoding: their length (default 15, 10)")
-    parser.add_argument("--threads", type=positive_count, help="of torch (default: its own)")
+    parser.add_argument("--threads", type=positive_count, help="steps, encoding, query: of torch (default: its own)")
     parser.add_argument("--folder", type=path_argument, help="steps, decoding: keep what is made up here")
     parser.add_argument("--json", type=path_argument, help="write the results to this file")
     parser.add_argument("--figure", type=path_argument, help="steps: draw where the time goes into this PNG file")
@@ -62,29 +70,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     from teachclip.data_check.benchmark_query import benchmark_query
     from teachclip.pipeline.benchmark import benchmark_steps
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    own["json_file"] = args.json
-    if args.what == "memory":
-        benchmark_memory(**own)
-        return
-    own["rounds"] = args.rounds
-    if args.what == "decoding":
-        benchmark_decoding(**own)
-    elif args.what == "query":
-        benchmark_query(args.size, **own)
-    elif args.what == "encoding":
-        benchmark_encoding(args.size, **own, batch_size=args.batch_size or 8)
-    else:
-        benchmark_steps(args.size, **own, batch_size=args.batch_size or 24)
+    if threads := own.pop("threads", None):
+        torch.set_num_threads(threads)
+    measurements: Mapping[str, Callable[..., Any]] = {
+        "steps": benchmark_steps,
+        "encoding": benchmark_encoding,
+        "decoding": benchmark_decoding,
+        "query": benchmark_query,
+        "memory": benchmark_memory,
+    }
+    measurements[args.what](**own, json_file=args.json)
 
 
 def _own_options(args: Any) -> dict[str, Any]:
     """Return the options of the chosen measurement alone. Raises UsageError for those of the others."""
     own = DEFAULTS[args.what]
     others = [name for options in DEFAULTS.values() for name in options if name not in own]
-    given = [f"--{name}" for name in dict.fromkeys(others) if getattr(args, name) is not None]
+    given = [_flag(name) for name in dict.fromkeys(others) if getattr(args, name) is not None]
     if given:
-        known = ", ".join(f"--{name}" for name in own)
+        known = ", ".join(map(_flag, own))
         raise UsageError(f"{', '.join(given)}: not of `bench {args.what}`, which has {known}")
     return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in own.items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -26,7 +26,14 @@ from teachclip.data.batches import BatchSampler, Tokenized
 from teachclip.evaluation.retrieval import retrieval_ranks
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.models.student import StudentModel
-from teachclip.pipeline.benchmark_parts import CAPTIONS_PER_VIDEO, FRAMES, SIZES, TOKENS, made_up_split
+from teachclip.pipeline.benchmark_parts import (
+    CAPTIONS_PER_VIDEO,
+    FRAMES,
+    SIZES,
+    TOKENS,
+    check_captions,
+    made_up_split,
+)
 from teachclip.pretraining.tokenizer import build_tokenizer
 from teachclip.processes import Processes
 from teachclip.scoring.inputs import Batch, FeatureInputs, encode_split
@@ -74,8 +81,9 @@ def benchmark_memory(*, captions: int = 10_000, json_file: Path | None = None) -
 
     20 captions a video, a tiny CLIP with random weights; nothing that is stored is kept in memory. Each size has a
     process of its own. Memory is what the system cannot take back: pages of files do not count where it tells them
-    apart (Linux).
+    apart (Linux). Raises RecipeError for fewer captions than a batch takes.
     """
+    check_captions(captions, BATCH)
     counts = [captions, TIMES * captions]
     found = []
     for count in counts:

@@ -147,7 +147,7 @@ def pooling_of(source: str) -> str | None:
         return None
     mode = content.get("pooling_mode")
     old = [name for name, on in content.items() if name.startswith("pooling_mode_") and on is True]
-    modes = [_MODES.get(name, name) for name in old] if mode is None else [mode] if isinstance(mode, str) else mode
+    modes = [_MODES.get(name, name) for name in old] if mode is None else mode if isinstance(mode, list) else [mode]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         named = " and ".join(map(str, modes)) or "nothing"
         raise CheckpointError(

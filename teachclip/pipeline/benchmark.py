@@ -18,7 +18,7 @@ from torch import Tensor
 
 from teachclip.errors import RecipeError
 from teachclip.pipeline.benchmark_limits import PeakMemory, compiled, count_operations, matmul_rate
-from teachclip.pipeline.benchmark_parts import SIZES, Parts
+from teachclip.pipeline.benchmark_parts import SIZES, Parts, check_captions
 from teachclip.registry import closest
 from teachclip.reports.figures import can_draw, draw_steps
 from teachclip.scoring.inputs import Batch, to_device
@@ -74,13 +74,14 @@ def benchmark_steps(
     `size`: of CLIP, one of `SIZES`. `sides`: which of `SIDES`, None: `DEFAULT_SIDES`. `figure`: a PNG file that
     shows where the time of a step goes. `captions`: rows of the relevance stores,
     with a column for each 20 of them; the stores are kept in `folder` if it is given. `steps` of each side in each of
-    `rounds` are measured. Raises RecipeError for an unknown size or side, or a
-    figure without matplotlib.
+    `rounds` are measured. Raises RecipeError for an unknown size or side, fewer
+    captions than a batch takes, or a figure without matplotlib.
     """
     chosen = list(sides or DEFAULT_SIDES)
     for name, known in ((size, SIZES), *((side, SIDES) for side in chosen)):
         if name not in known:
             raise RecipeError(f"{name!r} cannot be measured; known: {', '.join(known)}{closest(name, known)}")
+    check_captions(captions, batch_size)
     if figure is not None and not can_draw():
         raise RecipeError(f"{figure} needs matplotlib: pip install 'teachclip[report]'")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from teachclip.data.annotations.records import Caption, Split, Video
 from teachclip.data.batches import BatchSampler
 from teachclip.data.caption_groups import CaptionGroups
+from teachclip.errors import RecipeError
 from teachclip.models.student import StudentModel
 from teachclip.pipeline.teachers import new_teacher
 from teachclip.processes import Processes
@@ -75,6 +77,16 @@ class MadeUpInputs:
         frames, half = self.frames[rows % len(self.frames)], torch.full((3,), 0.5)
         mask = torch.ones(len(rows), FRAMES, dtype=torch.bool)
         return {"frames": frames, "frame_mask": mask, "mean": half, "std": half}
+
+
+def check_captions(captions: int, batch_size: int) -> None:
+    """Raise RecipeError for fewer made-up captions than a batch takes."""
+    least = CAPTIONS_PER_VIDEO * math.ceil(batch_size / CAPTIONS_PER_VIDEO)
+    if captions < least:
+        raise RecipeError(
+            f"{captions} captions are too few for a batch of {batch_size}; allowed: at least {least}, "
+            f"{CAPTIONS_PER_VIDEO} a video"
+        )
 
 
 def made_up_split(captions: int) -> Split:

@@ -17,6 +17,7 @@ from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
+from teachclip.pipeline.build import without_text_backbone
 from teachclip.pipeline.encoders import encoders_of
 from teachclip.pipeline.teachers import TeacherHandle, reranker_section
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
@@ -61,6 +62,8 @@ def evaluate(
     reranker = None if rerank is None or rerank in labels else reranker_section(rerank, labels)
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
+    if model != "zero_shot":  # students have their text encoder, teachers read as the backbone does
+        recipe = without_text_backbone(recipe)
     work = build_workspace(recipe, processes, device)
     videos = work.split(split)
     scorer = _scorer(work, model).to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -66,11 +67,13 @@ def untaught_source(recipe: Recipe, catalog: Catalog, device: torch.device) -> I
 def training_rows(recipe: Recipe, catalog: Catalog) -> tuple[list[str], list[list[str]]]:
     """Return the languages and rows that the text encoder learns from: those of the file, and the training texts.
 
-    A row of which a text is a caption of validation or test is left out. Raises DataError for too few rows.
+    A row of which a text is a caption of validation or test is left out, also where test is not read. Raises
+    DataError for too few rows.
     """
     columns, rows = ["text"], []
     others = [split for split in (catalog.validation, catalog.test) if split is not None]
     held_out = {plain_text(caption.text) for split in others for caption in split.captions if caption.video_id}
+    held_out |= catalog.measured_texts  # the same ones where a command leaves test out
     if recipe.student.text_teaching.texts is not None:
         columns, given = read_parallel(recipe.student.text_teaching.texts)
         rows = [row for row in given if held_out.isdisjoint(map(plain_text, row))]
@@ -136,15 +139,36 @@ def _place(
     recipe: Recipe, tower: TextTower, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a taught encoder, and all that it depends on."""
-    texts = [row[0] for row in rows]
+    firsts, texts = [row[0] for row in rows], [text for row in rows for text in row]
     provenance = {
-        "backbone": weights_hash(tower.backbone),
-        "text encoder": {"settings": architecture_hash(tower.dual), "weights": weights_hash(tower.dual)},
-        "tokens": [_hash(tower.how.tokenizer(texts)["input_ids"]), _hash(tower.tokenizer(texts)["input_ids"])],
+        "backbone": {**_identity(tower.backbone), "reads": tower.how.describe()},
+        "text encoder": {
+            **_identity(tower.dual),
+            "most tokens": tower.encode.longest,
+            "padding": tower.encode.pad_id,
+        },
+        "tokens": [_hash(tower.how.tokenizer(firsts)["input_ids"]), _hash(tower.tokenizer(texts)["input_ids"])],
+        "tokenizer": _hash(_rules(tower.tokenizer)),
         "rows": {"count": len(rows), "columns": list(columns), "sha256": _hash(rows)},
         "teaching": dict(vars(tower.teaching)),
     }
     return recipe.stores / FOLDER / fingerprint_of(provenance)[:12], provenance
+
+
+def _identity(dual: Any) -> dict[str, Any]:
+    """Return settings and weights of a dual encoder, and what decides which tokens of a text it pools."""
+    text = getattr(dual.config, "text_config", None)
+    pooled = {name: getattr(text, name, None) for name in ("pooling", "eos_token_id")}
+    return {"settings": architecture_hash(dual), "weights": weights_hash(dual), "pooled": pooled}
+
+
+def _rules(tokenizer: Any) -> Any:
+    """Return what a tokenizer makes of any text, also of words that no text has: of a slow one its words alone."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return sorted(tokenizer.get_vocab().items())
+    rules = json.loads(fast.to_str())
+    return {name: part for name, part in rules.items() if name not in ("truncation", "padding")}  # of the last call
 
 
 def _hash(value: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 from accelerate import Accelerator
 
 from teachclip.console import log
+from teachclip.data.annotations.files import UNREADABLE, file_facts
+from teachclip.data.annotations.records import Catalog, Split
 from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.checkpoints import save_checkpoint
 from teachclip.models.clip import load_clip
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights, speed_up
+from teachclip.pipeline.frames import hashes_file
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.teachers import new_teacher
@@ -30,6 +35,8 @@ from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
 from teachclip.training.task import TeacherTask
+
+logger = logging.getLogger(__name__)
 
 
 def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
@@ -48,16 +55,14 @@ def train_teacher(
 
     `recipe`, `overrides`: as of `distill`. `teacher`: its label or section; None if only one has a section
     `training`. Returns the checkpoint's path. Raises RecipeError if no teacher or several fit, CheckpointError if the
-    checkpoint exists and no run of ours made it, DataError if its own annotations train it on what the recipe
-    validates or tests on.
+    checkpoint exists and no run of ours made it, DataError if its own annotations have nothing that the recipe does
+    not validate or test on.
     """
     recipe = build.without_text_backbone(load_recipe(recipe, overrides))
     section = teacher if isinstance(teacher, TeacherSection) else _choose(recipe, teacher)
     training = section.training
     if training is None:
         raise RecipeError(f"teacher {section.label!r} has no section `training`")
-    if training.annotations is not None:
-        recipe = _with_annotations(recipe, training.annotations)
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(
@@ -69,7 +74,12 @@ def train_teacher(
     )
     if checkpoint.exists() and not (folder / "settings.json").exists():
         raise CheckpointError(f"{section.checkpoint} exists and no run of ours made it; it is not overwritten")
-    work, run = _prepare(recipe, section, training, folder, processes_of(accelerator), accelerator.device)
+    processes, catalog = processes_of(accelerator), None
+    if training.annotations is not None:
+        data = recipe.data.model_copy(update={"annotations": training.annotations})
+        own, recipe = recipe, recipe.model_copy(update={"data": data})
+        catalog = processes.main_first(lambda: _other_catalog(own, recipe))
+    work, run = _prepare(recipe, section, training, folder, processes, accelerator.device, catalog)
     with run.opened():
         _train(work, section, training, run, accelerator, checkpoint)
         work.processes.wait()
@@ -77,16 +87,42 @@ def train_teacher(
     return checkpoint
 
 
-def _with_annotations(recipe: Recipe, annotations: Path) -> Recipe:
-    """Return the recipe with other annotations, whose training videos are none that the recipe measures on."""
-    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"annotations": annotations})})
-    own = build.build_catalog(recipe)
-    measured = {video.id for split in (own.validation, own.test) if split is not None for video in split.videos}
-    shared = sorted(measured & {video.id for video in build.build_catalog(changed).train.videos})
-    if shared:
-        names = ", ".join(shared[:3])
-        raise DataError(f"{annotations}: {len(shared)} training videos are the recipe's validation or test: {names}")
-    return changed
+def _other_catalog(recipe: Recipe, changed: Recipe) -> Catalog:
+    """Return what a teacher learns from by annotations of its own, without videos that the recipe measures on.
+
+    Of its training split those of the recipe's validation and test go, of its validation those of test, unless the
+    recipe selects on it: by id and by content of the file. A file that the recipe trains on too counts by its id
+    alone. Raises DataError if none is left.
+    """
+    own, other = build.build_catalog(recipe), build.build_catalog(changed)
+    marks, other_marks = _marks(recipe, own), _marks(recipe, other)
+    trained = {mark for video in own.train.videos for mark in marks[video.id]}
+
+    def without(split: Split, *measured: Split | None) -> Split:
+        videos = [video for part in measured if part is not None for video in part.videos]
+        used = {mark for video in videos for mark in marks[video.id]} - trained
+        dropped = [video.id for video in split.videos if not used.isdisjoint(other_marks[video.id])]
+        what = f"{len(dropped)} {split.name} videos of {changed.data.annotations}: the recipe measures on them"
+        if len(dropped) == len(split.videos):
+            raise DataError(f"all {what}, so that none is left for its teacher")
+        if dropped:
+            logger.warning("excluded %s: %s", what, ", ".join(dropped[:3]))
+        return split.without(set(dropped))
+
+    validation = other.validation
+    if validation is not None and recipe.data.select_on == "validation":
+        validation = without(validation, own.test)
+    return replace(other, train=without(other.train, own.validation, own.test), validation=validation)
+
+
+def _marks(recipe: Recipe, catalog: Catalog) -> dict[str, set[str]]:
+    """Return by what a video is known, by its id: the id, and the hash of its file or, unreadable, the path."""
+    facts = file_facts(catalog.videos, hashes_file(recipe), progress=False, time_limit=recipe.frames.time_limit)
+    hashes = {video.id: facts[video.id]["sha256"] for video in catalog.videos}
+    return {
+        video.id: {video.id, str(video.path) if hashes[video.id] == UNREADABLE else hashes[video.id]}
+        for video in catalog.videos
+    }
 
 
 def _train(
@@ -131,8 +167,9 @@ def _prepare(
     folder: Path,
     processes: Processes,
     device: torch.device,
+    catalog: Catalog | None,
 ) -> tuple[Workspace, Run]:
-    """Read and decode the data. The run of the teacher is not opened yet."""
+    """Read and decode the data, or that of a catalogue. The run of the teacher is not opened yet."""
     run = Run(folder, build.run_settings(recipe, teacher=section), processes)
     run.check()
     work = build_workspace(
@@ -140,7 +177,8 @@ def _prepare(
         processes,
         device,
         teachers={},
-        check=lambda catalog: build.check_training(recipe, training.train, catalog, processes),
+        check=lambda found: build.check_training(recipe, training.train, found, processes),
+        catalog=catalog,
     )
     return work, Run(folder, {**run.settings, "content": training_content(work)}, processes)
 

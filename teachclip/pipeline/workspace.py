@@ -224,15 +224,16 @@ def build_workspace(
     *,
     teachers: TeacherHandles | None = None,
     check: Callable[[Catalog], None] | None = None,
+    catalog: Catalog | None = None,
 ) -> Workspace:
     """Read the annotations, decode all videos that are not decoded yet, and exclude what cannot be read.
 
     A student with a `text_backbone` gets it taught first.
 
-    `teachers`: the handles of the run; None: new ones. `check` may refuse the catalogue before anything is decoded.
-    The main process decodes; the others wait for it.
+    `teachers`: the handles of the run; None: new ones. `catalog`: what the annotations hold, if it was read before.
+    `check` may refuse the catalogue before anything is decoded. The main process decodes; the others wait for it.
     """
-    catalog = build_catalog(recipe)
+    catalog = build_catalog(recipe) if catalog is None else catalog
     if catalog.understood is not None and processes.is_main:
         for doubt in catalog.understood.doubts:
             log(doubt)

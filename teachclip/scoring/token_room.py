@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from teachclip.errors import StoreError
 from teachclip.scorer import Tokens
 
 
 class TokenRoom:
     """Tokens of `count` items, which come in order.
 
-    Those that take more than `kept_bytes` lie in a temporary file, whose pages the system may drop.
+    Those that take more than `kept_bytes` lie in temporary files, whose pages the system may drop. They are where
+    `TMPDIR` says, which should not be a folder in memory (tmpfs). `add` raises StoreError where there is no space.
     """
 
     def __init__(self, count: int, kept_bytes: int) -> None:
@@ -39,6 +43,24 @@ def _room(like: Tensor, count: int, in_file: bool) -> Tensor:
     shape = (count, *like.shape[1:])
     if not in_file:
         return torch.empty(shape, dtype=like.dtype)
-    with tempfile.TemporaryFile(prefix="teachclip-tokens-") as file:
-        mapped = np.memmap(file, dtype=like[:0].numpy().dtype, mode="w+", shape=shape)
-    return torch.from_numpy(mapped)
+    dtype = like[:0].numpy().dtype
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        with tempfile.TemporaryFile(prefix="teachclip-tokens-") as file:
+            _reserve(file.fileno(), size)
+            return torch.from_numpy(np.memmap(file, dtype=dtype, mode="w+", shape=shape))
+    except OSError as error:
+        raise StoreError(
+            f"{tempfile.gettempdir()}: no temporary file of {size / 1e9:.1f} GB for tokens: "
+            f"{error.strerror or error}; set TMPDIR to a folder on a disk with that much space"
+        ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the space of a file at once: a page that is mapped and finds the disk full would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, max(size, 1))
+        return
+    zeros = bytes(1 << 20)  # macOS and Windows
+    for start in range(0, size, len(zeros)):
+        os.write(file, zeros[: size - start])

@@ -208,7 +208,7 @@ class Train(_SeedTrial):
         settings = (*self.overrides(), f"output={output}")
         if self.kind == "tune":
             read = load_recipe(self.recipe, settings).data.format
-            settings = (*settings, f"data.format={without_test(str(read))}", "data.test=null")
+            settings = (*settings, f"data.format={without_test(str(read))}")
         recipe = recipe_with_stores(self.recipe, settings, self.stores)
         is_whole, started = not output.exists(), time.monotonic()
         queries: list[PerQuery] = []

@@ -107,6 +107,10 @@ def test_other_poolings_and_damaged_files_are_refused(plain, tmp_path):
     config.write_text(json.dumps({"pooling_mode": "lasttoken"}))
     with pytest.raises(CheckpointError, match="pools by lasttoken; supported"):
         pooling_of(str(tmp_path / "st"))
+    for damaged in (7, {"a": 1}, [], [["mean"]], True):
+        config.write_text(json.dumps({"pooling_mode": damaged}))
+        with pytest.raises(CheckpointError, match=r"1_Pooling/config\.json pools by .*; supported: one of mean, cls"):
+            pooling_of(str(tmp_path / "st"))
     (tmp_path / "st" / "modules.json").write_text("[1]")
     with pytest.raises(CheckpointError, match=r"modules\.json is damaged"):
         pooling_of(str(tmp_path / "st"))

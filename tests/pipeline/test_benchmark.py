@@ -99,12 +99,36 @@ def test_the_numbers_are_written_before_the_picture(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (
+            ["memory", "--captions", "10"],
+            "10 captions are too few for a batch of 120; allowed: at least 120, 20 a video",
+        ),
+        (
+            ["steps", "--captions", "30"],
+            "30 captions are too few for a batch of 24; allowed: at least 40, 20 a video",
+        ),
+    ],
+)
+def test_the_least_count_of_captions_is_said(arguments, message, capsys):
+    assert bench.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
             ["encoding", "--sides", BASE, "--captions", "400"],
             "--sides, --captions: not of `bench encoding`, which has",
         ),
         (["encoding", "--figure", "a.png"], "--figure: not of `bench encoding`"),
-        (["--files", "2"], "--files: not of `bench steps`, which has --sides"),
+        (["--files", "2"], "--files: not of `bench steps`, which has --size, --rounds"),
         (["steps", "--height", "2", "--seconds", "3"], "--height, --seconds: not of `bench steps`"),
+        (
+            ["memory", "--size", "vit-b-32", "--batch-size", "8", "--rounds", "2", "--threads", "1"],
+            "--size, --rounds, --threads, --batch-size: not of `bench memory`, which has --captions",
+        ),
+        (["decoding", "--size", "tiny", "--batch-size", "8"], "--size, --batch-size: not of `bench decoding`"),
+        (["query", "--batch-size", "8"], "--batch-size: not of `bench query`, which has --size, --rounds, --threads"),
     ],
 )
 def test_an_option_of_the_other_measurement_is_refused(arguments, message, monkeypatch, capsys):

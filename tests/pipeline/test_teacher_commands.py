@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,17 +72,14 @@ def more_videos(project):
     lines = (project.root / "captions.csv").read_text(encoding="utf-8").splitlines()
     held = [line.replace(",train", ",val") if line.startswith(("clip9.", "clip10.")) else line for line in lines]
     few = [line for line in held if not line.startswith(("clip6.", "clip7.", "clip8."))]
-    for name, kept in (
-        ("few.csv", few),
-        ("more.csv", held),
-        ("all.csv", [s.replace(",val", ",train") for s in held]),
-    ):
+    for name, kept in (("few.csv", few), ("more.csv", held)):
         (project.folder / name).write_text("\n".join(kept) + "\n", encoding="utf-8")
 
-    def write(name):
+    def write(name, validation=None):
         training = {**TRAINING, "annotations": str(project.folder / name)}
         section = {"name": "xpool", "checkpoint": str(project.folder / "more.pth"), "training": training}
-        return project(data={"annotations": str(project.folder / "few.csv"), "validation": None}, teachers=[section])
+        data = {"annotations": str(project.folder / "few.csv"), "validation": validation}
+        return project(data=data, teachers=[section])
 
     return write
 
@@ -98,9 +96,52 @@ def test_a_teacher_may_be_trained_on_more_videos_than_its_student(more_videos, p
     )
 
 
-def test_a_teacher_is_not_trained_on_what_its_student_is_measured_on(more_videos, capsys):
-    assert run(train_teacher.main, more_videos("all.csv")) == 2
-    assert "all.csv: 2 training videos are the recipe's validation or test: " in capsys.readouterr().err
+def changed_rows(folder, source, name, change):
+    """Write annotations with rows that `change` returns for those of `source`, which has a header."""
+    header, *rows = (folder / source).read_text(encoding="utf-8").splitlines()
+    (folder / name).write_text("\n".join([header, *map(change, rows)]) + "\n", encoding="utf-8")
+
+
+def test_a_teacher_is_not_trained_on_what_its_student_is_measured_on(more_videos, project, caplog):
+    def swapped(row):  # what the recipe validates on is for training, and two of its training videos are not
+        if row.startswith(("clip9.", "clip10.")):
+            return row.replace(",val", ",train")
+        return row.replace(",train", ",val") if row.startswith(("clip6.", "clip7.")) else row
+
+    changed_rows(project.folder, "more.csv", "swapped.csv", swapped)
+    assert run(train_teacher.main, more_videos("swapped.csv")) == 0
+    assert "excluded 2 train videos of " in caplog.text and "swapped.csv: the recipe measures on them" in caplog.text
+    assert "clip9.mp4" in caplog.text and "clip10.mp4" in caplog.text
+
+
+def test_a_teacher_is_not_chosen_on_what_its_student_is_tested_on(more_videos, project, capsys):
+    def chosen_on_test(row):
+        return row.replace(",val", ",train") if ",val" in row else row.replace(",test", ",val")
+
+    changed_rows(project.folder, "more.csv", "chosen.csv", chosen_on_test)
+    assert run(train_teacher.main, more_videos("chosen.csv")) == 2
+    assert "all 3 validation videos of " in capsys.readouterr().err
+
+
+def test_a_copy_of_what_is_measured_is_known_by_its_content(more_videos, project, caplog):
+    lines = (project.folder / "more.csv").read_text(encoding="utf-8").splitlines()
+    tested = next(line.split(",")[0] for line in lines if line.endswith(",test"))
+    copy = project.root / "videos" / "copied.mp4"
+    shutil.copy(project.root / "videos" / tested, copy)
+    try:
+        text = "\n".join([*lines, "copied.mp4,a copy,train"]) + "\n"
+        (project.folder / "copy.csv").write_text(text, encoding="utf-8")
+        assert run(train_teacher.main, more_videos("copy.csv")) == 0
+    finally:
+        copy.unlink()
+    assert "excluded 1 train videos of " in caplog.text and "copied.mp4" in caplog.text
+
+
+def test_a_teacher_of_more_videos_leaves_out_those_that_its_recipe_holds_out(more_videos, project, caplog):
+    for name in ("few.csv", "more.csv"):
+        changed_rows(project.folder, name, name, lambda row: row.replace(",val", ",train"))
+    assert run(train_teacher.main, more_videos("more.csv", {"videos": 3})) == 0
+    assert "train videos of " in caplog.text
 
 
 def test_a_teacher_that_is_not_listed_cannot_teach_alone(project, capsys):

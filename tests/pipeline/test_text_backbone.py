@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -19,10 +20,13 @@ from teachclip import distill, evaluate, export_onnx, load_student, precompute, 
 from teachclip.cli import distill as distill_command
 from teachclip.errors import CheckpointError, DataError, RecipeError, StoreError
 from teachclip.onnx.query import TextEncoder
+from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.dry_run import dry_run
-from teachclip.pipeline.text_backbone import FOLDER
+from teachclip.pipeline.text_backbone import FOLDER, student_source, training_rows
 from teachclip.pipeline.text_tower import RECORD, TextTeaching, teach_text_tower
+from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
+from teachclip.studies.without_test import without_test
 
 GERMAN, ENGLISH = ["ein rot kreis", "ein blau quadrat am meer"], ["a red circle", "a blue square over a sea"]
 
@@ -168,6 +172,77 @@ def test_what_cannot_be_taught_is_said_in_a_line(on, project, texts, tmp_path, c
         distill(on(backbone=tmp_path / "vit"))
     with pytest.raises(CheckpointError, match="cannot be loaded as a text encoder"):
         distill(on(backbone=tmp_path / "nowhere"))
+
+
+def test_the_texts_are_the_same_where_test_is_not_read(on):
+    recipe = on()
+    with_test = load_recipe(recipe, ["data.validation.videos=1"])
+    tuned = load_recipe(recipe, ["data.validation.videos=1", f"data.format={without_test('csv')}"])
+    catalogs = [build_catalog(loaded) for loaded in (with_test, tuned)]
+    assert [catalog.test is None for catalog in catalogs] == [False, True]
+    assert training_rows(with_test, catalogs[0]) == training_rows(tuned, catalogs[1])
+
+
+def test_an_exported_student_is_measured_with_its_own_text_encoder(on, project, capsys):
+    recipe = on("distil", teaching={"steps": 20, "pooling": "mean"})
+    measured = distill(recipe, ["train.steps=2"])["test"]["t2v"]
+    shutil.rmtree(project.folder / "stores" / FOLDER)
+    capsys.readouterr()
+    assert evaluate(recipe)["test"]["t2v"] == measured
+    assert evaluate(recipe, model="xpool")["test"]["videos"] == 3
+    assert "learns from" not in capsys.readouterr().err and not encoders_of(project)
+
+
+def other_image_mean(clip, text):
+    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.3] * 3, "size": 32, "crop_size": 32}
+    (clip / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def other_activation(clip, text):
+    config = json.loads((clip / "config.json").read_text())
+    config["text_config"]["hidden_act"] = "relu"
+    (clip / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def other_word_of_no_text(clip, text):
+    """Of the same number as before, and in none of the texts."""
+    rules = json.loads((text / "tokenizer.json").read_text(encoding="utf-8"))
+    words = rules["model"]["vocab"]
+    words["zzz"] = words.pop("[MASK]") if "[MASK]" in words else len(words)
+    (text / "tokenizer.json").write_text(json.dumps(rules), encoding="utf-8")
+
+
+def other_german(clip, text):
+    """Read one German word as another one."""
+    rules = json.loads((text / "tokenizer.json").read_text(encoding="utf-8"))
+    words = rules["model"]["vocab"]
+    words["kreis"], words["meer"] = words["meer"], words["kreis"]
+    (text / "tokenizer.json").write_text(json.dumps(rules), encoding="utf-8")
+
+
+def other_pooling(clip, text):
+    (text / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
+
+
+@pytest.mark.parametrize(
+    "change", [other_image_mean, other_activation, other_word_of_no_text, other_german, other_pooling]
+)
+def test_an_encoder_is_taught_anew_where_what_it_depends_on_has_changed(on, project, texts, tmp_path, change):
+    clip, text = tmp_path / "clip", tmp_path / "text"
+    shutil.copytree(project.root / "clip", clip)
+    shutil.copytree(texts / "bert", text)
+    (text / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "models.Pooling"}]))
+    (text / "1_Pooling").mkdir()
+    (text / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    recipe = load_recipe(on(backbone=text, teaching={"steps": 1}, student={"backbone": str(clip)}))
+
+    def source():
+        return student_source(recipe, build_catalog(recipe), Processes(), torch.device("cpu"))
+
+    before = source()
+    assert source() == before
+    change(clip, text)
+    assert source() != before
 
 
 def test_a_damaged_record_is_found(on, project):

@@ -1,5 +1,7 @@
 """Tokens of all items, filled batch by batch, in memory or in a temporary file."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from tiny import TinyPixels, tiny_student
 
+from teachclip.errors import StoreError
 from teachclip.scoring.inputs import encode_split
 from teachclip.scoring.token_room import TokenRoom
 
@@ -42,6 +45,34 @@ def test_much_lies_in_a_file_without_a_name_that_goes_with_the_tensor():
     assert files() == before + 1 and room.tokens["words"].sum() == 150_000
     del room
     assert files() == before
+
+
+def test_the_file_has_its_space_before_it_is_written(monkeypatch):
+    made, held = tempfile.TemporaryFile, []
+
+    def watched(**options):
+        held.append(os.dup((file := made(**options)).fileno()))
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", watched)
+    room = TokenRoom(1000, kept_bytes=10)
+    room.add({"words": torch.ones(1, 5000)})
+    (file,) = held
+    found = os.fstat(file)
+    os.close(file)
+    assert found.st_size == 1000 * 5000 * 4 <= 512 * found.st_blocks
+
+
+def test_a_disk_without_the_space_is_said_in_a_line():
+    """A limit on the size of files stands for a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"no temporary file of 2\.0 GB for tokens: .*; set TMPDIR to a folder"):
+            TokenRoom(100_000, kept_bytes=10).add({"words": torch.ones(1, 5000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_split_is_encoded_to_the_same_tokens_in_memory_and_in_a_file():

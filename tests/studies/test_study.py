@@ -369,7 +369,7 @@ def test_own_data_without_an_honest_choice_is_refused_in_one_line(project, study
 def test_tuning_reads_data_without_a_test_split(project, name):
     path = project(data={"format": name})
     plain = load_recipe(path)
-    hidden = load_recipe(path, [f"data.format={without_test(name)}", "data.test=null"])
+    hidden = load_recipe(path, [f"data.format={without_test(name)}"])
     before, after = build_catalog(plain), build_catalog(hidden)
     assert before.test is not None and after.test is None
     assert after.validation == before.validation and after.train == before.train

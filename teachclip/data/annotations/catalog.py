@@ -9,7 +9,7 @@ from pathlib import Path
 
 from teachclip.data.annotations.files import locate_videos
 from teachclip.data.annotations.records import Annotations, Caption, Catalog, Segment, Split, Video, hash_of
-from teachclip.data.annotations.uncaptioned import join_uncaptioned, most_texts
+from teachclip.data.annotations.uncaptioned import join_uncaptioned, most_texts, plain_text
 from teachclip.data.formats import FORMATS
 from teachclip.data.formats.problems import Problems
 from teachclip.errors import DataError
@@ -95,7 +95,9 @@ def _read_catalog(
         for name, group in groups.items()
     }
     named_splits = (splits.get("train", Split("train", (), ())), splits.get("validation"), splits.get("test"))
-    return Catalog(*named_splits, missing, excluded_ids, read_annotations.understood)
+    measured = (*(read_annotations.validation or ()), *(read_annotations.test or ()))
+    texts = read_annotations.hidden_texts.union(plain_text(caption.text) for caption in measured)
+    return Catalog(*named_splits, missing, excluded_ids, read_annotations.understood, texts)
 
 
 def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missing: float) -> Catalog:
@@ -117,18 +119,23 @@ def require_readable(catalog: Catalog, failures: Mapping[str, str], *, max_missi
         )
         for split in catalog.splits
     }
-    named = (splits["train"], splits.get("validation"), splits.get("test"))
-    return Catalog(*named, excluded, excluded_ids, catalog.understood)
+    return replace(
+        catalog,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        excluded=excluded,
+        excluded_ids=excluded_ids,
+    )
 
 
 def _readable(split: Split, errors: Mapping[str, str]) -> Split:
     """Return the split without the videos in `errors` and their captions. Raises DataError if none is left."""
-    kept = tuple(video for video in split.videos if video.id not in errors)
-    if not kept:
+    kept = split.without(errors)
+    if not kept.videos:
         names = [video.id for video in split.videos]
         raise DataError(f"split {split.name}: none of its videos can be used: {_some(names, errors)}")
-    captions = tuple(caption for caption in split.captions if caption.video_id not in errors)
-    return Split(split.name, kept, captions)
+    return kept
 
 
 def _locate(root: Path, ids: Sequence[str], annotations: Annotations) -> dict[str, Video]:

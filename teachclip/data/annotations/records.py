@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,8 @@ class Annotations:
     `segments`: by video id, for videos whose id is not the name of their file or that are a segment of it.
     `excluded`: by split and video id, why a listed video is not used; these videos count as missing.
     `understood`: how a file of one's own was understood. `tolerant_names`: whether names of videos may be paths of
-    another computer, or differ from their files in upper and lower case.
+    another computer, or differ from their files in upper and lower case. `hidden_texts`: captions, as `plain_text`
+    returns them, that are measured on but not read here; no text teaches that is one of them.
     """
 
     train: Sequence[Caption]
@@ -81,6 +82,7 @@ class Annotations:
     excluded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     understood: Understood | None = None
     tolerant_names: bool = False
+    hidden_texts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class Split:
         if not self.is_paired:
             raise DataError(f"the {self.name} split has videos without captions or texts without videos: {what}")
 
+    def without(self, video_ids: Container[str]) -> Split:
+        """Return the split without some videos and their captions."""
+        captions = tuple(caption for caption in self.captions if caption.video_id not in video_ids)
+        return Split(self.name, tuple(video for video in self.videos if video.id not in video_ids), captions)
+
     def describe(self) -> str:
         """Return how many videos, captions and texts there are, for a log line."""
         parts = [f"{len(self.videos):,} videos"]
@@ -162,7 +169,9 @@ class Catalog:
     """All splits. No video is in two of them.
 
     `excluded`: why a video is not used, by its id. `excluded_ids`: the ids of these videos, by the name of their
-    split. `understood`: how annotations of one's own were understood. Raises DataError for a video in two splits.
+    split. `understood`: how annotations of one's own were understood. `measured_texts`: the captions, as `plain_text`
+    returns them, that the annotations have for validation and test, whether their videos are there or not, and hidden
+    ones. Raises DataError for a video in two splits.
     """
 
     train: Split
@@ -171,6 +180,7 @@ class Catalog:
     excluded: Mapping[str, str] = field(default_factory=dict)
     excluded_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     understood: Understood | None = None
+    measured_texts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}

@@ -62,6 +62,7 @@ def join_uncaptioned(catalog: Catalog, texts: Path | None, folder: Path | None) 
                 videos.append(Video(name if name not in names else f"uncaptioned/{name}", path))
     if texts is not None:
         held_out = {plain_text(caption.text) for split in others for caption in split.captions}
+        held_out |= catalog.measured_texts
         found = read_texts(Path(texts))
         kept = [text for text in found if plain_text(text) not in held_out]
         if len(kept) < len(found):
