@@ -62,9 +62,8 @@ def evaluate(
     reranker = None if rerank is None or rerank in labels else reranker_section(rerank, labels)
     accelerator = build_accelerator()
     processes, device = processes_of(accelerator), accelerator.device
-    if model != "zero_shot":  # students have their text encoder, teachers read as the backbone does
-        recipe = without_text_backbone(recipe)
-    work = build_workspace(recipe, processes, device)
+    # students have their text encoder, teachers read as the backbone does
+    work = build_workspace(recipe if model == "zero_shot" else without_text_backbone(recipe), processes, device)
     videos = work.split(split)
     scorer = _scorer(work, model).to(device).eval()
     inputs = work.inputs_for(scorer, videos)

@@ -29,11 +29,10 @@ from teachclip.scorer import (
     FrameScorer,
     Scorer,
     Tokens,
-    concat_tokens,
     encoding_in,
     in_float32,
 )
-from teachclip.scoring.token_room import TokenRoom
+from teachclip.scoring.token_room import TokenRoom, gathered
 from teachclip.store.row_plan import row_keys
 from teachclip.store.stored_items import StoredItems
 
@@ -304,7 +303,8 @@ def encode_split(
     """Encode all texts and all videos of a split once. Every process returns all tokens, on the CPU.
 
     `batch_size` counts videos; texts, which are far cheaper, go eight times as many at a time. `precision`: of the
-    encoders, see `encoding_in`. Tokens of texts or of videos that take more than `kept_bytes` lie in a file.
+    encoders, see `encoding_in`. Tokens of texts or of videos that take more than `kept_bytes` lie in a file,
+    in one of each process; what they send each other is small parts.
     """
     processes = processes or Processes()
 
@@ -328,7 +328,7 @@ def encode_split(
                 room.add({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})
         if processes.count == 1:
             return room.tokens
-        return concat_tokens([part for part in processes.gather(room.tokens) if part])
+        return gathered(room.tokens, count, processes, kept_bytes)
 
     texts = run(inputs.text_count, 8 * batch_size, "encode texts", inputs.texts, encode_text_batch)
     with prefetch(inputs, batches(inputs.video_count, batch_size)):

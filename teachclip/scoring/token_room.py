@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from teachclip.errors import StoreError
+from teachclip.processes import Processes
 from teachclip.scorer import Tokens
+
+SENT_AT_ONCE = 1024
+"""Items whose tokens a process sends to the others at a time."""
 
 
 class TokenRoom:
@@ -36,6 +40,22 @@ class TokenRoom:
         for name, room in self.tokens.items():
             room[self._filled : self._filled + size] = tokens[name]
         self._filled += size
+
+
+def gathered(own: Tokens, count: int, processes: Processes, kept_bytes: int) -> Tokens:
+    """Return the tokens of all `count` items in every process, each of which has those of its share.
+
+    They go from process to process in parts, so that a file of tokens is in no memory as a whole.
+    """
+    room = TokenRoom(count, kept_bytes)
+    shares = [len(share) for share in np.array_split(np.arange(count), processes.count)]  # as of Processes.share
+    for owner, size in enumerate(shares):
+        for start in range(0, size, SENT_AT_ONCE):
+            rows = slice(start, start + SENT_AT_ONCE)
+            is_own = owner == processes.index
+            part = {name: tensor[rows].clone() for name, tensor in own.items()} if is_own else {}
+            room.add(processes.gather(part)[owner])
+    return room.tokens
 
 
 def _room(like: Tensor, count: int, in_file: bool) -> Tensor:

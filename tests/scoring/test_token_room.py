@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from tiny import TinyPixels, tiny_student
 
 from teachclip.errors import StoreError
+from teachclip.processes import Processes
 from teachclip.scoring.inputs import encode_split
 from teachclip.scoring.token_room import TokenRoom
 
@@ -82,3 +85,31 @@ def test_a_split_is_encoded_to_the_same_tokens_in_memory_and_in_a_file():
     for side, expected in zip(spilled, kept, strict=True):
         assert side.keys() == expected.keys()
         assert all(torch.equal(side[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kept_bytes", [2**31, 0])
+def test_processes_send_each_other_small_parts_of_their_tokens(monkeypatch, kept_bytes):
+    monkeypatch.setattr("teachclip.scoring.token_room.SENT_AT_ONCE", 2, raising=False)
+    student, pixels = tiny_student().eval(), TinyPixels.make()
+    meeting, sent, sizes = threading.Barrier(2, timeout=30), [{}, {}], []
+
+    def encode(index):
+        def gather(part):
+            sent[index] = part
+            sizes.extend(len(tensor) for tensor in part.values())
+            meeting.wait()
+            found = list(sent)
+            meeting.wait()
+            return found
+
+        processes = Processes(index, 2, gather=gather)
+        return encode_split(student, pixels, batch_size=2, device="cpu", processes=processes, kept_bytes=kept_bytes)
+
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(encode, range(2)))
+    expected = encode_split(student, pixels, batch_size=2, device="cpu")
+    for result in results:
+        for side, whole in zip(result, expected, strict=True):
+            assert side.keys() == whole.keys()
+            assert all(torch.allclose(side[name], whole[name], atol=1e-6) for name in whole)
+    assert 0 < max(sizes) <= 2
