@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "work on the machine slows all. steps: a training step of the student alone, with 1 to 4 stored teachers, "
         "with teachers in every step (the official order of work), with several captions per video, in chunks, in "
         "bfloat16. encoding: precompute, evaluate and encoding of mp4 files, against the bare tower and decoding. "
-        "decoding: videos of several heights in 1 and 2 processes, keyframes alone, made smaller by FFmpeg. query: "
-        "one text against the bare tower, and from the start of a process. memory: peaks of precompute, training and "
-        "evaluation, and with ten times as many captions and videos.",
+        "decoding: videos of several heights in 1 and 2 processes, keyframes alone, made smaller. query: one text "
+        "against the bare tower, and a process's first. memory: peaks of every stage, also with ten times the data.",
     )
     parser.add_argument("what", nargs="?", choices=tuple(DEFAULTS), default="steps", help="default: steps")
     parser.add_argument("--size", help="steps, encoding, query: of CLIP: tiny (default) or vit-b-32")

@@ -98,8 +98,8 @@ class _ReadRelevance:
     def has_frames(self) -> bool:
         return self.frame_text is not None
 
-    def batch(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        return self.video_text[rows][:, rows], None if self.frame_text is None else self.frame_text[rows]
+    def batch(self, rows: np.ndarray, columns: np.ndarray, own: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        return self.video_text[rows[own]][:, rows], None if self.frame_text is None else self.frame_text[rows[own]]
 
 
 def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
