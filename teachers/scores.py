@@ -9,7 +9,7 @@ Scores are logits: students learn from their softmax (and `pearson` from its sha
 close together, should be multiplied (`scale: 100` is CLIP's).
 
 A pair that is not listed: `missing: lowest` gives it the lowest score that its caption lists, less `margin`. A top-k
-list says of the pairs that it leaves out only that none of them is above its last, and this is the highest score that
+list says of the pairs that it lacks only that none of them is above its last, and this is the highest score that
 they can have: no order among them is made up, and nothing is said to be impossible, as a very low number would be
 under a softmax. It holds for the caption's own video as well: a teacher that does not find it teaches just that. With
 `margin: 0` nothing is invented; a caption that lists equal scores only, such as a single one, would then put all

@@ -217,8 +217,8 @@ def _call(thing: Any, method: str) -> Any:
 def _plain(value: Any) -> Any:
     """Return settings without paths and without what the library or the moment left in them."""
     if isinstance(value, Mapping):
-        left_out = ("name_or_path", "_name_or_path", "_commit_hash", "tokenizer", "transformers_version")
-        return {str(name): _plain(item) for name, item in value.items() if name not in left_out}
+        ignored = ("name_or_path", "_name_or_path", "_commit_hash", "tokenizer", "transformers_version")
+        return {str(name): _plain(item) for name, item in value.items() if name not in ignored}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -195,7 +195,7 @@ def load_videoprism(source: str | os.PathLike[str]) -> VideoPrismClipModel:
         raise CheckpointError(f"{source}: {_why_not(config.model_type)}")
     try:
         with quiet_loading():
-            # Other attention kernels leave out the cap on the scores that the model was trained with.
+            # Other attention kernels drop the cap on the scores that the model was trained with.
             model, info = VideoPrismClipModel.from_pretrained(
                 str(source),
                 dtype=torch.float32,

@@ -142,7 +142,7 @@ def _without_traceback(message: str) -> str:
 
 
 def _shortened(line: str, most: int = 2000) -> str:
-    """Leave out the middle of a line that no one can read: a name in a damaged file may have megabytes."""
+    """Drop the middle of a line that no one can read: a name in a damaged file may have megabytes."""
     return line if len(line) <= most else f"{line[: most - 500]} ... {line[-400:]}"
 
 

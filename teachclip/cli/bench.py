@@ -85,10 +85,10 @@ def _own_options(args: Any) -> dict[str, Any]:
     """Return the options of the chosen measurement alone. Raises UsageError for those of the others."""
     own = DEFAULTS[args.what]
     others = [name for options in DEFAULTS.values() for name in options if name not in own]
-    given = [_flag(name) for name in dict.fromkeys(others) if getattr(args, name) is not None]
-    if given:
+    refused = [_flag(name) for name in dict.fromkeys(others) if getattr(args, name) is not None]
+    if refused:
         known = ", ".join(map(_flag, own))
-        raise UsageError(f"{', '.join(given)}: not of `bench {args.what}`, which has {known}")
+        raise UsageError(f"{', '.join(refused)}: not of `bench {args.what}`, which has {known}")
     return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in own.items()}
 
 

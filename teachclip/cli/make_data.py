@@ -74,37 +74,35 @@ def _add_babyai(kinds: argparse._SubParsersAction[CommandParser]) -> None:
         "pick up a key`; the videos show what it sees, the captions are the missions.",
         formatter_class=_Help,
     )
-    parser.add_argument("--out", type=path_argument, default=Path("runs/babyai"), help="folder of the dataset")
+    _add_common(parser, "babyai")
     parser.add_argument("--view", default="agent", choices=["agent", "full"], help="what the agent sees, or the grid")
-    for split, count in (("train", 400), ("val", 150), ("test", 300)):
-        parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
     parser.add_argument("--teacher-videos", type=int, default=800, help="further training videos for teachers only")
     parser.add_argument(
         "--clip-episodes", type=int, default=1200, help="episodes that the tiny CLIP is pre-trained on"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
-    parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
     parser.add_argument("--clip-steps", type=int, default=1000, help="steps of the tiny CLIP's pre-training")
-    parser.add_argument("--workers", type=int, default=2, help="processes that solve missions and draw")
 
 
 def _add_pictograms(kinds: argparse._SubParsersAction[CommandParser]) -> None:
     parser = kinds.add_parser(
         "pictograms",
         help="a font's pictograms that move, called by their Unicode names; needs teachclip[datasets]",
-        description="Make a pictograms dataset: the pictures of a colour font move, grow or spin, three in a video;\n"
+        description="Make a pictograms dataset: emoji of a colour font move, grow or spin, three in a video;\n"
         "the captions, such as `a red apple grows, then a frog face rises`, call them by their Unicode names.",
         formatter_class=_Help,
     )
-    parser.add_argument("--out", type=path_argument, default=Path("runs/pictograms"), help="folder of the dataset")
+    _add_common(parser, "pictograms")
     parser.add_argument(
         "--font", type=path_argument, help="a colour font (default: Noto Color Emoji where it is found)"
     )
+
+
+def _add_common(parser: CommandParser, name: str) -> None:
+    folder = Path("runs") / name
+    parser.add_argument("--out", type=path_argument, default=folder, help="folder of the dataset")
     for split, count in (("train", 400), ("val", 150), ("test", 300)):
         parser.add_argument(f"--{split}-videos", type=int, default=count, help=f"videos of the split {split}")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of videos, captions and of which names are frequent"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of videos and captions")
     parser.add_argument("--clip-seed", type=int, default=0, help="seed of the tiny CLIP's pre-training")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
 

@@ -1,4 +1,4 @@
-"""Captions that tell the order of two clauses, and the same captions with the clauses in each other's place."""
+"""Captions that say the order of two clauses, and the same captions with the clauses in each other's place."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def swapped(caption: str, joints: Sequence[str] = JOINTS) -> str | None:
     """
     sentence = caption.rstrip()
     body = sentence.rstrip(".!?")
-    found = [joint for joint in joints if joint in body]
-    if not found or body.count(found[0]) > 1:
+    present = [joint for joint in joints if joint in body]
+    if not present or body.count(present[0]) > 1:
         return None
-    first, second = body.split(found[0])
+    first, second = body.split(present[0])
     rest = [joint for joint in joints if joint in first or joint in second]
     if rest or not first.strip() or not second.strip() or _plain(first) == _plain(second):
         return None
     if first[:1].isupper():
         first, second = _without_capital(first), second[:1].upper() + second[1:]
-    return f"{second}{found[0]}{first}{sentence[len(body) :]}"
+    return f"{second}{present[0]}{first}{sentence[len(body) :]}"
 
 
 def caption_pairs(split: Split, seed: int) -> np.ndarray:

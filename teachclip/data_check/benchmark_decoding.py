@@ -73,9 +73,9 @@ def benchmark_decoding(
         "frames_per_second": {
             str(height): {
                 way: {
-                    str(n): {"median": statistics.median(r), "low": min(r), "high": max(r)} for n, r in found.items()
+                    str(n): {"median": statistics.median(r), "low": min(r), "high": max(r)} for n, r in counts.items()
                 }
-                for way, found in ways.items()
+                for way, counts in ways.items()
             }
             for height, ways in rates.items()
         },
@@ -87,9 +87,9 @@ def benchmark_decoding(
 
 
 def _files_of(folder: Path, height: int, files: int, seconds: int) -> list[Path]:
-    found = sorted(folder.glob("[0-9]*.mp4"))
-    if len(found) >= files:
-        return found[:files]
+    paths = sorted(folder.glob("[0-9]*.mp4"))
+    if len(paths) >= files:
+        return paths[:files]
     folder.mkdir(parents=True, exist_ok=True)
     log(f"{height} pixels, {seconds} s:")
     return synthetic_files(folder, "realistic", files, height=height, seconds=seconds)
@@ -115,8 +115,8 @@ def table(result: dict[str, Any]) -> list[str]:
         f"|---:|---|{'---:|' * len(heads + scales)}",
     ]
     for height, ways in result["frames_per_second"].items():
-        for way, found in ways.items():
-            rates = [f"{each['median']:.0f} ({each['low']:.0f} - {each['high']:.0f})" for each in found.values()]
-            ratios = [f"{found[str(n)]['median'] / found[first]['median']:.2f}" for n in result["processes"][1:]]
+        for way, speeds in ways.items():
+            rates = [f"{each['median']:.0f} ({each['low']:.0f} - {each['high']:.0f})" for each in speeds.values()]
+            ratios = [f"{speeds[str(n)]['median'] / speeds[first]['median']:.2f}" for n in result["processes"][1:]]
             lines.append(f"| {height} | {way} | {' | '.join(rates + ratios)} |")
     return lines

@@ -85,13 +85,13 @@ def benchmark_memory(*, captions: int = 10_000, json_file: Path | None = None) -
     """
     check_captions(captions, BATCH)
     counts = [captions, TIMES * captions]
-    found = []
+    measured = []
     for count in counts:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(peaks, count).result())
+            measured.append(pool.submit(peaks, count).result())
     stages = {
         name: {"peak_bytes": [small, large], "bytes_per_caption": (large - small) / (counts[1] - counts[0])}
-        for (name, small), large in zip(found[0].items(), found[1].values(), strict=True)
+        for (name, small), large in zip(measured[0].items(), measured[1].values(), strict=True)
     }
     result = {"captions": counts, "videos": [count // CAPTIONS_PER_VIDEO for count in counts], "stages": stages}
     print("\n".join(_table(result)), flush=True)
@@ -106,19 +106,19 @@ def peaks(captions: int) -> dict[str, int]:
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig(**SIZES["tiny"])).eval()
     student, scorer = StudentModel.from_backbone(clip, frames=FRAMES).eval(), EncoderFeatures(clip).eval()
-    found: dict[str, int] = {}
+    stages: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="teachclip-bench-") as where:
         folder = Path(where)
-        with _peak(found, "start"):
+        with _peak(stages, "start"):
             frames = torch.randint(256, (64, FRAMES, 3, 32, 32), dtype=torch.uint8)
             tokenizer = build_tokenizer(["a", "caption"], TOKENS)
-        with _peak(found, "records of captions and videos"):
+        with _peak(stages, "records of captions and videos"):
             split = made_up_split(captions)
-        with _peak(found, "tokenising"):
+        with _peak(stages, "tokenising"):
             inputs = _MadeUp(
                 Tokenized.from_captions(split.captions, tokenizer, max_tokens=TOKENS), frames, len(split.videos)
             )
-        with _peak(found, "precompute: tokens of teacher or frozen encoders"):
+        with _peak(stages, "precompute: tokens of teacher or frozen encoders"):
             texts, videos = store_scorer_tokens(
                 folder / "tokens",
                 scorer,
@@ -129,7 +129,7 @@ def peaks(captions: int) -> dict[str, int]:
                 processes=Processes(),
                 label="tokens",
             )
-        with _peak(found, "precompute: relevance"):
+        with _peak(stages, "precompute: relevance"):
             kept = VideoTokens(videos, "cpu", kept_bytes=0)
             relevance = store_relevance(
                 folder / "relevance",
@@ -141,13 +141,13 @@ def peaks(captions: int) -> dict[str, int]:
                 processes=Processes(),
                 label="relevance",
             )
-        with _peak(found, f"training: {STEPS} steps"):
+        with _peak(stages, f"training: {STEPS} steps"):
             _train(student, split, FeatureInputs(texts, videos, kept_bytes=0), StoredRelevance(relevance))
-        with _peak(found, "evaluation: vectors of texts and videos"):
+        with _peak(stages, "evaluation: vectors of texts and videos"):
             tokens = encode_split(student.eval(), inputs, batch_size=32, device="cpu", kept_bytes=0)
-        with _peak(found, "evaluation: ranks"):
+        with _peak(stages, "evaluation: ranks"):
             retrieval_ranks(student, *tokens, split.caption_videos, video_block=512)
-    return found
+    return stages
 
 
 def _train(student: StudentModel, split: Split, inputs: FeatureInputs, relevance: StoredRelevance) -> None:
@@ -163,7 +163,7 @@ def _train(student: StudentModel, split: Split, inputs: FeatureInputs, relevance
 
 
 @contextlib.contextmanager
-def _peak(found: dict[str, int], name: str) -> Iterator[None]:
+def _peak(stages: dict[str, int], name: str) -> Iterator[None]:
     """Write the most memory of this process while the block runs to `found`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what glibc keeps of what the stage before has freed
@@ -182,7 +182,7 @@ def _peak(found: dict[str, int], name: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        found[name] = max(most, used())
+        stages[name] = max(most, used())
 
 
 def _used() -> Callable[[], int]:

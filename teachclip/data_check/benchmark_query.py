@@ -103,13 +103,13 @@ def _warm(student: StudentModel, onnx: Path, queries: int) -> dict[str, dict[str
             way()
             if number >= 5:
                 times[name].append(1e3 * (time.perf_counter() - started))
-    found, bare = {}, ""
+    medians, bare = {}, ""
     for name, taken in times.items():
         bare = name if name.startswith("bare") else bare
         ratios = np.array(taken) / np.array(times[bare])
         low, middle, high = statistics.quantiles(taken, n=4)
-        found[name] = {"ms": middle, "low": low, "high": high, "of_tower": float(np.median(ratios))}
-    return found
+        medians[name] = {"ms": middle, "low": low, "high": high, "of_tower": float(np.median(ratios))}
+    return medians
 
 
 def _cold(names: dict[str, str], rounds: int) -> dict[str, dict[str, float]]:
@@ -139,10 +139,10 @@ def _table(result: dict[str, Any]) -> list[str]:
         "| way | ms (quartiles) | of its tower |",
         "|---|---:|---:|",
     ]
-    for name, found in result["warm"].items():
-        times = f"{found['ms']:.2f} ({found['low']:.2f} - {found['high']:.2f})"
-        lines.append(f"| {name} | {times} | {found['of_tower']:.3f} |")
+    for name, measured in result["warm"].items():
+        times = f"{measured['ms']:.2f} ({measured['low']:.2f} - {measured['high']:.2f})"
+        lines.append(f"| {name} | {times} | {measured['of_tower']:.3f} |")
     lines += ["| process, cold | seconds (least) | of CPU |", "|---|---:|---:|"]
-    for name, found in result["cold"].items():
-        lines.append(f"| {name} | {found['seconds']:.2f} ({found['low']:.2f}) | {found['cpu']:.2f} |")
+    for name, measured in result["cold"].items():
+        lines.append(f"| {name} | {measured['seconds']:.2f} ({measured['low']:.2f}) | {measured['cpu']:.2f} |")
     return lines

@@ -9,6 +9,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def making(
             yield each
     except OSError as error:
         raise explain_failed_write(error, folder, f"the {name} dataset", 50_000_000) from error
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """How many videos the splits of a dataset have, and its seed. Raises DataError if a value is not allowed."""
+
+    train_videos: int = 400
+    val_videos: int = 150
+    test_videos: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, {"train_videos": 1, "val_videos": 1, "test_videos": 1, "seed": 0})
+
+    def count(self, split: str) -> int:
+        """Return the number of videos of a split."""
+        return int(getattr(self, f"{split}_videos"))
 
 
 def check_counts(settings: Any, least: Mapping[str, int]) -> None:

@@ -106,8 +106,8 @@ class PooledTextModel(PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Encode texts (texts, tokens); `attention_mask` None: no padding. `pooler_output` is (texts, width)."""
-        given = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **given, return_dict=True)
+        options = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **options, return_dict=True)
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,
             pooler_output=pool(output.last_hidden_state, attention_mask, self.config.pooling),

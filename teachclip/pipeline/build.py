@@ -90,12 +90,12 @@ def build_backbone(recipe: Recipe, source: str | None = None) -> PreTrainedModel
     A backbone that is a configuration alone starts from random weights, which depend on the recipe's seed alone.
     Raises RecipeError if frames of another size are asked for.
     """
-    source, asked = source or recipe.student.backbone, recipe.frames.size
+    source, wanted_size = source or recipe.student.backbone, recipe.frames.size
     torch.manual_seed(recipe.seed)
     backbone = load_backbone(source)
     size = image_size(backbone.config)
-    if asked not in (None, size) and not takes_any_size(backbone.config):
-        raise RecipeError(f"frames.size is {asked}, but {source} takes images of {size}")
+    if wanted_size not in (None, size) and not takes_any_size(backbone.config):
+        raise RecipeError(f"frames.size is {wanted_size}, but {source} takes images of {size}")
     return backbone
 
 

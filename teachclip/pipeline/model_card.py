@@ -124,36 +124,36 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     student, losses = recipe.student, recipe.losses
     factor = results.get("temperature_scaling", {}).get("factor", 1)
     share = results.get("wise_ft", {}).get("share", 1)
-    found = []
+    options = []
     if student.text_backbone is not None:
-        found.append(f"text encoder {code_text(_backbone(student.text_backbone)[1])}, taught to replace its own")
-    found += [f"{student.attention} frame attention"] if student.attention != "softmax" else []
-    found += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
-    found += ["rescaled input of frame attention"] if student.attention_rescale else []
-    found += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
-    found += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
-    found += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
-    found += ["frame-set distillation"] if losses.uses_frame_sets else []
-    found += ["captions with swapped clauses as negatives"] if losses.contrastive.swapped_clauses else []
-    found += ["joined clips"] if losses.joined_clips.is_used else []
-    found += _finetuning(recipe)
-    found += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
-    found += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
-    found += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
+        options.append(f"text encoder {code_text(_backbone(student.text_backbone)[1])}, taught to replace its own")
+    options += [f"{student.attention} frame attention"] if student.attention != "softmax" else []
+    options += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
+    options += ["rescaled input of frame attention"] if student.attention_rescale else []
+    options += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
+    options += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
+    options += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
+    options += ["frame-set distillation"] if losses.uses_frame_sets else []
+    options += ["captions with swapped clauses as negatives"] if losses.contrastive.swapped_clauses else []
+    options += ["joined clips"] if losses.joined_clips.is_used else []
+    options += _finetuning(recipe)
+    options += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
+    options += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
+    options += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
     if recipe.teachers:
-        found += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
-        found += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
-    return "".join(f"; {text}" for text in found)
+        options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
+        options += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
+    return "".join(f"; {text}" for text in options)
 
 
 def _finetuning(recipe: Recipe) -> list[str]:
     """Say how encoders were held back, where they trained."""
     train, optimizer = recipe.train, recipe.optimizer
-    found = [f"LoRA of rank {train.lora_rank}, merged"] if train.encoders == "lora" else []
-    found += [f"encoders at rest for {train.frozen_steps} steps"] if train.frozen_steps else []
-    found += [f"rates of encoder layers times {optimizer.layer_decay:g}"] if optimizer.layer_decay != 1 else []
-    found += [f"encoders held near their start, {optimizer.l2_start:g}"] if optimizer.l2_start else []
-    return found
+    options = [f"LoRA of rank {train.lora_rank}, merged"] if train.encoders == "lora" else []
+    options += [f"encoders at rest for {train.frozen_steps} steps"] if train.frozen_steps else []
+    options += [f"rates of encoder layers times {optimizer.layer_decay:g}"] if optimizer.layer_decay != 1 else []
+    options += [f"encoders held near their start, {optimizer.l2_start:g}"] if optimizer.l2_start else []
+    return options
 
 
 def _vectors(count: int) -> dict[str, str]:

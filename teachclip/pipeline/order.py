@@ -27,64 +27,8 @@ BLOCK = 256
 
 
 @dataclass(frozen=True)
-class SwappedTexts:
-    """Captions with their clauses swapped, by caption row; `is_swapped` (captions,) says which there are.
-
-    `tokens` for encoders that train; `features` (captions, dim) of frozen ones.
-    """
-
-    is_swapped: np.ndarray
-    tokens: Tokenized
-    features: Tensor | None = None
-
-    @property
-    def text_count(self) -> int:
-        """Number of captions, swapped or not."""
-        return len(self.is_swapped)
-
-    @property
-    def video_count(self) -> int:
-        """There are no videos here."""
-        return 0
-
-    def texts(self, rows: np.ndarray) -> Batch:
-        """Return the inputs of some captions, and `is_swapped` (texts,)."""
-        which = {"is_swapped": torch.from_numpy(self.is_swapped[rows])}
-        if self.features is not None:
-            return {"text_features": self.features[torch.from_numpy(rows)], **which}
-        input_ids, attention_mask = self.tokens.batch(rows)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **which}
-
-    def videos(self, rows: np.ndarray) -> Batch:
-        """Return nothing."""
-        return {}
-
-
-def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
-    """Return the captions of a split whose two clauses stand around a word of `swapped_clauses`, swapped.
-
-    None if the recipe asks for none, or no caption has such clauses, which is logged. Frozen encoders read them here.
-    """
-    joints = work.recipe.losses.contrastive.swapped_clauses
-    if not joints:
-        return None
-    texts = [swapped(caption.text, joints) for caption in split.captions]
-    is_swapped = np.array([text is not None for text in texts], dtype=bool)
-    log(f"clauses swapped: {int(is_swapped.sum())} of {len(texts)} captions")
-    if not is_swapped.any():
-        return None
-    captions = [
-        replace(caption, text=text or caption.text) for caption, text in zip(split.captions, texts, strict=True)
-    ]
-    tokens = _tokens(captions, work.preprocessing, work.backbone)
-    if work.recipe.train.encoders != "frozen":
-        return SwappedTexts(is_swapped, tokens)
-    return SwappedTexts(is_swapped, tokens, _features(work, tokens, np.flatnonzero(is_swapped)))
-
-
-@dataclass(frozen=True)
 class Texts:
-    """Texts of joined clips, by row: token ids, or `features` (texts, dim) of frozen encoders."""
+    """Texts by row, without videos: token ids, or `features` (texts, dim) of frozen encoders."""
 
     tokens: Tokenized
     features: Tensor | None = None
@@ -109,6 +53,40 @@ class Texts:
     def videos(self, rows: np.ndarray) -> Batch:
         """Return nothing."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwappedTexts(Texts):
+    """Captions with their clauses swapped, by caption row; `is_swapped` (captions,) says which there are."""
+
+    is_swapped: np.ndarray
+
+    def texts(self, rows: np.ndarray) -> Batch:
+        """Return the inputs of some captions, and `is_swapped` (texts,)."""
+        return {**super().texts(rows), "is_swapped": torch.from_numpy(self.is_swapped[rows])}
+
+
+def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
+    """Return the captions of a split whose two clauses stand around a word of `swapped_clauses`, swapped.
+
+    None if the recipe asks for none, or no caption has such clauses, which is logged. Frozen encoders read them here.
+    """
+    joints = work.recipe.losses.contrastive.swapped_clauses
+    if not joints:
+        return None
+    texts = [swapped(caption.text, joints) for caption in split.captions]
+    is_swapped = np.array([text is not None for text in texts], dtype=bool)
+    log(f"clauses swapped: {int(is_swapped.sum())} of {len(texts)} captions")
+    if not is_swapped.any():
+        return None
+    captions = [
+        replace(caption, text=text or caption.text) for caption, text in zip(split.captions, texts, strict=True)
+    ]
+    tokens = _tokens(captions, work.preprocessing, work.backbone)
+    if work.recipe.train.encoders != "frozen":
+        return SwappedTexts(tokens, is_swapped=is_swapped)
+    features = _features(work, tokens, np.flatnonzero(is_swapped))
+    return SwappedTexts(tokens, features, is_swapped=is_swapped)
 
 
 def build_joined(work: Workspace, split: Split, inputs: Inputs) -> JoinedClips | None:
@@ -173,7 +151,7 @@ def _features(work: Workspace, tokens: Tokenized, rows: np.ndarray) -> Tensor:
     for start in range(0, len(rows), BLOCK):
         ids, mask = tokens.batch(rows[start : start + BLOCK])
         parts.append(text_features(backbone, ids.to(work.device), mask.to(work.device)).float().cpu())
-    found = torch.cat(parts)
-    features = torch.zeros(len(tokens), found.shape[1])
-    features[torch.from_numpy(rows)] = found
+    encoded = torch.cat(parts)
+    features = torch.zeros(len(tokens), encoded.shape[1])
+    features[torch.from_numpy(rows)] = encoded
     return features

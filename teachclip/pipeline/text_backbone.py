@@ -67,7 +67,7 @@ def untaught_source(recipe: Recipe, catalog: Catalog, device: torch.device) -> I
 def training_rows(recipe: Recipe, catalog: Catalog) -> tuple[list[str], list[list[str]]]:
     """Return the languages and rows that the text encoder learns from: those of the file, and the training texts.
 
-    A row of which a text is a caption of validation or test is left out, also where test is not read. Raises
+    A row of which a text is a caption of validation or test is excluded, also where test is not read. Raises
     DataError for too few rows.
     """
     columns, rows = ["text"], []
@@ -75,13 +75,13 @@ def training_rows(recipe: Recipe, catalog: Catalog) -> tuple[list[str], list[lis
     held_out = {plain_text(caption.text) for split in others for caption in split.captions if caption.video_id}
     held_out |= catalog.measured_texts  # the same ones where a command leaves test out
     if recipe.student.text_teaching.texts is not None:
-        columns, given = read_parallel(recipe.student.text_teaching.texts)
-        rows = [row for row in given if held_out.isdisjoint(map(plain_text, row))]
-        if len(rows) < len(given):
+        columns, parallel = read_parallel(recipe.student.text_teaching.texts)
+        rows = [row for row in parallel if held_out.isdisjoint(map(plain_text, row))]
+        if len(rows) < len(parallel):
             logger.warning(
                 "excluded %d of %d rows of %s: they are in validation or test",
-                len(given) - len(rows),
-                len(given),
+                len(parallel) - len(rows),
+                len(parallel),
                 recipe.student.text_teaching.texts,
             )
     known = {row[0] for row in rows}
@@ -178,8 +178,8 @@ def _hash(value: Any) -> str:
 def _check(folder: Path, provenance: dict[str, Any]) -> None:
     """Raise StoreError unless a folder's record says that it was made of this."""
     try:
-        found = read_json(folder / RECORD).get("provenance")
+        recorded = read_json(folder / RECORD).get("provenance")
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(f"{folder / RECORD} cannot be read: {error}; delete the folder") from error
-    if found != provenance:
+    if recorded != provenance:
         raise StoreError(f"{folder} is not what its name says; delete the folder")

@@ -189,9 +189,9 @@ class TextTower:
 def describe_taught(record: dict[str, Any]) -> list[str]:
     """Return what a record says of the rows held out, a line for each column."""
     return [
-        f"{name}: cosine {found['cosine']:.3f} with the backbone's own text encoder, which is closest for "
-        f"{found['closest']:.0f} % of {found['rows']} texts held out"
-        for name, found in record["held_out"].items()
+        f"{name}: cosine {column['cosine']:.3f} with the backbone's own text encoder, which is closest for "
+        f"{column['closest']:.0f} % of {column['rows']} texts held out"
+        for name, column in record["held_out"].items()
     ]
 
 
@@ -247,7 +247,7 @@ def _measure(
     encode: _Encoder, rows: Sequence[Sequence[str]], targets: Tensor, held_out: np.ndarray, columns: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Return for each column the mean cosine with the target, and how often it is the closest one, in percent."""
-    found: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for column, name in enumerate(columns):
         having = np.array([row for row in held_out if len(rows[row]) > column])
         if not len(having):
@@ -259,5 +259,5 @@ def _measure(
         own = cosines.diagonal()
         closest = (cosines > own[:, None] + 1e-6).sum(dim=1) == 0
         share = 100 * float(closest.float().mean())
-        found[name] = {"cosine": float(own.mean()), "closest": share, "rows": len(having)}
-    return found
+        measured[name] = {"cosine": float(own.mean()), "closest": share, "rows": len(having)}
+    return measured

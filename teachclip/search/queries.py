@@ -65,11 +65,11 @@ class StudentQueries:
 
     def videos(self, videos: Sequence[Any]) -> np.ndarray:
         """See `QueryEncoder`; of several vectors per video their mean direction."""
-        found = self.student.encode_video(list(videos), progress=False)
-        if found.ndim == 3:
-            found = found.mean(dim=1)
-            found = found / found.norm(dim=-1, keepdim=True)
-        return found.numpy()
+        vectors = self.student.encode_video(list(videos), progress=False)
+        if vectors.ndim == 3:
+            vectors = vectors.mean(dim=1)
+            vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+        return vectors.numpy()
 
 
 class OnnxQueries:

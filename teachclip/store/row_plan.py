@@ -38,11 +38,11 @@ class KeyPlaces:
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """Return the place of each key, uint8 (items, 16), the last of several: (items,) int64, -1 for none."""
-        asked = _as_strings(wanted)
+        keys = _as_strings(wanted)
         if not len(self._known):
-            return np.full(len(asked), -1, dtype=np.int64)
-        found = self._order[np.searchsorted(self._known, asked, side="right", sorter=self._order) - 1]
-        return np.where(self._known[found] == asked, found, -1)
+            return np.full(len(keys), -1, dtype=np.int64)
+        rows = self._order[np.searchsorted(self._known, keys, side="right", sorter=self._order) - 1]
+        return np.where(self._known[rows] == keys, rows, -1)
 
 
 def _as_strings(keys: np.ndarray) -> np.ndarray:

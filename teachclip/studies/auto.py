@@ -74,8 +74,8 @@ def auto(
 
     Raises RecipeError for a budget that is too small or the folder of another recipe, and what `study` raises.
     """
-    given = Path(recipe)
-    path = find_recipe(f"{given}.yaml") if not given.suffix and given.name == str(given) else given
+    named = Path(recipe)
+    path = find_recipe(f"{named}.yaml") if not named.suffix and named.name == str(named) else named
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
     folder = Path(out) if out else runs / "studies" / f"auto-{recipe_label(path)}"
     check_own_folder(folder, path)
@@ -110,7 +110,7 @@ def check_own_folder(folder: Path, recipe: Path) -> None:
 
 
 def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: int) -> Plan:
-    """Return the plan that all trials follow from; variants that need a teacher are left out where there is none."""
+    """Return the plan that all trials follow from; variants that need a teacher are dropped where there is none."""
     file = load_study(find_study("own_data"))
     settings = grid({"optimizer.lr": [f"{rate:g}" for rate in rates]})
     taught = bool(load_recipe(recipe, []).teachers)
@@ -208,13 +208,13 @@ def _measure(
         for seed in seeds
     }
     results = run_trials(list(jobs.values()), processes, label)
-    found = []
+    scored = []
     for row, candidate in enumerate(candidates):
         measured = [results[jobs[row, seed].name]["validation"] for seed in seeds]
         recall = statistics.fmean(each["t2v"]["recall_at_1"] for each in measured)
         score = (recall, statistics.fmean(each["sum_of_recalls"] for each in measured))
-        found.append(replace(candidate, scores=(*candidate.scores, score)))
-    return found
+        scored.append(replace(candidate, scores=(*candidate.scores, score)))
+    return scored
 
 
 def _test(plan: Plan, candidates: Sequence[Candidate], prepared: Results, processes: int) -> dict[str, VariantRuns]:

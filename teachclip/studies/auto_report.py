@@ -18,13 +18,15 @@ def evidence(winner: VariantRuns, baseline: VariantRuns, plan: Plan, prepared: R
     splits = next(iter(prepared.values()))["splits"]
     warnings = size_warnings(splits["test"][1], len(plan.study.test_seeds))
     models = [winner] if winner.name == baseline.name else [winner, baseline]
-    found = [difference(winner, baseline, metric, interval=not warnings) for metric in METRICS if len(models) > 1]
+    differences = [
+        difference(winner, baseline, metric, interval=not warnings) for metric in METRICS if len(models) > 1
+    ]
     return {
         "warnings": warnings,
         "test_seeds": list(plan.study.test_seeds),
         "test": {model.label: {metric: model.values(metric) for metric in METRICS} for model in models},
-        "differences": found,
-        "verdicts": verdicts(found),
+        "differences": differences,
+        "verdicts": verdicts(differences),
     }
 
 

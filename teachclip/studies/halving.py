@@ -33,11 +33,11 @@ def rungs(candidates: int, steps: int, halvings: int) -> list[Rung]:
 
     Two at least go on, as one of the baseline always does.
     """
-    found, count = [], candidates
+    planned, count = [], candidates
     for number in range(halvings + 1):
-        found.append(Rung(count, max(1, round(steps / 2 ** (halvings - number)))))
+        planned.append(Rung(count, max(1, round(steps / 2 ** (halvings - number)))))
         count = min(count, max(2, math.ceil(count / 2)))
-    return found
+    return planned
 
 
 @dataclass(frozen=True)

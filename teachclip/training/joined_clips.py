@@ -55,16 +55,16 @@ def joined_videos(one: Batch, other: Batch) -> Batch:
     halves = [
         _spread(video["frame_mask"], size) for video, size in ((one, frames // 2), (other, frames - frames // 2))
     ]
-    found = {}
+    batch = {}
     for name, tensor in one.items():
         if tensor.ndim < 2:  # the normalisation
-            found[name] = tensor
+            batch[name] = tensor
             continue
         rows = torch.arange(len(tensor))[:, None]
-        found[name] = torch.cat(
+        batch[name] = torch.cat(
             [video[name][rows, half] for video, half in zip((one, other), halves, strict=True)], 1
         )
-    return found
+    return batch
 
 
 def _spread(mask: Tensor, count: int) -> Tensor:

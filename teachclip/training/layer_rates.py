@@ -23,12 +23,12 @@ def layers_from_top(names: Iterable[str]) -> dict[str, int]:
         if match := _LAYER.search(name):
             tower = _tower(name)
             count[tower] = max(count.get(tower, 0), int(match[1]) + 1)
-    found = {}
+    layers_of = {}
     for name in names:
         layers, match = count.get(_tower(name), 0), _LAYER.search(name)
         is_input = any(part in name for part in _INPUTS)
-        found[name] = layers - int(match[1]) if match else (layers + 1 if is_input and layers else 0)
-    return found
+        layers_of[name] = layers - int(match[1]) if match else (layers + 1 if is_input and layers else 0)
+    return layers_of
 
 
 def _tower(name: str) -> str:

@@ -186,8 +186,8 @@ class DistillationTask(Task):
             return None
         texts = gather_with_gradient(encoded["swapped"])
         is_swapped = gather_with_gradient(batch[f"{SWAPPED}is_swapped"])
-        found = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
-        return [logits.masked_fill(~is_swapped[:, None], FAR) for logits in found]
+        both = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
+        return [logits.masked_fill(~is_swapped[:, None], FAR) for logits in both]
 
     def _losses(
         self,

@@ -165,13 +165,13 @@ def test_fonts_that_cannot_serve_are_refused(tmp_path, capsys):
     with pytest.raises(DataError, match="cannot be read as a font"):
         read_pictograms(tmp_path / "text.ttf")
     build_font(tmp_path / "few.ttf", range(0x1F400, 0x1F400 + 9))
-    with pytest.raises(DataError, match=r"has 9 pictograms in colour .* expected at least 50"):
+    with pytest.raises(DataError, match=r"has 9 coloured pictograms .* expected at least 50"):
         read_pictograms(tmp_path / "few.ttf")
     assert main(["pictograms", "--font", str(tmp_path / "text.ttf"), "--out", str(tmp_path / "w")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'text.ttf'} cannot be read as a font")
 
 
-def test_a_font_whose_pictures_cannot_be_drawn_is_refused(tmp_path):
+def test_a_font_whose_pictograms_cannot_be_drawn_is_refused(tmp_path):
     build_font(tmp_path / "empty.ttf", range(0x1F400, 0x1F400 + 60), drawn=False)
     with pytest.raises(DataError, match=r"empty.ttf: 'rat' is drawn as nothing; gradients .* cannot be drawn"):
         read_pictograms(tmp_path / "empty.ttf")

@@ -81,7 +81,7 @@ def decode_frames(
 class VideoSource:
     """A file whose packets have been read. Frames are numbered in the order in which they are shown.
 
-    `short_side`: see `FrameSampling.decoded_size`. `shrink`: what makes a smaller picture of each frame, uint8
+    `short_side`: see `FrameSampling.decoded_size`. `shrink`: what makes a smaller image of each frame, uint8
     (height, width, 3), as soon as it is decoded.
     """
 
@@ -266,8 +266,8 @@ class VideoSource:
         if self.short_side is not None and (short := min(width, height)) > self.short_side:
             width, height = (int(self.short_side * side / short) for side in (width, height))
             how["interpolation"] = "BICUBIC"  # as published for frames of full size
-        picture = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height, **how))
-        return picture if self.shrink is None else self.shrink(picture)
+        image = orientation_of(frame).apply(frame.to_ndarray(format="rgb24", width=width, height=height, **how))
+        return image if self.shrink is None else self.shrink(image)
 
 
 def _yadif(frame: Any) -> Any:

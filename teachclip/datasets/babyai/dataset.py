@@ -36,6 +36,7 @@ from teachclip.datasets.babyai.videos import RATE, write_video
 from teachclip.datasets.folder import (
     MANIFEST,
     Mapper,
+    SplitCounts,
     captions_table,
     check_counts,
     complete,
@@ -65,25 +66,21 @@ _SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
-class BabyAISettings:
+class BabyAISettings(SplitCounts):
     """Everything that the dataset depends on. Raises DataError if a value is not allowed."""
 
-    train_videos: int = 400
-    val_videos: int = 150
-    test_videos: int = 300
     teacher_videos: int = 800
     """Further training videos, for teachers only."""
     clip_episodes: int = 1200
     """Episodes that the tiny CLIP is pre-trained on."""
-    seed: int = 0
     view: str = "agent"
     fewest_actions: int = 8
     most_actions: int = 64
     clip: ClipSettings = CLIP
 
     def __post_init__(self) -> None:
-        at_least_1 = dict.fromkeys(("train_videos", "val_videos", "test_videos"), 1)
-        check_counts(self, {**at_least_1, "teacher_videos": 0, "seed": 0})
+        super().__post_init__()
+        check_counts(self, {"teacher_videos": 0})
         if self.clip_episodes < self.clip.batch_size:
             allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
             raise DataError(f"clip_episodes is {self.clip_episodes}; allowed: {allowed}")
@@ -93,10 +90,6 @@ class BabyAISettings:
             )
         if self.view not in ("agent", "full"):
             raise DataError(f"view is {self.view!r}; allowed: agent, full")
-
-    def count(self, split: str) -> int:
-        """Return the number of videos of a split."""
-        return int(getattr(self, f"{split}_videos"))
 
     def first_seed(self, stream: str) -> int:
         """Return the first seed of the simulator for a split, or for `clip`, `fresh` or `teacher` episodes."""
@@ -123,7 +116,7 @@ def make_babyai(
         }
         write_atomic(root / "captions.csv", captions_table(_rows({split: episodes[split] for split in SPLITS})))
         write_atomic(root / "teacher_captions.csv", captions_table(_rows(episodes)))
-        videos = {_file(split, n): item for split, found in episodes.items() for n, item in enumerate(found)}
+        videos = {_file(split, n): item for split, of_split in episodes.items() for n, item in enumerate(of_split)}
         write_missing(root / "videos", videos, write_video, settings.view, each, size=VIDEO_BYTES, progress=progress)
         if not (root / "clip").exists():
             _make_clip(root / "clip", settings, each, progress)
@@ -142,8 +135,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _rows(episodes: Mapping[str, Sequence[Episode]]) -> Iterator[tuple[str, str, str]]:
     """Yield the rows of a table of captions of some splits. Videos for teachers are training videos in it."""
-    for split, found in episodes.items():
-        for number, episode in enumerate(found):
+    for split, of_split in episodes.items():
+        for number, episode in enumerate(of_split):
             for caption in filter(None, (episode.mission, episode.reworded)):
                 yield _file(split, number), caption, "train" if split == MORE else split
 
@@ -156,16 +149,16 @@ def _episodes(
     progress: bool,
 ) -> list[Episode]:
     """Return the first `wanted` episodes of a stream of seeds that the bot solves in as many actions as allowed."""
-    found: list[Episode] = []
+    episodes: list[Episode] = []
     seeds = count(settings.first_seed(stream))
     with tqdm(total=wanted, desc=f"solve missions ({stream})", unit="mission", disable=not progress) as bar:
-        while len(found) < wanted:
-            some = list(islice(seeds, min(64, 2 * (wanted - len(found)))))
+        while len(episodes) < wanted:
+            some = list(islice(seeds, min(64, 2 * (wanted - len(episodes)))))
             solved = [episode for episode in each(solve, some, [COMPOSED] * len(some)) if episode is not None]
             allowed = range(settings.fewest_actions, settings.most_actions + 1)
-            found += [item for item in solved if len(item.actions) in allowed]
-            bar.update(min(wanted, len(found)) - bar.n)
-    return found[:wanted]
+            episodes += [item for item in solved if len(item.actions) in allowed]
+            bar.update(min(wanted, len(episodes)) - bar.n)
+    return episodes[:wanted]
 
 
 def _make_clip(folder: Path, settings: BabyAISettings, each: Mapper, progress: bool) -> None:

@@ -52,7 +52,7 @@ def moments(episode: Episode, *, view: str = "agent") -> list[Moment]:
     Such a mission names any object by any description that BabyAI's language has for it, with or without its colour
     and where it was at the start. It is verified by itself, as if nothing had been fulfilled before.
     """
-    found: list[Moment] = []
+    shown: list[Moment] = []
     descriptions: list[tuple[ObjDesc, str]] = []
     carried = None
     for step, (level, action) in enumerate(replay(episode)):
@@ -64,9 +64,9 @@ def moments(episode: Episode, *, view: str = "agent") -> list[Moment]:
                 description.find_matching_objs(level, use_location=False)
         missions = _fulfilled_now(level, action, carried, descriptions)
         if missions:
-            found.append(Moment(step, view_of(level, view), missions))
+            shown.append(Moment(step, view_of(level, view), missions))
         carried = level.carrying
-    return found
+    return shown
 
 
 def frames_and_texts(episode: Episode, view: str, count: int) -> tuple[np.ndarray, list[str]]:

@@ -27,8 +27,8 @@ from teachclip.data.video.writing import ENCODER
 from teachclip.datasets.folder import (
     MANIFEST,
     Mapper,
+    SplitCounts,
     captions_table,
-    check_counts,
     complete,
     making,
     read_record,
@@ -66,19 +66,15 @@ VIDEO_BYTES = 40_000
 
 
 @dataclass(frozen=True)
-class PictogramsSettings:
+class PictogramsSettings(SplitCounts):
     """Everything that the dataset depends on besides the font. Raises DataError if a value is not allowed."""
 
-    train_videos: int = 400
-    val_videos: int = 150
-    test_videos: int = 300
     clip_frames: int = 16_000
     """Frames that the tiny CLIP is pre-trained on."""
-    seed: int = 0
     clip: ClipSettings = CLIP
 
     def __post_init__(self) -> None:
-        check_counts(self, {"train_videos": 1, "val_videos": 1, "test_videos": 1, "seed": 0})
+        super().__post_init__()
         if self.clip_frames < self.clip.batch_size:
             allowed = f"{self.clip.batch_size} or more, as many as the tiny CLIP has in a batch"
             raise DataError(f"clip_frames is {self.clip_frames}; allowed: {allowed}")
@@ -102,8 +98,8 @@ def make_pictograms(
 ) -> bool:
     """Make the missing files of a pictograms dataset in `folder`. Returns whether any were missing.
 
-    `font`: a font of pictures in colour, such as Noto Color Emoji. `workers`: processes. Raises DataError if the font
-    cannot be used or the folder contains something else, and StoreError if it cannot be written.
+    `font`: a font of coloured pictograms (emoji), such as Noto Color Emoji. `workers`: processes. Raises DataError if
+    the font cannot be used or the folder contains something else, and StoreError if it cannot be written.
     """
     settings = settings or PictogramsSettings()
     pictograms = read_pictograms(Path(font))
@@ -129,7 +125,7 @@ def make_pictograms(
         results = {
             "clip": json.loads((root / "clip" / "pretraining.json").read_text(encoding="utf-8")),
             "pictograms": len(pictograms),
-            "splits": {split: _facts(found) for split, found in splits.items()},
+            "splits": {split: _facts(of_split) for split, of_split in splits.items()},
         }
         complete(root, record, results)
     return True
@@ -153,7 +149,7 @@ def log_facts(folder: Path) -> None:
 
 def _split(pictograms: Sequence[Pictogram], settings: PictogramsSettings, split: str) -> list[CaptionedScene]:
     vocabulary = Vocabulary(pictograms, settings.seed)
-    seeds = [(settings.seed, _STREAMS[split], number) for number in range(getattr(settings, f"{split}_videos"))]
+    seeds = [(settings.seed, _STREAMS[split], number) for number in range(settings.count(split))]
     scenes = [draw_scene(vocabulary, (*seed, 0)) for seed in seeds]
     return [
         CaptionedScene(scene, draw_captions(scene, CAPTIONS[split], (*seed, 1)))
@@ -199,20 +195,20 @@ def _drawn(pictograms: Sequence[Pictogram], seed: tuple[int, ...]) -> tuple[Pict
 
 
 def _facts(videos: Sequence[CaptionedScene]) -> dict[str, float]:
-    """Return how far captions tell the videos of a split apart."""
+    """Return how far captions distinguish the videos of a split."""
     scenes, captions = [video.scene for video in videos], [video.captions for video in videos]
-    true = [sum(is_true(caption, scene) for scene in scenes) for found in captions for caption in found]
+    true = [sum(is_true(caption, scene) for scene in scenes) for of_scene in captions for caption in of_scene]
     return {
         "videos": len(videos),
         "captions": len(true),
-        "different_captions": len({caption.text for found in captions for caption in found}),
+        "different_captions": len({caption.text for of_scene in captions for caption in of_scene}),
         "videos_that_a_caption_is_true_of": round(float(np.mean(true)), 3),
         "oracle_recall_at_1": round(oracle_recall_at_1(captions, scenes), 2),
     }
 
 
 def _is_complete(folder: Path, settings: PictogramsSettings) -> bool:
-    videos = [f"videos/{_file(split, n)}" for split in SPLITS for n in range(getattr(settings, f"{split}_videos"))]
+    videos = [f"videos/{_file(split, n)}" for split in SPLITS for n in range(settings.count(split))]
     return all((folder / name).exists() for name in ("captions.csv", "clip/pretraining.json", *videos))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from teachclip.data.video.writing import encode_mp4
-from teachclip.datasets.pictograms.font import Pictogram, picture
+from teachclip.datasets.pictograms.font import Pictogram, image_of
 from teachclip.datasets.pictograms.scenes import Event, Scene
 
 SIZE = 96
@@ -90,7 +90,7 @@ def _ground(rng: np.random.Generator) -> Image.Image:
 def _paste(
     frame: Image.Image, pictogram: Pictogram, centre: np.ndarray, side: float, angle: float, font: str
 ) -> None:
-    image = picture(pictogram.character, font)
+    image = image_of(pictogram.character, font)
     scale = side / max(image.size)
     width, height = (max(1, round(scale * length)) for length in image.size)
     drawn = image.resize((width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)

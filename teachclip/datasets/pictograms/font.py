@@ -20,7 +20,7 @@ NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 """Where Debian's and Ubuntu's package fonts-noto-color-emoji puts its font."""
 INSTALL = "Debian and Ubuntu: apt-get install fonts-noto-color-emoji; elsewhere: --font NotoColorEmoji.ttf"
 STRIKE = 109
-"""The one size, in pixels, of the pictures in Noto's font."""
+"""The one size, in pixels, of the images in Noto's font."""
 FIRST, LAST = 0x2190, 0x1FA6F
 """Code points above and those of `_NEW` are still being assigned: which have names depends on Python's version."""
 _NEW = range(0x1F6D8, 0x1F6DD)
@@ -39,7 +39,7 @@ class Pictogram:
 def read_pictograms(font: Path) -> list[Pictogram]:
     """Return the pictograms of a font in the order of their code points.
 
-    Raises DataError if the font is missing, cannot be read, has no colour pictures or too few of them.
+    Raises DataError if the font is missing, cannot be read, has no coloured pictograms or too few of them.
     """
     if not font.is_file():
         raise DataError(f"there is no font {font}. {INSTALL}")
@@ -51,26 +51,26 @@ def read_pictograms(font: Path) -> list[Pictogram]:
         raise DataError(f"{font} cannot be read as a font ({error})") from error
     characters = [chr(point) for point in points if FIRST <= point <= LAST and point not in _NEW]
     symbols = [character for character in characters if unicodedata.category(character) == "So"]
-    found = [Pictogram(symbol, unicodedata.name(symbol).lower()) for symbol in symbols]
-    found = [pictogram for pictogram in found if "regional indicator" not in pictogram.name]
-    if not coloured or len(found) < FEWEST:
+    pictograms = [Pictogram(symbol, unicodedata.name(symbol).lower()) for symbol in symbols]
+    pictograms = [pictogram for pictogram in pictograms if "regional indicator" not in pictogram.name]
+    if not coloured or len(pictograms) < FEWEST:
         raise DataError(
-            f"{font} has {len(found) if coloured else 0} pictograms in colour (table CBDT or COLR) with a Unicode "
-            f"name; expected at least {FEWEST}. {INSTALL}"
+            f"{font} has {len(pictograms) if coloured else 0} coloured pictograms (table CBDT or COLR) with a "
+            f"Unicode name; expected at least {FEWEST}. {INSTALL}"
         )
-    picture(found[0].character, str(font))  # raises if this font cannot be drawn
-    return found
+    image_of(pictograms[0].character, str(font))  # raises if this font cannot be drawn
+    return pictograms
 
 
 @lru_cache(maxsize=4096)
-def picture(character: str, font: str) -> Image.Image:
+def image_of(character: str, font: str) -> Image.Image:
     """Return a pictogram as an RGBA image, cut to what is drawn. Raises DataError if nothing is."""
     drawn = Image.new("RGBA", (2 * STRIKE, 2 * STRIKE))
     try:
         loaded = _load(font)
         ImageDraw.Draw(drawn).text((STRIKE // 4, STRIKE // 4), character, font=loaded, embedded_color=True)
-    except OSError as error:  # a bitmap font with pictures of another size alone
-        raise DataError(f"{font} has no pictures of {STRIKE} pixels ({error}). {INSTALL}") from error
+    except OSError as error:  # a bitmap font with images of another size alone
+        raise DataError(f"{font} has no images of {STRIKE} pixels ({error}). {INSTALL}") from error
     if drawn.getbbox() is None:
         name = unicodedata.name(character).lower()
         raise DataError(

@@ -38,7 +38,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """The events of a video, and the seed of everything about its frames that is not told."""
+    """The events of a video, and the seed of everything about its frames that no caption says."""
 
     events: tuple[Event, ...]
     seed: int
@@ -87,11 +87,11 @@ def draw_scene(vocabulary: Vocabulary, seed: Sequence[int]) -> Scene:
 def draw_captions(scene: Scene, count: int, seed: Sequence[int]) -> list[Caption]:
     """Return `count` different captions of a scene: of one event, or of two in their order."""
     rng = np.random.default_rng(list(seed))
-    found: dict[str, Caption] = {}
-    while len(found) < count:
+    captions: dict[str, Caption] = {}
+    while len(captions) < count:
         caption = _draw_caption(scene, rng)
-        found.setdefault(caption.text, caption)
-    return list(found.values())
+        captions.setdefault(caption.text, caption)
+    return list(captions.values())
 
 
 def is_true(caption: Caption, scene: Scene) -> bool:
