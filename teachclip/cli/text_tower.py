@@ -9,8 +9,8 @@ from teachclip.console import log
 from teachclip.recipe.schema import TEXT_POOLINGS
 
 DESCRIPTION = (
-    "Give a CLIP another text encoder, smaller or of more languages, for a student to stand on. The new one learns "
-    "from texts alone to put each where the CLIP's own text encoder puts it; the images' half stays as it is. A file "
+    "Give a dual encoder another text encoder, smaller or of more languages, for a student to stand on. The new one "
+    "learns from texts alone to put each where the old encoder puts it; the images' half stays as it is. A file "
     "with a text per line is enough; with tabs between columns and a header that names them, every column of a row "
     "learns what the first one, which the CLIP understands, means. In a recipe, student.text_backbone does the same."
 )

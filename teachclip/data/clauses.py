@@ -10,7 +10,7 @@ import numpy as np
 from teachclip.data.annotations.records import Split
 from teachclip.data.annotations.uncaptioned import plain_text
 
-JOINTS = (", then ", " and then ", " then ", ", before ", " before ", ", after ", " after you ")
+CONNECTIVES = (", then ", " and then ", " then ", ", before ", " before ", ", after ", " after you ")
 """What stands between two clauses whose order a caption tells. Of two that fit, the first of this list counts.
 
 Not " after " alone: one looks after a child.
@@ -19,19 +19,19 @@ POOL = 20_000
 """Pairs of captions that joined clips are drawn from."""
 
 
-def swapped(caption: str, joints: Sequence[str] = JOINTS) -> str | None:
+def swapped(caption: str, connectives: Sequence[str] = CONNECTIVES) -> str | None:
     """Return a caption with its two clauses in each other's place.
 
-    None if it has no joint or more than one, or if its clauses are the same.
+    None if it has no connective or more than one, or if its clauses are the same.
     Its end mark stays at the end, and its capital at the beginning.
     """
     sentence = caption.rstrip()
     body = sentence.rstrip(".!?")
-    present = [joint for joint in joints if joint in body]
+    present = [word for word in connectives if word in body]
     if not present or body.count(present[0]) > 1:
         return None
     first, second = body.split(present[0])
-    rest = [joint for joint in joints if joint in first or joint in second]
+    rest = [word for word in connectives if word in first or word in second]
     if rest or not first.strip() or not second.strip() or _plain(first) == _plain(second):
         return None
     if first[:1].isupper():

@@ -38,7 +38,7 @@ def benchmark_decoding(
     processes: Sequence[int] = (1, 2),
     files: int = 2,
     seconds: int = 10,
-    rounds: int = 3,
+    rounds: int = 5,
     folder: Path | None = None,
     json_file: Path | None = None,
 ) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def benchmark_encoding(
     height: int = 240,
     seconds: int = 15,
     batch_size: int = 8,
-    rounds: int = 3,
+    rounds: int = 5,
     json_file: Path | None = None,
 ) -> dict[str, Any]:
     """Measure frames per second of towers, decoding, precompute, evaluation and encoding; print and return them.

@@ -164,7 +164,7 @@ def _train(student: StudentModel, split: Split, inputs: FeatureInputs, relevance
 
 @contextlib.contextmanager
 def _peak(stages: dict[str, int], name: str) -> Iterator[None]:
-    """Write the most memory of this process while the block runs to `found`."""
+    """Write the most memory of this process while the block runs to `stages[name]`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what glibc keeps of what the stage before has freed
     used, ended = _used(), threading.Event()
@@ -204,5 +204,5 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
     small, large = (f"{captions:,} / {videos:,}" for captions, videos in sizes)
     yield f"peak memory in MB, captions / videos: {small:>18} {large:>18}   bytes per caption more"
     for name, stage in result["stages"].items():
-        peaks = " ".join(f"{value / 1e6:18.0f}" for value in stage["peak_bytes"])
-        yield f"{name:50} {peaks} {stage['bytes_per_caption']:14.0f}"
+        columns = " ".join(f"{value / 1e6:18.0f}" for value in stage["peak_bytes"])
+        yield f"{name:50} {columns} {stage['bytes_per_caption']:14.0f}"

@@ -24,6 +24,9 @@ from teachclip.store.files import make_folder, write_atomic
 
 STUDENT = "openai/clip-vit-base-patch32"
 TEACHER = "openai/clip-vit-large-patch14"
+"""What is fetched where the hub can be reached and nothing else is there."""
+NO_TEACHER = "none"
+"""In place of a teacher: the student learns from captions alone."""
 TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
 """Suffix of a table of captions -> its format."""
 
@@ -59,7 +62,7 @@ def init_recipe(
     source = find_captions(folder, Path(os.path.expanduser(captions)) if captions else None)
     make_folder(out.parent)
     write_atomic(out, recipe_text(folder, source, out, backbone=backbone, teacher=teacher).encode())
-    if source.uncaptioned and teacher != "none":
+    if source.uncaptioned and teacher != NO_TEACHER:
         log(f"found:  {source.uncaptioned} more videos without captions; the teacher says which texts fit them")
     elif source.uncaptioned:
         log(f"found:  {source.uncaptioned} more videos without captions; without a teacher they are not used")
@@ -157,9 +160,9 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
         validation = "# The captions have a validation split."
     # beside a recipe that lies elsewhere: the data may be read-only
     home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
-    teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != "none" else " []"
+    teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != NO_TEACHER else " []"
     more, losses = "", ""
-    if source.uncaptioned and teacher != "none":
+    if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses = "\nlosses: {frame_text: {targets: video}}   # without captions a target is of a whole video"
     return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
@@ -177,8 +180,8 @@ frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over eac
 student: {{backbone: {_quoted(backbone)}, temporal_layers: 4}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
-# No option beyond the paper's losses won on both data sets we tried (RESULTS.md, "BabyAI"): find out on yours by
-# teachclip study own_data --recipe {shell_path(out)} --dry-run
+# Which options beyond the paper's losses help differs between data sets (RESULTS.md): find out on yours by
+# teachclip study --auto {shell_path(out)} --dry-run
 optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, attention_lr: 1e-3, schedule: warmup_cosine}}
 train: {{encoders: finetuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
 """

@@ -126,6 +126,11 @@ def check_training(recipe: Recipe, train: Train, catalog: Catalog, processes: Pr
     sampler = build_sampler(train, catalog.train, seed=recipe.seed)
     sampler.local(0, processes.index, processes.count)
     training_steps(train, sampler.batches_per_epoch)
+
+
+def check_student_training(recipe: Recipe, catalog: Catalog, processes: Processes) -> None:
+    """Find what would fail after hours of decoding, of a student's training and its terms; see `check_training`."""
+    check_training(recipe, recipe.train, catalog, processes)
     check_joined_clips(recipe, catalog.train, processes)
     if recipe.losses.uses_frame_sets:
         sets = recipe.losses.frame_sets

@@ -129,7 +129,7 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
     check_unpaired(recipe)
 
     def check(catalog: Catalog) -> None:
-        build.check_training(recipe, recipe.train, catalog, processes)
+        build.check_student_training(recipe, catalog, processes)
         check_relevance(recipe, teachers.values(), catalog.train)
 
     work = build_workspace(

@@ -105,7 +105,8 @@ class _ReadRelevance:
 def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     """Check the recipe, decode its first two training videos and take one optimizer step on them.
 
-    A teacher whose checkpoint exists runs online. No file is written.
+    A teacher whose checkpoint exists runs online. The step has no joined clips and no swapped captions. No file is
+    written.
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator(
@@ -113,7 +114,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     )
     device = accelerator.device
     catalog = build.build_catalog(recipe)
-    build.check_training(recipe, recipe.train, catalog, processes_of(accelerator))
+    build.check_student_training(recipe, catalog, processes_of(accelerator))
     selects_last(build.build_selection(recipe, catalog))
     check_unpaired(recipe)
     with untaught_source(recipe, catalog, device) as source:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
 import torch
 
 from teachclip.errors import RecipeError
 from teachclip.models.backbone import SCALE_PARAMETERS
 from teachclip.models.student import StudentModel
 
-TARGETS = r".*\.(q_proj|v_proj|query|value)"
-"""The matrices that get a correction: queries and values of attention, as in the paper (section 4.2, table 5)."""
+logger = logging.getLogger(__name__)
+
+TARGETS = r".*\.(q_proj|v_proj|query|value|q_lin|v_lin|q|v)"
+"""The matrices that get a correction: queries and values of attention, as in the paper (section 4.2, table 5).
+
+By their names in CLIP and SigLIP, BERT, DistilBERT, and MPNet.
+"""
+HALVES = ("text_model", "vision_model")
 
 
 def insert_lora(student: StudentModel, *, rank: int, seed: int) -> None:
     """Put B A beside the query and value matrices W of a student's encoders, and train these and the logit scale.
 
     W + B A stands for W, with A (rank, in) random by `seed` and B (out, rank) zero: the student starts where it was.
-    Raises RecipeError if peft is not installed or the encoders have no such matrices.
+    An encoder without such matrices, as ALIGN's of images, stays frozen, which is logged. Raises RecipeError if peft
+    is not installed or no encoder has any.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -24,11 +34,14 @@ def insert_lora(student: StudentModel, *, rank: int, seed: int) -> None:
         raise RecipeError("train.encoders=lora needs peft: pip install 'teachclip[lora]'") from error
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, lora_dropout=0.0)
-    try:
-        inject_adapter_in_model(config, student.backbone)
-    except ValueError as error:  # what peft raises where nothing matches
-        kind = student.backbone.config.model_type
-        raise RecipeError(f"train.encoders=lora: found no attention matrices in a {kind} backbone") from error
+    kind = student.backbone.config.model_type
+    names = [name for name, _ in student.backbone.named_modules() if re.fullmatch(TARGETS, name)]
+    if not names:
+        raise RecipeError(f"train.encoders=lora: found no attention matrices in a {kind} backbone")
+    for half in HALVES:
+        if not any(name.startswith(f"{half}.") for name in names):
+            logger.warning("train.encoders=lora: no attention matrices in the %s of %s: it stays frozen", half, kind)
+    inject_adapter_in_model(config, student.backbone)
     for name, parameter in student.backbone.named_parameters():
         parameter.requires_grad_("lora_" in name or name in SCALE_PARAMETERS)
 

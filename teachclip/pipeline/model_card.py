@@ -138,7 +138,8 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     options += ["joined clips"] if losses.joined_clips.is_used else []
     options += _finetuning(recipe)
     options += [f"mean of the weights, decay {recipe.train.ema:g}"] if recipe.train.ema else []
-    options += [f"mean of {len(results['soup']['members'])} students"] if "soup" in results else []
+    members = sum(student["in_mean"] for student in results.get("soup", {}).get("students", ()))
+    options += [f"mean of {members} students"] if members else []
     options += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
     if recipe.teachers:
         options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
@@ -150,7 +151,7 @@ def _finetuning(recipe: Recipe) -> list[str]:
     """Say how encoders were held back, where they trained."""
     train, optimizer = recipe.train, recipe.optimizer
     options = [f"LoRA of rank {train.lora_rank}, merged"] if train.encoders == "lora" else []
-    options += [f"encoders at rest for {train.frozen_steps} steps"] if train.frozen_steps else []
+    options += [f"encoders frozen for the first {train.frozen_steps} steps"] if train.frozen_steps else []
     options += [f"rates of encoder layers times {optimizer.layer_decay:g}"] if optimizer.layer_decay != 1 else []
     options += [f"encoders held near their start, {optimizer.l2_start:g}"] if optimizer.l2_start else []
     return options

@@ -71,10 +71,10 @@ def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
 
     None if the recipe asks for none, or no caption has such clauses, which is logged. Frozen encoders read them here.
     """
-    joints = work.recipe.losses.contrastive.swapped_clauses
-    if not joints:
+    connectives = work.recipe.losses.contrastive.swapped_clauses
+    if not connectives:
         return None
-    texts = [swapped(caption.text, joints) for caption in split.captions]
+    texts = [swapped(caption.text, connectives) for caption in split.captions]
     is_swapped = np.array([text is not None for text in texts], dtype=bool)
     log(f"clauses swapped: {int(is_swapped.sum())} of {len(texts)} captions")
     if not is_swapped.any():
@@ -99,7 +99,7 @@ def build_joined(work: Workspace, split: Split, inputs: Inputs) -> JoinedClips |
         return None
     pairs = joined_pairs(recipe, split, work.preprocessing, work.backbone)
     log(f"joined clips: {len(pairs)} pairs of captions of different videos")
-    captions = [*_joined(split, pairs, term.joint), *_joined(split, pairs[:, ::-1], term.joint)]
+    captions = [*_joined(split, pairs, term.connective), *_joined(split, pairs[:, ::-1], term.connective)]
     tokens = _tokens(captions, work.preprocessing, work.backbone)
     frozen = recipe.train.encoders == "frozen"
     features = _features(work, tokens, np.arange(len(tokens))) if frozen else None
@@ -110,11 +110,11 @@ def build_joined(work: Workspace, split: Split, inputs: Inputs) -> JoinedClips |
 def joined_pairs(recipe: Recipe, split: Split, how: Preprocessing, backbone: Any) -> np.ndarray:
     """Return caption rows of the clips that a recipe joins, (pairs, 2): those whose texts fit into `text.max_tokens`.
 
-    `how`: the student reads texts. Raises RecipeError if there are fewer pairs than a step takes.
+    `how`: how the student reads texts. Raises RecipeError if there are fewer pairs than a step takes.
     """
     term = recipe.losses.joined_clips
     pairs = caption_pairs(split, recipe.order_seed)
-    both = [_joined(split, pairs, term.joint), _joined(split, pairs[:, ::-1], term.joint)]
+    both = [_joined(split, pairs, term.connective), _joined(split, pairs[:, ::-1], term.connective)]
     fits = np.maximum(*(_tokens(captions, how, backbone).lengths for captions in both)) < how.max_tokens
     if fits.sum() < term.count:
         raise RecipeError(
@@ -124,11 +124,13 @@ def joined_pairs(recipe: Recipe, split: Split, how: Preprocessing, backbone: Any
     return pairs[fits]
 
 
-def _joined(split: Split, pairs: np.ndarray, joint: str) -> list[Caption]:
+def _joined(split: Split, pairs: np.ndarray, connective: str) -> list[Caption]:
     """Return "A then B" for each pair of caption rows."""
     texts = [caption.text for caption in split.captions]
     return [
-        Caption(f"{one}+{other}", split.captions[one].video_id, f"{texts[one].rstrip(' .')}{joint}{texts[other]}")
+        Caption(
+            f"{one}+{other}", split.captions[one].video_id, f"{texts[one].rstrip(' .')}{connective}{texts[other]}"
+        )
         for one, other in pairs.tolist()
     ]
 

@@ -34,8 +34,9 @@ def soup(
     The best student comes first; each other one, best first, joins the mean if the text-to-video recall at 1 is not
     lower with it (Wortsman et al., ICML 2022, section 2: greedy soup). It makes sense of students that started from
     the same weights: runs of one `seed` with other rates, or with another `batch_seed`. `recipe`, `overrides`: as of
-    `distill`, of the data to select and measure on. Returns the results, which name each student's recall and who is
-    in the mean. Raises CheckpointError for fewer than two students, or for students of different shapes.
+    `distill`, of the data to select and measure on. Returns the results; `soup` names each student's folder, its
+    recall and whether it is in the mean. Raises CheckpointError for fewer than two students, or for students of
+    different shapes.
     """
     recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
     if len(students) < 2:
@@ -46,12 +47,14 @@ def soup(
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     student = loaded[0].to(work.device).eval()
-    states = [{name: tensor.detach().cpu().clone() for name, tensor in each.state_dict().items()} for each in loaded]
+    states = [each.state_dict() for each in loaded]
+    states[0] = {name: tensor.cpu().clone() for name, tensor in states[0].items()}  # the means are loaded over it
     selection = work.selection_split()
 
     def recall(members: Sequence[int]) -> float:
         student.load_state_dict(mean_of([states[member] for member in members]))
-        return float(_evaluate(work, student, selection)["t2v"]["recall_at_1"])
+        value = float(_evaluate(work, student, selection)["t2v"]["recall_at_1"])
+        return work.processes.gather(value)[0]  # one decision, whatever rounding does
 
     alone = [recall([number]) for number in range(len(states))]
     order = sorted(range(len(states)), key=lambda number: -alone[number])
@@ -64,11 +67,18 @@ def soup(
         log(
             f"{path}: R@1 {alone[number]:.1f} on {selection.name}, {'in' if number in members else 'not in'} the mean"
         )
-    results = work.stamp(model="student", soup={"alone": alone, "members": members, "recall_at_1": best})
-    for name, split in (("validation", work.catalog.validation), ("test", work.catalog.test)):
-        if split is not None:
-            results[name] = _evaluate(work, student, split, final=True)
-            results["zero_shot"] = {name: _evaluate(work, MeanPooling(work.backbone).to(work.device), split)}
+    tried = [
+        {"folder": str(path), "recall_at_1": alone[number], "in_mean": number in members}
+        for number, path in enumerate(students)
+    ]
+    results = work.stamp(model="student", soup={"students": tried, "recall_at_1": best})
+    splits = {"validation": work.catalog.validation, "test": work.catalog.test}
+    measured = {name: split for name, split in splits.items() if split is not None}
+    for name, split in measured.items():
+        results[name] = _evaluate(work, student, split, final=True)
+    if measured:
+        last, split = list(measured.items())[-1]
+        results["zero_shot"] = {last: _evaluate(work, MeanPooling(work.backbone).to(work.device), split)}
     if work.processes.is_main:
         write_student_folder(student.cpu(), out, results=results, recipe=recipe)
         print(results_table([results]), flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from teachclip.models.student import StudentModel
+from teachclip.pipeline.best_setting import best_setting
 from teachclip.processes import Processes
 
 
@@ -20,13 +21,10 @@ def scale_temperature(
     evaluation per factor and no training. Returns the chosen `factor` and `tried`, recall at 1 by factor.
     """
     temperature = student.config.pooling_temperature
-    tried = {}
-    for factor in dict.fromkeys([1.0, *factors]):
-        set_pooling_temperature(student, temperature / factor)
-        tried[factor] = float(evaluate()["t2v"]["recall_at_1"])
-    best = processes.gather(max(tried, key=lambda factor: tried[factor]))[0]  # one decision, whatever rounding does
-    set_pooling_temperature(student, temperature / best)
-    return {"factor": best, "tried": {f"{factor:g}": value for factor, value in tried.items()}}
+    best, tried = best_setting(
+        factors, lambda factor: set_pooling_temperature(student, temperature / factor), evaluate, processes
+    )
+    return {"factor": best, "tried": tried}
 
 
 def set_pooling_temperature(student: StudentModel, temperature: float) -> None:

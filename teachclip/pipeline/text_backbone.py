@@ -15,7 +15,7 @@ import torch
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Catalog
-from teachclip.data.annotations.uncaptioned import plain_text
+from teachclip.data.annotations.uncaptioned import held_out_texts, plain_text
 from teachclip.errors import DataError, StoreError
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.pipeline.build import build_backbone
@@ -71,9 +71,7 @@ def training_rows(recipe: Recipe, catalog: Catalog) -> tuple[list[str], list[lis
     DataError for too few rows.
     """
     columns, rows = ["text"], []
-    others = [split for split in (catalog.validation, catalog.test) if split is not None]
-    held_out = {plain_text(caption.text) for split in others for caption in split.captions if caption.video_id}
-    held_out |= catalog.measured_texts  # the same ones where a command leaves test out
+    held_out = held_out_texts(catalog)
     if recipe.student.text_teaching.texts is not None:
         columns, parallel = read_parallel(recipe.student.text_teaching.texts)
         rows = [row for row in parallel if held_out.isdisjoint(map(plain_text, row))]
@@ -124,7 +122,7 @@ def _taught(recipe: Recipe, catalog: Catalog, processes: Processes, device: torc
 def _tower(recipe: Recipe, device: torch.device) -> TextTower:
     section = recipe.student
     assert section.text_backbone is not None
-    settings = section.text_teaching.model_dump(exclude={"texts"})
+    settings = section.text_teaching.model_dump(exclude={"texts"}) | {"max_tokens": recipe.text.max_tokens}
     return TextTower(
         build_backbone(recipe),
         section.backbone,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from teachclip.models.student import StudentModel
+from teachclip.pipeline.best_setting import best_setting
 from teachclip.processes import Processes
 
 
@@ -35,10 +36,5 @@ def interpolate_encoders(
             before = start[name].to(tensor.device, tensor.dtype)
             tensor.copy_(finetuned[name] if share == 1 else torch.lerp(before, finetuned[name], share))
 
-    tried = {}
-    for share in dict.fromkeys([1.0, *shares]):
-        mix(share)
-        tried[share] = float(evaluate()["t2v"]["recall_at_1"])
-    best = processes.gather(max(tried, key=lambda share: tried[share]))[0]  # one decision, whatever rounding does
-    mix(best)
-    return {"share": best, "tried": {f"{share:g}": value for share, value in tried.items()}}
+    best, tried = best_setting(shares, mix, evaluate, processes)
+    return {"share": best, "tried": tried}

@@ -55,7 +55,7 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
     if isinstance(source, Mapping):
         where, values = str(source.get("name", "recipe")), copy.deepcopy(dict(source))
     else:
-        path = _recipe_path(source)
+        path = recipe_path(source)
         where, values = path.name, _read_mapping(path, Recipe, "recipe")
     for override in overrides:
         _apply(values, override)
@@ -83,7 +83,7 @@ def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySec
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems)) from None
 
 
-def _recipe_path(source: str | Path) -> Path:
+def recipe_path(source: str | Path) -> Path:
     """Return the file of a recipe; a bare name such as `shapes_xpool` is one of the project's recipes."""
     path = Path(source)
     is_bare = not path.suffix and path.name == str(source)

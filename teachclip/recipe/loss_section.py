@@ -122,7 +122,7 @@ class JoinedClipsTerm(_Term):
         description="joined clips per step, over all processes together; encoded at once, so no more in each than a "
         "train.chunk_size",
     )
-    joint: Annotated[str, Field(min_length=1)] = Field(
+    connective: Annotated[str, Field(min_length=1)] = Field(
         " then ", description="what stands between the captions of the two clips"
     )
 

@@ -142,7 +142,11 @@ class Optimizer(Section):
 
     name: Literal["bert_adam", "adamw"] = Field("bert_adam", description="bert_adam: as published; adamw: torch's")
     lr: Positive = Field(1e-4, description="rate of new parameters (temporal transformer, teacher head)")
-    clip_lr: Weight = Field(1e-7, description="rate of the backbone, when encoders are finetuned; 0 freezes it")
+    clip_lr: Weight = Field(
+        1e-7,
+        description="rate of the backbone where encoders are finetuned, 0 freezes it; of LoRA's matrices, which need "
+        "about 1e-3",
+    )
     attention_lr: Positive = Field(1e-3, description="rate of the frame attention (published: 10 x lr)")
     adapter_lr: Positive | None = Field(None, description="rate of the residual adapters; null: attention_lr")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -363,7 +367,8 @@ class Recipe(Section):
     seed: Seed = Field(42, description="seed of the student's new parameters and of its batches")
     batch_seed: Seed | None = Field(
         None,
-        description="seed of the student's batches alone; null: seed. Students of one seed can be averaged (soup)",
+        description="seed of what is drawn in training (batches, dropout, frame sets, joined clips); null: seed. "
+        "Students of one seed can be averaged (soup)",
     )
     output: PathValue = Field(description="run folder: resolved recipe, log, checkpoints, report, exported student")
     stores: PathValue = Field(description="folder of all that is computed once: frames, features, relevance")
@@ -381,7 +386,7 @@ class Recipe(Section):
 
     @property
     def order_seed(self) -> int:
-        """The seed of the student's batches."""
+        """The seed of what is drawn in training."""
         return self.seed if self.batch_seed is None else self.batch_seed
 
     @model_validator(mode="after")

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from teachclip.data_check.init_recipe import NO_TEACHER, STUDENT, TEACHER
 from teachclip.errors import CheckpointError, DataError
 from teachclip.start.look import Films, Machine
-
-STUDENT = "openai/clip-vit-base-patch32"
-TEACHER = "openai/clip-vit-large-patch14"
-"""What is fetched where the hub can be reached and nothing else is there."""
-
-NO_TEACHER = "none"
-"""In place of a teacher: the student learns from captions alone."""
 
 FEWEST = 4
 """Fewer videos leave none to hold out."""

@@ -15,9 +15,9 @@ import torch
 
 from teachclip.console import interruptible, log
 from teachclip.errors import RecipeError
-from teachclip.pipeline.build import build_catalog, build_sampler
+from teachclip.pipeline.build import build_catalog, build_sampler, training_steps
 from teachclip.processes import usable_cores
-from teachclip.recipe.loading import dump_recipe, find_recipe, load_recipe
+from teachclip.recipe.loading import dump_recipe, load_recipe, recipe_path
 from teachclip.store.files import read_json, write_atomic
 from teachclip.studies.auto_report import auto_markdown, evidence
 from teachclip.studies.checks import check_own_data, check_plan
@@ -74,8 +74,7 @@ def auto(
 
     Raises RecipeError for a budget that is too small or the folder of another recipe, and what `study` raises.
     """
-    named = Path(recipe)
-    path = find_recipe(f"{named}.yaml") if not named.suffix and named.name == str(named) else named
+    path = recipe_path(recipe)
     runs = Path(os.environ.get("TEACHCLIP_RUNS", "runs"))
     folder = Path(out) if out else runs / "studies" / f"auto-{recipe_label(path)}"
     check_own_folder(folder, path)
@@ -87,7 +86,8 @@ def auto(
     budget = Budget(20.0 if trainings is None else trainings, "trainings", lambda count: count / steps)
     _log_candidates(plan, steps)
     if minutes is None:
-        _log_halving(_fit(plan, steps, budget), budget)
+        halving = _fit(plan, steps, budget)
+        _log_halving(halving, budget)
     if dry_run:
         log("dry run passed; nothing was run")
         return {}
@@ -95,8 +95,9 @@ def auto(
         prepared = run_trials(plan.preparing(), processes, "prepare", threads=usable_cores())
         if minutes is not None:
             budget = Budget(minutes, "minutes", _price(plan, steps, prepared, processes))
-            _log_halving(_fit(plan, steps, budget), budget)
-        return _run(plan, _fit(plan, steps, budget), prepared, processes, budget)
+            halving = _fit(plan, steps, budget)
+            _log_halving(halving, budget)
+        return _run(plan, halving, prepared, processes, budget)
 
 
 def check_own_folder(folder: Path, recipe: Path) -> None:
@@ -130,13 +131,13 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
 
 
 def whole_steps(plan: Plan) -> int:
-    """Return the steps of the recipe's training, also where it gives epochs. Raises DataError without captions."""
+    """Return the steps of the recipe's training, also where it gives epochs. Raises
+    DataError without captions, RecipeError if encoders never move.
+    """
     recipe = plan.load(plan.study.common)
     split = build_catalog(recipe).train
     split.require_captions("study --auto tries recipes that learn from captions")
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    return (recipe.train.epochs or 1) * build_sampler(recipe.train, split, seed=recipe.seed).batches_per_epoch
+    return training_steps(recipe.train, build_sampler(recipe.train, split, seed=recipe.seed).batches_per_epoch)
 
 
 def halve(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -241,7 +242,7 @@ def _job(plan: Plan, kind: str, seed: int, candidate: Candidate, prepared: Resul
 
 
 def _length(plan: Plan, candidate: Candidate, steps: int, whole: int) -> Settings:
-    """Return what makes a training of `whole` steps one of `steps`, with the same share of steps at rest.
+    """Return what makes a training of `whole` steps one of `steps`, with the same share of frozen steps.
 
     It validates as often as the recipe says: once an epoch unless it says otherwise.
     """

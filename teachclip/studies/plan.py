@@ -277,7 +277,7 @@ def small_plan(plan: Plan) -> Plan:
     for index, teacher in enumerate(base.teachers):
         if teacher.training is None or (shapes is None and Path(teacher.checkpoint).exists()):
             continue
-        short = (*QUICK, *_less_rest(teacher.training.train))
+        short = (*QUICK, *_fewer_frozen_steps(teacher.training.train))
         common += [f"teachers.{index}.training.train.{text}" for text in short]
         if shapes is not None:
             common.append(f"teachers.{index}.training.train.batch_size=16")
@@ -288,7 +288,7 @@ def small_plan(plan: Plan) -> Plan:
     last = [*(f"train.{text}" for text in QUICK), "train.evaluate_every=10"]
     if shapes is not None:
         last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
-    grids = [_different(_moving(plan, variant)) for variant in study.variants]
+    grids = [_different(_unfrozen(plan, variant)) for variant in study.variants]
     count = min(2, *map(len, grids))
     small = replace(
         study,
@@ -302,15 +302,15 @@ def small_plan(plan: Plan) -> Plan:
     return replace(plan, study=small, shapes=shapes, last=tuple(last))
 
 
-def _less_rest(train: TrainSection) -> Settings:
+def _fewer_frozen_steps(train: TrainSection) -> Settings:
     """Return what lets encoders move in a quick training that would be too short for that."""
     return ("frozen_steps=10",) if train.frozen_steps >= QUICK_STEPS else ()
 
 
-def _moving(plan: Plan, variant: Variant) -> tuple[Settings, ...]:
-    """Return the settings of a variant with steps at rest that leave some to a quick training."""
+def _unfrozen(plan: Plan, variant: Variant) -> tuple[Settings, ...]:
+    """Return the settings of a variant with frozen steps that leave others to a quick training."""
     loaded = [plan.load(plan.settings(variant, setting)).train for setting in variant.grid]
-    more = [[f"train.{text}" for text in _less_rest(train)] for train in loaded]
+    more = [[f"train.{text}" for text in _fewer_frozen_steps(train)] for train in loaded]
     return tuple((*setting, *texts) for setting, texts in zip(variant.grid, more, strict=True))
 
 

@@ -131,7 +131,7 @@ class TrainingBatches(Dataset[Batch]):
         sets: FrameSetSampler | None = None,
         joined: JoinedClips | None = None,
     ) -> None:
-        """`extras`: more inputs, for online teachers, by the prefix that their names get in the batch.
+        """`extras`: more inputs, of online teachers and swapped captions, by the prefix of their names in the batch.
 
         Without a prefix they join those of `inputs`: pixels beside a student on stored features. `sets`, `joined`:
         synthetic videos that every batch holds too.

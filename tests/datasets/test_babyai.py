@@ -18,7 +18,7 @@ from teachclip.datasets.babyai import dataset as babyai
 from teachclip.datasets.babyai import episodes as episodes_module
 from teachclip.datasets.babyai.dataset import BabyAISettings, frame_oracle, make_babyai, read_manifest
 from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, frames, replay, solve
-from teachclip.datasets.babyai.moments import JOINTS, frame_and_truth, frames_and_texts, moments
+from teachclip.datasets.babyai.moments import CONNECTIVES, frame_and_truth, frames_and_texts, moments
 from teachclip.datasets.babyai.truth import fulfilled, mission_of, oracle_recall_at_1
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import ClipSettings
@@ -133,7 +133,7 @@ def test_frames_for_the_clip_are_drawn_by_the_seed_of_the_episode(episodes):
     assert shown.shape == (40, 7 * TILE, 7 * TILE, 3) and np.array_equal(shown, again) and texts == same
     whole = {episodes[0].mission, episodes[0].reworded}
     assert whole <= set(texts) and 10 <= sum(text in whole for text in texts) <= 30
-    clauses = set(JOINTS.split(episodes[0].mission))
+    clauses = set(CONNECTIVES.split(episodes[0].mission))
     fulfilling = [moment.frame for moment in moments(episodes[0]) if clauses & set(moment.texts)]
     for frame, text in zip(shown, texts, strict=True):
         assert text not in whole or any(np.array_equal(frame, other) for other in fulfilling)

@@ -6,7 +6,7 @@ import pytest
 
 from teachclip.cli import distill
 from teachclip.errors import LaunchError
-from teachclip.pipeline.build import build_catalog, check_training
+from teachclip.pipeline.build import build_catalog, check_student_training, check_training
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
 
@@ -34,13 +34,18 @@ def test_before_decoding(project, overrides, message, capsys):
 @pytest.mark.parametrize("overrides", [["train.encoders=finetuned", "train.chunk_size=4"], ["train.chunk_size=3"]])
 def test_joined_clips_within_the_chunk_or_of_frozen_encoders_are_taken(project, overrides):
     recipe = load_recipe(project(**JOINED), overrides)
-    check_training(recipe, recipe.train, build_catalog(recipe), Processes())
+    check_student_training(recipe, build_catalog(recipe), Processes())
 
 
 def test_joined_clips_that_cannot_be_shared_out_are_called_so(project):
     recipe = load_recipe(project(**JOINED), ["train.batch_size=6"])
     with pytest.raises(LaunchError, match=r"losses\.joined_clips\.count is 4, not a multiple of 3 processes"):
-        check_training(recipe, recipe.train, build_catalog(recipe), Processes(0, 3))
+        check_student_training(recipe, build_catalog(recipe), Processes(0, 3))
+
+
+def test_a_teacher_trains_whatever_its_student_joins(project):
+    recipe = load_recipe(project(**JOINED), ["losses.joined_clips.count=500"])
+    check_training(recipe, recipe.train, build_catalog(recipe), Processes())
 
 
 def test_a_dry_run_sees_that_the_texts_of_joined_clips_are_too_long(project, capsys):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from processes import launch
 from runs import assert_same_losses, logged_losses
+from text_models import save_text_model
 from tiny_backbones import tiny_backbone
+from transformers import DistilBertModel
 
 from teachclip import load_student
 from teachclip.cli import distill, train_teacher
@@ -17,6 +19,7 @@ from teachclip.cli import soup as soup_command
 from teachclip.errors import RecipeError
 from teachclip.models.backbone import load_backbone
 from teachclip.models.student import StudentModel
+from teachclip.models.text_tower import load_text_model, with_text_model
 from teachclip.pipeline import soup as soup_module
 from teachclip.pipeline.build import build_processor, run_settings
 from teachclip.pipeline.lora import insert_lora, merge_lora
@@ -212,7 +215,14 @@ def test_a_soup_takes_in_who_helps_and_leaves_out_who_does_not(project, monkeypa
 
     monkeypatch.setattr(soup_module, "_evaluate", evaluate)
     found = soup_module.soup(project(), folders, project.folder / "out")
-    assert found["soup"] == {"alone": [10.0, 20.0, 15.0], "members": [1, 0], "recall_at_1": 20.0}
+    tried = [(10.0, True), (20.0, True), (15.0, False)]
+    assert found["soup"] == {
+        "students": [
+            {"folder": str(folder), "recall_at_1": recall, "in_mean": is_member}
+            for folder, (recall, is_member) in zip(folders, tried, strict=True)
+        ],
+        "recall_at_1": 20.0,
+    }
     assert float(load_student(project.folder / "out").aggregation.score.bias.detach()) == 1.5
 
 
@@ -276,6 +286,17 @@ def test_lora_starts_from_the_same_student_and_merges_to_the_same_outputs(kind):
     merge_lora(student)
     assert list(student.state_dict()) == names
     assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+def test_lora_moves_both_encoders_and_says_which_it_leaves_frozen(tmp_path, caplog):
+    pytest.importorskip("peft")
+    text = load_text_model(str(save_text_model(tmp_path, DistilBertModel)), pooling="mean")
+    student = StudentModel.from_backbone(with_text_model(tiny_backbone("clip"), text), temporal_layers=0)
+    insert_lora(student, rank=2, seed=3)
+    moved = {name.split(".")[0] for name, p in student.backbone.named_parameters() if p.requires_grad}
+    assert moved == {"text_model", "vision_model", "logit_scale"} and not caplog.records
+    insert_lora(StudentModel.from_backbone(tiny_backbone("align"), temporal_layers=0), rank=2, seed=3)
+    assert "no attention matrices in the vision_model of align: it stays frozen" in caplog.text
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):

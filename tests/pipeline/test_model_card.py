@@ -62,8 +62,8 @@ def test_the_model_card_tells_how_order_was_taught_and_encoders_were_held_back(p
     train = {"encoders": "finetuned", "frozen_steps": 2}
     path = project(losses=losses, train=train, optimizer={"name": "adamw", "layer_decay": 0.7, "l2_start": 0.1})
     told = (
-        "; captions with swapped clauses as negatives; joined clips; encoders at rest for 2 steps; rates of encoder "
-        "layers times 0.7; encoders held near their start, 0.1\n"
+        "; captions with swapped clauses as negatives; joined clips; encoders frozen for the first 2 steps; rates of "
+        "encoder layers times 0.7; encoders held near their start, 0.1\n"
     )
     assert told in model_card({"model": "student"}, load_recipe(path))
 

@@ -423,7 +423,7 @@ def test_swapped_clauses_teach_in_whole_runs(project, encoders, capsys):
 
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 def test_joined_clips_teach_in_whole_runs(project, encoders, capsys):
-    term = {"weight": 0.5, "count": 4, "joint": " over "}
+    term = {"weight": 0.5, "count": 4, "connective": " over "}
     overrides = [f"train.encoders={encoders}", "train.steps=2"]
     recipe = project(losses={"joined_clips": term}, text={"max_tokens": 12}, teachers=[])
     assert run(distill.main, recipe, *overrides) == 0, capsys.readouterr().err

@@ -20,6 +20,7 @@ from teachclip import distill, evaluate, export_onnx, load_student, precompute, 
 from teachclip.cli import distill as distill_command
 from teachclip.errors import CheckpointError, DataError, RecipeError, StoreError
 from teachclip.onnx.query import TextEncoder
+from teachclip.pipeline import text_backbone
 from teachclip.pipeline.build import build_catalog
 from teachclip.pipeline.dry_run import dry_run
 from teachclip.pipeline.text_backbone import FOLDER, student_source, training_rows
@@ -243,6 +244,11 @@ def test_an_encoder_is_taught_anew_where_what_it_depends_on_has_changed(on, proj
     assert source() == before
     change(clip, text)
     assert source() != before
+
+
+def test_texts_are_taught_as_long_as_the_student_reads_them(on):
+    recipe = load_recipe(on(), ["text.max_tokens=9"])
+    assert text_backbone._tower(recipe, torch.device("cpu")).encode.longest == 9
 
 
 def test_a_damaged_record_is_found(on, project):

@@ -51,7 +51,6 @@ def join_uncaptioned(catalog: Catalog, texts: Path | None, folder: Path | None) 
     A video that is in a split already, by its path, is not added again, nor is a text that is a caption of
     validation or test. Raises DataError if nothing is left to train on.
     """
-    others = [split for split in (catalog.validation, catalog.test) if split is not None]
     train = catalog.train
     videos, captions = list(train.videos), list(train.captions)
     if folder is not None:
@@ -61,8 +60,7 @@ def join_uncaptioned(catalog: Catalog, texts: Path | None, folder: Path | None) 
             if os.path.realpath(path) not in used:
                 videos.append(Video(name if name not in names else f"uncaptioned/{name}", path))
     if texts is not None:
-        held_out = {plain_text(caption.text) for split in others for caption in split.captions}
-        held_out |= catalog.measured_texts
+        held_out = held_out_texts(catalog)
         found = read_texts(Path(texts))
         kept = [text for text in found if plain_text(text) not in held_out]
         if len(kept) < len(found):
@@ -72,6 +70,16 @@ def join_uncaptioned(catalog: Catalog, texts: Path | None, folder: Path | None) 
         what = "video" if not videos else "text"
         raise DataError(f"there is no {what} to train on that is not in validation or test")
     return replace(catalog, train=Split("train", tuple(videos), tuple(captions)))
+
+
+def held_out_texts(catalog: Catalog) -> frozenset[str]:
+    """Return the captions of validation and test, as `plain_text` returns them: nothing is taught on them.
+
+    Texts without a video do not count: without captions they are the same ones in all splits.
+    """
+    measured = (split for split in (catalog.validation, catalog.test) if split is not None)
+    captions = (caption for split in measured for caption in split.captions if caption.video_id)
+    return catalog.measured_texts.union(plain_text(caption.text) for caption in captions)
 
 
 def without_copies(catalog: Catalog, facts: Mapping[str, Mapping[str, Any]]) -> Catalog:

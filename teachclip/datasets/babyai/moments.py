@@ -25,7 +25,7 @@ from teachclip.datasets.babyai.episodes import Episode, replay, view_of
 
 SHARE = 0.5
 """Of the frames, how many stand beside a mission of one action in place of the episode's own."""
-JOINTS = re.compile(r", then | after you | and ")
+CONNECTIVES = re.compile(r", then | after you | and ")
 """What BabyAI's language joins clauses with."""
 
 
@@ -80,7 +80,7 @@ def frames_and_texts(episode: Episode, view: str, count: int) -> tuple[np.ndarra
     shown = moments(episode, view=view)
     kinds = sorted({kind for moment in shown for kind in moment.missions})
     whole = [episode.mission, episode.reworded or episode.mission]
-    clauses = set(JOINTS.split(episode.mission))
+    clauses = set(CONNECTIVES.split(episode.mission))
     # none fits where a clause was fulfilled by where an object had been: the level looks after a drop alone
     fitting = [moment for moment in shown if clauses & set(moment.texts)] or shown
     pairs = []

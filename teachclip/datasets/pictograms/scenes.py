@@ -72,7 +72,7 @@ class Vocabulary:
 
 
 def draw_scene(vocabulary: Vocabulary, seed: Sequence[int]) -> Scene:
-    """Return the scene of a seed. Its actors differ; every second event has a bystander."""
+    """Return the scene of a seed. Its actors differ; an event has a bystander in half of all cases."""
     rng = np.random.default_rng(list(seed))
     actors, bystanders = vocabulary.draw(rng, EVENTS), vocabulary.draw(rng, EVENTS)
     motions = rng.choice(list(MOTIONS), EVENTS)
