@@ -123,7 +123,8 @@ def draw_intervals(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str,
     axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["label"], 34)) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, 0), min(high, 100))
+    if min(row["mean"] for row in rows) >= 0 and any(row["values"] for row in rows):  # recalls, not effects
+        axes.set_xlim(max(low, 0), min(high, 100))
     axes.set_xlabel(label, color=SOFT)
     axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=11, color=INK)
     axes.grid(axis="x", color="#e4e6ea", zorder=0)

@@ -82,7 +82,8 @@ class Plan:
         return {
             "prepare": len(self.prepared_seeds),
             "tune": variants * settings * len(self.dev_seeds),
-            "test": variants * len(self.study.test_seeds) * min(len(self.ways), settings),
+            "test": sum(len(self.study.tested(seed)) for seed in self.study.test_seeds)
+            * min(len(self.ways), settings),
         }
 
     def settings(self, variant: Variant, setting: Settings) -> Settings:
@@ -153,7 +154,7 @@ class Plan:
         jobs = [
             self.train_job("test", seed, variant, chosen[variant.name].settings, prepared)
             for seed in self.study.test_seeds
-            for variant in self.study.variants
+            for variant in self.study.tested(seed)
             for chosen in choices.values()
         ]
         return list({job.name: job for job in jobs}.values())

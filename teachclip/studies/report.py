@@ -55,7 +55,7 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
     choices = plan.choices(candidates)
     splits = next(iter(prepared.values()))["splits"]
     warnings = size_warnings(splits["test"][1] if "test" in splits else None, len(plan.study.test_seeds))
-    references = _references(plan, prepared)
+    references = measured_beside(plan, prepared)
     main = plan.ways[-1]
     trials = {way: _trials_by_variant(plan, choices[way], prepared, tests) for way in plan.ways}
     students = {way: _students(plan, choices[way], trials[way]) for way in plan.ways}
@@ -83,8 +83,12 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
             _section(plan, way, students[way], references, candidates, efforts, trials[way], interval=not warnings)
             for way in plan.ways
         ],
-        "tables": [_plain(table) for table in tables],
+        "tables": [plain_table(table) for table in tables],
         "others": {model.name: {"label": model.label, "runs": list(model.runs)} for model in _shown([], references)},
+        "figure": {
+            "caption": "R@1 of every variant: mean, 95 % interval and every seed",
+            "label": "R@1, text to video, test",
+        },
         "candidates": {name: [asdict(item) for item in items] for name, items in candidates.items()},
         "commands": _commands(plan, choices[main], prepared),
     }
@@ -94,9 +98,9 @@ def write_study_report(report: Mapping[str, Any], folder: Path) -> None:
     """Write `report.json`, `report.md`, `report.html` and a figure into a folder, and print the text."""
     figure = folder / "recall.png" if can_draw() else None
     if figure is not None:
-        title = f"{report['title']}: mean, 95 % interval and every seed"
+        shown = report["figure"]
         intervals = report["results"][-1]["intervals"]
-        draw_intervals(intervals, figure, title=title, label="R@1, text to video, test")
+        draw_intervals(intervals, figure, title=f"{report['title']}: {shown['caption']}", label=shown["label"])
     text = study_markdown(report, figure.name if figure else None)
     write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
     write_atomic(folder / "report.md", text.encode())
@@ -116,11 +120,12 @@ def study_markdown(report: Mapping[str, Any], figure: str | None) -> str:
             blocks += ["### In plain words", "\n".join(f"- {line}" for line in section["verdicts"])]
         for table in others:
             blocks += [f"### {table.title}", markdown_table(table)]
-    blocks.append(f"![R@1 of every variant]({figure})" if figure else NO_FIGURES)
+    blocks.append(f"![{report['figure']['caption']}]({figure})" if figure else NO_FIGURES)
     for table in [Table(*table) for table in report["tables"]]:
         blocks += [f"## {table.title}", markdown_table(table)]
-    blocks += ["## Commands", "The chosen student of each variant on the first test seed:"]
-    blocks.append("\n".join(f"- {label}: `{text}`" for label, text in report["commands"].items()))
+    if report["commands"]:
+        blocks += ["## Commands", "The chosen student of each variant on the first test seed:"]
+        blocks.append("\n".join(f"- {label}: `{text}`" for label, text in report["commands"].items()))
     return "\n\n".join([*blocks, _machine(report)]) + "\n"
 
 
@@ -135,7 +140,7 @@ def study_page(report: Mapping[str, Any], figure: Path | None) -> str:
             {"tables": [Table(*table) for table in section["tables"]], "verdicts": section["verdicts"]}
             for section in report["results"]
         ],
-        figures=[(png_uri(figure), "R@1 of every variant: mean, 95 % interval and every seed")] if figure else [],
+        figures=[(png_uri(figure), report["figure"]["caption"])] if figure else [],
         no_figures=NO_FIGURES,
         tables=[Table(*table) for table in report["tables"]],
         commands=Table("Commands", ["student on the first test seed", "command"], list(report["commands"].items())),
@@ -181,7 +186,7 @@ def _section(
     tables.append(choices_table("Chosen on validation", students, _of_way(way, candidates), efforts, own))
     return {
         "way": way,
-        "tables": [_plain(table) for table in tables],
+        "tables": [plain_table(table) for table in tables],
         "verdicts": [*verdicts(paired), *(verdicts(towards) if not plan.study.teacher_table else ())],
         "differences": [*paired, *towards],
         "variants": {variant.name: {"label": variant.label, "runs": trials[variant.name]} for variant in students},
@@ -230,7 +235,7 @@ def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
     )
 
 
-def _references(plan: Plan, prepared: Results) -> dict[str, list[VariantRuns]]:
+def measured_beside(plan: Plan, prepared: Results) -> dict[str, list[VariantRuns]]:
     """Return what was measured on the test splits of the test seeds beside the students.
 
     Zero-shot stands `before` the students in tables, the `teachers` follow them, and `after` those the mean of the
@@ -350,5 +355,6 @@ def _machine(report: Mapping[str, Any]) -> str:
     return "Machine: " + ", ".join(f"{key} {value}" for key, value in facts.items()) + "."
 
 
-def _plain(table: Table) -> list[Any]:
+def plain_table(table: Table) -> list[Any]:
+    """Return a table as JSON-able data."""
     return [table.title, list(table.header), [list(row) for row in table.rows]]

@@ -18,6 +18,7 @@ from teachclip.processes import usable_cores
 from teachclip.recipe.schema import Recipe
 from teachclip.shapes.dataset import make_shapes
 from teachclip.studies.checks import check_different, check_own_data, check_plan
+from teachclip.studies.factorial_report import build_factorial_report
 from teachclip.studies.plan import Plan, build_plan, recipe_label, small_plan
 from teachclip.studies.report import build_study_report, write_study_report
 from teachclip.studies.results import size_warnings
@@ -92,7 +93,10 @@ def run_plan(plan: Plan, processes: int) -> dict[str, Any]:
     candidates = plan.candidates(tuned, prepared)
     testing = plan.testing(plan.choices(candidates), prepared)
     tests = run_trials(testing, processes, "3/3 test seeds, test")
-    report = build_study_report(plan, prepared, candidates, tests)
+    if plan.study.design is not None:
+        report = build_factorial_report(plan, prepared, tests)
+    else:
+        report = build_study_report(plan, prepared, candidates, tests)
     report["run"] = {"processes": processes, "minutes of this run": round((time.monotonic() - started) / 60, 1)}
     write_study_report(report, plan.folder)
     return report
@@ -109,7 +113,10 @@ def _log_plan(plan: Plan, processes: int, queries: int | None, *, settings: bool
     choose from.
     """
     study = plan.study
-    for variant in study.variants:
+    for factor in study.design.factors if study.design else ():
+        for level, overrides in factor.levels:
+            log(f"factor {factor.name}, level {level}: {' '.join(overrides) or 'the recipe as it is'}")
+    for variant in study.variants if study.design is None else ():
         log(f"variant {variant.name}: {' '.join(variant.fixed) or 'the recipe as it is'}")
         for setting in variant.grid if settings else ():
             log(f"  {' '.join(setting) or 'no further setting'}")
@@ -117,7 +124,8 @@ def _log_plan(plan: Plan, processes: int, queries: int | None, *, settings: bool
     test, dev = (", ".join(map(str, seeds)) for seeds in (study.test_seeds, plan.dev_seeds))
     tuning = f"{variants} variants x {count} settings x {len(plan.dev_seeds)} dev seeds ({dev})" if dev else "none"
     twice = " x 2 ways of choosing at most" if plan.counts()["test"] > variants * len(study.test_seeds) else ""
-    log(f"tuning: {tuning}; test: {variants} variants x {len(study.test_seeds)} test seeds ({test}){twice}")
+    tested = f"{study.design.cells} cells" if study.design else f"{variants} variants"
+    log(f"tuning: {tuning}; test: {tested} x {len(study.test_seeds)} test seeds ({test}){twice}")
     counts = plan.counts()
     teachers = sum(teacher.training is not None for teacher in plan.load((*study.common, *plan.last)).teachers)
     trained = f", each with {teachers} teacher(s)" if teachers and plan.shapes else ""

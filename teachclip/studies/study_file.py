@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from teachclip.errors import RecipeError
 from teachclip.recipe.data_section import Count, Section
 from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
+from teachclip.studies.design import Design, Factor
 
 FIRST_TEST_SEED = 300
 SET_BY_THE_STUDY = ("seed", "batch_seed", "output", "stores")
@@ -72,6 +74,20 @@ class VariantEntry(Section):
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
 
 
+Levels = Annotated[dict[str, list[str]], Field(min_length=2)]
+
+
+class DesignSection(Section):
+    """A factorial study: each test seed trains some of all combinations, so that effects are told apart."""
+
+    cells: Count = Field(
+        16, description="trainings per test seed, of different combinations; balanced over the levels"
+    )
+    factors: dict[str, Levels] = Field(
+        min_length=2, description="factor -> level -> overrides of the recipe; effects are against the first level"
+    )
+
+
 class StudyFile(Section):
     """A whole study."""
 
@@ -85,7 +101,8 @@ class StudyFile(Section):
     set: list[str] = Field(default_factory=list, description="overrides for every variant")
     grid: dict[str, Values] | None = Field(None, description="the grid of variants without one of their own")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
-    variants: list[VariantEntry] = Field(min_length=2)
+    variants: list[VariantEntry] = Field(default_factory=list, description="two or more, or a design")
+    design: DesignSection | None = Field(None, description="factors whose effects are told, in place of variants")
     baseline: str | None = Field(None, description="variant that the others are compared with; default: the first")
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = Field(
         None, description="pairs [variant, other]; default: every variant and the baseline"
@@ -122,6 +139,13 @@ class Study:
     pooling_factors: tuple[float, ...] = ()
     frame_probe: bool = False
     teacher_table: bool = False
+    design: Design | None = None
+    drawn: Mapping[int, tuple[Variant, ...]] = field(default_factory=dict)
+    """Of a design: the cells that each test seed trains. `variants` has each once."""
+
+    def tested(self, seed: int) -> tuple[Variant, ...]:
+        """Return the variants that are trained on a test seed."""
+        return self.variants if self.design is None else self.drawn[seed]
 
 
 def find_study(name: str | Path) -> Path:
@@ -145,6 +169,7 @@ def load_study(path: str | Path) -> Study:
         *_name_problems(file),
         *_override_problems(file),
         *_measure_problems(file),
+        *_design_problems(file),
     ]
     variants: tuple[Variant, ...] = ()
     if not problems:
@@ -152,9 +177,14 @@ def load_study(path: str | Path) -> Study:
         problems = list(_budget_problems(variants))
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
+    design, drawn = None, {}
+    if file.design is not None:
+        design = _design(file.design)
+        drawn = {seed: _cells(design, seed) for seed in seeds}
+        variants = tuple({cell.name: cell for cells in drawn.values() for cell in cells}.values())
     baseline = file.baseline or variants[0].name
     pairs = [(name, other) for name, other in file.compare or ()]
-    if file.compare is None:
+    if file.compare is None and design is None:
         pairs = [(variant.name, baseline) for variant in variants if variant.name != baseline]
     return Study(
         name=path.stem,
@@ -171,6 +201,8 @@ def load_study(path: str | Path) -> Study:
         pooling_factors=tuple(file.pooling_factors),
         frame_probe=file.frame_probe,
         teacher_table=file.teacher_table,
+        design=design,
+        drawn=drawn,
     )
 
 
@@ -188,6 +220,19 @@ def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
         tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True))
         for combination in product(*values.values())
     )
+
+
+def _design(section: DesignSection) -> Design:
+    factors = tuple(
+        Factor(name, tuple((level, tuple(overrides)) for level, overrides in levels.items()))
+        for name, levels in section.factors.items()
+    )
+    return Design(factors, section.cells)
+
+
+def _cells(design: Design, seed: int) -> tuple[Variant, ...]:
+    names = {cell: design.name(cell) for cell in design.draw(seed)}
+    return tuple(Variant(name, name, design.overrides(cell), ((),)) for cell, name in names.items())
 
 
 def _find_recipe(name: str, study: Path) -> Path:
@@ -240,6 +285,9 @@ def _name_problems(file: StudyFile) -> Iterator[str]:
 
 
 def _override_problems(file: StudyFile) -> Iterator[str]:
+    for name, levels in file.design.factors.items() if file.design else ():
+        for level, overrides in levels.items():
+            yield from _text_problems(f"design.factors.{name}.{level}", overrides)
     sections: list[tuple[str, StudyFile | VariantEntry]] = [("", file)]
     sections += [(f"variants.{entry.name}.", entry) for entry in file.variants]
     for where, section in sections:
@@ -247,15 +295,19 @@ def _override_problems(file: StudyFile) -> Iterator[str]:
             yield f"{where}settings: give a grid or settings, not both"
         lists = [("set", section.set), *(("settings", setting) for setting in section.settings or ())]
         for name, overrides in lists:
-            for text in overrides:
-                key, equals, _ = text.partition("=")
-                if not equals or not key:
-                    yield f"{where}{name}: {text!r}: write it as section.key=value"
-                if key in SET_BY_THE_STUDY:
-                    yield f"{where}{name}: {key} is set by the study itself"
+            yield from _text_problems(f"{where}{name}", overrides)
         for key in section.grid or ():
             if key in SET_BY_THE_STUDY:
                 yield f"{where}grid: {key} is set by the study itself"
+
+
+def _text_problems(where: str, overrides: Sequence[str]) -> Iterator[str]:
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key:
+            yield f"{where}: {text!r}: write it as section.key=value"
+        if key in SET_BY_THE_STUDY:
+            yield f"{where}: {key} is set by the study itself"
 
 
 def _measure_problems(file: StudyFile) -> Iterator[str]:
@@ -270,6 +322,31 @@ def _measure_problems(file: StudyFile) -> Iterator[str]:
         yield "frame_probe: only the Shapes dataset records what its frames show; add a `shapes` section or remove it"
     if file.teacher_table and not file.teachers:
         yield "teacher_table: needs the teachers' results; remove `teachers: false`"
+
+
+def _design_problems(file: StudyFile) -> Iterator[str]:
+    if file.design is None:
+        if len(file.variants) < 2:
+            yield f"variants: {len(file.variants)} given; give two or more, or a design"
+        return
+    for key in (
+        "variants",
+        "grid",
+        "settings",
+        "baseline",
+        "compare",
+        "pooling_factors",
+        "frame_probe",
+        "teacher_table",
+    ):
+        if getattr(file, key):
+            yield f"{key}: not beside a design, whose factors say what is compared; remove it"
+    for name, levels in file.design.factors.items():
+        for level in levels:
+            if not re.fullmatch(r"[A-Za-z0-9_.]+", level):
+                yield f"design.factors.{name}: level {level!r}; allowed: letters, digits, _ and ."
+    if file.design.cells < (most := max(map(len, file.design.factors.values()))):
+        yield f"design.cells: {file.design.cells} is fewer than the {most} levels of a factor; each must be trained"
 
 
 def _budget_problems(variants: Sequence[Variant]) -> Iterator[str]:

@@ -49,6 +49,10 @@ def test_studies_plan_the_trainings_that_were_measured(plan_of, name):
     assert list(plan.dev_seeds) == planned["dev_seeds"] and list(plan.study.test_seeds) == planned["test_seeds"]
     counts = plan.counts()
     assert (counts["prepare"], counts["tune"]) == (planned["prepare"], planned["tune"])
+    if plan.study.design is not None:
+        assert [variant.name for variant in plan.study.tested(plan.study.test_seeds[0])] == planned["cells"]
+        assert counts["test"] == len(planned["test_seeds"]) * len(planned["cells"])
+        return
     assert [variant.name for variant in plan.study.variants] == list(planned["variants"])
     with environment(plan.places()):
         for variant in plan.study.variants:

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -43,7 +44,7 @@ def study_file(tmp_path):
 
     def write(**changes):
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({**FILE, **changes}), encoding="utf-8")
+        path.write_text(yaml.safe_dump({**FILE, **changes}, sort_keys=False), encoding="utf-8")
         return path
 
     return write
@@ -575,6 +576,66 @@ def test_a_study_runs_from_videos_to_a_report_and_a_second_run_does_nothing(proj
     assert "4 of 4 skipped: already done" in capsys.readouterr().err
     after = json.loads((out / "report.json").read_text())
     assert {**after, "run": 0} == {**before, "run": 0}
+
+
+FACTORS = {
+    "contrast": {"published": ["losses.contrastive.weight=0.2"], "full": ["losses.contrastive.weight=1"]},
+    "frames": {"none": ["losses.frame_text.weight=0"], "pair": ["losses.frame_text.weight=2"]},
+}
+DESIGN = {"design": {"cells": 3, "factors": FACTORS}, "variants": [], "grid": None, "test_seeds": [5, 6, 7]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": FILE["variants"]}, "variants: not beside a design"),
+        ({"compare": [["a", "b"]]}, "compare: not beside a design"),
+        ({"design": {"factors": {"contrast": FACTORS["contrast"]}}}, "design.factors"),
+        ({"design": {"factors": {**FACTORS, "one": {"only": []}}}}, "design.factors.one"),
+        ({"design": {"factors": {**FACTORS, "a": {"x y": [], "z": []}}}}, "design.factors.a: level 'x y'; allowed: "),
+        ({"design": {"factors": {**FACTORS, "a": {"x": ["seed=1"], "z": []}}}}, "design.factors.a.x: seed is set by"),
+        (
+            {"design": {"factors": {**FACTORS, "a": {"x": ["steps"], "z": []}}}},
+            "design.factors.a.x: 'steps': write it",
+        ),
+        ({"design": {"cells": 1, "factors": FACTORS}}, "design.cells: 1 is fewer than the 2 levels of a factor"),
+        ({"design": {"cells": 5, "factors": FACTORS}}, "design.cells is 5, too many"),
+        ({"design": None}, "variants: 0 given; give two or more, or a design"),
+    ],
+)
+def test_a_design_that_tells_no_effects_is_refused(study_file, changes, message):
+    found = lines(study_file(**{**DESIGN, **changes}))
+    assert any(message in line for line in found), found
+
+
+def test_a_factorial_study_tells_effects_of_real_trainings(project, study_file, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
+    out = project.folder / "out"
+    recipe = str(project(train={"steps": 2, "evaluate_every": 2}))
+    assert main([str(study_file(**DESIGN)), "--recipe", recipe, "--out", str(out), "--processes", "1"]) == 0
+    shown, planned = capsys.readouterr()
+    assert "factor frames, level pair: losses.frame_text.weight=2" in planned
+    assert "test: 3 cells x 3 test seeds (5, 6, 7)" in planned
+    report = json.loads((out / "report.json").read_text())
+    (section,) = report["results"]
+    trained = section["trainings"]
+    assert (
+        len({(one["seed"], one["cell"]) for one in trained}) == 9 and len(list((out / "trials").glob("test-*"))) == 9
+    )
+    level = np.array([one["cell"].split("-") for one in trained])
+    seeds = np.array([one["seed"] for one in trained])
+    columns = [level[:, 0] == "full", level[:, 1] == "pair", *(seeds == seed for seed in (5, 6, 7))]
+    recalls = np.array([one["test"]["t2v"]["recall_at_1"] for one in trained])
+    expected = np.linalg.lstsq(np.stack(columns, axis=1).astype(float), recalls, rcond=None)[0]
+    effects = section["effects"]["R@1"]
+    assert effects["contrast: full against published"]["mean"] == pytest.approx(expected[0], abs=1e-6)
+    assert effects["frames: pair against none"]["mean"] == pytest.approx(expected[1], abs=1e-6)
+    assert {"| 5 ", "| 6 ", "| 7 "} <= {line[:4] for line in shown.splitlines()}
+    assert "Main effects, mean over all other factors" in (out / "report.html").read_text(encoding="utf-8")
+    assert "no intervals are shown" in shown  # the project has few queries
+    capsys.readouterr()
+    assert main([str(study_file(**DESIGN)), "--recipe", recipe, "--out", str(out), "--processes", "1"]) == 0
+    assert "9 of 9 skipped: already done" in capsys.readouterr().err
 
 
 def test_a_second_study_in_the_same_folder_is_refused(project, study_file, capsys, monkeypatch):

@@ -1,0 +1,172 @@
+"""The report of a factorial study: what each level adds, which pairs of levels go together, and every training."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from teachclip import __version__
+from teachclip.processes import usable_cores
+from teachclip.reports.tables import Table
+from teachclip.studies.design import Cell, Design, effect_names
+from teachclip.studies.effects import Effect, Trainings
+from teachclip.studies.plan import Plan, Results
+from teachclip.studies.report import measured_beside, plain_table
+from teachclip.studies.results import CUTOFFS, METRICS, VariantRuns, size_warnings
+from teachclip.studies.tables import recall_table
+
+VALIDATION = "R@1, validation"
+MEASURED = (VALIDATION, *CUTOFFS)
+"""Effects are told on validation, where settings may be chosen by them, and on test."""
+INTERACTIONS_OF = "R@10"
+"""Higher recalls have less noise, so their interactions are told."""
+
+
+def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dict[str, Any]:
+    """Return the whole report as JSON-able data: tables, effects, interactions, and every training with its cell."""
+    design = _design(plan)
+    splits = next(iter(prepared.values()))["splits"]
+    settings = {variant.name: variant.grid[0] for variant in plan.study.variants}
+    trials, cells, seeds = [], [], []
+    for seed in plan.study.test_seeds:
+        for variant, cell in zip(plan.study.tested(seed), design.draw(seed), strict=True):
+            trials.append(tests[plan.train_job("test", seed, variant, settings[variant.name], prepared).name])
+            cells.append(cell)
+            seeds.append(seed)
+    trainings = Trainings(
+        design.factors,
+        np.array(cells),
+        np.array(seeds),
+        [trial["test"]["queries"] for trial in trials if trial["test"].get("queries")],
+        same_videos=plan.shapes is None,
+    )
+    students = VariantRuns("students", "all students of the design", [trial["test"] for trial in trials])
+    values = {metric: np.array(students.values(metric)) for metric in CUTOFFS}
+    values[VALIDATION] = np.array([trial["validation"]["t2v"]["recall_at_1"] for trial in trials])
+    effects = {name: trainings.main_effects(values[name], CUTOFFS.get(name)) for name in MEASURED}
+    together = trainings.interactions(values[INTERACTIONS_OF])
+    beside = measured_beside(plan, prepared)
+    models = [*beside["before"], students, *beside["teachers"], *beside["after"]]
+    names = [f"{factor}: {level} against {first}" for factor, level, first in effect_names(design.factors)]
+    section = {
+        "tables": [
+            plain_table(recall_table("Test, mean ± standard deviation", models)),
+            plain_table(_effect_table(names, effects)),
+            plain_table(_interaction_table(together)),
+        ],
+        "verdicts": _verdicts(names, effects["R@1"]),
+        "effects": {metric: dict(zip(names, map(_plain, found), strict=True)) for metric, found in effects.items()},
+        "interactions": {name: _plain(effect) for name, effect in together.items()},
+        "trainings": [
+            {"seed": seed, "cell": design.name(cell), **trial}
+            for seed, cell, trial in zip(seeds, cells, trials, strict=True)
+        ],
+        "intervals": [
+            {"label": name, "values": [], "mean": effect.mean, "low": effect.low, "high": effect.high}
+            for name, effect in zip(names, effects["R@1"], strict=True)
+        ],
+    }
+    return {
+        "title": plan.study.title,
+        "study": plan.study.name,
+        "version": __version__,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
+        "about": _about(plan, design, splits, trainings),
+        "warnings": size_warnings(splits["test"][1], len(trials)),
+        "test_seeds": list(plan.study.test_seeds),
+        "results": [section],
+        "tables": [plain_table(_training_table(design, cells, seeds, trials))],
+        "others": {
+            model.name: {"label": model.label, "runs": list(model.runs)} for model in models if model != students
+        },
+        "figure": {
+            "caption": "what each level adds to R@1, 95 % interval",
+            "label": "effect on R@1, text to video, test",
+        },
+        "commands": {},
+    }
+
+
+def _design(plan: Plan) -> Design:
+    if plan.study.design is None:
+        raise ValueError(f"{plan.study.name} has variants, no design")
+    return plan.study.design
+
+
+def _effect_table(names: Sequence[str], effects: Mapping[str, Sequence[Effect]]) -> Table:
+    rows = [[name, *(_cell(effects[metric][row]) for metric in MEASURED)] for row, name in enumerate(names)]
+    return Table(
+        "Main effects, mean over all other factors [95 % t interval]; videos [95 % bootstrap over the test videos]",
+        ["level", *MEASURED],
+        rows,
+    )
+
+
+def _interaction_table(together: Mapping[str, Effect]) -> Table:
+    shown = sorted(together.items(), key=lambda item: -abs(item[1].mean))
+    clear = [item for item in shown if item[1].low > 0 or item[1].high < 0]
+    title = (
+        f"Pairs of levels that add more or less than each by itself, {INTERACTIONS_OF}: those of {len(shown)} "
+        f"whose interval is clear of zero; about {0.05 * len(shown):.0f} would be by chance"
+    )
+    return Table(title, ["levels", INTERACTIONS_OF], [[name, _cell(effect)] for name, effect in clear])
+
+
+def _training_table(
+    design: Design, cells: Sequence[Cell], seeds: Sequence[int], trials: Sequence[Mapping[str, Any]]
+) -> Table:
+    rows = []
+    for cell, seed, trial in zip(cells, seeds, trials, strict=True):
+        levels = [factor.levels[row][0] for factor, row in zip(design.factors, cell, strict=True)]
+        test = VariantRuns("", "", [trial["test"]])
+        rows.append(
+            [
+                str(seed),
+                *levels,
+                f"{trial['validation']['t2v']['recall_at_1']:.1f}",
+                *(f"{test.values(metric)[0]:.1f}" for metric in METRICS),
+            ]
+        )
+    return Table("Every training", ["seed", *(factor.name for factor in design.factors), VALIDATION, *METRICS], rows)
+
+
+def _verdicts(names: Sequence[str], effects: Sequence[Effect]) -> list[str]:
+    lines = []
+    for name, effect in zip(names, effects, strict=True):
+        ends = f"[{effect.low:+.1f}, {effect.high:+.1f}]"
+        clear = effect.low > 0 or effect.high < 0
+        also = effect.videos is None or effect.videos[0] > 0 or effect.videos[1] < 0
+        if clear:
+            lines.append(
+                f"{name}: {effect.mean:+.1f} R@1 {ends}, clear of zero"
+                + ("" if also else "; not over the test videos")
+            )
+    return lines or ["No level's effect on R@1 is clear of zero."]
+
+
+def _about(plan: Plan, design: Design, splits: Mapping[str, Sequence[int]], trainings: Trainings) -> list[str]:
+    sizes = "; ".join(f"{name} {videos:,} videos, {texts:,} captions" for name, (videos, texts) in splits.items())
+    combinations = int(np.prod([len(factor.levels) for factor in design.factors]))
+    return [
+        *(["A quick run: it shows that the study runs. Its numbers mean nothing."] if plan.last else []),
+        f"Recipe {plan.recipe.name}, {len(design.factors)} factors. Each of {len(plan.study.test_seeds)} test seeds "
+        f"trains {design.cells} of {combinations} combinations, in which every level is as frequent as the others. "
+        f"Data of a seed: {sizes}.",
+        "An effect is what a level adds in place of the first level of its factor, in the mean over all other "
+        f"factors: least squares with a column per level and per seed, {trainings.freedom} degrees of freedom. "
+        "Nothing was tuned or chosen; the step is chosen on validation in every run.",
+    ]
+
+
+def _cell(effect: Effect) -> str:
+    text = f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
+    if effect.videos is None:
+        return text
+    return f"{text}; videos [{effect.videos[0]:+.1f}, {effect.videos[1]:+.1f}]"
+
+
+def _plain(effect: Effect) -> dict[str, Any]:
+    return effect._asdict()
