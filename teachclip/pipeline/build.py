@@ -132,6 +132,7 @@ def check_student_training(recipe: Recipe, catalog: Catalog, processes: Processe
     """Find what would fail after hours of decoding, of a student's training and its terms; see `check_training`."""
     check_training(recipe, recipe.train, catalog, processes)
     check_joined_clips(recipe, catalog.train, processes)
+    check_more_texts(recipe, catalog.train, processes)
     if recipe.losses.uses_frame_sets:
         sets = recipe.losses.frame_sets
         check_divisible("frame_sets", {"count": sets.count, "texts": sets.texts}, processes.count)
@@ -158,6 +159,25 @@ def check_joined_clips(recipe: Recipe, split: Split, processes: Processes) -> No
             f"train.chunk_size is {train.chunk_size}, but the joined clips of a step are encoded all at once, {each} "
             "in each process: lower losses.joined_clips.count, or raise train.chunk_size to that"
         )
+
+
+def check_more_texts(recipe: Recipe, split: Split, processes: Processes) -> None:
+    """Raise RecipeError for more further texts in a step than there are; LaunchError if they cannot be shared out."""
+    count = recipe.losses.video_text.more_texts
+    if not uses_more_texts(recipe):
+        return
+    check_divisible("video_text", {"more_texts": count}, processes.count)
+    if (most := len(split.captions) - recipe.train.batch_size) < count:
+        raise RecipeError(
+            f"losses.video_text.more_texts is {count}, but there are {max(0, most)} training texts beyond a batch of "
+            f"{recipe.train.batch_size}; lower it"
+        )
+
+
+def uses_more_texts(recipe: Recipe) -> bool:
+    """Whether a step compares its videos with texts beyond the batch."""
+    term = recipe.losses.video_text
+    return bool(recipe.teachers and term.is_used and term.more_texts)
 
 
 def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
@@ -367,6 +387,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         del losses["frame_sets"]
     if not recipe.losses.joined_clips.is_used:
         del losses["joined_clips"]
+    if not recipe.losses.video_text.more_texts:
+        del losses["video_text"]["more_texts"]
     if recipe.losses.contrastive.temperature == 1:
         del losses["contrastive"]["temperature"]
     if not recipe.losses.contrastive.swapped_clauses:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Catalog
+from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery, per_query
 from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
@@ -23,7 +24,7 @@ from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
-from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.task import Teachers, build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
@@ -37,11 +38,12 @@ from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
 from teachclip.scorer import FeatureScorer
-from teachclip.scoring.inputs import SWAPPED
+from teachclip.scoring.inputs import SWAPPED, Inputs
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
+from teachclip.training.more_texts import MoreTexts
 from teachclip.training.run import Run
 from teachclip.training.task import DistillationTask
 
@@ -160,8 +162,22 @@ def build_training(
     extras = dict(teachers.extras)
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
-    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, frame_sets, joined)
+    synthetic = frame_sets, joined
+    more = _more_texts(recipe, inputs, teachers)
+    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, *synthetic, more)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
+
+
+def _more_texts(recipe: Recipe, inputs: Inputs, teachers: Teachers) -> MoreTexts | None:
+    """Return the further texts of every step, or None. Raises RecipeError where no relevance to them is stored."""
+    if not build.uses_more_texts(recipe):
+        return None
+    if teachers.online:
+        raise RecipeError(
+            "losses.video_text.more_texts needs stored relevance, and teaching.max_gb has teachers score tokens in "
+            "every step; raise it or write more_texts=0"
+        )
+    return MoreTexts(inputs, recipe.losses.video_text.more_texts, recipe.order_seed)
 
 
 def _evaluation(

@@ -142,6 +142,8 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     options += [f"mean of {members} students"] if members else []
     options += [f"encoders {share:g} finetuned, {1 - share:g} as before"] if share != 1 else []
     if recipe.teachers:
+        beyond = losses.video_text.is_used and losses.video_text.more_texts
+        options += [f"relevance of {beyond} further texts a step"] if beyond else []
         options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         options += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
     return "".join(f"; {text}" for text in options)

@@ -54,6 +54,11 @@ class VideoTextTerm(_Term):
         "pearson", description=f"{', '.join(VIDEO_TEXT_LOSSES)}, or module:name of a function"
     )
     temperature: Positive = Field(1.0, description="divisor of both logits")
+    more_texts: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="training texts beyond the batch that its videos are compared with too, per step, over all "
+        "processes together; needs stored relevance",
+    )
 
 
 class FrameTextTerm(_Term):
@@ -168,6 +173,11 @@ def check_losses(recipe: Any) -> Iterator[str]:
         )
     if losses.joined_clips.is_used and recipe.frames.store == "none" and recipe.train.encoders != "frozen":
         yield "losses.joined_clips reads frames of many videos at random, which frames.store=none cannot: use disk"
+    if labels and losses.video_text.is_used and losses.video_text.more_texts:
+        if recipe.teaching.source != "stored":
+            yield "losses.video_text.more_texts reads relevance beyond the batch; write teaching.source=stored"
+        if recipe.teaching.weighting != "fixed":
+            yield "losses.video_text.more_texts has no pairs to be sure of; write teaching.weighting=fixed"
     if losses.uses_frame_sets:
         yield from _check_frame_sets(recipe, ["backbone", *labels])
 

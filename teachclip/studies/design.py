@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 
@@ -43,8 +44,8 @@ class Design:
         """Return the cells of a seed: a function of the design and the seed alone.
 
         Every level of a factor stands in as many cells as the others, or one more (a Latin hypercube; McKay, Beckman
-        and Conover, 1979). Of `DRAWS` such designs without equal cells the one is taken from which main effects are
-        told best: the largest determinant of X'X (D-optimality; Atkinson and Donev, 1992).
+        and Conover, 1979). Of `DRAWS` such designs without equal cells the one is taken that says most of the
+        main effects: the largest determinant of X'X (D-optimality; Atkinson and Donev, 1992).
 
         Raises RecipeError if there are too few combinations for cells that all differ.
         """
@@ -72,13 +73,33 @@ class Design:
         return [tuple(map(int, cell)) for cell in best]
 
 
+def check_told_apart(design: Design, seeds: Sequence[int]) -> None:
+    """Raise RecipeError unless the trainings of all test seeds say each effect, and how sure it is."""
+    cells = np.concatenate([design.draw(seed) for seed in seeds])
+    matrix = model_matrix(design.factors, cells, np.repeat(np.array(seeds), design.cells))
+    trainings, coefficients = matrix.shape
+    if np.linalg.matrix_rank(matrix) < coefficients or trainings <= coefficients:
+        raise RecipeError(
+            f"design: {trainings} trainings ({design.cells} cells x {len(seeds)} test seeds) do not separate "
+            f"{coefficients - len(seeds)} effects and {len(seeds)} seeds; take more cells or test seeds"
+        )
+
+
+def model_matrix(factors: Sequence[Factor], cells: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Return the columns of the additive model: one per effect, then one per seed, whose data or start may be easier.
+
+    `cells`: (trainings, factors) rows of levels; `seeds`: (trainings,). Returns (trainings, effects + seeds).
+    """
+    of_seeds = seeds[:, None] == np.unique(seeds)[None, :]
+    return np.hstack([contrasts(factors, cells), of_seeds.astype(np.float64)])
+
+
 def contrasts(factors: Sequence[Factor], cells: np.ndarray) -> np.ndarray:
     """Return the columns of the main effects: whether a cell has a level, for each but the first of its factor.
 
     `cells`: (cells, factors) rows of levels. Returns (cells, effects).
     """
-    columns = [cells[:, place] == row for place, row in _levels(factors)]
-    return np.stack(columns, axis=1).astype(np.float64)
+    return np.stack([_has(cells, level) for level in _levels(factors)], axis=1)
 
 
 def effect_names(factors: Sequence[Factor]) -> list[tuple[str, str, str]]:
@@ -89,18 +110,27 @@ def effect_names(factors: Sequence[Factor]) -> list[tuple[str, str, str]]:
     ]
 
 
-def interaction_columns(factors: Sequence[Factor], cells: np.ndarray) -> dict[str, np.ndarray]:
-    """Return, for each pair of levels of two factors, by name, whether a cell has both: (cells,)."""
-    pairs = {}
-    for place, row in _levels(factors):
-        for other, other_row in _levels(factors):
-            if other > place:
-                names = [
-                    f"{factors[where].name} {factors[where].levels[what][0]}"
-                    for where, what in ((place, row), (other, other_row))
-                ]
-                pairs[" and ".join(names)] = ((cells[:, place] == row) & (cells[:, other] == other_row)).astype(float)
-    return pairs
+def interaction_columns(factors: Sequence[Factor], cells: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Return, for each two factors, by the names of two of their levels, whether a cell has both: (cells,).
+
+    Of each factor the first level is left out, as in `contrasts`.
+    """
+    levels = [[item for item in _levels(factors) if item[0] == place] for place in range(len(factors))]
+    names = {
+        (place, row): f"{factors[place].name} {factors[place].levels[row][0]}" for place, row in _levels(factors)
+    }
+    return [
+        {
+            f"{names[one]} and {names[other]}": _has(cells, one) * _has(cells, other)
+            for one, other in product(levels[first], levels[second])
+        }
+        for first, second in combinations(range(len(factors)), 2)
+    ]
+
+
+def _has(cells: np.ndarray, level: tuple[int, int]) -> np.ndarray:
+    """Return whether each cell has a level, given by the place of its factor and its row: (cells,) of 0 and 1."""
+    return (cells[:, level[0]] == level[1]).astype(np.float64)
 
 
 def _levels(factors: Sequence[Factor]) -> Iterator[tuple[int, int]]:

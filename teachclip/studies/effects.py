@@ -11,10 +11,10 @@ import numpy as np
 from teachclip.evaluation.certainty import LEVEL, draws
 from teachclip.evaluation.intervals import t_quantile
 from teachclip.studies.certainty import Queries
-from teachclip.studies.design import Factor, contrasts, interaction_columns
+from teachclip.studies.design import Factor, contrasts, interaction_columns, model_matrix
 
 MIN_TOGETHER = 4
-"""An interaction of two levels that fewer trainings have together is not told."""
+"""Two factors have no interactions in the report if fewer trainings have two of their levels together."""
 
 
 class Effect(NamedTuple):
@@ -41,45 +41,51 @@ class Trainings:
 
     @property
     def matrix(self) -> np.ndarray:
-        """The model: one column per effect, then one per seed, whose data or start may be easier."""
-        seeds = self.seeds[:, None] == np.unique(self.seeds)[None, :]
-        return np.hstack([contrasts(self.factors, self.cells), seeds.astype(np.float64)])
+        """The columns of the additive model."""
+        return model_matrix(self.factors, self.cells, self.seeds)
 
     @property
     def freedom(self) -> int:
         """Trainings beyond the number of coefficients."""
-        matrix = self.matrix
-        return len(matrix) - int(np.linalg.matrix_rank(matrix))
+        trainings, coefficients = self.matrix.shape
+        return int(trainings - coefficients)
 
     def main_effects(self, values: np.ndarray, cutoff: int | None = None) -> list[Effect]:
-        """Return the effect of every column of `contrasts` on `values` (trainings,).
+        """Return the effect of every column of `contrasts` on `values` (trainings,): see `check_told_apart`.
 
         The t interval is of the residuals of the additive model: another training, and what the model leaves out,
         interactions among it. `cutoff`: `values` is the recall at it, so that the test videos can be drawn too.
         """
         matrix, count = self.matrix, len(contrasts(self.factors, self.cells[:1])[0])
         solved = np.linalg.pinv(matrix)
-        found = [_effect(matrix, solved, values, row, self.freedom) for row in range(count)]
+        effects = [_effect(matrix, solved, values, row, self.freedom) for row in range(count)]
         if cutoff is None or not self.queries:
-            return found
+            return effects
         drawn = self._over_videos(solved[:count], cutoff)
         ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
         return [
-            effect._replace(videos=(float(low), float(high))) for effect, (low, high) in zip(found, ends, strict=True)
+            effect._replace(videos=(float(low), float(high)))
+            for effect, (low, high) in zip(effects, ends, strict=True)
         ]
 
     def interactions(self, values: np.ndarray) -> dict[str, Effect]:
         """Return, for each pair of levels of two factors, what both together add beyond what each adds by itself.
 
-        Each is added to the additive model by itself. Pairs that too few trainings have are left out.
+        Those of two factors are added to the additive model at once, those of other factors are left out of it; so
+        a real interaction also adds to the noise of all others. Factors with two levels that too few trainings have
+        together are left out.
         """
-        found, matrix = {}, self.matrix
-        for name, column in interaction_columns(self.factors, self.cells).items():
-            model = np.hstack([column[:, None], matrix])
-            rank = int(np.linalg.matrix_rank(model))
-            if column.sum() >= MIN_TOGETHER and rank > np.linalg.matrix_rank(matrix) and len(model) > rank:
-                found[name] = _effect(model, np.linalg.pinv(model), values, 0, len(model) - rank)
-        return found
+        effects, matrix = {}, self.matrix
+        for columns in interaction_columns(self.factors, self.cells):
+            model = np.hstack([*(column[:, None] for column in columns.values()), matrix])
+            freedom = len(model) - model.shape[1]
+            rare = min(column.sum() for column in columns.values()) < MIN_TOGETHER
+            if rare or freedom < 1 or np.linalg.matrix_rank(model) < model.shape[1]:
+                continue
+            solved = np.linalg.pinv(model)
+            for row, name in enumerate(columns):
+                effects[name] = _effect(model, solved, values, row, freedom)
+        return effects
 
     def _over_videos(self, solved: np.ndarray, cutoff: int) -> np.ndarray:
         """Return the effects when test videos are drawn with replacement: (draws, effects).

@@ -15,7 +15,7 @@ from teachclip.studies.design import Cell, Design, effect_names
 from teachclip.studies.effects import Effect, Trainings
 from teachclip.studies.plan import Plan, Results
 from teachclip.studies.report import measured_beside, plain_table
-from teachclip.studies.results import CUTOFFS, METRICS, VariantRuns, size_warnings
+from teachclip.studies.results import CUTOFFS, METRICS, MIN_TEST_SEEDS, VariantRuns, size_warnings
 from teachclip.studies.tables import recall_table
 
 VALIDATION = "R@1, validation"
@@ -46,6 +46,8 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
     students = VariantRuns("students", "all students of the design", [trial["test"] for trial in trials])
     values = {metric: np.array(students.values(metric)) for metric in CUTOFFS}
     values[VALIDATION] = np.array([trial["validation"]["t2v"]["recall_at_1"] for trial in trials])
+    warnings = size_warnings(splits["test"][1], MIN_TEST_SEEDS)  # effects rest on all trainings, however few seeds
+    interval = not warnings
     effects = {name: trainings.main_effects(values[name], CUTOFFS.get(name)) for name in MEASURED}
     together = trainings.interactions(values[INTERACTIONS_OF])
     beside = measured_beside(plan, prepared)
@@ -54,10 +56,10 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
     section = {
         "tables": [
             plain_table(recall_table("Test, mean ± standard deviation", models)),
-            plain_table(_effect_table(names, effects)),
-            plain_table(_interaction_table(together)),
+            plain_table(_effect_table(names, effects, interval=interval)),
+            *([plain_table(_interaction_table(together))] if interval else []),
         ],
-        "verdicts": _verdicts(names, effects["R@1"]),
+        "verdicts": _verdicts(names, effects["R@1"]) if interval else [],
         "effects": {metric: dict(zip(names, map(_plain, found), strict=True)) for metric, found in effects.items()},
         "interactions": {name: _plain(effect) for name, effect in together.items()},
         "trainings": [
@@ -65,7 +67,13 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
             for seed, cell, trial in zip(seeds, cells, trials, strict=True)
         ],
         "intervals": [
-            {"label": name, "values": [], "mean": effect.mean, "low": effect.low, "high": effect.high}
+            {
+                "label": name,
+                "values": [],
+                "mean": effect.mean,
+                "low": effect.low if interval else None,
+                "high": effect.high if interval else None,
+            }
             for name, effect in zip(names, effects["R@1"], strict=True)
         ],
     }
@@ -75,7 +83,7 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
         "version": __version__,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
         "about": _about(plan, design, splits, trainings),
-        "warnings": size_warnings(splits["test"][1], len(trials)),
+        "warnings": warnings,
         "test_seeds": list(plan.study.test_seeds),
         "results": [section],
         "tables": [plain_table(_training_table(design, cells, seeds, trials))],
@@ -96,10 +104,14 @@ def _design(plan: Plan) -> Design:
     return plan.study.design
 
 
-def _effect_table(names: Sequence[str], effects: Mapping[str, Sequence[Effect]]) -> Table:
-    rows = [[name, *(_cell(effects[metric][row]) for metric in MEASURED)] for row, name in enumerate(names)]
+def _effect_table(names: Sequence[str], effects: Mapping[str, Sequence[Effect]], *, interval: bool) -> Table:
+    rows = [
+        [name, *(_cell(effects[metric][row], interval=interval) for metric in MEASURED)]
+        for row, name in enumerate(names)
+    ]
     return Table(
-        "Main effects, mean over all other factors [95 % t interval]; videos [95 % bootstrap over the test videos]",
+        "Main effects, mean over all other factors"
+        + (" [95 % t interval]; videos [95 % bootstrap over the test videos]" if interval else ""),
         ["level", *MEASURED],
         rows,
     )
@@ -110,9 +122,9 @@ def _interaction_table(together: Mapping[str, Effect]) -> Table:
     clear = [item for item in shown if item[1].low > 0 or item[1].high < 0]
     title = (
         f"Pairs of levels that add more or less than each by itself, {INTERACTIONS_OF}: those of {len(shown)} "
-        f"whose interval is clear of zero; about {0.05 * len(shown):.0f} would be by chance"
+        f"whose interval is clear of zero; about {0.05 * len(shown):.0f} would be by chance, more beside a real one"
     )
-    return Table(title, ["levels", INTERACTIONS_OF], [[name, _cell(effect)] for name, effect in clear])
+    return Table(title, ["levels", INTERACTIONS_OF], [[name, _cell(effect, interval=True)] for name, effect in clear])
 
 
 def _training_table(
@@ -144,7 +156,9 @@ def _verdicts(names: Sequence[str], effects: Sequence[Effect]) -> list[str]:
                 f"{name}: {effect.mean:+.1f} R@1 {ends}, clear of zero"
                 + ("" if also else "; not over the test videos")
             )
-    return lines or ["No level's effect on R@1 is clear of zero."]
+    if not lines:
+        return ["No level's effect on R@1 is clear of zero."]
+    return [*lines, f"Of {len(names)} effects about {0.05 * len(names):.0f} would be clear of zero by chance."]
 
 
 def _about(plan: Plan, design: Design, splits: Mapping[str, Sequence[int]], trainings: Trainings) -> list[str]:
@@ -161,7 +175,9 @@ def _about(plan: Plan, design: Design, splits: Mapping[str, Sequence[int]], trai
     ]
 
 
-def _cell(effect: Effect) -> str:
+def _cell(effect: Effect, *, interval: bool) -> str:
+    if not interval:
+        return f"{effect.mean:+.1f}"
     text = f"{effect.mean:+.1f} [{effect.low:+.1f}, {effect.high:+.1f}]"
     if effect.videos is None:
         return text

@@ -16,7 +16,7 @@ from teachclip.errors import RecipeError
 from teachclip.recipe.data_section import Count, Section
 from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
-from teachclip.studies.design import Design, Factor
+from teachclip.studies.design import Design, Factor, check_told_apart
 
 FIRST_TEST_SEED = 300
 SET_BY_THE_STUDY = ("seed", "batch_seed", "output", "stores")
@@ -181,6 +181,7 @@ def load_study(path: str | Path) -> Study:
     if file.design is not None:
         design = _design(file.design)
         drawn = {seed: _cells(design, seed) for seed in seeds}
+        check_told_apart(design, seeds)
         variants = tuple({cell.name: cell for cells in drawn.values() for cell in cells}.values())
     baseline = file.baseline or variants[0].name
     pairs = [(name, other) for name, other in file.compare or ()]
@@ -345,6 +346,11 @@ def _design_problems(file: StudyFile) -> Iterator[str]:
         for level in levels:
             if not re.fullmatch(r"[A-Za-z0-9_.]+", level):
                 yield f"design.factors.{name}: level {level!r}; allowed: letters, digits, _ and ."
+    setters: dict[str, str] = {}
+    for name, levels in file.design.factors.items():
+        for key in {text.partition("=")[0] for overrides in levels.values() for text in overrides}:
+            if (other := setters.setdefault(key, name)) != name:
+                yield f"design.factors.{name}: {key} is set by {other} too; one factor would undo the other"
     if file.design.cells < (most := max(map(len, file.design.factors.values()))):
         yield f"design.cells: {file.design.cells} is fewer than the {most} levels of a factor; each must be trained"
 

@@ -30,6 +30,7 @@ from teachclip.store.array_store import ArrayStore
 from teachclip.store.stored_items import StoredItems
 from teachclip.training.frame_sets import FrameSetSampler
 from teachclip.training.joined_clips import JoinedClips
+from teachclip.training.more_texts import MoreTexts
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,10 @@ class StoredRelevance:
         """Whether it teaches frame-text relevance too."""
         return "frame_text" in self.store.arrays or self.video_targets is not None
 
+    def video_text(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        """Return the video-text relevance of captions and videos, in one of their views: (captions, videos)."""
+        return torch.from_numpy(self.store.read("video_text", rows, columns))
+
     def batch(self, rows: np.ndarray, columns: np.ndarray, own: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Return `video_text` (own, pairs), as it is stored, and, if it has frames, `frame_text` (own, frames).
 
@@ -98,19 +103,19 @@ class StoredRelevance:
         float16 sums to 1 again.
         """
         rows = rows[own]
-        video_text = self.store.read("video_text", rows, columns)
+        video_text = self.video_text(rows, columns)
         columns = columns[own]
         if not self.has_frames:
-            return torch.from_numpy(video_text), None
+            return video_text, None
         if self.video_targets is not None:
-            return torch.from_numpy(video_text), torch.from_numpy(self.video_targets[columns].astype(np.float32))
+            return video_text, torch.from_numpy(self.video_targets[columns].astype(np.float32))
         frame_text = np.asarray(self.store.read("frame_text", rows), dtype=np.float32)
         if frame_text.ndim == 3:
             videos = self.store.arrays["video_text"].shape[0] // frame_text.shape[1]
             frame_text = frame_text[np.arange(len(rows)), columns // videos]
         frame_text = frame_text / frame_text.sum(axis=1, keepdims=True)
         tempered = tempered_relevance(torch.from_numpy(frame_text), self.frame_temperature)
-        return torch.from_numpy(video_text), tempered
+        return video_text, tempered
 
 
 def _columns_of(store: RelevanceStore, columns: slice, rows: slice) -> np.ndarray:
@@ -130,13 +135,14 @@ class TrainingBatches(Dataset[Batch]):
         extras: Mapping[str, Inputs] | None = None,
         sets: FrameSetSampler | None = None,
         joined: JoinedClips | None = None,
+        more: MoreTexts | None = None,
     ) -> None:
         """`extras`: more inputs, of online teachers and swapped captions, by the prefix of their names in the batch.
 
         Without a prefix they join those of `inputs`: pixels beside a student on stored features. `sets`, `joined`:
-        synthetic videos that every batch holds too.
+        synthetic videos that every batch holds too; `more`: further texts.
         """
-        self.sets, self.joined = sets, joined
+        self.sets, self.joined, self.more = sets, joined, more
         self.inputs, self.extras = inputs, dict(extras or {})
         self.split, self.sampler = split, sampler
         self.share = processes.index, processes.count
@@ -166,6 +172,9 @@ class TrainingBatches(Dataset[Batch]):
             batch.update(self.sets.batch(step, *self.share))
         if self.joined is not None:
             batch.update(self.joined.batch(step, *self.share))
+        if self.more is not None:
+            reads = [relevance.video_text for relevance in self.relevances]
+            batch.update(self.more.batch(step, rows, columns, reads, *self.share))
         return batch
 
     def _columns(self, step: int, places: np.ndarray) -> np.ndarray:

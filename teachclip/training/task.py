@@ -24,6 +24,7 @@ from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_rows, gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
 from teachclip.training.joined_clips import joined_logits
+from teachclip.training.more_texts import more_logits
 
 
 class Task(nn.Module, ABC):
@@ -117,10 +118,11 @@ class DistillationTask(Task):
     unless it gives none, `frame_text.k` (texts, frames); and of the global batch `video_rows` (pairs,). Where texts
     or videos are without the other, it also holds `is_pair` (pairs,) bool; see `pairs_loss`. Each term is the
     weighted mean over the teachers that support it; a term that none supports is not used. Stored and online teachers
-    may be mixed. If `by_confidence`, the weights are those of `confidence_weights`, pair by pair. With
-    `frame_set_scorer` the batch holds synthetic videos too (see `FrameSetSampler`). The terms of embeddings are means
-    over them and the prefixes that the student's `matryoshka` names. With an `end_weight` of a term it holds
-    `progress`, 0-d, from 0 in the first step to 1 in the last.
+    may be mixed. Further texts of the batch (see `MoreTexts`) are rows of the video-text term too. If
+    `by_confidence`, the weights are those of `confidence_weights`, pair by pair. With `frame_set_scorer` the batch
+    holds synthetic videos too (see `FrameSetSampler`). The terms of embeddings are means over them and the prefixes
+    that the student's `matryoshka` names. With an `end_weight` of a term it holds `progress`, 0-d, from 0 in the
+    first step to 1 in the last.
     """
 
     def __init__(
@@ -173,12 +175,13 @@ class DistillationTask(Task):
         frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
         joined = joined_logits(self.student, batch)
+        more = more_logits(self.student, batch, videos)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
             swapped = self._swapped_logits(batch, encoded, videos)
             if videos.ndim == 3:
                 frame_scores = taught_scores(texts, videos, frame_scores, of_video=self.terms.frame_text.of_video)
-            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets, joined)
+            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets, joined, more)
 
     def _swapped_logits(self, batch: Batch, encoded: Tokens, videos: Tensor) -> list[Tensor] | None:
         """Return the logits of swapped captions, `FAR` in rows without one; None if the batch holds none at all."""
@@ -198,6 +201,7 @@ class DistillationTask(Task):
         frame_mask: Tensor | None,
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
         joined: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+        more: tuple[Sequence[Tensor], list[Tensor]] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
@@ -212,7 +216,12 @@ class DistillationTask(Task):
             total = self.terms.contrastive.weight_at(batch) * total
         if relevances:
             confidence = confidence_weights(relevances, same_video) if self.by_confidence else None
-            losses["video_text"] = _mean(self._video_text(each, relevances, confidence) for each in logits)
+            weights, video_text = [item.weight for item in relevances], [item.video_text for item in relevances]
+            rows = logits
+            if more is not None:
+                rows = [torch.cat(both) for both in zip(logits, more[0], strict=True)]
+                video_text = [torch.cat(both) for both in zip(video_text, more[1], strict=True)]
+            losses["video_text"] = _mean(self._video_text(each, video_text, weights, confidence) for each in rows)
             total = total + self.terms.video_text.weight_at(batch) * losses["video_text"]
             if any(item.frame_text is not None for item in relevances):
                 losses["frame_text"] = self._frame_text(frame_scores, frame_mask, relevances, confidence)
@@ -230,18 +239,20 @@ class DistillationTask(Task):
         return {"loss": total, **losses}
 
     def _video_text(
-        self, logits: Tensor, relevances: Sequence[Relevance], confidence: Sequence[Tensor] | None
+        self,
+        logits: Tensor,
+        relevances: Sequence[Tensor],
+        weights: Sequence[float],
+        confidence: Sequence[Tensor] | None,
     ) -> Tensor:
+        """Return the video-text term of the student's logits; `relevances`: those of each teacher, as many rows."""
         term = self.terms.video_text
         options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature}
         if confidence is None:
-            return _weighted_mean(
-                (item.weight, video_text_loss(logits, item.video_text, **options)) for item in relevances
-            )
+            losses = (video_text_loss(logits, relevance, **options) for relevance in relevances)
+            return _weighted_mean(zip(weights, losses, strict=True))
         pairs = zip(relevances, confidence, strict=True)
-        return sum_of(
-            video_text_loss(logits, item.video_text, **options, pair_weights=weights) for item, weights in pairs
-        )
+        return sum_of(video_text_loss(logits, relevance, **options, pair_weights=each) for relevance, each in pairs)
 
     def _frame_text(
         self,

@@ -51,3 +51,24 @@ def test_a_teacher_trains_whatever_its_student_joins(project):
 def test_a_dry_run_sees_that_the_texts_of_joined_clips_are_too_long(project, capsys):
     assert distill.main([str(project(**JOINED)), "text.max_tokens=5", "--dry-run"]) == 2
     assert "losses.joined_clips: 0 pairs of captions fit into text.max_tokens=5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["losses.video_text.more_texts=500"], "losses.video_text.more_texts is 500, but there are"),
+        (["teaching.source=online"], "losses.video_text.more_texts reads relevance beyond the batch; write"),
+        (["teaching.weighting=confidence"], "losses.video_text.more_texts has no pairs to be sure of; write"),
+    ],
+)
+def test_texts_beyond_the_batch_that_cannot_be_had_are_refused(project, overrides, message, capsys):
+    project.fill = False
+    recipe = project(losses={"video_text": {"more_texts": 4}})
+    assert distill.main([str(recipe), *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert not (project.folder / "stores").exists()
+
+
+def test_texts_beyond_the_batch_need_no_teaching_where_nobody_teaches(project):
+    recipe = load_recipe(project(losses={"video_text": {"more_texts": 500}}, teachers=[]), ["train.batch_size=6"])
+    check_student_training(recipe, build_catalog(recipe), Processes(0, 3))

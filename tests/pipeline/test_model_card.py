@@ -68,6 +68,13 @@ def test_the_model_card_tells_how_order_was_taught_and_encoders_were_held_back(p
     assert told in model_card({"model": "student"}, load_recipe(path))
 
 
+def test_the_model_card_tells_how_many_texts_a_video_was_compared_with(project):
+    losses = {"video_text": {"more_texts": 6}}
+    line = "; relevance of 6 further texts a step\n"
+    assert line in model_card({"model": "student"}, load_recipe(project(losses=losses)))
+    assert "further texts" not in model_card({"model": "student"}, load_recipe(project(losses=losses, teachers=[])))
+
+
 def test_nothing_is_claimed_that_nobody_said(project: Any) -> None:
     card = ModelCard(model_card(RESULTS, load_recipe(project())))
     known = card.data.to_dict()

@@ -434,3 +434,19 @@ def test_joined_clips_teach_in_whole_runs(project, encoders, capsys):
     short = project("short.yaml", losses={"joined_clips": term}, text={"max_tokens": 5}, **short)
     assert run(distill.main, short, *overrides) == 2
     assert "losses.joined_clips: 0 pairs of captions fit into text.max_tokens=5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
+def test_texts_beyond_the_batch_teach_in_whole_runs_of_one_and_two_processes(project, encoders):
+    options = [f"train.encoders={encoders}", "train.steps=2"]
+    more = project(losses={"video_text": {"kind": "kl", "more_texts": 6}})
+    runs = {"1": [], "chunked": ["train.chunk_size=2"], "plain": ["losses.video_text.more_texts=0"]}
+    for name, overrides in runs.items():
+        assert run(distill.main, more, *options, *overrides, f"output={project.folder / name}") == 0
+    done = launch(2, "distill", more, *options, f"output={project.folder / '2'}")
+    assert done.returncode == 0, done.stderr
+    terms = ("loss", "contrastive", "video_text", "frame_text")
+    logged = {name: losses(project.folder / name, terms) for name in ("1", "2", "chunked", "plain")}
+    assert_same_losses(logged["1"], logged["2"], steps=2)
+    assert_same_losses(logged["1"], logged["chunked"], steps=2)
+    assert abs(logged["plain"][0, 2] - logged["1"][0, 2]) > 1e-4 and logged["plain"][0, 1] == logged["1"][0, 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from teachclip.errors import RecipeError
-from teachclip.studies.design import Design, Factor, effect_names
+from teachclip.studies.design import Design, Factor, check_told_apart, effect_names
 from teachclip.studies.effects import Trainings
 
 
@@ -40,6 +40,24 @@ def test_a_cell_is_named_by_its_levels_and_has_their_overrides():
 def test_more_cells_than_combinations_are_refused():
     with pytest.raises(RecipeError, match=r"design\.cells is 13, too many to be balanced and all different among 12"):
         Design(FACTORS, 13).draw(0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "cells", "seeds", "message"),
+    [
+        ((2,) * 6, 4, (0, 1), r"8 trainings \(4 cells x 2 test seeds\) do not separate 6 effects and 2 seeds"),
+        ((2, 2, 2), 4, (0,), r"4 trainings \(4 cells x 1 test seeds\) do not separate 3 effects and 1 seeds"),
+    ],
+)
+def test_trainings_that_do_not_separate_the_effects_are_refused(levels, cells, seeds, message):
+    factors = tuple(factor(f"f{place}", *"abc"[:count]) for place, count in enumerate(levels))
+    with pytest.raises(RecipeError, match=message):
+        check_told_apart(Design(factors, cells), seeds)
+
+
+def test_trainings_that_separate_the_effects_are_taken():
+    check_told_apart(DESIGN, (0, 1))
+    check_told_apart(Design(FACTORS[1:], 3), (0, 1, 2))
 
 
 def made_up(noise, together=0.0, seeds=5, queries=()):
@@ -88,6 +106,17 @@ def test_an_interaction_is_what_two_levels_add_beyond_each():
     assert trainings.interactions(values)["loss kl and adapters all"].mean == pytest.approx(5)
     trainings, values = made_up(0.1)
     assert all(abs(effect.mean) < 0.5 for effect in trainings.interactions(values).values())
+
+
+def test_an_interaction_is_not_also_that_of_another_level_of_the_same_factors():
+    trainings, values = made_up(0.0, together=5.0)
+    effects = trainings.interactions(values)
+    assert effects["loss pearson and adapters all"].mean == pytest.approx(0)
+    assert list(effects) == [
+        *("loss pearson and adapters all", "loss kl and adapters all"),
+        *("loss pearson and rate high", "loss kl and rate high"),
+        "adapters all and rate high",
+    ]
 
 
 def hits(trainings, videos=30):

@@ -600,6 +600,14 @@ DESIGN = {"design": {"cells": 3, "factors": FACTORS}, "variants": [], "grid": No
         ),
         ({"design": {"cells": 1, "factors": FACTORS}}, "design.cells: 1 is fewer than the 2 levels of a factor"),
         ({"design": {"cells": 5, "factors": FACTORS}}, "design.cells is 5, too many"),
+        (
+            {"design": {"cells": 3, "factors": FACTORS}, "test_seeds": [5]},
+            "3 trainings (3 cells x 1 test seeds) do not",
+        ),
+        (
+            {"design": {"factors": {**FACTORS, "a": {"x": [], "z": ["losses.frame_text.weight=1"]}}}},
+            "design.factors.a: losses.frame_text.weight is set by frames too; one factor would undo the other",
+        ),
         ({"design": None}, "variants: 0 given; give two or more, or a design"),
     ],
 )

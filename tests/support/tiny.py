@@ -85,8 +85,11 @@ class TinyRelevance(StoredRelevance):
         weights = state.dirichlet(np.ones(FRAMES), VIDEOS * CAPTIONS).astype(np.float32)
         self.frames = torch.from_numpy(weights)
 
+    def video_text(self, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        return self.logits[rows][:, columns]
+
     def batch(self, rows: np.ndarray, columns: np.ndarray, own: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        return self.logits[rows[own]][:, columns], self.frames[rows[own]]
+        return self.video_text(rows[own], columns), self.frames[rows[own]]
 
 
 def tiny_student() -> StudentModel:
