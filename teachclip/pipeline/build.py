@@ -186,6 +186,8 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
         return
     frame_text = recipe.losses.frame_text
     problems = []
+    if recipe.losses.uses_frame_sets and recipe.losses.frame_sets.only_if_better:
+        problems.append("losses.frame_sets.only_if_better needs captions to measure by; write false")
     if not recipe.teachers:
         problems.append("teachers: it needs one, which says what texts and videos have in common")
     if frame_text.is_used and recipe.teachers and frame_text.targets != "video":
@@ -385,6 +387,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
+    elif not recipe.losses.frame_sets.only_if_better:
+        del losses["frame_sets"]["only_if_better"]
     if not recipe.losses.joined_clips.is_used:
         del losses["joined_clips"]
     if not recipe.losses.video_text.more_texts:

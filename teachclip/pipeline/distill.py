@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
+from teachclip.pipeline.frame_set_choice import choose_frame_sets
 from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
@@ -87,13 +88,14 @@ def _train(
 ) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
+    frame_sets = choose_frame_sets(work)  # of the backbone as it is, before anything trains
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     select = _evaluation(work, student, "selection")
     prepare_encoders(student, recipe)
     if not work.catalog.train.is_paired:
         write_taught(work)
     speed_up(student, train)
-    task, batches = build_training(work, student, unpaired)
+    task, batches = build_training(work, student, unpaired, frame_sets)
     start_trackers(accelerator, recipe)
     last = selects_last(work.selection_split())
     progress = fit(
@@ -114,7 +116,9 @@ def _train(
     task.load_state_dict(run.best_weights())
     if train.encoders == "lora":
         merge_lora(student)
-    chosen = {"selected_by": LAST_STEP} if last and progress.best_step == progress.step else {}
+    chosen: dict[str, Any] = {} if frame_sets is None else {"frame_sets": frame_sets}
+    if last and progress.best_step == progress.step:
+        chosen["selected_by"] = LAST_STEP
     results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
     track_results(accelerator, results, progress.step)
     if work.processes.is_main:
@@ -147,22 +151,27 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
 
 
 def build_training(
-    work: Workspace, student: StudentModel, unpaired: Unpaired | None
+    work: Workspace, student: StudentModel, unpaired: Unpaired | None, frame_sets: Mapping[str, Any] | None = None
 ) -> tuple[DistillationTask, TrainingBatches]:
-    """Return what one step computes and what it reads; what teachers know of the data is stored by then."""
+    """Return what one step computes and what it reads; what teachers know of the data is stored by then.
+
+    `frame_sets`: as `choose_frame_sets` returns it.
+    """
     recipe, split = work.recipe, work.catalog.train
     # of the backbone, not the student: its logit scale trains, and stored features would no longer be found
     inputs = work.inputs(split, work.backbone, encoders=recipe.train.encoders, views=work.views)
     joined = build_joined(work, split, inputs)  # before teachers compute for hours: it may find too few pairs
     teachers = build_teachers(work, split)
-    frame_sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    sets, frame_set_scorer = None, None
+    if frame_sets is None or frame_sets["used"]:
+        sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
     sampler = build.build_sampler(recipe.train, split, seed=recipe.order_seed, views=work.views)
     extras = dict(teachers.extras)
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
-    synthetic = frame_sets, joined
+    synthetic = sets, joined
     more = _more_texts(recipe, inputs, teachers)
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, *synthetic, more)
     return build_task(recipe, student, teachers, frame_set_scorer), batches

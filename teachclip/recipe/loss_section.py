@@ -93,6 +93,11 @@ class FrameSetsTerm(_Term):
     """Frame-set distillation: random sets of training frames as synthetic videos, scored against random captions."""
 
     weight: Weight = Field(0.0, description="0: off")
+    only_if_better: bool = Field(
+        False,
+        description="use them only where the backbone's late interaction finds more captions of the selection split "
+        "than mean pooling",
+    )
     scorer: str = Field(
         "backbone",
         description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; or the "
@@ -189,6 +194,8 @@ def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
         yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
     if not student.adapters and not student.temporal_layers:
         yield "losses.frame_sets teaches residual adapters and the temporal transformer; this student has neither"
+    if term.only_if_better and term.scorer != "backbone":
+        yield f"losses.frame_sets.only_if_better knows the backbone as scorer alone, not {term.scorer}; write false"
     if term.frames[1] > recipe.frames.count:
         yield f"losses.frame_sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
     if recipe.frames.store != "none":
