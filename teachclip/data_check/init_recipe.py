@@ -160,11 +160,16 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
         validation = "# The captions have a validation split."
     # beside a recipe that lies elsewhere: the data may be read-only
     home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
-    teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}" if teacher != NO_TEACHER else " []"
-    more, losses = "", ""
+    teachers, adapters, more, losses = " []", "", "", ""  # adapters that nobody teaches do harm
+    if teacher != NO_TEACHER:
+        teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
+        adapters = ", adapters: [frame, pooled, text]"
+        losses = """
+losses:   # as published, and frame sets where late interaction, which they teach, is better than mean pooling
+  frame_sets: {weight: 1.0, only_if_better: true, frames: [1, 3], repeats: 3}"""
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
-        losses = "\nlosses: {frame_text: {targets: video}}   # without captions a target is of a whole video"
+        losses += "\n  frame_text: {targets: video}   # without captions a target is of a whole video"
     return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
 # Check the data: teachclip prepare {shell_path(out)}; then train and export:
 # accelerate launch -m teachclip distill {shell_path(out)}   (--dry-run: check the recipe alone)
@@ -177,13 +182,15 @@ data:
   annotations: {_quoted(str(source.path))}{more}
   {validation}
 frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over each video
-student: {{backbone: {_quoted(backbone)}, temporal_layers: 4}}
+student: {{backbone: {_quoted(backbone)}, temporal_layers: 4{adapters}}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
-# Which options beyond the paper's losses help differs between data sets (RESULTS.md): find out on yours by
+# What helps differs between data sets ("What holds where" in RESULTS.md): find out on yours by
 # teachclip study --auto {shell_path(out)} --dry-run
-optimizer: {{name: adamw, lr: 1e-4, clip_lr: 1e-6, attention_lr: 1e-3, schedule: warmup_cosine}}
-train: {{encoders: finetuned, epochs: 5, batch_size: {batch}, workers: 2}}   # {pairs} training pairs
+optimizer: {{name: adamw, lr: 3e-4, attention_lr: 3e-3, adapter_lr: 1e-3, weight_decay: 0.05,
+            schedule: warmup_cosine}}
+# With thousands of pairs and a GPU try encoders: finetuned as well, with optimizer.clip_lr=1e-6.
+train: {{encoders: frozen, epochs: 20, batch_size: {batch}}}   # {pairs} training pairs
 """
 
 

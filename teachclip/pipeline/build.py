@@ -182,11 +182,12 @@ def uses_more_texts(recipe: Recipe) -> bool:
 
 def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
     """Raise RecipeError for what needs captions where training or selection has texts or videos without them."""
-    if catalog.train.is_paired and build_selection(recipe, catalog).is_paired:
+    is_measured = build_selection(recipe, catalog).is_paired
+    if catalog.train.is_paired and is_measured:
         return
     frame_text = recipe.losses.frame_text
     problems = []
-    if recipe.losses.uses_frame_sets and recipe.losses.frame_sets.only_if_better:
+    if recipe.losses.uses_frame_sets and recipe.losses.frame_sets.only_if_better and not is_measured:
         problems.append("losses.frame_sets.only_if_better needs captions to measure by; write false")
     if not recipe.teachers:
         problems.append("teachers: it needs one, which says what texts and videos have in common")

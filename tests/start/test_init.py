@@ -139,10 +139,10 @@ def test_with_captions_too_it_is_said_what_training_takes(project, tmp_path, off
     assert "takes:   about" in told and "stores:  about" in told and "next:   teachclip prepare" in told
     recipe = load_recipe(tmp_path / "videos" / "recipe.yaml")
     amounts = probe.Amounts.of_catalog(recipe, build_catalog(recipe))
-    # 11 training videos of 2 captions; 1 is held out and seen after each of the 5 epochs, then it and the 3 of test,
+    # 11 training videos of 2 captions; 1 is held out and seen after each of the 20 epochs, then it and the 3 of test,
     # and test once more by the zero-shot student
     assert (amounts.videos, amounts.texts, amounts.training) == (14, 28, (10, 20))
-    assert (amounts.steps, amounts.looks) == (5 * 5, (5 + 1 + 3 + 3, 2 * (5 + 1 + 3 + 3)))
+    assert (amounts.steps, amounts.looks) == (20 * 5, (20 + 1 + 3 + 3, 2 * (20 + 1 + 3 + 3)))
     assert run(tmp_path / "videos", "--backbone", clip, "--out", tmp_path / "alone.yaml") == 0
     assert "teacher: none; the student learns from captions alone" in capsys.readouterr().err
     assert load_recipe(tmp_path / "alone.yaml").teachers == []
@@ -182,7 +182,7 @@ def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_pa
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.data.uncaptioned == tmp_path and recipe.losses.frame_text.targets == "video"
     assert len((tmp_path / "recipe.yaml").read_text(encoding="utf-8").splitlines()) < 30
-    small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=2", "student.temporal_layers=0"]
+    small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=3", "student.temporal_layers=0"]
     assert distill.main([str(tmp_path / "recipe.yaml"), *small, "text.max_tokens=8"]) == 0
     assert "train 6 videos" in capsys.readouterr().err
     assert run(tmp_path, "--backbone", clip, "--teacher", "none", "--out", str(tmp_path / "other.yaml")) == 0
