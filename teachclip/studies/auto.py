@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from teachclip.console import interruptible, log
-from teachclip.errors import RecipeError
-from teachclip.pipeline.build import build_catalog, build_sampler, training_steps
-from teachclip.processes import usable_cores
-from teachclip.recipe.loading import dump_recipe, load_recipe, recipe_path
+from teachclip.errors import RecipeError, TeachclipError
+from teachclip.pipeline.build import build_catalog, build_sampler, check_student_training, training_steps
+from teachclip.processes import Processes, usable_cores
+from teachclip.recipe.loading import dump_recipe, load_recipe, recipe_path, value_text
+from teachclip.recipe.schema import Recipe
 from teachclip.store.files import read_json, write_atomic
 from teachclip.studies.auto_report import auto_markdown, evidence
 from teachclip.studies.checks import check_own_data, check_plan
@@ -176,9 +177,7 @@ def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget
         "candidates": [_row(candidate) for candidate in [*ranked, *reversed(dropped)]],
         **evidence(runs[winner.variant.name], runs[BASELINE], plan, prepared),
     }
-    chosen = load_recipe(
-        plan.recipe, [*plan.settings(winner.variant, winner.setting), f"output={plan.folder / 'run'}"]
-    )
+    chosen, result["uncaptioned"] = chosen_recipe(plan, winner)
     write_atomic(plan.folder / "recipe.yaml", dump_recipe(chosen).encode())
     write_atomic(plan.folder / "auto.json", json.dumps(result, indent=1).encode())
     text = auto_markdown(result, plan.folder / "recipe.yaml")
@@ -186,6 +185,25 @@ def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget
     print(text, flush=True)
     log(f"recipe: {plan.folder / 'recipe.yaml'}; report: {plan.folder / 'report.md'}")
     return result
+
+
+def chosen_recipe(plan: Plan, winner: Candidate) -> tuple[Recipe, str]:
+    """Return the recipe to write, and what there is to say of its videos without captions, "" if it has none.
+
+    It learns from them as the recipe says, though no trial did, unless a student cannot be trained on them that way.
+    """
+    settings = [*plan.settings(winner.variant, winner.setting), f"output={plan.folder / 'run'}"]
+    folder = load_recipe(plan.recipe, []).data.uncaptioned
+    if folder is None:
+        return load_recipe(plan.recipe, settings), ""
+    chosen = load_recipe(plan.recipe, [*settings, f"data.uncaptioned={value_text(str(folder))}"])
+    try:
+        check_student_training(chosen, build_catalog(chosen), Processes())
+    except TeachclipError as error:
+        problems = str(error).replace(f"{chosen.name}: ", "").splitlines()
+        why = f"which it cannot learn from: {'; '.join(problems)}"
+        return load_recipe(plan.recipe, settings), f"It leaves out data.uncaptioned, {folder}, {why}."
+    return chosen, f"It learns from data.uncaptioned, {folder}, too, which this comparison left out."
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
@@ -272,6 +290,8 @@ def _price(plan: Plan, steps: int, prepared: Results, processes: int) -> Price:
 
 def _log_candidates(plan: Plan, steps: int) -> None:
     """Print what is chosen from."""
+    if (folder := load_recipe(plan.recipe, []).data.uncaptioned) is not None:
+        log(f"data.uncaptioned is left out of the comparison: no trial knows which of {folder} are test videos")
     for variant in plan.study.variants:
         log(f"candidate {variant.label}: {' '.join(variant.fixed)}")
     if len(plan.study.variants) < len(STANDING) + 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from test_study import InThisProcess
 from teachclip import load_recipe
 from teachclip.cli.study import main
 from teachclip.errors import RecipeError
+from teachclip.pipeline.build import build_catalog, check_student_training
+from teachclip.processes import Processes
 from teachclip.studies import auto as auto_module
 from teachclip.studies import trials
 from teachclip.studies.auto import BASELINE, STANDING, Candidate, auto, auto_plan, halve, whole_steps
@@ -128,6 +131,33 @@ def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsy
     told = capsys.readouterr().out
     assert "The undistilled student itself is the best on validation: nothing else that was tried helped." in told
     assert load_recipe(project.folder / "out" / "recipe.yaml").teachers == []
+
+
+@pytest.mark.parametrize(
+    ("best", "says"),
+    [
+        ("all_options", "It learns from data.uncaptioned, {folder}, too, which this comparison left out."),
+        ("published", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
+        ("adapters", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
+    ],
+)
+def test_videos_without_captions_are_of_no_trial_but_of_the_chosen_recipe_if_it_can_learn_from_them(
+    project, made_up, capsys, best, says
+):
+    ran = made_up(best, "0.001")
+    folder = project.folder / "more # videos"
+    folder.mkdir()
+    shutil.copy(project.root / "videos" / "clip0.mp4", folder / "other.mp4")
+    losses = {"contrastive": {"weight": 0.2}, "frame_text": {"targets": "video"}}
+    recipe = project(data={"uncaptioned": str(folder)}, losses=losses)
+    auto(recipe, rates=[1e-3], out=project.folder / "out")
+    assert all("data.uncaptioned=null" in job.settings for _, jobs in ran for job in jobs)
+    printed = capsys.readouterr()
+    assert says.format(folder=folder) in printed.out
+    assert "data.uncaptioned is left out of the comparison" in printed.err
+    chosen = load_recipe(project.folder / "out" / "recipe.yaml")
+    assert chosen.data.uncaptioned == (folder if best == "all_options" else None)
+    check_student_training(chosen, build_catalog(chosen), Processes())
 
 
 def test_a_whole_run_goes_on_where_it_stopped(project, monkeypatch, capsys):
