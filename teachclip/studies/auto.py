@@ -21,7 +21,7 @@ from teachclip.recipe.loading import dump_recipe, load_recipe, recipe_path, valu
 from teachclip.recipe.schema import Recipe
 from teachclip.store.files import read_json, write_atomic
 from teachclip.studies.auto_report import auto_markdown, evidence
-from teachclip.studies.checks import check_own_data, check_plan
+from teachclip.studies.checks import check_own_data, check_plan, variant_problems
 from teachclip.studies.halving import Budget, Halving, Price, Rung, fit_halving
 from teachclip.studies.jobs import Train
 from teachclip.studies.plan import Plan, Results, recipe_label
@@ -112,7 +112,11 @@ def check_own_folder(folder: Path, recipe: Path) -> None:
 
 
 def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: int) -> Plan:
-    """Return the plan that all trials follow from; variants that need a teacher are dropped where there is none."""
+    """Return the plan that all trials follow from, without the standing recipes that do not fit to this recipe.
+
+    They are those that need a teacher where there is none, and those with a problem that the undistilled student does
+    not have, which is logged.
+    """
     file = load_study(find_study("own_data"))
     settings = grid({"optimizer.lr": [f"{rate:g}" for rate in rates]})
     taught = bool(load_recipe(recipe, []).teachers)
@@ -128,7 +132,16 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
         baseline=BASELINE,
         teachers=False,  # they would be measured on test
     )
-    return Plan(folder, recipe, study, None)
+    problems = variant_problems(Plan(folder, recipe, study, None))
+    kept = tuple(variant for variant in variants if variant.name not in problems)
+    if BASELINE in problems or len(kept) < 2:  # a problem of the recipe itself, which `check_plan` raises
+        return Plan(folder, recipe, study, None)
+    for variant in variants:
+        if variant.name in problems:
+            log(
+                f"{variant.label} does not fit to {recipe.name} and is not tried: {'; '.join(problems[variant.name])}"
+            )
+    return Plan(folder, recipe, replace(study, variants=kept), None)
 
 
 def whole_steps(plan: Plan) -> int:
@@ -294,7 +307,7 @@ def _log_candidates(plan: Plan, steps: int) -> None:
         log(f"data.uncaptioned is left out of the comparison: no trial knows which of {folder} are test videos")
     for variant in plan.study.variants:
         log(f"candidate {variant.label}: {' '.join(variant.fixed)}")
-    if len(plan.study.variants) < len(STANDING) + 1:
+    if not load_recipe(plan.recipe, []).teachers:
         log("the recipe has no teachers: only recipes without them are tried")
     rates = ", ".join(setting[0].partition("=")[2] for setting in plan.study.variants[0].grid)
     log(f"each at optimizer.lr {rates}; a whole training is {steps} steps")

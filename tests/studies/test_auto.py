@@ -66,6 +66,31 @@ def test_recipes_that_need_a_teacher_are_not_tried_without_one(project):
     assert without.study.variants[0].grid == (("optimizer.lr=0.001",), ("optimizer.lr=0.01",))
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"frames": {"store": "none"}, "train": {"encoders": "finetuned"}}, "losses.frame_sets reads frames of many"),
+        ({"frames": {"count": 2}}, "losses.frame_sets.frames is [1, 3], but videos have 2 frames"),
+        ({"losses": {"frame_sets": {"videos": "{videos}"}}}, "losses.frame_sets.videos is {videos}, which may hold"),
+    ],
+)
+def test_a_standing_recipe_that_does_not_fit_is_left_out_in_one_line(project, capsys, changes, problem):
+    videos = str(project.root / "videos")
+    changes = json.loads(json.dumps(changes).replace("{videos}", videos))
+    recipe = str(project(**changes))
+    assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not tried" in line]
+    assert "all options does not fit to recipe.yaml and is not tried: " in line
+    assert problem.replace("{videos}", videos) in line
+
+
+def test_a_problem_of_the_recipe_itself_is_raised(project, capsys):
+    recipe = str(project(data={"select_on": "test"}))
+    assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "data.select_on is test: the checkpoint would be chosen on test" in told and "not tried" not in told
+
+
 def test_epochs_are_counted_in_steps(project):
     recipe = project(train={"steps": None, "epochs": 3})
     assert whole_steps(auto_plan(project.folder / "out", recipe, [1e-3], 1)) == 3 * 4
