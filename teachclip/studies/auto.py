@@ -118,7 +118,7 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
     not have, which is logged.
     """
     file = load_study(find_study("own_data"))
-    settings = grid({"optimizer.lr": [f"{rate:g}" for rate in rates]})
+    settings = grid({"optimizer.lr": list(dict.fromkeys(f"{rate:g}" for rate in rates))})
     taught = bool(load_recipe(recipe, []).teachers)
     names = (BASELINE, *(name for name in STANDING if taught or name == "adapters"))
     variants = tuple(replace(variant, grid=settings) for variant in file.variants if variant.name in names)

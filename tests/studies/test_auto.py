@@ -91,6 +91,11 @@ def test_a_problem_of_the_recipe_itself_is_raised(project, capsys):
     assert "data.select_on is test: the checkpoint would be chosen on test" in told and "not tried" not in told
 
 
+def test_a_rate_that_is_given_twice_is_tried_once(project):
+    plan = auto_plan(project.folder / "out", project(), [1e-3, 0.001, 1e-2], 1)
+    assert plan.study.variants[0].grid == (("optimizer.lr=0.001",), ("optimizer.lr=0.01",))
+
+
 def test_epochs_are_counted_in_steps(project):
     recipe = project(train={"steps": None, "epochs": 3})
     assert whole_steps(auto_plan(project.folder / "out", recipe, [1e-3], 1)) == 3 * 4
