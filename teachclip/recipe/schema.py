@@ -251,6 +251,11 @@ def _check_encoders(train: Train, optimizer: Optimizer, wise_ft: bool = False) -
         )
     if optimizer.l2_start and train.encoders != "finetuned":
         raise ValueError(f"optimizer.l2_start needs train.encoders=finetuned, got {train.encoders}")
+    if (pull := optimizer.l2_start * optimizer.clip_lr) > 1:
+        raise ValueError(
+            f"optimizer.l2_start x optimizer.clip_lr is {pull:g}, the share of the way back to their start that "
+            "encoders go in a step; allowed: at most 1"
+        )
     if optimizer.l2_start and train.clip_weights == "float16":
         raise ValueError("optimizer.l2_start needs train.clip_weights=float32: its steps vanish in float16")
 

@@ -110,6 +110,10 @@ def test_settings_name_these_options_only_where_they_are_used(project):
         (["optimizer.l2_start=0.5"], "optimizer.l2_start needs train.encoders=finetuned, got frozen"),
         (["train.encoders=lora", "optimizer.l2_start=1"], "optimizer.l2_start needs train.encoders=finetuned"),
         (["train.encoders=lora", "optimizer.clip_lr=1e-6"], "clip_lr is 1e-06, at which LoRA's matrices"),
+        (
+            ["train.encoders=finetuned", "optimizer.clip_lr=1e-3", "optimizer.l2_start=1001"],
+            "optimizer.l2_start x optimizer.clip_lr is 1.001",
+        ),
         (["train.ema=1"], "train.ema"),
         (["train.encoders=lora", "train.clip_weights=float16"], "needs train.encoders=finetuned, got lora"),
         (
