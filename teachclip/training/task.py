@@ -23,7 +23,7 @@ from teachclip.scoring.inputs import SWAPPED, Batch, encode_text_batch, encode_v
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_rows, gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
-from teachclip.training.joined_clips import joined_logits
+from teachclip.training.joined_clips import JoinedLogits, joined_logits
 
 
 class Task(nn.Module, ABC):
@@ -197,7 +197,7 @@ class DistillationTask(Task):
         frame_scores: Tensor,
         frame_mask: Tensor | None,
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
-        joined: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+        joined: JoinedLogits | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
@@ -222,9 +222,9 @@ class DistillationTask(Task):
             losses["frame_sets"] = _mean(frame_set_loss(each, targets) for each in student_logits)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
         if joined is not None:
-            own = torch.eye(len(joined[0][0]), dtype=torch.bool, device=total.device)
+            pairs = zip(joined.captions, joined.swapped, strict=True)
             losses["joined_clips"] = _mean(
-                pairs_loss(each, own, None, temperature, other) for each, other in zip(*joined, strict=True)
+                pairs_loss(each, joined.same_clips, None, temperature, other) for each, other in pairs
             )
             total = total + self.terms.joined_clips.weight_at(batch) * losses["joined_clips"]
         return {"loss": total, **losses}
