@@ -99,6 +99,8 @@ def joined_logits(student: StudentModel, batch: Batch) -> JoinedLogits | None:
     gathered = gather_tokens({name: tensor.float() for name, tensor in embeds.items()})
     with torch.autocast(gathered["texts"].device.type, enabled=False):
         videos = {"embeds": gathered["videos"]}
-        captions, others = (student.prefix_logits({"embeds": gathered[name]}, videos) for name in ("texts", "swapped"))
+        captions, others = (
+            student.prefix_logits({"embeds": gathered[name]}, videos) for name in ("texts", "swapped")
+        )
     clips = gather_with_gradient(inputs[CLIPS])
     return JoinedLogits(captions, others, (clips[:, None] == clips[None]).all(dim=-1))
