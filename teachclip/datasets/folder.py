@@ -37,8 +37,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], name: str) -> None:
         if recorded.get("version") != settings["version"]:
             raise DataError(
                 f"{folder} has the format {recorded.get('version')} of an older teachclip, expected "
-                f"{settings['version']}; delete the folder and make the dataset again, which gives the same videos "
-                "and captions"
+                f"{settings['version']}; delete the folder and make the dataset again"
             )
         difference = describe_difference(recorded, settings)
         if difference:
