@@ -22,7 +22,7 @@ from teachclip.recipe.schema import Recipe
 from teachclip.store.files import read_json, write_atomic
 from teachclip.studies.auto_report import auto_markdown, evidence
 from teachclip.studies.checks import check_own_data, check_plan, variant_problems
-from teachclip.studies.halving import Budget, Halving, Price, Rung, fit_halving
+from teachclip.studies.halving import Budget, Halving, Price, Round, fit_halving
 from teachclip.studies.jobs import Train
 from teachclip.studies.plan import Plan, Results, recipe_label
 from teachclip.studies.results import VariantRuns
@@ -39,12 +39,12 @@ PILOTS = (32, 8)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A standing recipe at a base rate, and what validation said of it, rung by rung."""
+    """A standing recipe at a base rate, and what validation said of it, round by round."""
 
     variant: Variant
     setting: Settings
     scores: tuple[tuple[float, float], ...] = ()
-    """Per rung the mean recall at 1 over the seeds, and the mean sum of all recalls, which decides between equals."""
+    """Per round the mean recall at 1 over the seeds, and the mean sum of all recalls, which decides a tie."""
 
     @property
     def label(self) -> str:
@@ -155,7 +155,7 @@ def whole_steps(plan: Plan) -> int:
 
 
 def halve(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Return the `count` best candidates by their last rung, best first, and the best of the baseline in any case."""
+    """Return the `count` best candidates by their last round, best first, and the best baseline in any case."""
     ranked = sorted(candidates, key=lambda candidate: candidate.scores[-1], reverse=True)
     kept = ranked[:count]
     if not any(candidate.variant.name == BASELINE for candidate in kept):
@@ -172,11 +172,11 @@ def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget
     """Halve, measure who is left and the baseline on test, and write the report and the recipe."""
     left = [Candidate(variant, setting) for variant in plan.study.variants for setting in variant.grid]
     dropped: list[Candidate] = []
-    for number, rung in enumerate(halving.rungs):
-        kept = left if number == 0 else halve(left, rung.count)
+    for number, this_round in enumerate(halving.rounds):
+        kept = left if number == 0 else halve(left, this_round.count)
         dropped += [candidate for candidate in left if candidate not in kept]
-        label = f"rung {number + 1}/{len(halving.rungs)}: {rung.steps} steps"
-        left = _measure(plan, kept, rung, halving, prepared, processes, label)
+        label = f"round {number + 1}/{len(halving.rounds)}: {this_round.steps} steps"
+        left = _measure(plan, kept, this_round, halving, prepared, processes, label)
     ranked = sorted(left, key=lambda candidate: candidate.scores[-1], reverse=True)
     winner = ranked[0]
     baseline = next(candidate for candidate in ranked if candidate.variant.name == BASELINE)
@@ -185,7 +185,7 @@ def _run(plan: Plan, halving: Halving, prepared: Results, processes: int, budget
         "recipe": str(plan.recipe.resolve()),
         "chosen": {"variant": winner.variant.name, "label": winner.variant.label, "settings": list(winner.setting)},
         "budget": {"total": budget.total, "unit": budget.unit, "planned": halving.cost},
-        "rungs": [{"steps": rung.steps, "candidates": rung.count} for rung in halving.rungs],
+        "rounds": [{"steps": each.steps, "candidates": each.count} for each in halving.rounds],
         "dev_seeds": list(range(1, halving.seeds + 1)),
         "candidates": [_row(candidate) for candidate in [*ranked, *reversed(dropped)]],
         **evidence(runs[winner.variant.name], runs[BASELINE], plan, prepared),
@@ -226,16 +226,16 @@ def _row(candidate: Candidate) -> dict[str, Any]:
 def _measure(
     plan: Plan,
     candidates: Sequence[Candidate],
-    rung: Rung,
+    this_round: Round,
     halving: Halving,
     prepared: Results,
     processes: int,
     label: str,
 ) -> list[Candidate]:
-    """Train candidates for the steps of a rung on every dev seed, and add what validation says of them."""
-    seeds, whole = range(1, halving.seeds + 1), halving.rungs[-1].steps
+    """Train candidates for the steps of a round on every dev seed, and add what validation says of them."""
+    seeds, whole = range(1, halving.seeds + 1), halving.rounds[-1].steps
     jobs = {
-        (row, seed): _job(plan, "tune", seed, candidate, prepared, _length(plan, candidate, rung.steps, whole))
+        (row, seed): _job(plan, "tune", seed, candidate, prepared, _length(plan, candidate, this_round.steps, whole))
         for row, candidate in enumerate(candidates)
         for seed in seeds
     }
@@ -314,6 +314,6 @@ def _log_candidates(plan: Plan, steps: int) -> None:
 
 
 def _log_halving(halving: Halving, budget: Budget) -> None:
-    stages = ", then ".join(f"{rung.count} x {rung.steps} steps" for rung in halving.rungs)
+    stages = ", then ".join(f"{each.count} x {each.steps} steps" for each in halving.rounds)
     seeds = f" on {halving.seeds} dev seeds" if halving.seeds > 1 else ""
     log(f"at most {stages}{seeds}; then test: {halving.cost:.1f} of {budget.total:g} {budget.unit}")

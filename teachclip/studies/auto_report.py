@@ -36,7 +36,7 @@ def auto_markdown(result: Mapping[str, Any], recipe: Path) -> str:
     lines = result["verdicts"] or [
         "The undistilled student itself is the best on validation: nothing else that was tried helped."
     ]
-    steps = [f"{rung['steps']} steps" for rung in result["rungs"]]
+    steps = [f"{each['steps']} steps" for each in result["rounds"]]
     rows = [
         [
             row["label"],

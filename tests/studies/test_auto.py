@@ -19,7 +19,7 @@ from teachclip.processes import Processes
 from teachclip.studies import auto as auto_module
 from teachclip.studies import trials
 from teachclip.studies.auto import BASELINE, STANDING, Candidate, auto, auto_plan, halve, whole_steps
-from teachclip.studies.halving import Budget, fit_halving, rungs
+from teachclip.studies.halving import Budget, fit_halving, rounds
 from teachclip.studies.jobs import Train
 from teachclip.studies.study_file import Variant
 
@@ -30,18 +30,18 @@ def trainings(total: float, steps: int = 400) -> Budget:
     return Budget(total, "trainings", lambda count: count / steps)
 
 
-def test_rungs_halve_the_candidates_and_double_the_steps():
-    found = [(rung.count, rung.steps) for rung in rungs(15, 400, 2)]
+def test_rounds_halve_the_candidates_and_double_the_steps():
+    found = [(each.count, each.steps) for each in rounds(15, 400, 2)]
     assert found == [(15, 100), (8, 200), (4, 400)]
-    assert [(rung.count, rung.steps) for rung in rungs(2, 3, 3)] == [(2, 1), (2, 1), (2, 2), (2, 3)]
+    assert [(each.count, each.steps) for each in rounds(2, 3, 3)] == [(2, 1), (2, 1), (2, 2), (2, 3)]
 
 
 def test_a_budget_buys_long_runs_first_and_then_seeds():
     least, some, more = (fit_halving(15, 400, 6, trainings(total)) for total in (11, 20, 45))
-    assert [len(found.rungs) for found in (least, some, more)] == [6, 3, 3]
+    assert [len(found.rounds) for found in (least, some, more)] == [6, 3, 3]
     assert [found.seeds for found in (least, some, more)] == [1, 1, 3]
     for found, total in ((least, 11), (some, 20), (more, 45)):
-        spent = 6 + found.seeds * sum(rung.count * rung.steps / 400 for rung in found.rungs)
+        spent = 6 + found.seeds * sum(each.count * each.steps / 400 for each in found.rounds)
         assert found.cost == pytest.approx(spent) and spent <= total
     with pytest.raises(RecipeError, match=r"budget of 8 trainings is too small for 15 candidates; the least is 11"):
         fit_halving(15, 400, 6, trainings(8))
@@ -51,7 +51,7 @@ def candidate(name: str, recall: float, total: float = 0.0) -> Candidate:
     return Candidate(Variant(name, name, (), ()), (), ((99.0, 0.0), (recall, total)))
 
 
-def test_the_last_rung_decides_then_all_recalls_and_the_baseline_always_stays():
+def test_the_last_round_decides_then_all_recalls_and_the_baseline_always_stays():
     tried = [candidate("a", 5), candidate("b", 7, 1), candidate("c", 7, 2), candidate(BASELINE, 1), candidate("d", 6)]
     assert [each.variant.name for each in halve(tried, 3)] == ["c", "b", BASELINE]
     assert [each.variant.name for each in halve(tried, 5)] == ["c", "b", "d", "a", BASELINE]
@@ -133,7 +133,7 @@ def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_basel
     assert found["chosen"]["variant"] == "published_adapters"
     assert found["chosen"]["settings"] == ["optimizer.lr=0.003"]
     labels = [label for label, _ in ran]
-    assert [label.partition(":")[0] for label in labels] == ["prepare", "rung 1/3", "rung 2/3", "rung 3/3", "test"]
+    assert [label.partition(":")[0] for label in labels] == ["prepare", "round 1/3", "round 2/3", "round 3/3", "test"]
     steps = [{text for job in jobs for text in job.settings if "train.steps" in text} for _, jobs in ran[1:4]]
     assert steps == [{"train.steps=2"}, {"train.steps=4"}, {"train.steps=8"}]
     assert not ran[0][1][0].measure, "teachers would be measured on test"
@@ -244,13 +244,13 @@ def lengths(plan: Any, *steps: int) -> list[Any]:
     return [plan.load(plan.settings(variant, (*variant.grid[0], *length))).train for length in found]
 
 
-def test_steps_at_rest_are_shortened_with_a_rung(project):
+def test_steps_at_rest_are_shortened_with_a_round(project):
     found = lengths(made_plan(project, encoders="finetuned", frozen_steps=100), 13, 100, 400)
     assert [train.frozen_steps for train in found] == [3, 25, 100]
     assert [train.steps for train in found] == [13, 100, 400]
 
 
-def test_a_rung_validates_as_often_as_the_recipe_says(project):
+def test_a_round_validates_as_often_as_the_recipe_says(project):
     assert [train.evaluate_every for train in lengths(made_plan(project, evaluate_every=None), 100, 400)] == [
         None
     ] * 2
