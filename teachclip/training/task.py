@@ -326,8 +326,8 @@ def pairs_loss(
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:
     """Return the mean of some 0-d losses; of one, itself."""
-    found = list(losses)
-    return found[0] if len(found) == 1 else torch.stack(found).mean()
+    values = list(losses)
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def _weighted_mean(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
@@ -371,8 +371,8 @@ def _teach(item: OnlineTeacher, batch: Batch, chunk_size: int | None) -> Relevan
         texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
         frame_text, pairs = None, len(batch["video_rows"])
         if gives_frame_relevance(item.teacher):
-            own = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
-            relevance = item.teacher.frame_relevance(texts, own).float()
+            of_texts = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
+            relevance = item.teacher.frame_relevance(texts, of_texts).float()
             if "is_pair" in batch:  # what was dealt out side by side is no pair: it does not count
                 relevance = relevance * batch["is_pair"][:, None]
             frame_text = tempered_relevance(relevance, item.frame_temperature)

@@ -204,9 +204,9 @@ def _facts(episodes: Sequence[Episode], each: Mapper) -> dict[str, float]:
     """Return how far captions tell the videos of a split apart."""
     missions: list[Mission] = list(each(mission_of, episodes))
     known = tuple(dict.fromkeys(missions))
-    found = list(each(fulfilled, episodes, [known] * len(episodes)))
+    fulfilments = list(each(fulfilled, episodes, [known] * len(episodes)))
     lengths = [len(episode.actions) for episode in episodes]
-    fulfil = [sum(mission in item for item in found) for mission in missions]
+    fulfil = [sum(mission in item for item in fulfilments) for mission in missions]
     texts = [episode.mission for episode in episodes]
     return {
         "videos": len(episodes),
@@ -214,8 +214,8 @@ def _facts(episodes: Sequence[Episode], each: Mapper) -> dict[str, float]:
         "different_missions": len(set(texts)),
         "frames_mean": round(1 + float(np.mean(lengths)), 2),
         "videos_that_fulfil_a_mission": round(float(np.mean(fulfil)), 3),
-        "oracle_recall_at_1": round(oracle_recall_at_1(missions, found), 2),
-        "oracle_recall_at_1_at_the_end": round(oracle_recall_at_1(missions, found, lengths), 2),
+        "oracle_recall_at_1": round(oracle_recall_at_1(missions, fulfilments), 2),
+        "oracle_recall_at_1_at_the_end": round(oracle_recall_at_1(missions, fulfilments, lengths), 2),
     }
 
 
