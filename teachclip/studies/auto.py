@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
@@ -34,7 +35,7 @@ STANDING = ("adapters", "published", "published_adapters", "all_options")
 BASELINE = "undistilled"
 RATES = (1e-4, 3e-4, 1e-3)
 PILOTS = (32, 8)
-"""With a budget in minutes two short trainings, of so small shares of the steps, tell what a training takes."""
+"""With a budget in minutes short trainings, of so small shares of the steps, tell what a training takes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def auto(
     Candidates are the standing recipes and the undistilled student, each at every one of `rates` as `optimizer.lr`.
     Successive halving on validation leaves one; it and the undistilled student are then trained on `test_seeds` new
     seeds and measured on test, which is read there alone. `trainings`: what this may cost, in whole trainings of a
-    student; or `minutes`, by what two short trainings took, without what has to be made once in any case: decoded
+    student; or `minutes`, by what short trainings took, without what has to be made once in any case: decoded
     videos, teachers and their relevance. None of both: 20 trainings. `out`: folder for everything (default
     runs/studies/auto-RECIPE). The same call continues after an interruption. `dry_run`: check, print the plan, and
     return {}.
@@ -84,7 +85,9 @@ def auto(
     check_own_data(plan)
     steps = whole_steps(plan)
     processes = processes or (1 if torch.cuda.is_available() else usable_cores())
-    budget = Budget(20.0 if trainings is None else trainings, "trainings", lambda count: count / steps)
+    budget = Budget(
+        20.0 if trainings is None else trainings, "trainings", lambda count, length: count * length / steps
+    )
     _log_candidates(plan, steps)
     if minutes is None:
         halving = _fit(plan, steps, budget)
@@ -285,20 +288,30 @@ def _length(plan: Plan, candidate: Candidate, steps: int, whole: int) -> Setting
 
 
 def _price(plan: Plan, steps: int, prepared: Results, processes: int) -> Price:
-    """Return what a training of so many steps takes in minutes, by two short ones of the costliest candidate."""
+    """Return what trainings take in minutes, by short ones of the costliest candidate, of two lengths.
+
+    As many of a length run at once as candidates will, as each is slower beside others.
+    """
     costliest = Candidate(plan.study.variants[-1], plan.study.variants[-1].grid[0])
     lengths = sorted({max(1, steps // share) for share in PILOTS})
-    jobs = [_job(plan, "tune", 1, costliest, prepared, _length(plan, costliest, count, steps)) for count in lengths]
-    for job in jobs:
-        if (job.result() or {"seconds": None})["seconds"] is None:  # interrupted: its time is that of a part
-            shutil.rmtree(job.output, ignore_errors=True)
-            job.result_file.unlink(missing_ok=True)
-    run_trials(jobs, 1, "time")
-    seconds = [float(read_json(job.result_file)["seconds"]) for job in jobs]
+    at_once = min(processes, sum(len(variant.grid) for variant in plan.study.variants))
+    seconds = []
+    for count in lengths:
+        length = _length(plan, costliest, count, steps)
+        jobs = [_job(plan, "tune", seed, costliest, prepared, length) for seed in range(1, at_once + 1)]
+        for job in jobs:
+            if (job.result() or {"seconds": None})["seconds"] is None:  # interrupted: its time is that of a part
+                shutil.rmtree(job.output, ignore_errors=True)
+                job.result_file.unlink(missing_ok=True)
+        run_trials(jobs, at_once, "time")
+        seconds.append(statistics.fmean(float(read_json(job.result_file)["seconds"]) for job in jobs))
     slope = max(0.0, (seconds[-1] - seconds[0]) / max(1, lengths[-1] - lengths[0]))
     start = max(0.0, seconds[0] - slope * lengths[0])
-    log(f"a training takes about {(start + slope * steps) / 60:.1f} min: {start:.0f} s and {slope:.3f} s per step")
-    return lambda count: (start + slope * count) / 60 / processes
+    log(
+        f"a training takes about {(start + slope * steps) / 60:.1f} min where {at_once} run at once: {start:.0f} s "
+        f"and {slope:.3f} s per step"
+    )
+    return lambda count, length: math.ceil(count / processes) * (start + slope * length) / 60
 
 
 def _log_candidates(plan: Plan, steps: int) -> None:

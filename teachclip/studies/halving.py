@@ -16,8 +16,8 @@ HALVINGS = (2, 3, 4, 5)
 """How often the length may double, in the order of preference: short runs are worse witnesses of whole ones."""
 MOST_SEEDS = 5
 
-Price = Callable[[int], float]
-"""What a training of so many steps costs."""
+Price = Callable[[int, int], float]
+"""What so many trainings of so many steps cost together: (trainings, steps)."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,18 @@ def fit_halving(candidates: int, steps: int, tests: int, budget: Budget) -> Halv
 
     `tests`: whole trainings that are measured on test. Raises RecipeError, with the least budget, if none fits.
     """
-    test_cost = tests * budget.price(steps)
     plans = [rounds(candidates, steps, halvings) for halvings in HALVINGS]
-    costs = [sum(each.count * budget.price(each.steps) for each in plan) for plan in plans]
-    for plan, cost in zip(plans, costs, strict=True):
-        if test_cost + cost <= budget.total:
-            seeds = max(1, min(MOST_SEEDS, int((budget.total - test_cost) / cost))) if plan is plans[0] else 1
-            return Halving(plan, seeds, test_cost + seeds * cost)
-    least = test_cost + min(costs)
+
+    def cost(plan: list[Round], seeds: int) -> float:
+        trained = sum(budget.price(each.count * seeds, each.steps) for each in plan)
+        return budget.price(tests, steps) + trained
+
+    for plan in plans:
+        affordable = [seeds for seeds in range(1, MOST_SEEDS + 1) if cost(plan, seeds) <= budget.total]
+        if affordable:
+            seeds = affordable[-1] if plan is plans[0] else 1
+            return Halving(plan, seeds, cost(plan, seeds))
+    least = min(cost(plan, 1) for plan in plans)
     raise RecipeError(
         f"the budget of {budget.total:g} {budget.unit} is too small for {candidates} candidates; the least is "
         f"{math.ceil(least)}: give more, or fewer --rates or --test-seeds"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ ALL = [BASELINE, *STANDING]
 
 
 def trainings(total: float, steps: int = 400) -> Budget:
-    return Budget(total, "trainings", lambda count: count / steps)
+    return Budget(total, "trainings", lambda count, length: count * length / steps)
 
 
 def test_rounds_halve_the_candidates_and_double_the_steps():
@@ -216,7 +218,17 @@ def test_a_whole_run_goes_on_where_it_stopped(project, monkeypatch, capsys):
     assert before["warnings"], "six queries and one seed are too few"
 
 
-def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, monkeypatch):
+def test_a_round_lasts_as_long_as_its_busiest_process():
+    """15, then 8, then 4 candidates in 4 processes train 4, 2 and 1 times one after another, and 6 tests twice."""
+    minutes = Budget(200.0, "minutes", lambda count, length: math.ceil(count / 4) * length / 10)
+    for total, seeds, cost in ((200, 1, 40 + 40 + 40 + 80), (320, 2, 80 + 80 + 80 + 80)):
+        found = fit_halving(15, 400, 6, replace(minutes, total=total))
+        assert (len(found.rounds), found.seeds, found.cost) == (3, seeds, cost)
+
+
+def test_minutes_are_turned_into_trainings_by_short_ones_as_many_at_once_as_candidates_will_be(
+    project, made_up, monkeypatch
+):
     ran = made_up("published", "0.001")
     plan = auto_plan(project.folder / "out", project(train={"steps": 320}), [1e-3], 1)
     seconds = {10: 12.0, 40: 18.0}
@@ -228,8 +240,12 @@ def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, m
     monkeypatch.setattr(auto_module, "read_json", read)
     prepared = auto_module.run_trials(plan.preparing(), 1, "prepare")
     price = auto_module._price(plan, 320, prepared, processes=2)
-    assert price(320) == pytest.approx((10 + 0.2 * 320) / 60 / 2)
-    assert [job.variant for job in ran[-1][1]] == ["all_options", "all_options"]
+    one = (10 + 0.2 * 320) / 60
+    assert [price(count, 320) for count in (1, 2, 3, 15)] == pytest.approx([one, one, 2 * one, 8 * one])
+    for _, jobs in ran[-2:]:
+        assert {(job.variant, job.seed) for job in jobs} == {("all_options", 1), ("all_options", 2)}
+    auto_module._price(plan, 320, prepared, processes=64)
+    assert len(ran[-1][1]) == 5, "no more than there are candidates"
 
 
 def made_plan(project, **train: Any) -> Any:
@@ -273,14 +289,14 @@ def test_a_short_training_that_was_interrupted_is_timed_anew(project, made_up, m
             (job.output / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(auto_module, "run_trials", run)
-    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+    assert auto_module._price(plan, 400, prepared, 1)(1, 400) == pytest.approx(20 / 60)
     for path in (plan.folder / "trials").iterdir():
         path.unlink()
     if is_kept:
         variant = plan.study.variants[-1]
         tried = Candidate(variant, variant.grid[0])
         run([auto_module._job(plan, "tune", 1, tried, prepared, auto_module._length(plan, tried, 50, 400))], 1, "")
-    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+    assert auto_module._price(plan, 400, prepared, 1)(1, 400) == pytest.approx(20 / 60)
 
 
 def test_the_folder_of_another_recipe_is_refused(project, made_up, monkeypatch):
