@@ -108,7 +108,8 @@ def _add_common(parser: CommandParser, name: str) -> None:
 
 
 def _make_shapes(args: argparse.Namespace) -> None:
-    from teachclip.shapes.dataset import make_shapes, read_manifest
+    from teachclip.datasets.folder import read_manifest
+    from teachclip.shapes.dataset import make_shapes
     from teachclip.shapes.presets import find_preset
 
     made = make_shapes(
@@ -125,7 +126,7 @@ def _make_shapes(args: argparse.Namespace) -> None:
         from teachclip.shapes.languages import write_languages
 
         write_languages(args.out, args.languages)
-    results = read_manifest(args.out)["results"]
+    results = read_manifest(args.out, "Shapes")["results"]
     _log_made(args.out, made)
     log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on 500 single frames")
     bound = results["oracle_recall_at_1"]

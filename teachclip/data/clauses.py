@@ -11,7 +11,7 @@ from teachclip.data.annotations.records import Split
 from teachclip.data.annotations.uncaptioned import plain_text
 
 CONNECTIVES = (", then ", " and then ", " then ", ", before ", " before ", ", after ", " after you ")
-"""What stands between two clauses whose order a caption tells. Of two that fit, the first of this list counts.
+"""What stands between two clauses whose order a caption tells. Of two at one place the longer one counts.
 
 Not " after " alone: one looks after a child.
 """
@@ -22,21 +22,21 @@ POOL = 20_000
 def swapped(caption: str, connectives: Sequence[str] = CONNECTIVES) -> str | None:
     """Return a caption with its two clauses in each other's place.
 
-    None if it has no connective or more than one, or if its clauses are the same.
-    Its end mark stays at the end, and its capital at the beginning.
+    None if it has no connective or more than one, or if its clauses are the same. A comma, "and" and "but" before a
+    connective stay there. Its end mark stays at the end, and its capital at the beginning.
     """
     sentence = caption.rstrip()
     body = sentence.rstrip(".!?")
-    present = [word for word in connectives if word in body]
-    if not present or body.count(present[0]) > 1:
+    longest_first = sorted(connectives, key=len, reverse=True)
+    places = list(re.finditer(rf"(,?( and| but)?)({'|'.join(map(re.escape, longest_first))})", body))
+    if not connectives or len(places) != 1:
         return None
-    first, second = body.split(present[0])
-    rest = [word for word in connectives if word in first or word in second]
-    if rest or not first.strip() or not second.strip() or _plain(first) == _plain(second):
+    first, between, second = body[: places[0].start()], places[0][0], body[places[0].end() :]
+    if first.strip(" ,").lower() in ("", "and", "but") or not second.strip() or _plain(first) == _plain(second):
         return None
     if first[:1].isupper():
         first, second = _without_capital(first), second[:1].upper() + second[1:]
-    return f"{second}{present[0]}{first}{sentence[len(body) :]}"
+    return f"{second}{between}{first}{sentence[len(body) :]}"
 
 
 def caption_pairs(split: Split, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +37,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], name: str) -> None:
         if recorded.get("version") != settings["version"]:
             raise DataError(
                 f"{folder} has the format {recorded.get('version')} of an older teachclip, expected "
-                f"{settings['version']}; delete the folder and make the dataset again, which gives the same videos "
-                "and captions"
+                f"{settings['version']}; delete the folder and make the dataset again"
             )
         difference = describe_difference(recorded, settings)
         if difference:
@@ -61,6 +60,11 @@ def read_record(path: Path, name: str) -> dict[str, Any]:
             f"{path} cannot be read as a record of a {name} dataset ({error!r}); delete its folder"
         ) from error
     return content
+
+
+def read_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
+    return read_record(folder / MANIFEST, name)
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -88,12 +92,12 @@ def mapping(workers: int) -> Iterator[Mapper]:
 
 @contextmanager
 def making(
-    folder: Path, record: Mapping[str, Any], name: str, *, workers: int, is_complete: Callable[[], bool]
+    folder: Path, record: Mapping[str, Any], name: str, *, workers: int, files: Sequence[str]
 ) -> Iterator[Mapper | None]:
     """Hold a dataset's folder while its missing files are made; yield a `mapping`, or None if there is nothing to do.
 
-    `record`: as `settings` of `check_folder`; `is_complete`: whether all files exist. Raises DataError if `workers`
-    is less than 1 or the folder contains something else, and StoreError if it cannot be written.
+    `record`: as `settings` of `check_folder`; `files`: the names of all of them but the manifest. Raises DataError if
+    `workers` is less than 1 or the folder contains something else, and StoreError if it cannot be written.
     """
     if workers < 1:
         raise DataError(f"workers is {workers}; allowed: 1 or more")
@@ -102,7 +106,7 @@ def making(
         check_folder(folder, record, name)  # before the lock, which leaves a file in the folder
         with locked_folder(folder), mapping(workers) as each:
             check_folder(folder, record, name)
-            if (folder / MANIFEST).exists() and is_complete():
+            if all((folder / file).exists() for file in (MANIFEST, *files)):
                 yield None
                 return
             begin(folder, record)
@@ -126,6 +130,17 @@ class SplitCounts:
     def count(self, split: str) -> int:
         """Return the number of videos of a split."""
         return int(getattr(self, f"{split}_videos"))
+
+
+def files_of(settings: SplitCounts, splits: Sequence[str]) -> list[str]:
+    """Return the files of a dataset of these splits but for its manifest, by their names in its folder."""
+    videos = [f"videos/{video_file(split, number)}" for split in splits for number in range(settings.count(split))]
+    return ["captions.csv", "clip/pretraining.json", *videos]
+
+
+def video_file(split: str, number: int) -> str:
+    """Return the name of the file of a video of a split."""
+    return f"{split}{number}.mp4"
 
 
 def check_counts(settings: Any, least: Mapping[str, int]) -> None:

@@ -33,6 +33,7 @@ from teachclip.errors import CheckpointError, DataError, RecipeError
 from teachclip.models.families import family_of
 from teachclip.models.student import load_student
 from teachclip.pipeline import build
+from teachclip.pipeline.encoders import read_as_saved
 from teachclip.pipeline.teachers import open_teachers, teacher_class
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -130,6 +131,7 @@ def measure_diagnosis(
     student = load_student(
         source, mask_padding=recipe.student.mask_padding, trust_remote_code=recipe.student.trust_remote_code
     )
+    read_as_saved(student)
     teachers = open_teachers(recipe, device)
     if teachers[section.label].scores_shortlist:
         raise RecipeError(

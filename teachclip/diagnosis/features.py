@@ -22,7 +22,7 @@ from teachclip.models.mean_pooling import EncoderFeatures, MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.schema import Teacher as TeacherSection
-from teachclip.scorer import Scorer, Teacher, Tokens, gives_frame_relevance, select_tokens, tokens_to
+from teachclip.scorer import Scorer, Teacher, Tokens, gives_frame_relevance, select_tokens, teacher_traits, tokens_to
 from teachclip.scoring.inputs import encode_split
 from teachclip.scoring.targets import tempered_relevance
 
@@ -130,7 +130,9 @@ def zero_shot_scores(work: Workspace, split: Split, blocks: Blocks) -> Scores:
 def encoder_tokens(work: Workspace, student: StudentModel, split: Split, batch_size: int) -> tuple[Tokens, Tokens]:
     """Return what a student's encoders give of a split's captions and videos."""
     student.to(work.device).eval()
-    return encode(work, EncoderFeatures(student.backbone), split, batch_size)
+    encoders: Any = EncoderFeatures(student.backbone)
+    encoders.preprocessing = teacher_traits(student).preprocessing
+    return encode(work, encoders, split, batch_size)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from teachclip.diagnosis.ladder import Step, measure
 from teachclip.models.families import vocabulary_size
 from teachclip.models.student import StudentModel
 from teachclip.pipeline.workspace import Workspace
-from teachclip.scorer import Tokens
+from teachclip.scorer import Tokens, teacher_traits
 
 SEED = 0
 
@@ -82,7 +82,7 @@ def clause_order(work: Workspace, student: StudentModel, split: Split, videos: T
 
 
 def _embedded(work: Workspace, student: StudentModel, captions: Sequence[Caption], block: int = 256) -> Tensor:
-    how = work.preprocessing
+    how = teacher_traits(student).preprocessing or work.preprocessing
     size = vocabulary_size(work.backbone.config)
     tokenized = Tokenized.from_captions(
         list(captions),

@@ -202,10 +202,10 @@ def _integer(name: str, value: int, *, least: int) -> int:
 
 
 def _places(adapters: Sequence[str]) -> list[str]:
-    found = [_one_of("adapters", place, ADAPTER_PLACES) for place in adapters]
-    if len(set(found)) < len(found):
-        raise CheckpointError(f"StudentConfig: adapters names {max(found, key=found.count)} twice")
-    return found
+    places = [_one_of("adapters", place, ADAPTER_PLACES) for place in adapters]
+    if len(set(places)) < len(places):
+        raise CheckpointError(f"StudentConfig: adapters names {max(places, key=places.count)} twice")
+    return places
 
 
 def _vectors(count: int, pooling: str) -> int:
@@ -215,10 +215,10 @@ def _vectors(count: int, pooling: str) -> int:
 
 
 def _prefixes(widths: Sequence[int], width: int) -> list[int]:
-    found = [_integer("matryoshka", each, least=1) for each in widths]
-    if found and max(found) > width:
-        raise CheckpointError(f"StudentConfig: matryoshka names {max(found)}, embeddings have {width} numbers")
-    return found
+    prefixes = [_integer("matryoshka", each, least=1) for each in widths]
+    if prefixes and max(prefixes) > width:
+        raise CheckpointError(f"StudentConfig: matryoshka names {max(prefixes)}, embeddings have {width} numbers")
+    return prefixes
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:

@@ -304,7 +304,8 @@ def build_precision(train: Train) -> str:
     if train.mixed_precision != "auto":
         return train.mixed_precision
     moves = train.encoders != "frozen" and train.clip_weights == "float32"
-    return "bf16" if moves and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    has_gpu = moves and torch.cuda.is_available()
+    return "bf16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def build_blocks(recipe: Recipe) -> Blocks:

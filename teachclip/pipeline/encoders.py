@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,12 @@ def check_clip(clip: nn.Module, backbone: nn.Module, section: Teacher) -> None:
 def encoders_of(model: nn.Module) -> nn.Module | None:
     """Return the dual encoder inside a model: a student's backbone, a teacher's CLIP."""
     return model.backbone if isinstance(model, StudentModel) else teacher_traits(model).clip
+
+
+def read_as_saved(student: Any) -> None:
+    """Have a loaded student read tokens and pixels as its processor says; without one it reads as the recipe says."""
+    if student.processor is not None:
+        student.preprocessing = student.processor.preprocessing
 
 
 def prepare_encoders(student: StudentModel, recipe: Recipe) -> None:

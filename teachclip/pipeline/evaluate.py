@@ -18,7 +18,7 @@ from teachclip.models.student import load_student
 from teachclip.onnx.folder import is_onnx_folder
 from teachclip.onnx.student import load_onnx
 from teachclip.pipeline.build import without_text_backbone
-from teachclip.pipeline.encoders import encoders_of
+from teachclip.pipeline.encoders import encoders_of, read_as_saved
 from teachclip.pipeline.teachers import TeacherHandle, reranker_section
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
@@ -110,8 +110,7 @@ def _scorer(work: Workspace, model: str) -> Any:
     path = work.recipe.output / "student" if model == "student" else Path(model)
     section = work.recipe.student
     scorer: Any = load_student(path, mask_padding=section.mask_padding, trust_remote_code=section.trust_remote_code)
-    if scorer.processor is not None:  # another backbone reads other tokens and pixels
-        scorer.preprocessing = scorer.processor.preprocessing
+    read_as_saved(scorer)  # another backbone reads other tokens and pixels
     return scorer
 
 

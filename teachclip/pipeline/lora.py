@@ -54,7 +54,7 @@ def merge_lora(student: StudentModel) -> None:
     for name, layer in list(student.backbone.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(student.backbone.get_submodule(parent), own, layer.get_base_layer())
+            parent, _, attribute = name.rpartition(".")
+            setattr(student.backbone.get_submodule(parent), attribute, layer.get_base_layer())
     if hasattr(student.backbone, "peft_config"):
         del student.backbone.peft_config

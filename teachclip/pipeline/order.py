@@ -69,20 +69,24 @@ class SwappedTexts(Texts):
 def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
     """Return the captions of a split whose two clauses stand around a word of `swapped_clauses`, swapped.
 
-    None if the recipe asks for none, or no caption has such clauses, which is logged. Frozen encoders read them here.
+    Those that do not fit into `text.max_tokens` are left out: what is cut off may be a clause. None if the recipe
+    asks for none, or there is none, which is logged. Frozen encoders read them here.
     """
     connectives = work.recipe.losses.contrastive.swapped_clauses
     if not connectives:
         return None
     texts = [swapped(caption.text, connectives) for caption in split.captions]
-    is_swapped = np.array([text is not None for text in texts], dtype=bool)
-    log(f"clauses swapped: {int(is_swapped.sum())} of {len(texts)} captions")
-    if not is_swapped.any():
-        return None
     captions = [
         replace(caption, text=text or caption.text) for caption, text in zip(split.captions, texts, strict=True)
     ]
     tokens = _tokens(captions, work.preprocessing, work.backbone)
+    has_clauses = np.array([text is not None for text in texts], dtype=bool)
+    is_swapped = has_clauses & (tokens.lengths < work.preprocessing.max_tokens)
+    too_long = has_clauses.sum() - is_swapped.sum()
+    cut = f"; {too_long} more do not fit into text.max_tokens={work.preprocessing.max_tokens}" if too_long else ""
+    log(f"clauses swapped: {is_swapped.sum()} of {len(texts)} captions{cut}")
+    if not is_swapped.any():
+        return None
     if work.recipe.train.encoders != "frozen":
         return SwappedTexts(tokens, is_swapped=is_swapped)
     features = _features(work, tokens, np.flatnonzero(is_swapped))

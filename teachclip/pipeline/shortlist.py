@@ -11,6 +11,7 @@ import numpy as np
 
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
+from teachclip.pipeline.encoders import read_as_saved
 from teachclip.pipeline.teachers import ZERO_SHOT, TeacherHandle
 from teachclip.pipeline.text_backbone import zero_shot_of_backbone
 from teachclip.pipeline.workspace import Workspace
@@ -71,8 +72,7 @@ def _scorer(work: Workspace, first: str) -> Any:
     if first == ZERO_SHOT:
         return MeanPooling(work.backbone).to(work.device).eval()
     student: Any = load_student(first, mask_padding=work.recipe.student.mask_padding)
-    if student.processor is not None:  # another backbone reads other tokens and pixels
-        student.preprocessing = student.processor.preprocessing
+    read_as_saved(student)  # another backbone reads other tokens and pixels
     return student.to(work.device).eval().requires_grad_(False)
 
 

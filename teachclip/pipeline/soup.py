@@ -16,11 +16,13 @@ from teachclip.errors import CheckpointError
 from teachclip.models.configuration import FIELDS
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel, load_student
+from teachclip.pipeline.encoders import read_as_saved
 from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.reports.tables import results_table
+from teachclip.store.fingerprint import fingerprint_of
 from teachclip.training.distributed import build_accelerator, processes_of
 
 State = dict[str, Tensor]
@@ -35,8 +37,8 @@ def soup(
     lower with it (Wortsman et al., ICML 2022, section 2: greedy soup). It makes sense of students that started from
     the same weights: runs of one `seed` with other rates, or with another `batch_seed`. `recipe`, `overrides`: as of
     `distill`, of the data to select and measure on. Returns the results; `soup` names each student's folder, its
-    recall and whether it is in the mean. Raises CheckpointError for fewer than two students, or for students of
-    different shapes.
+    recall and whether it is in the mean. Raises CheckpointError for fewer than two students, for students of
+    different shapes, or for students that read texts or videos differently.
     """
     recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
     if len(students) < 2:
@@ -47,6 +49,7 @@ def soup(
     accelerator = build_accelerator()
     work = build_workspace(recipe, processes_of(accelerator), accelerator.device)
     student = loaded[0].to(work.device).eval()
+    read_as_saved(student)
     states = [each.state_dict() for each in loaded]
     states[0] = {name: tensor.cpu().clone() for name, tensor in states[0].items()}  # the means are loaded over it
     selection = work.selection_split()
@@ -87,17 +90,29 @@ def soup(
 
 
 def check_alike(students: Sequence[StudentModel], names: Sequence[str]) -> None:
-    """Raise CheckpointError, naming the difference, unless all students have the settings of the first."""
-    first = students[0].config.to_dict()
-    for student, name in zip(students[1:], names[1:], strict=True):
-        other = student.config.to_dict()
-        for key in FIELDS:
-            one, another = first.get(key), other.get(key)  # what is as usual may not be saved
-            if one != another:
+    """Raise CheckpointError, naming the difference, unless all have the settings and the processor of the first."""
+    for settings in (_settings, _reading):
+        first, *others = (settings(student, name) for student, name in zip(students, names, strict=True))
+        for other, name in zip(others, names[1:], strict=True):
+            for key in (key for key in first if first[key] != other[key]):
                 raise CheckpointError(
-                    f"{name}: {key} is {another}, that of {names[0]} is {one}: only students of the same settings "
-                    "can be averaged"
+                    f"{name}: {key} is {other[key]}, that of {names[0]} is {first[key]}: only students of the same "
+                    "settings can be averaged"
                 )
+
+
+def _settings(student: StudentModel, name: str) -> dict[str, Any]:
+    config = student.config.to_dict()
+    return {key: config.get(key) for key in FIELDS}  # what is as usual may not be saved
+
+
+def _reading(student: StudentModel, name: str) -> dict[str, Any]:
+    """Return how a student reads texts and videos. Raises CheckpointError if it has no processor that says so."""
+    how = student.processor
+    if how is None:
+        raise CheckpointError(f"{name}: has no processor (tokenizer and decoding settings), which a soup takes over")
+    words = fingerprint_of(how.tokenizer.get_vocab())[:8]
+    return {"tokenizer": words, "frame_sampling": how.frame_sampling, **how.preprocessing.describe()}
 
 
 def mean_of(states: Sequence[State]) -> State:

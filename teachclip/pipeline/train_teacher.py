@@ -77,8 +77,8 @@ def train_teacher(
     processes, catalog = processes_of(accelerator), None
     if training.annotations is not None:
         data = recipe.data.model_copy(update={"annotations": training.annotations})
-        own, recipe = recipe, recipe.model_copy(update={"data": data})
-        catalog = processes.main_first(lambda: _other_catalog(own, recipe))
+        of_student, recipe = recipe, recipe.model_copy(update={"data": data})
+        catalog = processes.main_first(lambda: _other_catalog(of_student, recipe))
     work, run = _prepare(recipe, section, training, folder, processes, accelerator.device, catalog)
     with run.opened():
         _train(work, section, training, run, accelerator, checkpoint)
@@ -94,14 +94,14 @@ def _other_catalog(recipe: Recipe, changed: Recipe) -> Catalog:
     recipe selects on it: by id and by content of the file. A file that the recipe trains on too counts by its id
     alone. Raises DataError if none is left.
     """
-    own, other = build.build_catalog(recipe), build.build_catalog(changed)
-    marks, other_marks = _marks(recipe, own), _marks(recipe, other)
-    trained = {mark for video in own.train.videos for mark in marks[video.id]}
+    of_student, other = build.build_catalog(recipe), build.build_catalog(changed)
+    known, other_known = _identities(recipe, of_student), _identities(recipe, other)
+    trained = {identity for video in of_student.train.videos for identity in known[video.id]}
 
     def without(split: Split, *measured: Split | None) -> Split:
         videos = [video for part in measured if part is not None for video in part.videos]
-        used = {mark for video in videos for mark in marks[video.id]} - trained
-        dropped = [video.id for video in split.videos if not used.isdisjoint(other_marks[video.id])]
+        used = {identity for video in videos for identity in known[video.id]} - trained
+        dropped = [video.id for video in split.videos if not used.isdisjoint(other_known[video.id])]
         what = f"{len(dropped)} {split.name} videos of {changed.data.annotations}: the recipe measures on them"
         if len(dropped) == len(split.videos):
             raise DataError(f"all {what}, so that none is left for its teacher")
@@ -111,11 +111,12 @@ def _other_catalog(recipe: Recipe, changed: Recipe) -> Catalog:
 
     validation = other.validation
     if validation is not None and recipe.data.select_on == "validation":
-        validation = without(validation, own.test)
-    return replace(other, train=without(other.train, own.validation, own.test), validation=validation)
+        validation = without(validation, of_student.test)
+    train = without(other.train, of_student.validation, of_student.test)
+    return replace(other, train=train, validation=validation)
 
 
-def _marks(recipe: Recipe, catalog: Catalog) -> dict[str, set[str]]:
+def _identities(recipe: Recipe, catalog: Catalog) -> dict[str, set[str]]:
     """Return by what a video is known, by its id: the id, and the hash of its file or, unreadable, the path."""
     facts = file_facts(catalog.videos, hashes_file(recipe), progress=False, time_limit=recipe.frames.time_limit)
     hashes = {video.id: facts[video.id]["sha256"] for video in catalog.videos}

@@ -176,6 +176,13 @@ def check_losses(recipe: Any) -> Iterator[str]:
             f"losses.frame_text.kind={losses.frame_text.kind} does not fit student.attention={student.attention}: "
             "binary_cross_entropy is for the sigmoid attention, the other kinds for softmax"
         )
+    if losses.contrastive.swapped_clauses and not losses.contrastive.is_used:
+        yield (
+            "losses.contrastive.swapped_clauses are negatives of the contrastive term, which has weight 0: give it a "
+            "weight, or remove them"
+        )
+    if losses.joined_clips.is_used and recipe.frames.count < 2:
+        yield "losses.joined_clips shows two clips in one video: frames.count is 1; allowed: 2 or more"
     if losses.joined_clips.is_used and recipe.frames.store == "none" and recipe.train.encoders != "frozen":
         yield "losses.joined_clips reads frames of many videos at random, which frames.store=none cannot: use disk"
     if labels and losses.video_text.is_used and losses.video_text.more_texts:

@@ -145,7 +145,7 @@ class Optimizer(Section):
     clip_lr: Weight = Field(
         1e-7,
         description="rate of the backbone where encoders are finetuned, 0 freezes it; of LoRA's matrices, which need "
-        "about 1e-3",
+        "about 1e-3 (at least 1e-5)",
     )
     attention_lr: Positive = Field(1e-3, description="rate of the frame attention (published: 10 x lr)")
     adapter_lr: Positive | None = Field(None, description="rate of the residual adapters; null: attention_lr")
@@ -234,14 +234,28 @@ class Train(Section):
         return self
 
 
+LEAST_LORA_RATE = 1e-5
+"""A hundredth of the usual rate of LoRA's matrices; rates of finetuned encoders, as 1e-7, move them nowhere."""
+
+
 def _check_encoders(train: Train, optimizer: Optimizer, wise_ft: bool = False) -> None:
     """Raise ValueError for what does not fit to how the encoders train."""
     used = {"student.wise_ft": wise_ft and train.encoders == "frozen"}
     used |= {"optimizer.layer_decay": optimizer.layer_decay != 1 and train.encoders == "frozen"}
     for key in (key for key, is_wrong in used.items() if is_wrong):
         raise ValueError(f"{key} is for encoders that train, not for train.encoders=frozen")
+    if train.encoders == "lora" and optimizer.clip_lr < LEAST_LORA_RATE:
+        raise ValueError(
+            f"optimizer.clip_lr is {optimizer.clip_lr:g}, at which LoRA's matrices, which start at 0, learn nothing; "
+            f"allowed with train.encoders=lora: at least {LEAST_LORA_RATE:g}; usual: 1e-3"
+        )
     if optimizer.l2_start and train.encoders != "finetuned":
         raise ValueError(f"optimizer.l2_start needs train.encoders=finetuned, got {train.encoders}")
+    if (pull := optimizer.l2_start * optimizer.clip_lr) > 1:
+        raise ValueError(
+            f"optimizer.l2_start x optimizer.clip_lr is {pull:g}, the share of the way back to their start that "
+            "encoders go in a step; allowed: at most 1"
+        )
     if optimizer.l2_start and train.clip_weights == "float16":
         raise ValueError("optimizer.l2_start needs train.clip_weights=float32: its steps vanish in float16")
 

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from teachclip.background import done_behind
+from teachclip.errors import StoreError
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
 from teachclip.scoring.inputs import (
@@ -140,9 +141,12 @@ def store_tokens(
 
 
 def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:
-    """Return which items, by their `keys`, the rows of some shards are of."""
+    """Return which items, by their `keys`, the rows of some shards are of. Raises StoreError for a row of none."""
     places = KeyPlaces(keys)
-    return {shard: places.find(store.keys_of(store.shard_rows(shard))) for shard in shards}
+    items = {shard: places.find(store.keys_of(store.shard_rows(shard))) for shard in shards}
+    if of_none := [shard for shard, rows in items.items() if (rows < 0).any()]:
+        raise StoreError(f"{store.path}: shard {of_none[0]} has rows of none of the items; delete the folder")
+    return items
 
 
 def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -66,8 +66,9 @@ class PartEncoder:
                     continue
                 times = stretch.times[places].astype(np.float32)
                 for vector, weight in zip(vectors[number], weights[number], strict=True):
-                    own = weight[: len(places)]
-                    parts.append(EncodedPart(start, end, vector, times, own, float(times[most_weighed(own)])))
+                    unpadded = weight[: len(places)]
+                    best = float(times[most_weighed(unpadded)])
+                    parts.append(EncodedPart(start, end, vector, times, unpadded, best))
                 number += 1
             encoded.append(parts)
         return encoded

@@ -329,12 +329,12 @@ class VideoIndex:
         return videos[0]
 
     def parts(self, video: str) -> list[Part]:
-        """Return the parts of a video, by id or path, in the order of time. Raises DataError."""
+        """Return the rows of a video's parts, by its id or path, in the order of time. Raises DataError."""
         entry = self.video(video)
         return self.parts_of([entry.id])[entry.id]
 
     def parts_of(self, videos: Sequence[str]) -> dict[str, list[Part]]:
-        """Return the parts of videos, by id, in the order of time. Unknown ids are absent."""
+        """Return the rows of the parts of videos, by id, in the order of time. Unknown ids are absent."""
         found: dict[str, list[Part]] = {}
         with self.generation.state.reading() as database:
             for some in _batches(videos):
@@ -345,7 +345,7 @@ class VideoIndex:
         return found
 
     def part(self, row: str) -> Part:
-        """Return the part of a row id. Raises DataError if there is none."""
+        """Return the row of an id. Raises DataError if there is none."""
         video, _, number = row.partition("-")
         for part in self.parts(video):
             if str(part.number) == number:

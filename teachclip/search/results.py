@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a video: a row of the index. A student with several vectors per video gives rows for each of them.
+    """A part of a video as one row of the index shows it: a part has a row for each of `student.vectors`.
 
-    id: stable as long as the content of the file and the way of cutting are. number: from 0, in the order of time.
-    start, end, best: seconds; `best` is when the frame that the student weighs most is shown. times, weights: of
-    every frame of the part, seconds, and the weights with which the student pooled them, which sum to 1. score: the
-    cosine of the part and a query, None without one.
+    id: of the row, stable as long as the content of the file and the way of cutting are. number: of the row, from 0,
+    in the order of time. start, end, best: seconds; `best` is when the frame that the student weighs most is shown.
+    times, weights: of every frame of the part, seconds, and the weights with which the student pooled them, which sum
+    to 1. score: the cosine of the row and a query, None without one.
     """
 
     id: str

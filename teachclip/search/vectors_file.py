@@ -44,8 +44,8 @@ def export_vectors(index: VideoIndex, path: str | Path) -> int:
             for start in range(0, len(videos), VIDEOS_PER_GROUP):
                 some = videos[start : start + VIDEOS_PER_GROUP]
                 vectors = index.vectors(video.id for video in some)
-                own = index.parts_of([video.id for video in some])
-                parts = [(video, part) for video in some for part in own.get(video.id, ()) if part.id in vectors]
+                by_video = index.parts_of([video.id for video in some])
+                parts = [(video, part) for video in some for part in by_video.get(video.id, ()) if part.id in vectors]
                 columns = [
                     [part.id for _, part in parts],
                     [video.id for video, _ in parts],

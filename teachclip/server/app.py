@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,14 +140,18 @@ def _add_search(app: FastAPI, index: VideoIndex) -> None:
 
     @app.get("/api/videos/{video}")
     def timeline(video: VideoId, text: Text = None, like: Like = None, minus: Minus = None) -> Timeline:
-        """Return one video and its parts, with a score each if there is a query."""
+        """Return one video and its parts, with a score each if there is a query: that of the nearest of its rows."""
         entry = _video(index, video)
         parts = index.parts(video)
-        if text is None and like is None:
-            return Timeline(entry, parts)
-        vector, rows = vectors.get(text, like, minus), index.vectors([video])
-        scored = [Part(**{**vars(part), "score": float(rows[part.id] @ vector)}) for part in parts if part.id in rows]
-        return Timeline(entry, scored)
+        if text is not None or like is not None:
+            vector, rows = vectors.get(text, like, minus), index.vectors([video])
+            parts = [replace(part, score=float(rows[part.id] @ vector)) for part in parts if part.id in rows]
+        best: dict[tuple[float, float], Part] = {}
+        for part in parts:
+            known = best.setdefault((part.start, part.end), part)
+            if (part.score or 0.0) > (known.score or 0.0):
+                best[part.start, part.end] = part
+        return Timeline(entry, list(best.values()))
 
 
 def _add_files(app: FastAPI, index: VideoIndex, pictures: Pictures) -> None:

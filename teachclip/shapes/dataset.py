@@ -159,11 +159,6 @@ def write_dataset(folder: Path, settings: ShapesSettings, *, workers: int = 2, p
     return len(missing)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
-    return read_record(folder / MANIFEST, "Shapes")
-
-
 def video_id(index: int) -> str:
     """Return the id of video number `index`, as MSR-VTT writes it."""
     return f"video{index}"

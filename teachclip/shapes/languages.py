@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from teachclip.datasets.folder import read_manifest
 from teachclip.errors import DataError
 from teachclip.shapes.captions import TEST_DROP, Phrase, describe_event, test_caption
-from teachclip.shapes.dataset import ShapesSettings, read_manifest, table_bytes, video_id
+from teachclip.shapes.dataset import ShapesSettings, table_bytes, video_id
 from teachclip.shapes.scenes import ATTRIBUTES, Event, Purpose, choose, events_of, sample_video, stream
 from teachclip.store.files import write_atomic
 
@@ -131,7 +132,7 @@ def translate(phrase: Phrase, language: str) -> str:
 
 def write_languages(folder: Path, languages: Sequence[str], *, seed: int = 0) -> None:
     """Write the files of other languages beside a complete Shapes dataset. `seed`: of texts and text encoder."""
-    made = read_manifest(folder)["settings"]["dataset"]
+    made = read_manifest(folder, "Shapes")["settings"]["dataset"]
     names = ("train_videos", "test_videos", "seed", "preset")
     settings = ShapesSettings(**{name: made[name] for name in names if name in made})
     numbers, test = settings.numbers, range(settings.train_videos, settings.videos)

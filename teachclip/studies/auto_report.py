@@ -36,7 +36,7 @@ def auto_markdown(result: Mapping[str, Any], recipe: Path) -> str:
     lines = result["verdicts"] or [
         "The undistilled student itself is the best on validation: nothing else that was tried helped."
     ]
-    steps = [f"{rung['steps']} steps" for rung in result["rungs"]]
+    steps = [f"{each['steps']} steps" for each in result["rounds"]]
     rows = [
         [
             row["label"],
@@ -50,6 +50,7 @@ def auto_markdown(result: Mapping[str, Any], recipe: Path) -> str:
         f"# Take: {chosen['label']}, {' '.join(chosen['settings'])}",
         f"It is `{recipe}`. Chosen on validation among {len(rows)} candidates by successive halving; the budget was "
         f"{budget['total']:g} {budget['unit']}, of which {budget['planned']:.1f} were planned.",
+        *([result["uncaptioned"]] if result["uncaptioned"] else []),
         *(f"**Warning: {line}.**" for line in result["warnings"]),
         *(f"- {line}" for line in lines),
         markdown_table(_test_table(result)),

@@ -23,9 +23,10 @@ SEED_FILES = ("annotations", "train", "test", "uncaptioned")
 
 def check_plan(plan: Plan) -> None:
     """Load the recipe with every override. Raises RecipeError, one line per problem."""
-    variants_by_problem: dict[str, dict[str, None]] = {}
-    for name, problem in _problems(plan):
-        variants_by_problem.setdefault(problem, {})[name] = None
+    variants_by_problem: dict[str, list[str]] = {}
+    for name, problems in variant_problems(plan).items():
+        for problem in problems:
+            variants_by_problem.setdefault(problem, []).append(name)
     if variants_by_problem:
         everyone = len(plan.study.variants)
         raise RecipeError(
@@ -34,6 +35,14 @@ def check_plan(plan: Plan) -> None:
                 for problem, names in variants_by_problem.items()
             )
         )
+
+
+def variant_problems(plan: Plan) -> dict[str, list[str]]:
+    """Return what is wrong with the recipes of each variant that has a problem, each once, by its name."""
+    problems: dict[str, dict[str, None]] = {}
+    for name, problem in _problems(plan):
+        problems.setdefault(name, {})[problem] = None
+    return {name: list(lines) for name, lines in problems.items()}
 
 
 def check_different(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Tokens
 from teachclip.scoring.inputs import SWAPPED, Batch, Inputs, encode_text_batch, model_inputs
-from teachclip.training.distributed import gather_tokens
+from teachclip.training.distributed import gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import check_divisible, part_of
 
 JOINED = "joined."
 """What the names of the joined clips' inputs begin with in a batch."""
+CLIPS = "clips"
+"""Name, behind `JOINED`, of the video rows of the two clips of each, (videos, 2)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class JoinedClips:
         rows = rng.permutation(len(self.clips))[: self.count]
         rows = rows[index * len(rows) // processes : (index + 1) * len(rows) // processes]
         one, other = (self.inputs.videos(column) for column in self.clips[rows].T)
-        read = {**self.texts.texts(rows), **joined_videos(one, other)}
+        read = {**self.texts.texts(rows), **joined_videos(one, other), CLIPS: torch.from_numpy(self.clips[rows])}
         swapped = self.texts.texts(rows + len(self.clips))
         named = {f"{JOINED}{name}": tensor for name, tensor in read.items()}
         return named | {f"{JOINED}{SWAPPED}{name}": tensor for name, tensor in swapped.items()}
@@ -75,11 +78,18 @@ def _spread(mask: Tensor, count: int) -> Tensor:
     return order.gather(1, places.long().clamp(max=mask.shape[1] - 1))
 
 
-def joined_logits(student: StudentModel, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
-    """Return the student's logits of the joined clips' captions, and of these with A and B swapped, (texts, videos).
+class JoinedLogits(NamedTuple):
+    """A student's logits of joined clips, (texts, videos) float32, of the embeddings and each of their prefixes."""
 
-    Both of all processes, float32, of the embeddings and each of their prefixes. None if the batch holds none.
-    """
+    captions: Sequence[Tensor]
+    swapped: Sequence[Tensor]
+    """Of the captions with A and B swapped."""
+    same_clips: Tensor
+    """(texts, videos) bool: whether a video shows the clips of a caption, maybe of another of their captions."""
+
+
+def joined_logits(student: StudentModel, batch: Batch) -> JoinedLogits | None:
+    """Return the student's logits of the joined clips of all processes, or None if the batch holds none."""
     inputs = part_of(batch, JOINED)
     if not inputs:
         return None
@@ -89,5 +99,8 @@ def joined_logits(student: StudentModel, batch: Batch) -> tuple[Sequence[Tensor]
     gathered = gather_tokens({name: tensor.float() for name, tensor in embeds.items()})
     with torch.autocast(gathered["texts"].device.type, enabled=False):
         videos = {"embeds": gathered["videos"]}
-        own, other = (student.prefix_logits({"embeds": gathered[name]}, videos) for name in ("texts", "swapped"))
-    return own, other
+        captions, others = (
+            student.prefix_logits({"embeds": gathered[name]}, videos) for name in ("texts", "swapped")
+        )
+    clips = gather_with_gradient(inputs[CLIPS])
+    return JoinedLogits(captions, others, (clips[:, None] == clips[None]).all(dim=-1))

@@ -23,7 +23,7 @@ from teachclip.scoring.inputs import SWAPPED, Batch, encode_text_batch, encode_v
 from teachclip.scoring.targets import tempered_relevance
 from teachclip.training.distributed import gather_rows, gather_tokens, gather_with_gradient
 from teachclip.training.frame_sets import FrameSetScorer, part_of
-from teachclip.training.joined_clips import joined_logits
+from teachclip.training.joined_clips import JoinedLogits, joined_logits
 from teachclip.training.more_texts import more_logits
 
 
@@ -200,7 +200,7 @@ class DistillationTask(Task):
         frame_scores: Tensor,
         frame_mask: Tensor | None,
         frame_sets: tuple[Sequence[Tensor], Tensor] | None,
-        joined: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+        joined: JoinedLogits | None,
         more: tuple[Sequence[Tensor], list[Tensor]] | None,
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
@@ -231,9 +231,9 @@ class DistillationTask(Task):
             losses["frame_sets"] = _mean(frame_set_loss(each, targets) for each in student_logits)
             total = total + self.terms.frame_sets.weight_at(batch) * losses["frame_sets"]
         if joined is not None:
-            own = torch.eye(len(joined[0][0]), dtype=torch.bool, device=total.device)
+            pairs = zip(joined.captions, joined.swapped, strict=True)
             losses["joined_clips"] = _mean(
-                pairs_loss(each, own, None, temperature, other) for each, other in zip(*joined, strict=True)
+                pairs_loss(each, joined.same_clips, None, temperature, other) for each, other in pairs
             )
             total = total + self.terms.joined_clips.weight_at(batch) * losses["joined_clips"]
         return {"loss": total, **losses}
@@ -337,8 +337,8 @@ def pairs_loss(
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:
     """Return the mean of some 0-d losses; of one, itself."""
-    found = list(losses)
-    return found[0] if len(found) == 1 else torch.stack(found).mean()
+    values = list(losses)
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def _weighted_mean(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
@@ -382,8 +382,8 @@ def _teach(item: OnlineTeacher, batch: Batch, chunk_size: int | None) -> Relevan
         texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
         frame_text, pairs = None, len(batch["video_rows"])
         if gives_frame_relevance(item.teacher):
-            own = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
-            relevance = item.teacher.frame_relevance(texts, own).float()
+            of_texts = {name: of_pairs(tensor, pairs) for name, tensor in videos.items()}
+            relevance = item.teacher.frame_relevance(texts, of_texts).float()
             if "is_pair" in batch:  # what was dealt out side by side is no pair: it does not count
                 relevance = relevance * batch["is_pair"][:, None]
             frame_text = tempered_relevance(relevance, item.frame_temperature)

@@ -16,10 +16,11 @@ from teachclip.cli.make_data import main
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.datasets.babyai import dataset as babyai
 from teachclip.datasets.babyai import episodes as episodes_module
-from teachclip.datasets.babyai.dataset import BabyAISettings, frame_oracle, make_babyai, read_manifest
+from teachclip.datasets.babyai.dataset import BabyAISettings, frame_oracle, make_babyai
 from teachclip.datasets.babyai.episodes import COMPOSED, SINGLE, TILE, frames, replay, solve
 from teachclip.datasets.babyai.moments import CONNECTIVES, frame_and_truth, frames_and_texts, moments
 from teachclip.datasets.babyai.truth import fulfilled, mission_of, oracle_recall_at_1
+from teachclip.datasets.folder import read_manifest
 from teachclip.errors import DataError
 from teachclip.pretraining.clip import ClipSettings
 from teachclip.recipe.loading import load_recipe
@@ -174,7 +175,7 @@ def test_the_folder_holds_real_videos_captions_in_the_csv_format_and_a_clip(data
     assert [list(videos.values()).count(split) for split in ("train", "val", "test")] == [6, 2, 4]
     decoded = decode_frames(dataset / "videos" / "test0.mp4", FrameSampling("intervals", 4))
     assert decoded.shape == (4, 3, 112, 112)
-    facts = read_manifest(dataset)["results"]["splits"]["test"]
+    facts = read_manifest(dataset, "BabyAI")["results"]["splits"]["test"]
     assert facts["videos"] == 4 and facts["captions"] == 8
     assert 0 < facts["oracle_recall_at_1"] <= facts["oracle_recall_at_1_at_the_end"] <= 100
     assert (dataset / "clip" / "model.safetensors").exists() and not list(dataset.rglob("*part*"))

@@ -11,9 +11,10 @@ from tiny_font import build_font
 from teachclip import decode_frames
 from teachclip.cli.make_data import main
 from teachclip.data.video.sampling import FrameSampling
+from teachclip.datasets.folder import read_manifest
 from teachclip.datasets.pictograms import dataset as pictograms_dataset
 from teachclip.datasets.pictograms import font as font_module
-from teachclip.datasets.pictograms.dataset import PictogramsSettings, make_pictograms, read_manifest
+from teachclip.datasets.pictograms.dataset import PictogramsSettings, make_pictograms
 from teachclip.datasets.pictograms.drawing import EVENT_FRAMES, SIZE, scene_frames
 from teachclip.datasets.pictograms.font import Pictogram, read_pictograms
 from teachclip.datasets.pictograms.scenes import (
@@ -130,7 +131,7 @@ def test_the_folder_holds_real_videos_captions_in_the_csv_format_and_a_clip(data
     assert [list(videos.values()).count(split) for split in ("train", "val", "test")] == [6, 2, 4]
     assert sum(row["split"] == "train" for row in table) == 24
     assert decode_frames(dataset / "videos" / "test0.mp4", FrameSampling("intervals", 4)).shape == (4, 3, SIZE, SIZE)
-    facts = read_manifest(dataset)["results"]["splits"]["test"]
+    facts = read_manifest(dataset, "pictograms")["results"]["splits"]["test"]
     assert facts["videos"] == 4 and facts["captions"] == 8 and 0 < facts["oracle_recall_at_1"] <= 100
     assert (dataset / "clip" / "model.safetensors").exists() and not list(dataset.rglob("*part*"))
 

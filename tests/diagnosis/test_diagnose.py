@@ -8,8 +8,13 @@ import shutil
 import pytest
 from tiny_models import tiny_clip
 
+from teachclip import evaluate, load_recipe
 from teachclip.cli import diagnose, distill
+from teachclip.diagnosis.diagnose import diagnose as diagnose_function
+from teachclip.models.backbone import load_backbone
+from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
+from teachclip.pipeline.build import build_processor
 
 
 def run(main, *arguments):
@@ -160,3 +165,15 @@ def test_a_student_with_adapters_and_sigmoid_attention_is_pooled_as_it_pools(pro
     adds_up(report)
     results = json.loads((project.folder / "run" / "results.json").read_text())
     assert report["models"]["student"]["t2v"] == results["test"]["t2v"]
+
+
+def test_a_student_reads_as_its_own_processor_says(project, tmp_path):
+    student = StudentModel.from_backbone(load_backbone(project.root / "clip"), temporal_layers=0)
+    how = build_processor(load_recipe(project()), student.backbone.config)
+    first_word_alone = {**how.preprocessing.describe(), "max_tokens": 3}
+    student.processor = StudentProcessor(how.tokenizer, how.frame_sampling, **first_word_alone)
+    student.save_pretrained(tmp_path / "student")
+    measured = evaluate(project(), model=str(tmp_path / "student"))["test"]
+    report = diagnose_function(recipe_with(project), student=tmp_path / "student", teacher="xpool", worst=0)
+    for way in ("t2v", "v2t"):
+        assert report["models"]["student"][way] == measured[way]

@@ -18,6 +18,7 @@ from teachclip.cli import distill, train_teacher
 from teachclip.cli import soup as soup_command
 from teachclip.errors import RecipeError
 from teachclip.models.backbone import load_backbone
+from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.models.text_tower import load_text_model, with_text_model
 from teachclip.pipeline import soup as soup_module
@@ -108,6 +109,11 @@ def test_settings_name_these_options_only_where_they_are_used(project):
         (["optimizer.layer_decay=0.5"], "optimizer.layer_decay is for encoders that train"),
         (["optimizer.l2_start=0.5"], "optimizer.l2_start needs train.encoders=finetuned, got frozen"),
         (["train.encoders=lora", "optimizer.l2_start=1"], "optimizer.l2_start needs train.encoders=finetuned"),
+        (["train.encoders=lora", "optimizer.clip_lr=1e-6"], "clip_lr is 1e-06, at which LoRA's matrices"),
+        (
+            ["train.encoders=finetuned", "optimizer.clip_lr=1e-3", "optimizer.l2_start=1001"],
+            "optimizer.l2_start x optimizer.clip_lr is 1.001",
+        ),
         (["train.ema=1"], "train.ema"),
         (["train.encoders=lora", "train.clip_weights=float16"], "needs train.encoders=finetuned, got lora"),
         (
@@ -246,6 +252,48 @@ def test_students_that_cannot_be_averaged_are_named(project, capsys):
     assert f"{two}: temporal_layers is 1, that of {one} is 0" in capsys.readouterr().err
     assert run(soup_command.main, project(), "--students", one, "--out", out) == 2
     assert "a soup is of several students, got 1" in capsys.readouterr().err
+
+
+def saved_student(project, name, **reading):
+    student = StudentModel.from_backbone(load_backbone(project.root / "clip"), temporal_layers=0)
+    how = build_workspace_processor(project)
+    kept = {**how.preprocessing.describe(), "frame_sampling": {**how.frame_sampling, "count": 3}, **reading}
+    student.processor = StudentProcessor(how.tokenizer, **kept)
+    student.save_pretrained(project.folder / name)
+    return project.folder / name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_tokens", 6), ("mean", [0.0, 0.0, 0.0]), ("frame_sampling", {"kind": "intervals", "count": 2})],
+)
+def test_students_that_read_differently_are_not_averaged(project, capsys, key, value):
+    one, two = saved_student(project, "one"), saved_student(project, "two", **{key: value})
+    assert run(soup_command.main, project(), "--students", one, two, "--out", project.folder / "out") == 2
+    assert f"{two}: {key} is " in capsys.readouterr().err
+
+
+def test_a_student_without_a_processor_is_refused_before_anything_is_measured(project, capsys):
+    one, two = saved_student(project, "one"), saved_student(project, "two")
+    (two / "processor_config.json").unlink()
+    assert run(soup_command.main, project(), "--students", one, two, "--out", project.folder / "out") == 2
+    told = capsys.readouterr().err
+    assert f"{two}: has no processor" in told and "R@1" not in told
+
+
+def test_a_soup_is_measured_with_the_processor_that_it_is_written_with(project, monkeypatch):
+    folders = [saved_student(project, name, max_tokens=4, mean=[0.0, 0.0, 0.0]) for name in ("one", "two")]
+    read = []
+
+    def evaluate(work, model, inputs, split, choices, **options):
+        if isinstance(model, StudentModel):
+            read.append((inputs.mean.tolist(), int(inputs.tokenized.lengths.max())))
+        return tiny_metrics(1.0)
+
+    monkeypatch.setattr(soup_module, "evaluate_any", evaluate)
+    soup_module.soup(project(), folders, project.folder / "out")
+    assert read and set(map(str, read)) == {str(([0.0, 0.0, 0.0], 4))}
+    assert load_student(project.folder / "out").processor.max_tokens == 4
 
 
 # LoRA.

@@ -421,6 +421,14 @@ def test_swapped_clauses_teach_in_whole_runs(project, encoders, capsys):
     assert np.array_equal(found["none"], found["plain"])
 
 
+def test_swapped_captions_that_would_be_cut_are_left_out(project, capsys):
+    options = ["losses.contrastive.swapped_clauses=[' red ']", "train.steps=1"]
+    for most, told in ((6, "clauses swapped: 10 of 16 captions\n"), (5, "0 of 16 captions; 10 more do not fit into")):
+        changes = {"output": str(project.folder / str(most)), "stores": str(project.folder / f"stores{most}")}
+        assert run(distill.main, project(text={"max_tokens": most}, **changes), *options) == 0
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 def test_joined_clips_teach_in_whole_runs(project, encoders, capsys):
     term = {"weight": 0.5, "count": 4, "connective": " over "}

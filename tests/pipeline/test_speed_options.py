@@ -1,6 +1,7 @@
 """Options that change speed and memory: compiling, activation checkpointing, precision, TensorFloat-32."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,12 +106,19 @@ def test_settings_of_a_run_name_the_options_where_they_are_used(project):
     assert used["evaluation"] == {"precision": "bfloat16"}
 
 
+def pretend_gpu(monkeypatch, is_there, capability):
+    """A GPU of a compute capability; those below 8.0 can hold bfloat16 but compute in float32 (V100 and T4: 7.x)."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+
+
 def test_auto_is_bfloat16_where_encoders_train_on_a_gpu_that_has_it(monkeypatch):
     finetuned = {"encoders": "finetuned", "steps": 1}
     frozen, half = {**finetuned, "encoders": "frozen"}, {**finetuned, "clip_weights": "float16"}
-    for has_gpu, has_bfloat16, expected in ((True, True, "bf16"), (True, False, "no"), (False, True, "no")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
+    for has_gpu, capability, expected in ((True, 8, "bf16"), (True, 7, "no"), (False, 8, "no")):
+        pretend_gpu(monkeypatch, has_gpu, capability)
         assert build_precision(Train(**finetuned)) == expected
         assert build_precision(Train(**frozen)) == build_precision(Train(**half)) == "no"
         assert build_precision(Train(**finetuned, mixed_precision="no")) == "no"
@@ -119,6 +127,5 @@ def test_auto_is_bfloat16_where_encoders_train_on_a_gpu_that_has_it(monkeypatch)
 def test_a_run_is_named_by_the_autocast_that_auto_chose(project, monkeypatch):
     recipe = load_recipe(str(project()), ["train.encoders=finetuned"])
     assert recipe.train.mixed_precision == "auto" and run_settings(recipe)["train"]["mixed_precision"] == "no"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    pretend_gpu(monkeypatch, True, 9)
     assert run_settings(recipe)["train"]["mixed_precision"] == "bf16"

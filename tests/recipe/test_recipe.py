@@ -206,6 +206,19 @@ def test_inconsistent_choices_are_refused(write):
     assert "losses.frame_sets.scorer is 'nobody'" in several and "but videos have 12 frames" in several
 
 
+def test_terms_that_would_teach_nothing_are_refused(write):
+    swapped = ["losses.contrastive.swapped_clauses=[' then ']", f"teachers={XPOOL}"]
+    assert "swapped_clauses are negatives of the contrastive term, which has weight 0" in failure(
+        write(), [*swapped, "losses.contrastive.weight=0"]
+    )
+    load_recipe(write(), [*swapped, "losses.contrastive.weight=0", "losses.contrastive.end_weight=0.1"])
+    joined = ["losses.joined_clips.weight=1", f"teachers={XPOOL}"]
+    assert "joined_clips shows two clips in one video: frames.count is 1; allowed: 2 or more" in failure(
+        write(), [*joined, "frames.count=1"]
+    )
+    load_recipe(write(), [*joined, "frames.count=2"])
+
+
 def test_help_lists_every_key_with_default_and_meaning():
     lines = list(describe_keys())
     assert any(line.startswith("  optimizer.lr  (default 0.0001)  rate of new parameters") for line in lines)

@@ -7,12 +7,14 @@ import os
 import socket
 import threading
 
+import pytest
 import torch
 
+from teachclip.errors import StoreError
 from teachclip.processes import Processes
 from teachclip.scoring import token_store
-from teachclip.scoring.token_store import store_tokens
-from teachclip.store.array_store import ArrayStore
+from teachclip.scoring.token_store import items_of_shards, store_tokens
+from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.row_plan import row_keys
 
 
@@ -78,3 +80,18 @@ def test_another_run_may_add_items_as_soon_as_this_one_is_done(tmp_path, monkeyp
     )
     assert store.read("pooled", [5, 0]).tolist() == [[5.0], [0.0]] and store.verify() == []
     assert not ArrayStore.open(path, complete=False).complete
+
+
+def test_a_row_of_none_of_the_items_is_refused(tmp_path):
+    keys, arrays = row_keys(range(6)), {"pooled": ArraySpec("float32", (1,))}
+    store = ArrayStore.open_or_create(
+        tmp_path / "s", provenance={"model": 1}, arrays=arrays, keys=keys, rows_per_shard=4
+    )
+    assert {shard: rows.tolist() for shard, rows in items_of_shards(store, keys, [0, 1]).items()} == {
+        0: [0, 1, 2, 3],
+        1: [4, 5],
+    }
+    with pytest.raises(StoreError, match=r"shard 1 has rows of none of the items"):
+        items_of_shards(store, keys[:5], [0, 1])
+    with pytest.raises(StoreError, match=r"shard 0 has rows of none of the items"):
+        items_of_shards(store, keys[:0], [0, 1])

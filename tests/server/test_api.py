@@ -17,11 +17,13 @@ import pytest
 from indexing import update
 from PIL import Image
 from served import HOSTILE, running
+from tiny_models import tiny_student
 
 from teachclip import decode_frames
 from teachclip.cli import serve
 from teachclip.data.video.sampling import FrameSampling
 from teachclip.search.index import VideoIndex
+from teachclip.search.update import Wanted
 from teachclip.server.network import address_of, is_local
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +73,21 @@ def test_a_time_line_scores_every_part(client, videos, film_index):
     assert max(part["score"] for part in content["parts"]) == pytest.approx(best.score, abs=1e-5)
     plain = client.get(f"/api/videos/{videos['three.mp4']}").json()
     assert {part["score"] for part in plain["parts"]} == {None}
+
+
+def test_a_time_line_shows_each_part_once_though_it_has_several_vectors(films, tmp_path):
+    tiny_student(vectors=3).save_pretrained(tmp_path / "student")
+    update(tmp_path / "index", [films], Wanted(str(tmp_path / "student")))
+    with VideoIndex.open(tmp_path / "index") as index, running(tmp_path / "index") as address:
+        video, vector = index.video("three.mp4"), index.query_vector("a circle")
+        rows, scores = index.parts(video.id), index.vectors([video.id])
+        for query in ({"text": "a circle"}, {}):
+            parts = httpx.get(f"{address}/api/videos/{video.id}", params=query, timeout=60).json()["parts"]
+            assert [(part["start"], part["end"]) for part in parts] == [(0.0, 10.0), (5.0, 16.0)] and len(rows) == 6
+            for part in parts if query else []:
+                own = {row.id: float(scores[row.id] @ vector) for row in rows if row.start == part["start"]}
+                assert part["id"] == max(own, key=own.get)
+                assert part["score"] == pytest.approx(max(own.values()), abs=1e-6)
 
 
 def test_an_index_says_what_is_in_it(client):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ from test_study import InThisProcess
 from teachclip import load_recipe
 from teachclip.cli.study import main
 from teachclip.errors import RecipeError
+from teachclip.pipeline.build import build_catalog, check_student_training
+from teachclip.processes import Processes
 from teachclip.studies import auto as auto_module
 from teachclip.studies import trials
 from teachclip.studies.auto import BASELINE, STANDING, Candidate, auto, auto_plan, halve, whole_steps
-from teachclip.studies.halving import Budget, fit_halving, rungs
+from teachclip.studies.halving import Budget, fit_halving, rounds
 from teachclip.studies.jobs import Train
 from teachclip.studies.study_file import Variant
 
@@ -24,21 +29,21 @@ ALL = [BASELINE, *STANDING]
 
 
 def trainings(total: float, steps: int = 400) -> Budget:
-    return Budget(total, "trainings", lambda count: count / steps)
+    return Budget(total, "trainings", lambda count, length: count * length / steps)
 
 
-def test_rungs_halve_the_candidates_and_double_the_steps():
-    found = [(rung.count, rung.steps) for rung in rungs(15, 400, 2)]
+def test_rounds_halve_the_candidates_and_double_the_steps():
+    found = [(each.count, each.steps) for each in rounds(15, 400, 2)]
     assert found == [(15, 100), (8, 200), (4, 400)]
-    assert [(rung.count, rung.steps) for rung in rungs(2, 3, 3)] == [(2, 1), (2, 1), (2, 2), (2, 3)]
+    assert [(each.count, each.steps) for each in rounds(2, 3, 3)] == [(2, 1), (2, 1), (2, 2), (2, 3)]
 
 
 def test_a_budget_buys_long_runs_first_and_then_seeds():
     least, some, more = (fit_halving(15, 400, 6, trainings(total)) for total in (11, 20, 45))
-    assert [len(found.rungs) for found in (least, some, more)] == [6, 3, 3]
+    assert [len(found.rounds) for found in (least, some, more)] == [6, 3, 3]
     assert [found.seeds for found in (least, some, more)] == [1, 1, 3]
     for found, total in ((least, 11), (some, 20), (more, 45)):
-        spent = 6 + found.seeds * sum(rung.count * rung.steps / 400 for rung in found.rungs)
+        spent = 6 + found.seeds * sum(each.count * each.steps / 400 for each in found.rounds)
         assert found.cost == pytest.approx(spent) and spent <= total
     with pytest.raises(RecipeError, match=r"budget of 8 trainings is too small for 15 candidates; the least is 11"):
         fit_halving(15, 400, 6, trainings(8))
@@ -48,7 +53,7 @@ def candidate(name: str, recall: float, total: float = 0.0) -> Candidate:
     return Candidate(Variant(name, name, (), ()), (), ((99.0, 0.0), (recall, total)))
 
 
-def test_the_last_rung_decides_then_all_recalls_and_the_baseline_always_stays():
+def test_the_last_round_decides_then_all_recalls_and_the_baseline_always_stays():
     tried = [candidate("a", 5), candidate("b", 7, 1), candidate("c", 7, 2), candidate(BASELINE, 1), candidate("d", 6)]
     assert [each.variant.name for each in halve(tried, 3)] == ["c", "b", BASELINE]
     assert [each.variant.name for each in halve(tried, 5)] == ["c", "b", "d", "a", BASELINE]
@@ -61,6 +66,36 @@ def test_recipes_that_need_a_teacher_are_not_tried_without_one(project):
     without = auto_plan(project.folder / "out", project("none.yaml", teachers=[]), [1e-3, 1e-2], 2)
     assert [variant.name for variant in without.study.variants] == [BASELINE, "adapters"]
     assert without.study.variants[0].grid == (("optimizer.lr=0.001",), ("optimizer.lr=0.01",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"frames": {"store": "none"}, "train": {"encoders": "finetuned"}}, "losses.frame_sets reads frames of many"),
+        ({"frames": {"count": 2}}, "losses.frame_sets.frames is [1, 3], but videos have 2 frames"),
+        ({"losses": {"frame_sets": {"videos": "{videos}"}}}, "losses.frame_sets.videos is {videos}, which may hold"),
+    ],
+)
+def test_a_standing_recipe_that_does_not_fit_is_left_out_in_one_line(project, capsys, changes, problem):
+    videos = str(project.root / "videos")
+    changes = json.loads(json.dumps(changes).replace("{videos}", videos))
+    recipe = str(project(**changes))
+    assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not tried" in line]
+    assert "all options does not fit to recipe.yaml and is not tried: " in line
+    assert problem.replace("{videos}", videos) in line
+
+
+def test_a_problem_of_the_recipe_itself_is_raised(project, capsys):
+    recipe = str(project(data={"select_on": "test"}))
+    assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "data.select_on is test: the checkpoint would be chosen on test" in told and "not tried" not in told
+
+
+def test_a_rate_that_is_given_twice_is_tried_once(project):
+    plan = auto_plan(project.folder / "out", project(), [1e-3, 0.001, 1e-2], 1)
+    assert plan.study.variants[0].grid == (("optimizer.lr=0.001",), ("optimizer.lr=0.01",))
 
 
 def test_epochs_are_counted_in_steps(project):
@@ -100,7 +135,7 @@ def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_basel
     assert found["chosen"]["variant"] == "published_adapters"
     assert found["chosen"]["settings"] == ["optimizer.lr=0.003"]
     labels = [label for label, _ in ran]
-    assert [label.partition(":")[0] for label in labels] == ["prepare", "rung 1/3", "rung 2/3", "rung 3/3", "test"]
+    assert [label.partition(":")[0] for label in labels] == ["prepare", "round 1/3", "round 2/3", "round 3/3", "test"]
     steps = [{text for job in jobs for text in job.settings if "train.steps" in text} for _, jobs in ran[1:4]]
     assert steps == [{"train.steps=2"}, {"train.steps=4"}, {"train.steps=8"}]
     assert not ran[0][1][0].measure, "teachers would be measured on test"
@@ -130,6 +165,33 @@ def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsy
     assert load_recipe(project.folder / "out" / "recipe.yaml").teachers == []
 
 
+@pytest.mark.parametrize(
+    ("best", "says"),
+    [
+        ("all_options", "It learns from data.uncaptioned, {folder}, too, which this comparison left out."),
+        ("published", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
+        ("adapters", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
+    ],
+)
+def test_videos_without_captions_are_of_no_trial_but_of_the_chosen_recipe_if_it_can_learn_from_them(
+    project, made_up, capsys, best, says
+):
+    ran = made_up(best, "0.001")
+    folder = project.folder / "more # videos"
+    folder.mkdir()
+    shutil.copy(project.root / "videos" / "clip0.mp4", folder / "other.mp4")
+    losses = {"contrastive": {"weight": 0.2}, "frame_text": {"targets": "video"}}
+    recipe = project(data={"uncaptioned": str(folder)}, losses=losses)
+    auto(recipe, rates=[1e-3], out=project.folder / "out")
+    assert all("data.uncaptioned=null" in job.settings for _, jobs in ran for job in jobs)
+    printed = capsys.readouterr()
+    assert says.format(folder=folder) in printed.out
+    assert "data.uncaptioned is left out of the comparison" in printed.err
+    chosen = load_recipe(project.folder / "out" / "recipe.yaml")
+    assert chosen.data.uncaptioned == (folder if best == "all_options" else None)
+    check_student_training(chosen, build_catalog(chosen), Processes())
+
+
 def test_a_whole_run_goes_on_where_it_stopped(project, monkeypatch, capsys):
     monkeypatch.setattr(trials, "ProcessPoolExecutor", InThisProcess)
     recipe, out = project(train={"steps": 4}), project.folder / "out"
@@ -156,7 +218,17 @@ def test_a_whole_run_goes_on_where_it_stopped(project, monkeypatch, capsys):
     assert before["warnings"], "six queries and one seed are too few"
 
 
-def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, monkeypatch):
+def test_a_round_lasts_as_long_as_its_busiest_process():
+    """15, then 8, then 4 candidates in 4 processes train 4, 2 and 1 times one after another, and 6 tests twice."""
+    minutes = Budget(200.0, "minutes", lambda count, length: math.ceil(count / 4) * length / 10)
+    for total, seeds, cost in ((200, 1, 40 + 40 + 40 + 80), (320, 2, 80 + 80 + 80 + 80)):
+        found = fit_halving(15, 400, 6, replace(minutes, total=total))
+        assert (len(found.rounds), found.seeds, found.cost) == (3, seeds, cost)
+
+
+def test_minutes_are_turned_into_trainings_by_short_ones_as_many_at_once_as_candidates_will_be(
+    project, made_up, monkeypatch
+):
     ran = made_up("published", "0.001")
     plan = auto_plan(project.folder / "out", project(train={"steps": 320}), [1e-3], 1)
     seconds = {10: 12.0, 40: 18.0}
@@ -168,8 +240,12 @@ def test_minutes_are_turned_into_trainings_by_two_short_ones(project, made_up, m
     monkeypatch.setattr(auto_module, "read_json", read)
     prepared = auto_module.run_trials(plan.preparing(), 1, "prepare")
     price = auto_module._price(plan, 320, prepared, processes=2)
-    assert price(320) == pytest.approx((10 + 0.2 * 320) / 60 / 2)
-    assert [job.variant for job in ran[-1][1]] == ["all_options", "all_options"]
+    one = (10 + 0.2 * 320) / 60
+    assert [price(count, 320) for count in (1, 2, 3, 15)] == pytest.approx([one, one, 2 * one, 8 * one])
+    for _, jobs in ran[-2:]:
+        assert {(job.variant, job.seed) for job in jobs} == {("all_options", 1), ("all_options", 2)}
+    auto_module._price(plan, 320, prepared, processes=64)
+    assert len(ran[-1][1]) == 5, "no more than there are candidates"
 
 
 def made_plan(project, **train: Any) -> Any:
@@ -184,13 +260,13 @@ def lengths(plan: Any, *steps: int) -> list[Any]:
     return [plan.load(plan.settings(variant, (*variant.grid[0], *length))).train for length in found]
 
 
-def test_steps_at_rest_are_shortened_with_a_rung(project):
+def test_steps_at_rest_are_shortened_with_a_round(project):
     found = lengths(made_plan(project, encoders="finetuned", frozen_steps=100), 13, 100, 400)
     assert [train.frozen_steps for train in found] == [3, 25, 100]
     assert [train.steps for train in found] == [13, 100, 400]
 
 
-def test_a_rung_validates_as_often_as_the_recipe_says(project):
+def test_a_round_validates_as_often_as_the_recipe_says(project):
     assert [train.evaluate_every for train in lengths(made_plan(project, evaluate_every=None), 100, 400)] == [
         None
     ] * 2
@@ -213,14 +289,14 @@ def test_a_short_training_that_was_interrupted_is_timed_anew(project, made_up, m
             (job.output / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(auto_module, "run_trials", run)
-    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+    assert auto_module._price(plan, 400, prepared, 1)(1, 400) == pytest.approx(20 / 60)
     for path in (plan.folder / "trials").iterdir():
         path.unlink()
     if is_kept:
         variant = plan.study.variants[-1]
         tried = Candidate(variant, variant.grid[0])
         run([auto_module._job(plan, "tune", 1, tried, prepared, auto_module._length(plan, tried, 50, 400))], 1, "")
-    assert auto_module._price(plan, 400, prepared, 1)(400) == pytest.approx(20 / 60)
+    assert auto_module._price(plan, 400, prepared, 1)(1, 400) == pytest.approx(20 / 60)
 
 
 def test_the_folder_of_another_recipe_is_refused(project, made_up, monkeypatch):

@@ -70,9 +70,15 @@ def test_a_step_is_the_same_however_many_processes_share_it() -> None:
         clips(5).batch(0, 0, 2)
 
 
-def test_the_term_is_the_contrast_of_the_joined_clips_with_swapped_captions_as_negatives() -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_term_is_the_contrast_of_the_joined_clips_with_swapped_captions_as_negatives(alike: bool) -> None:
+    """Where pairs of captions are of the same two clips, in the same order, each of them is true of all."""
     batches = tiny_batches(stored=False)
     batches.joined = clips()
+    if alike:
+        batches.joined.clips[:] = [[0, 1], [1, 0], [2, 3], [0, 1], [0, 3]] * 2
+    rows = np.random.default_rng([0, 0, 0, 3]).permutation(PAIRS)[:6]
+    shown = batches.joined.clips[rows].tolist()
     terms = DistillationTerms(contrastive=Term(0.3), joined_clips=Term(0.5))
     task, batch = DistillationTask(tiny_student(), terms), batches[0]
     losses = task(batch)
@@ -84,9 +90,11 @@ def test_the_term_is_the_contrast_of_the_joined_clips_with_swapped_captions_as_n
     pixels = (part["frames"].float() / 255 - 0.5) / 0.5
     out = student(part["input_ids"], part["attention_mask"], pixels, part["frame_mask"])
     other = student.encode_texts(part["swapped.input_ids"], part["swapped.attention_mask"])
+    same = torch.tensor([[one == other for other in shown] for one in shown])
+    assert same.sum() == (10 if alike else 6)
     expected = pairs_loss(
         out.logits_per_text,
-        torch.eye(6, dtype=torch.bool),
+        same,
         swapped=student.score(other, {"embeds": out.video_embeds}),
     )
     assert_close(losses["joined_clips"], expected, rtol=1e-4, atol=1e-4)

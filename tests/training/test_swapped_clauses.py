@@ -19,6 +19,20 @@ def test_own_connectives_replace_the_usual_ones() -> None:
     assert swapped("a cat sleeps, then a dog barks", [" und danach "]) is None
 
 
+@pytest.mark.parametrize("connectives", [[" then ", ", then "], [", then ", " then "], [" then "]])
+def test_neither_the_order_of_connectives_nor_a_short_one_makes_wrong_english(connectives: list[str]) -> None:
+    assert swapped("a man runs, then he jumps", connectives) == "he jumps, then a man runs"
+    assert swapped("a man runs and then he jumps", connectives) == "he jumps and then a man runs"
+    assert swapped("A man runs, but then he jumps.", connectives) == "He jumps, but then a man runs."
+    assert swapped("a man runs then he jumps", connectives) == "he jumps then a man runs"
+    assert swapped("a man runs, then he jumps and then he rests", connectives) is None
+    assert swapped("and then he jumps", connectives) is None
+
+
+def test_without_connectives_nothing_is_swapped() -> None:
+    assert swapped("a man runs, then he jumps", []) is None
+
+
 def test_a_swapped_caption_is_a_negative_of_its_own_video_alone() -> None:
     logits, other = torch.randn(4, 4, dtype=torch.float32), torch.randn(4, 4)
     same = torch.eye(4, dtype=torch.bool)

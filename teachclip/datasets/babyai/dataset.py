@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +33,15 @@ from teachclip.datasets.babyai.moments import frame_and_truth, frames_and_texts
 from teachclip.datasets.babyai.truth import Mission, fulfilled, mission_of, oracle_recall_at_1
 from teachclip.datasets.babyai.videos import RATE, write_video
 from teachclip.datasets.folder import (
-    MANIFEST,
     Mapper,
     SplitCounts,
     captions_table,
     check_counts,
     complete,
+    files_of,
     making,
-    read_record,
+    read_manifest,
+    video_file,
     write_missing,
 )
 from teachclip.errors import DataError
@@ -108,7 +108,8 @@ def make_babyai(
     settings = settings or BabyAISettings()
     record = {"version": VERSION, "dataset": asdict(settings), "encoder": dict(ENCODER), "rate": RATE}
     root = Path(folder)
-    with making(root, record, NAME, workers=workers, is_complete=lambda: _is_complete(root, settings)) as each:
+    files = ["teacher_captions.csv", *files_of(settings, (*SPLITS, MORE))]
+    with making(root, record, NAME, workers=workers, files=files) as each:
         if each is None:
             return False
         episodes = {
@@ -116,7 +117,9 @@ def make_babyai(
         }
         write_atomic(root / "captions.csv", captions_table(_rows({split: episodes[split] for split in SPLITS})))
         write_atomic(root / "teacher_captions.csv", captions_table(_rows(episodes)))
-        videos = {_file(split, n): item for split, of_split in episodes.items() for n, item in enumerate(of_split)}
+        videos = {
+            video_file(split, n): item for split, of_split in episodes.items() for n, item in enumerate(of_split)
+        }
         write_missing(root / "videos", videos, write_video, settings.view, each, size=VIDEO_BYTES, progress=progress)
         if not (root / "clip").exists():
             _make_clip(root / "clip", settings, each, progress)
@@ -128,17 +131,12 @@ def make_babyai(
     return True
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
-    return read_record(folder / MANIFEST, NAME)
-
-
 def _rows(episodes: Mapping[str, Sequence[Episode]]) -> Iterator[tuple[str, str, str]]:
     """Yield the rows of a table of captions of some splits. Videos for teachers are training videos in it."""
     for split, of_split in episodes.items():
         for number, episode in enumerate(of_split):
             for caption in filter(None, (episode.mission, episode.reworded)):
-                yield _file(split, number), caption, "train" if split == MORE else split
+                yield video_file(split, number), caption, "train" if split == MORE else split
 
 
 def _episodes(
@@ -206,9 +204,9 @@ def _facts(episodes: Sequence[Episode], each: Mapper) -> dict[str, float]:
     """Return how far captions tell the videos of a split apart."""
     missions: list[Mission] = list(each(mission_of, episodes))
     known = tuple(dict.fromkeys(missions))
-    found = list(each(fulfilled, episodes, [known] * len(episodes)))
+    fulfilments = list(each(fulfilled, episodes, [known] * len(episodes)))
     lengths = [len(episode.actions) for episode in episodes]
-    fulfil = [sum(mission in item for item in found) for mission in missions]
+    fulfil = [sum(mission in item for item in fulfilments) for mission in missions]
     texts = [episode.mission for episode in episodes]
     return {
         "videos": len(episodes),
@@ -216,25 +214,14 @@ def _facts(episodes: Sequence[Episode], each: Mapper) -> dict[str, float]:
         "different_missions": len(set(texts)),
         "frames_mean": round(1 + float(np.mean(lengths)), 2),
         "videos_that_fulfil_a_mission": round(float(np.mean(fulfil)), 3),
-        "oracle_recall_at_1": round(oracle_recall_at_1(missions, found), 2),
-        "oracle_recall_at_1_at_the_end": round(oracle_recall_at_1(missions, found, lengths), 2),
+        "oracle_recall_at_1": round(oracle_recall_at_1(missions, fulfilments), 2),
+        "oracle_recall_at_1_at_the_end": round(oracle_recall_at_1(missions, fulfilments, lengths), 2),
     }
-
-
-def _is_complete(folder: Path, settings: BabyAISettings) -> bool:
-    splits = (*SPLITS, MORE)
-    videos = [f"videos/{_file(split, number)}" for split in splits for number in range(settings.count(split))]
-    files = ("captions.csv", "teacher_captions.csv", "clip/pretraining.json", *videos)
-    return all((folder / name).exists() for name in files)
-
-
-def _file(split: str, number: int) -> str:
-    return f"{split}{number}.mp4"
 
 
 def log_facts(folder: Path) -> None:
     """Print what the manifest says of the test split and of the tiny CLIP."""
-    results = read_manifest(folder)["results"]
+    results = read_manifest(folder, NAME)["results"]
     facts = results["splits"]["test"]
     clip = results["clip"]
     log(

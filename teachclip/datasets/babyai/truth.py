@@ -39,7 +39,7 @@ def fulfilled(episode: Episode, missions: Iterable[Mission]) -> dict[Mission, in
     A mission is verified as if it had been given at the start of the episode: "on your left" is left of the agent
     then. A description that fits no object is never fulfilled; "the" and "a" are the same to a verifier.
     """
-    found: dict[Mission, int] = {}
+    first_steps: dict[Mission, int] = {}
     waiting: dict[Mission, Any] = {}
     for step, (level, action) in enumerate(replay(episode)):
         if action is None:
@@ -53,9 +53,9 @@ def fulfilled(episode: Episode, missions: Iterable[Mission]) -> dict[Mission, in
             if action == level.actions.drop:
                 level.update_objs_poss(verifier)
             if verifier.verify(action) == "success":
-                found[mission] = step
+                first_steps[mission] = step
                 del waiting[mission]
-    return found
+    return first_steps
 
 
 def oracle_recall_at_1(
@@ -69,7 +69,7 @@ def oracle_recall_at_1(
     """
     chances = []
     for mission in missions:
-        steps = [found.get(mission) for found in fulfilments]
+        steps = [first_steps.get(mission) for first_steps in fulfilments]
         fitting = [step is not None and (lengths is None or step == lengths[i]) for i, step in enumerate(steps)]
         chances.append(1 / sum(fitting))
     return 100 * sum(chances) / len(chances)

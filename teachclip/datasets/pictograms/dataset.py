@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +24,14 @@ from tqdm import tqdm
 from teachclip.console import log
 from teachclip.data.video.writing import ENCODER
 from teachclip.datasets.folder import (
-    MANIFEST,
     Mapper,
     SplitCounts,
     captions_table,
     complete,
+    files_of,
     making,
-    read_record,
+    read_manifest,
+    video_file,
     write_missing,
 )
 from teachclip.datasets.pictograms.drawing import RATE, single_frame, write_video
@@ -111,11 +111,11 @@ def make_pictograms(
         "rate": RATE,
     }
     root = Path(folder)
-    with making(root, record, NAME, workers=workers, is_complete=lambda: _is_complete(root, settings)) as each:
+    with making(root, record, NAME, workers=workers, files=files_of(settings, SPLITS)) as each:
         if each is None:
             return False
         splits = {split: _split(pictograms, settings, split) for split in SPLITS}
-        videos = {_file(split, n): (split, video) for split in SPLITS for n, video in enumerate(splits[split])}
+        videos = {video_file(split, n): (split, video) for split in SPLITS for n, video in enumerate(splits[split])}
         rows = ((file, caption.text, split) for file, (split, video) in videos.items() for caption in video.captions)
         write_atomic(root / "captions.csv", captions_table(rows))
         scenes = {file: video.scene for file, (_, video) in videos.items()}
@@ -131,14 +131,9 @@ def make_pictograms(
     return True
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a complete dataset: its settings and results. Raises DataError if it cannot be read."""
-    return read_record(folder / MANIFEST, NAME)
-
-
 def log_facts(folder: Path) -> None:
     """Print what the manifest says of the test split and of the tiny CLIP."""
-    results = read_manifest(folder)["results"]
+    results = read_manifest(folder, NAME)["results"]
     facts = results["splits"]["test"]
     log(f"tiny CLIP: text-to-frame R@1 {results['clip']['frame_recall_at_1']:.0f} % on fresh single frames")
     log(
@@ -205,12 +200,3 @@ def _facts(videos: Sequence[CaptionedScene]) -> dict[str, float]:
         "videos_that_a_caption_is_true_of": round(float(np.mean(true)), 3),
         "oracle_recall_at_1": round(oracle_recall_at_1(captions, scenes), 2),
     }
-
-
-def _is_complete(folder: Path, settings: PictogramsSettings) -> bool:
-    videos = [f"videos/{_file(split, n)}" for split in SPLITS for n in range(settings.count(split))]
-    return all((folder / name).exists() for name in ("captions.csv", "clip/pretraining.json", *videos))
-
-
-def _file(split: str, number: int) -> str:
-    return f"{split}{number}.mp4"

@@ -108,7 +108,7 @@ def oracle_recall_at_1(captions: Sequence[Sequence[Caption]], scenes: Sequence[S
 
     `captions[i]` are those of `scenes[i]`. Among the scenes that a caption is true of the model can only guess.
     """
-    chances = [1 / sum(is_true(caption, scene) for scene in scenes) for own in captions for caption in own]
+    chances = [1 / sum(is_true(caption, scene) for scene in scenes) for of_scene in captions for caption in of_scene]
     return 100 * sum(chances) / len(chances)
 
 

@@ -146,7 +146,7 @@ async function open(found) {
   try {
     const { parts } = await ask(`/api/videos/${video.id}?${query()}`);
     if (state.shown?.found !== found) return;
-    const chosen = state.shown.part ? parts.find((part) => part.id === state.shown.part.id) : parts[0];
+    const chosen = state.shown.part ? parts.find((part) => part.start === state.shown.part.start && part.end === state.shown.part.end) : parts[0];
     drawLine(parts, video.length, chosen);
     drawMoments(found.parts.length ? found.parts : parts.slice(0, 12));
     if (chosen) drawStrip(video.id, chosen);
