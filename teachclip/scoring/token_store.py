@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from teachclip.scoring.inputs import (
     read_ahead,
     to_device,
 )
+from teachclip.scoring.token_room import TokenRoom
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.manifest import MANIFEST
 from teachclip.store.row_plan import KeyPlaces
+from teachclip.store.scratch import blocks
 from teachclip.store.stored_items import StoredItems
 
 Encode = Callable[[Any], Tokens]
@@ -76,6 +78,9 @@ def architecture_hash(module: nn.Module) -> str:
 TEXTS_PER_SHARD, VIDEOS_PER_SHARD = 4096, 128
 """The most rows of a shard, and so the most that a crash loses."""
 
+SHARD_KEPT = 2**24
+"""Bytes up to which a shard that is being filled stays in memory; a larger one waits in a temporary file."""
+
 
 def store_tokens(
     path: Path,
@@ -116,37 +121,42 @@ def store_tokens(
             )
         )
         missing = store.missing_shards(processes.index, processes.count)
-        items = items_of_shards(store, keys, missing)
-        batches = {shard: _batches(items[shard], batch_size) for shard in missing}
-
-        def write(shard: int, parts: Sequence[Tokens]) -> None:
-            store.write_shard(
-                shard, {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
-            )
-
-        coming = [*itertools.chain.from_iterable(batches.values())]
-        waiting = [tokens] if tokens is not None and coming and np.array_equal(first, coming[0]) else []
-        coming = coming[len(waiting) :]
+        items = ItemsOfShards(store, keys)
+        next_items = next(items.batches(missing, batch_size), np.arange(0))
+        waiting = [tokens] if tokens is not None and np.array_equal(first, next_items) else []
+        encoded = len(waiting)
+        coming = functools.partial(items.batches, missing, batch_size, encoded)
         with (
-            ahead(coming) if ahead else nullcontext(),
-            read_ahead(read, coming, pin=pin) as inputs,
+            ahead(coming()) if ahead else nullcontext(),
+            read_ahead(read, coming(), pin=pin) as inputs,
             done_behind() as behind,
         ):
             for shard in shard_bar(missing, label, processes):
-                parts = [waiting.pop() if waiting else encode(next(inputs)) for _ in batches[shard]]
-                behind(write, shard, parts)
+                room = TokenRoom(len(store.shard_rows(shard)), SHARD_KEPT)
+                while not room.is_full:
+                    room.add(waiting.pop() if waiting else encode(next(inputs)))
+                behind(_write, store, shard, room)
         processes.wait()  # and then open it before another run may plan rows of its own
         return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
 
-def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:
-    """Return which items, by their `keys`, the rows of some shards are of."""
-    places = KeyPlaces(keys)
-    return {shard: places.find(store.keys_of(store.shard_rows(shard))) for shard in shards}
+class ItemsOfShards:
+    """Which of the items with these `keys` the rows of a shard are of: (rows of the shard,) int64."""
+
+    def __init__(self, store: ArrayStore, keys: np.ndarray) -> None:
+        self._store, self._places = store, KeyPlaces(keys)
+
+    def __getitem__(self, shard: int) -> np.ndarray:
+        return self._places.find(self._store.keys_of(self._store.shard_rows(shard)))
+
+    def batches(self, shards: Iterable[int], size: int, skipped: int = 0) -> Iterator[np.ndarray]:
+        """Return the items of some shards in batches, each of which is of one shard, without the first `skipped`."""
+        own = (self[shard] for shard in shards)
+        return itertools.islice((items[rows] for items in own for rows in blocks(len(items), size)), skipped, None)
 
 
-def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _write(store: ArrayStore, shard: int, room: TokenRoom) -> None:
+    store.write_shard(shard, {name: room.tokens[name].numpy() for name in store.arrays})
 
 
 @torch.no_grad()
