@@ -21,6 +21,7 @@ from tqdm import tqdm
 from teachclip.background import done_behind
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
+from teachclip.scoring.fitting import BatchSize, FittingEncoder, batch_size_for
 from teachclip.scoring.inputs import (
     Batch,
     PixelInputs,
@@ -89,7 +90,7 @@ def store_tokens(
     encode: Encode,
     read: Read = lambda items: items,
     provenance: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | Callable[[], int],
     rows_per_shard: int,
     processes: Processes,
     label: str,
@@ -99,19 +100,21 @@ def store_tokens(
 ) -> StoredItems:
     """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
-    What the store at `path` holds already is not encoded again. `encode` gets what `read` returns for numbers of
-    items; without it, these numbers. While a batch is encoded, a thread reads the next ones (`pin`: see `read_ahead`)
-    and another writes the last shard. `ahead`, as `prefetch`, gets the items that will be read. `what` are the items,
-    such as videos, for a log line when some are new. Returns all items. Raises StoreError on other provenance.
+    What the store at `path` holds already is not encoded again; `batch_size` is called if something is. `encode` gets
+    what `read` returns for numbers of items; without it, these numbers. While a batch is encoded, a thread reads the
+    next ones (`pin`: see `read_ahead`) and another writes the last shard. `ahead`, as `prefetch`, gets the items that
+    will be read. `what` are the items, such as videos, for a log line when some are new. Returns all items. Raises
+    StoreError on other provenance.
     """
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
             return done
+        size = batch_size() if callable(batch_size) else batch_size
         first, tokens = np.arange(0), None
         if (path / MANIFEST).exists():
             arrays = ArrayStore.open(path, complete=False).arrays
         else:  # the main process goes on from what tells the arrays; the others have other shards
-            first = np.arange(min(batch_size, rows_per_shard, len(keys)) if processes.is_main else 1)
+            first = np.arange(min(size, rows_per_shard, len(keys)) if processes.is_main else 1)
             tokens = encode(read(first))
             sample = tokens.items()
             arrays = {name: ArraySpec(str(t.numpy(force=True).dtype), tuple(t.shape[1:])) for name, t in sample}
@@ -122,10 +125,10 @@ def store_tokens(
         )
         missing = store.missing_shards(processes.index, processes.count)
         items = ItemsOfShards(store, keys)
-        next_items = next(items.batches(missing, batch_size), np.arange(0))
+        next_items = next(items.batches(missing, size), np.arange(0))
         waiting = [tokens] if tokens is not None and np.array_equal(first, next_items) else []
         encoded = len(waiting)
-        coming = functools.partial(items.batches, missing, batch_size, encoded)
+        coming = functools.partial(items.batches, missing, size, encoded)
         with (
             ahead(coming()) if ahead else nullcontext(),
             read_ahead(read, coming(), pin=pin) as inputs,
@@ -166,7 +169,7 @@ def store_scorer_tokens(
     inputs: PixelInputs,
     *,
     provenance: Mapping[str, Any],
-    batch_size: int,
+    batch_size: BatchSize,
     device: torch.device | str,
     processes: Processes,
     label: str,
@@ -174,10 +177,11 @@ def store_scorer_tokens(
 ) -> tuple[StoredItems, StoredItems]:
     """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`.
 
-    `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
+    `provenance`: what they depend on besides the texts and videos. `batch_size`: videos of a forward pass, and an
+    eighth of its texts; "auto": see `fitting`. `precision`: of the encoders, see `encoding_in`.
     """
-
     pin = torch.device(device).type == "cuda"
+    size = functools.cache(lambda: batch_size_for(batch_size, inputs, device))
 
     def encode_texts(batch: Batch) -> Tokens:
         with encoding_in(precision, device):
@@ -187,13 +191,14 @@ def store_scorer_tokens(
         with encoding_in(precision, device):
             return in_float32(encode_video_batch(scorer, to_device(batch, device)))
 
+    is_auto = batch_size == "auto"
     texts = store_tokens(
         folder / "texts",
         keys=inputs.text_keys(),
-        encode=encode_texts,
+        encode=FittingEncoder(encode_texts, "texts") if is_auto else encode_texts,
         read=inputs.texts,
         provenance={**provenance, "of": "texts"},
-        batch_size=8 * batch_size,
+        batch_size=lambda: 8 * size(),
         rows_per_shard=TEXTS_PER_SHARD,
         processes=processes,
         label=f"{label}: texts",
@@ -203,10 +208,10 @@ def store_scorer_tokens(
     videos = store_tokens(
         folder / "videos",
         keys=inputs.video_keys(),
-        encode=encode_videos,
+        encode=FittingEncoder(encode_videos, "videos") if is_auto else encode_videos,
         read=inputs.videos,
         provenance={**provenance, "of": "videos"},
-        batch_size=batch_size,
+        batch_size=size,
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",
