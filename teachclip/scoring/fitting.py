@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 
 from teachclip.scorer import Tokens, concat_tokens
 from teachclip.scoring.chunks import OF_ALL
-from teachclip.scoring.inputs import Batch, Inputs
+from teachclip.scoring.inputs import Batch, PixelInputs
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +32,18 @@ READ_BYTES = 2**28
 """Bytes of decoded frames in a batch, of which a few wait in memory."""
 
 
-def batch_size_for(batch_size: BatchSize, inputs: Inputs, device: torch.device | str) -> int:
+def batch_size_for(batch_size: BatchSize, inputs: PixelInputs, device: torch.device | str) -> int:
     """Return how many videos are read at a time: `batch_size`, or for "auto" what the memory of this machine bears.
 
     On a GPU that is the most there may be; `FittingEncoder` finds how many of them fit into a forward pass.
     """
     if batch_size != "auto":
         return batch_size
-    if not inputs.video_count:
-        return VIDEOS
-    video = inputs.videos(np.arange(1))["frames"]
+    numbers = math.prod(inputs.frames.shape)  # which are bytes, before they are float32
     if torch.device(device).type != "cpu":
-        return int(np.clip(READ_BYTES // video.nbytes, 1, VIDEOS_ON_GPU))
+        return int(np.clip(READ_BYTES // numbers, 1, VIDEOS_ON_GPU))
     available = psutil.virtual_memory().available // SHARE
-    return int(np.clip(available // (PER_PIXEL * video.numel()), 1, VIDEOS))
+    return int(np.clip(available // (PER_PIXEL * numbers), 1, VIDEOS))
 
 
 class FittingEncoder:
