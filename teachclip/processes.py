@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 T = TypeVar("T")
 
 
@@ -47,9 +45,11 @@ class Processes:
         self.wait()
         return work()
 
-    def share(self, items: int) -> np.ndarray:
-        """Return this process's contiguous share of the row numbers 0 to items - 1."""
-        return np.array_split(np.arange(items), self.count)[self.index]
+    def share(self, items: int) -> range:
+        """Return this process's contiguous share of the row numbers 0 to items - 1; the first ones get one more."""
+        each, more = divmod(items, self.count)
+        start = self.index * each + min(self.index, more)
+        return range(start, start + each + (self.index < more))
 
 
 def usable_cores() -> int:

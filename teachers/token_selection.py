@@ -7,7 +7,6 @@ gradient, and it selects soft mixtures of tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,26 +15,12 @@ from torch import Tensor, nn
 
 from teachclip.errors import RecipeError
 from teachclip.registry import closest
+from teachers.content_noise import NOISE_VERSION, content_noise, content_seeds
 
 SELECTIONS = ("perturbed", "hard")
 
-_SEED_GRID = 32
-_SEED_SCALE = 20
-"""Pixels are rounded to 1/20 before they seed noise. No 8-bit value normalised by CLIP's, SigLIP's or ImageNet's mean
-and deviation is then nearer than 1e-3 to where rounding turns, so that other last bits give the same seed."""
-
-
-def content_seeds(pixel_values: Tensor, seed: int) -> list[int]:
-    """Return a seed for every video (videos, frames, 3, height, width), from `seed` and what the video shows.
-
-    It is a hash of about 32 x 32 pixels of every frame, rounded to 1/20: the same on every device and in every batch,
-    also under autocast. Pixels given in float16 or bfloat16 are other numbers, and have other seeds.
-    """
-    step = max(1, pixel_values.shape[-1] // _SEED_GRID)
-    rounded = pixel_values[..., ::step, ::step].float().mul(_SEED_SCALE).round().to(torch.int16)
-    key = str(seed).encode()
-    hashes = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key) for row in rounded.numpy(force=True))
-    return [int.from_bytes(found.digest(), "little") for found in hashes]
+NUMBERS_AT_ONCE = 1 << 22
+"""Numbers of noise that are in memory at a time, or those of one video if it has more."""
 
 
 def hard_top_k(scores: Tensor, k: int) -> Tensor:
@@ -112,6 +97,8 @@ class TokenSelector(nn.Module):
             )
         self.score_predictor = ScorePredictor(width)
         self.selection, self.topk, self.samples, self.sigma, self.seed = selection, topk, samples, sigma, seed
+        if selection == "perturbed":
+            self.noise_version = NOISE_VERSION  # a plain setting: relevance of other noise is stored apart
 
     def forward(self, tokens: Tensor, pixel_values: Tensor) -> Tensor:
         """Return the class token and the selected patch tokens (videos, frames, 1 + topk, width), float32.
@@ -131,25 +118,23 @@ class TokenSelector(nn.Module):
     def perturbed(self, scores: Tensor, pixel_values: Tensor) -> Tensor:
         """Return the perturbed top-k of scores (videos, frames, patches): (videos, frames, topk, patches).
 
-        The noise belongs to the video: see `content_seeds`. In evaluation it is drawn on the CPU, so that it is the
-        same on every device. In training it is fresh in every call, from one draw of torch's global generator and the
-        video, so that it does not depend on which process has the video. The videos are taken one by one: their noise
-        has samples x frames x patches numbers each.
+        The noise belongs to the video: see `content_noise`. It is drawn on the device of the scores for as many
+        videos at once as `NUMBERS_AT_ONCE` allows, and never waits for the device. In training it is fresh in every
+        call, from one draw of torch's global generator and the video, so that it does not depend on which process has
+        the video.
         """
         frames, patches = scores.shape[1:]
         step = self.seed
         if self.training:
-            step = int(torch.randint(2**62, ()))  # processes that train together draw the same one
-        seeds = content_seeds(pixel_values, step)
-        device = scores.device if self.training else torch.device("cpu")
+            step = int(torch.randint(2**62, ()))  # on the CPU; processes that train together draw the same one
+        seeds, numbers = content_seeds(pixel_values, step), frames * self.samples * patches
 
-        def noise(seed: int) -> Tensor:
-            generator = torch.Generator(device=device).manual_seed(seed)
-            shape = (frames, self.samples, patches)
-            return torch.randn(shape, generator=generator, device=device).to(scores.device)
+        def selected(some: Tensor, seeds: Tensor) -> Tensor:
+            def noise() -> Tensor:
+                return content_noise(seeds, numbers).view(-1, self.samples, patches)
 
-        rows = [
-            PerturbedTopK.apply(row, lambda seed=seed: noise(seed), self.topk, self.sigma)
-            for row, seed in zip(scores, seeds, strict=True)
-        ]
-        return torch.stack(rows) if rows else scores.new_zeros(0, frames, self.topk, patches)
+            return PerturbedTopK.apply(some.flatten(0, 1), noise, self.topk, self.sigma).unflatten(0, some.shape[:2])
+
+        at_once = max(1, NUMBERS_AT_ONCE // numbers)
+        parts = zip(scores.split(at_once), seeds.split(at_once), strict=True)
+        return torch.cat([selected(*part) for part in parts])

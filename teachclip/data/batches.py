@@ -15,6 +15,7 @@ from torch import Tensor
 from teachclip.data.annotations.records import Caption
 from teachclip.data.caption_groups import CaptionGroups
 from teachclip.errors import DataError, LaunchError
+from teachclip.store.scratch import Growing, blocks, scratch_array
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,19 @@ class BatchSampler:
 def _first_views(pairs: int, seed: int, views: int) -> np.ndarray:
     """Return the first view of each pair. The fourth word of the seed makes it independent of the shuffles."""
     state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([abs(seed), int(seed < 0), 0, 1])))
-    return state.randint(0, views, pairs).astype(np.int64)
+    first = scratch_array(pairs, np.int64)
+    first[:] = state.randint(0, views, pairs)
+    return first
 
 
 @functools.lru_cache(maxsize=4)
 def _shuffled(pairs: int, seed: int, epoch: int) -> np.ndarray:
     """Return a permutation of the pairs. numpy keeps the streams of RandomState fixed across versions."""
     state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([abs(seed), int(seed < 0), epoch])))
-    order = state.permutation(pairs).astype(np.int64)
+    order = scratch_array(pairs, np.int64)
+    for rows in blocks(pairs):
+        order[rows] = np.arange(rows.start, rows.stop)
+    state.shuffle(order)  # which is what `permutation(pairs)` does, in an array of its own
     order.setflags(write=False)
     return order
 
@@ -150,22 +156,21 @@ class Tokenized:
         class for `pad_id` (zero as published) and `pad_to`. Raises DataError, naming the caption, if one is empty or
         has a token id of `vocab_size`, the rows of the model's token embedding, or more.
         """
-        for caption in captions:
-            if not caption.text.strip():
-                raise DataError(f"caption {caption.id!r} of video {caption.video_id!r} is empty")
-        blocks, unknown = [np.zeros((0, pad_to or 0), np.int32)], 0
-        lengths = np.zeros(len(captions), dtype=np.int64)
-        for start in range(0, len(captions), TOKENIZED_AT_ONCE):
-            texts = [caption.text for caption in captions[start : start + TOKENIZED_AT_ONCE]]
+        flat, widths, unknown = Growing(np.int32), [pad_to or 0], 0
+        lengths = scratch_array(len(captions), np.int64)
+        for rows in blocks(len(captions), TOKENIZED_AT_ONCE):
+            texts = [_checked(caption).text for caption in captions[rows]]
             encoded: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-            lengths[start : start + len(texts)] = [len(ids) for ids in encoded]
-            blocks.append(np.full((len(texts), max(map(len, encoded))), pad_id, dtype=np.int32))
-            for row, ids in enumerate(encoded):
-                blocks[-1][row, : len(ids)] = ids
+            lengths[rows] = [len(ids) for ids in encoded]
+            widths.append(max(map(len, encoded)))
+            flat.append(_padded(encoded, widths[-1], pad_id).ravel())
             unknown += _count_unknown(tokenizer, encoded)
-        input_ids = np.full((len(captions), max(block.shape[1] for block in blocks)), pad_id, dtype=np.int32)
-        for start, block in zip(range(0, len(captions), TOKENIZED_AT_ONCE), blocks[1:], strict=True):
-            input_ids[start : start + len(block), : block.shape[1]] = block
+        ids, read = flat.array(), 0
+        input_ids = scratch_array((len(captions), max(widths)), np.int32)
+        for rows, width in zip(blocks(len(captions), TOKENIZED_AT_ONCE), widths[1:], strict=True):
+            block = ids[read : read + (rows.stop - rows.start) * width].reshape(-1, width)
+            input_ids[rows, :width], input_ids[rows, width:] = block, pad_id
+            read += block.size
         if vocab_size is not None:
             _check_ids(captions, input_ids, vocab_size)
         return cls(input_ids, lengths, unknown, pad_id, pad_to)
@@ -196,14 +201,30 @@ class Tokenized:
         return digest.hexdigest()
 
 
+def _checked(caption: Caption) -> Caption:
+    if not caption.text.strip():
+        raise DataError(f"caption {caption.id!r} of video {caption.video_id!r} is empty")
+    return caption
+
+
+def _padded(encoded: Sequence[Sequence[int]], width: int, pad_id: int) -> np.ndarray:
+    """Return token ids as (texts, width) int32, padded on the right."""
+    padded = np.full((len(encoded), width), pad_id, dtype=np.int32)
+    for row, ids in enumerate(encoded):
+        padded[row, : len(ids)] = ids
+    return padded
+
+
 def _check_ids(captions: Sequence[Caption], input_ids: np.ndarray, vocab_size: int) -> None:
-    invalid = np.flatnonzero((input_ids >= vocab_size).any(axis=1))
-    if invalid.size:
-        caption, largest = captions[invalid[0]], input_ids[invalid[0]].max()
-        raise DataError(
-            f"caption {caption.id!r} ({caption.text!r}) has token id {largest}, but the vocabulary of the model "
-            f"is 0 to {vocab_size - 1}; does the tokenizer belong to the model?"
-        )
+    for rows in blocks(len(input_ids)):
+        invalid = np.flatnonzero((input_ids[rows] >= vocab_size).any(axis=1))
+        if invalid.size:
+            row = rows.start + int(invalid[0])
+            caption, largest = captions[row], input_ids[row].max()
+            raise DataError(
+                f"caption {caption.id!r} ({caption.text!r}) has token id {largest}, but the vocabulary of the model "
+                f"is 0 to {vocab_size - 1}; does the tokenizer belong to the model?"
+            )
 
 
 def _count_unknown(tokenizer: Any, encoded: Sequence[Sequence[int]]) -> int:

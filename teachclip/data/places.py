@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from teachclip.data.annotations.records import Split
+from teachclip.store.scratch import blocks
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,28 @@ class Places:
 
     @functools.cached_property
     def _lonely_videos(self) -> np.ndarray:
-        captioned = self.split.caption_videos[: self.pairs]
-        return np.setdiff1d(np.arange(len(self.split.videos)), captioned)
+        is_lonely, own = np.ones(len(self.split.videos), np.bool_), self.split.caption_videos[: self.pairs]
+        for rows in blocks(len(own)):
+            is_lonely[own[rows]] = False
+        return np.flatnonzero(is_lonely)
 
     def texts(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Return the caption rows at some places of an epoch: (places,) int64."""
+        if self.count == self.pairs:
+            return places
         lonely = np.arange(self.pairs, len(self.split.captions))
         every = np.arange(len(self.split.captions))
         return self._deal(epoch, places, places, lonely if len(lonely) else every, 3)
 
     def videos(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Return the video rows at some places of an epoch: (places,) int64."""
-        every, lonely = np.arange(len(self.split.videos)), self._lonely_videos
         own = self.split.caption_videos[np.minimum(places, max(0, self.pairs - 1))]
+        if self.count == self.pairs:
+            return own
+        every, lonely = np.arange(len(self.split.videos)), self._lonely_videos
         return self._deal(epoch, places, own, lonely if len(lonely) else every, 4)
 
     def _deal(self, epoch: int, places: np.ndarray, paired: np.ndarray, dealt: np.ndarray, stream: int) -> np.ndarray:
         """Return `paired` at the places of pairs, and at the others what the shuffled list `dealt` gives them."""
-        if self.count == self.pairs:
-            return paired
         order = np.random.default_rng([abs(self.seed), int(self.seed < 0), epoch, stream]).permutation(dealt)
         return np.where(places < self.pairs, paired, order[(places - self.pairs) % len(order)])

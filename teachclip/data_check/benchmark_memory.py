@@ -45,6 +45,8 @@ from teachclip.training.batches import StoredRelevance, TrainingBatches
 from teachclip.training.task import DistillationTask, DistillationTerms
 
 STEPS, BATCH, TIMES = 20, 120, 10
+_M_MMAP_THRESHOLD = -3
+"""The option of glibc's `mallopt` for the bytes from which memory is a mapping of its own, given back when freed."""
 SAMPLED_EVERY = 0.01
 """Seconds between two looks at the memory of the process."""
 
@@ -102,6 +104,7 @@ def benchmark_memory(*, captions: int = 10_000, json_file: Path | None = None) -
 
 def peaks(captions: int) -> dict[str, int]:
     """Run every stage on made-up data; return the peak memory of this process in each, bytes."""
+    give_memory_back()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     clip = CLIPModel(CLIPConfig(**SIZES["tiny"])).eval()
@@ -109,16 +112,16 @@ def peaks(captions: int) -> dict[str, int]:
     stages: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="teachclip-bench-") as where:
         folder = Path(where)
-        with _peak(stages, "start"):
+        with measured_peak(stages, "start"):
             frames = torch.randint(256, (64, FRAMES, 3, 32, 32), dtype=torch.uint8)
             tokenizer = build_tokenizer(["a", "caption"], TOKENS)
-        with _peak(stages, "records of captions and videos"):
+        with measured_peak(stages, "records of captions and videos"):
             split = made_up_split(captions)
-        with _peak(stages, "tokenising"):
+        with measured_peak(stages, "tokenising"):
             inputs = _MadeUp(
                 Tokenized.from_captions(split.captions, tokenizer, max_tokens=TOKENS), frames, len(split.videos)
             )
-        with _peak(stages, "precompute: tokens of teacher or frozen encoders"):
+        with measured_peak(stages, "precompute: tokens of teacher or frozen encoders"):
             texts, videos = store_scorer_tokens(
                 folder / "tokens",
                 scorer,
@@ -129,7 +132,7 @@ def peaks(captions: int) -> dict[str, int]:
                 processes=Processes(),
                 label="tokens",
             )
-        with _peak(stages, "precompute: relevance"):
+        with measured_peak(stages, "precompute: relevance"):
             kept = VideoTokens(videos, "cpu", kept_bytes=0)
             relevance = store_relevance(
                 folder / "relevance",
@@ -141,11 +144,11 @@ def peaks(captions: int) -> dict[str, int]:
                 processes=Processes(),
                 label="relevance",
             )
-        with _peak(stages, f"training: {STEPS} steps"):
+        with measured_peak(stages, f"training: {STEPS} steps"):
             _train(student, split, FeatureInputs(texts, videos, kept_bytes=0), StoredRelevance(relevance))
-        with _peak(stages, "evaluation: vectors of texts and videos"):
+        with measured_peak(stages, "evaluation: vectors of texts and videos"):
             tokens = encode_split(student.eval(), inputs, batch_size=32, device="cpu", kept_bytes=0)
-        with _peak(stages, "evaluation: ranks"):
+        with measured_peak(stages, "evaluation: ranks"):
             retrieval_ranks(student, *tokens, split.caption_videos, video_block=512)
     return stages
 
@@ -162,8 +165,14 @@ def _train(student: StudentModel, split: Split, inputs: FeatureInputs, relevance
             optimizer.zero_grad()
 
 
+def give_memory_back() -> None:
+    """Have glibc give back what is freed: what it keeps for later depends on chance, and so does not count."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**16)
+
+
 @contextlib.contextmanager
-def _peak(stages: dict[str, int], name: str) -> Iterator[None]:
+def measured_peak(stages: dict[str, int], name: str) -> Iterator[None]:
     """Write the most memory of this process while the block runs to `stages[name]`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what glibc keeps of what the stage before has freed

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from teachclip.errors import DataError
 from teachclip.evaluation.metrics import rank_metrics, sum_of_recalls
 from teachclip.scorer import Scorer, Tokens, select_tokens
+from teachclip.store.scratch import Growing, blocks, scratch_array
 
 
 class Ranks(NamedTuple):
@@ -63,7 +64,7 @@ def retrieval_ranks(
     DataError if the tokens and `caption_videos` do not fit together or scores are NaN.
     """
     owners, order = _sorted_owners(caption_videos, _items(texts), _items(videos))
-    ascends = bool((order[1:] > order[:-1]).all())
+    ascends = _ascends(order.numpy())
 
     def score_block(text: Span, video: Span) -> Tensor:
         block = select_tokens(videos, slice(video.start, video.stop))
@@ -134,8 +135,40 @@ def _sorted_owners(caption_videos: np.ndarray, captions: int, videos: int) -> tu
         )
     if rows.min() < 0 or rows.max() >= videos:
         raise DataError(f"caption_videos names rows {rows.min()} to {rows.max()}, but there are {videos} videos")
-    order = np.argsort(rows, kind="stable")
-    return torch.from_numpy(rows[order].astype(np.int64)), torch.from_numpy(order)
+    order, owners = scratch_array(captions, np.int64), scratch_array(captions, np.int64)
+    if _ascends(rows):
+        for some in blocks(captions):
+            order[some] = np.arange(some.start, some.stop)
+    else:
+        order[:] = np.argsort(rows, kind="stable")
+    for some in blocks(captions):
+        owners[some] = rows[order[some]]
+    return torch.from_numpy(owners), torch.from_numpy(order)
+
+
+def _ascends(numbers: np.ndarray) -> bool:
+    return all((np.diff(numbers[some.start : some.stop + 1]) >= 0).all() for some in blocks(len(numbers)))
+
+
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros (count,), which on a CPU are a scratch array if there are many."""
+    if device.type != "cpu":
+        return torch.zeros(count, dtype=dtype, device=device)
+    return torch.from_numpy(scratch_array(count, torch.empty(0, dtype=dtype).numpy().dtype))
+
+
+def _groups(owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct numbers of ascending ones, (groups,), and of which group each is, (captions,): int64."""
+    group, distinct = _zeros(len(owners), torch.int64, owners.device), Growing(np.int64)
+    before = owners[:1] - 1
+    for some in blocks(len(owners)):
+        part = owners[some]
+        begins = part != torch.cat([before, part[:-1]])
+        last = int(group[some.start - 1]) if some.start else -1
+        group[some] = last + begins.cumsum(0)
+        distinct.append(part[begins].numpy())
+        before = part[-1:]
+    return torch.from_numpy(distinct.array()), group
 
 
 def spans_of(items: int, size: int) -> Iterator[Span]:
@@ -157,15 +190,16 @@ def _ranks(
 ) -> Ranks:
     """Compare every candidate with the match. The captions are sorted by video: `owners` ascends."""
     match_scores = _match_scores(score_block, owners, texts, videos)
-    queries, group = torch.unique_consecutive(owners, return_inverse=True)
-    best_matches = match_scores.new_full((videos[-1].stop,), -torch.inf)
-    best_matches = best_matches.scatter_reduce(0, owners.to(match_scores.device), match_scores, "amax")
-    captions_above = torch.zeros_like(owners, device=match_scores.device)
-    videos_above = captions_above.new_zeros(videos[-1].stop)
+    queries, group = _groups(owners)
+    device = match_scores.device
+    best_matches = _zeros(videos[-1].stop, match_scores.dtype, device).fill_(-torch.inf)
+    best_matches.scatter_reduce_(0, owners.to(device), match_scores, "amax")
+    captions_above = _zeros(len(owners), torch.int64, device)
+    videos_above = _zeros(videos[-1].stop, torch.int64, device)
     nan_scores = captions_above.new_zeros(())
     carry: Tensor | None = None
-    blocks = product(videos, texts)
-    for video, text in tqdm(blocks, "ranks", len(videos) * len(texts), unit="block", disable=not progress):
+    both = product(videos, texts)
+    for video, text in tqdm(both, "ranks", len(videos) * len(texts), unit="block", disable=not progress):
         scores = _as_float(score_block(text, video))
         nan_scores += scores.isnan().sum()
         rows, columns = slice(text.first, text.stop), slice(video.first, video.stop)
@@ -181,10 +215,15 @@ def _ranks(
     if nan_scores:
         total = len(owners) * videos[-1].stop
         raise DataError(f"{int(nan_scores)} of {total} scores are NaN; check the checkpoint and the precision")
-    t2v, t2v_scores = np.empty(len(owners), dtype=np.int64), np.empty(len(owners), dtype=np.float64)
-    t2v[order.numpy()] = 1 + captions_above.cpu().numpy()
-    t2v_scores[order.numpy()] = match_scores.cpu().numpy()
-    v2t, v2t_scores = 1 + videos_above.cpu()[queries].numpy(), best_matches.cpu()[queries].double().numpy()
+    t2v, v2t = (scratch_array(len(items), np.int64) for items in (owners, queries))
+    t2v_scores, v2t_scores = (scratch_array(len(items), np.float64) for items in (owners, queries))
+    for some in blocks(len(owners)):
+        t2v[order[some].numpy()] = 1 + captions_above[some].cpu().numpy()
+        t2v_scores[order[some].numpy()] = match_scores[some].cpu().numpy()
+    for some in blocks(len(queries)):
+        of_queries = queries[some].to(device)
+        v2t[some] = 1 + videos_above[of_queries].cpu().numpy()
+        v2t_scores[some] = best_matches[of_queries].cpu().numpy()
     return Ranks(t2v, v2t, t2v_scores, v2t_scores)
 
 
@@ -193,7 +232,8 @@ def _match_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], vi
 
     Computed in any other way it could differ in the last bit from the score that it is compared with.
     """
-    parts = []
+    found: Tensor | None = None
+    filled = 0
     for text in texts:
         block_owners = owners[text.first : text.stop]
         for video in videos:
@@ -201,8 +241,12 @@ def _match_scores(score_block: ScoreBlock, owners: Tensor, texts: list[Span], vi
             if inside.any():
                 scores = _as_float(score_block(text, video))
                 row, column = inside.nonzero()[:, 0], block_owners[inside] - video.first
-                parts.append(scores[row.to(scores.device), column.to(scores.device)])
-    return torch.cat(parts)
+                own = scores[row.to(scores.device), column.to(scores.device)]
+                found = _zeros(len(owners), own.dtype, own.device) if found is None else found
+                found[filled : filled + len(own)] = own
+                filled += len(own)
+    assert found is not None, "there is a caption, and each has a video"
+    return found
 
 
 def _others_above(scores: Tensor, match_scores: Tensor, rows_video: Tensor, columns: Span) -> Tensor:

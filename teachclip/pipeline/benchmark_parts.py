@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,14 @@ def check_captions(captions: int, batch_size: int) -> None:
 
 def made_up_split(captions: int) -> Split:
     """Return a training split of so many captions, 20 for each video."""
-    names = [f"video{number}" for number in range(captions // CAPTIONS_PER_VIDEO)]
+
+    def names() -> Iterator[str]:
+        return (f"video{number}" for number in range(captions // CAPTIONS_PER_VIDEO))
+
     return Split(
         "train",
-        tuple(Video(name, Path(name)) for name in names),
-        tuple(Caption(f"{name}:{k}", name, "a caption") for name in names for k in range(CAPTIONS_PER_VIDEO)),
+        (Video(name, Path(name)) for name in names()),
+        (Caption(f"{name}:{k}", name, "a caption") for name in names() for k in range(CAPTIONS_PER_VIDEO)),
     )
 
 

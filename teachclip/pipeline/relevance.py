@@ -132,16 +132,16 @@ def dense_relevance(work: Workspace, handle: TeacherHandle, split: Split) -> Sto
     path = work.recipe.stores / (work.training_name(name) if split is work.catalog.train else f"{name}-{split.name}")
     if handle.reads_relevance:  # its file is read by one process: it may be large
         compute = _from_file(work, handle, split)
-        ids = [(caption.id, caption.video_id, caption.text) for caption in split.captions]
+        ids = ((caption.id, caption.video_id, caption.text) for caption in split.captions)
         options |= {"captions": row_keys(ids), "videos": row_keys(video.id for video in split.videos)}
         return work.processes.main_first(lambda: store_relevance(path, compute, processes=Processes(), **options))
     texts, videos = stored_tokens(work, handle, split)
     inputs = work.inputs_for(handle.model, split, views)
     captions, columns = inputs.text_keys(), inputs.video_keys()
     if split.is_paired:
-        own = columns.reshape(views, -1, columns.shape[1])[:, split.caption_videos]
-        pairs = np.concatenate([captions[None], own]).swapaxes(0, 1)  # frame relevance is of a caption and its video
-        rows = row_keys(pair.tobytes() for pair in pairs)
+        of_views = columns.reshape(views, -1, columns.shape[1])
+        pairs = zip(captions, split.caption_videos, strict=True)  # frame relevance is of a caption and its video
+        rows = row_keys(caption.tobytes() + of_views[:, video].tobytes() for caption, video in pairs)
     else:
         rows = captions
     every = functools.partial(

@@ -67,7 +67,7 @@ class TeacherReranker:
         processor = build_processor(recipe, load_config(recipe.student.backbone))
         how = handle.traits.preprocessing or processor.preprocessing
         decoding = Decoding(build_frame_sampling(recipe), how.transform, workers=recipe.frames.workers)
-        return cls(handle.model, how, decoding, device=where, batch_size=recipe.teaching.batch_size)
+        return cls(handle.model, how, decoding, device=where, batch_size=recipe.teaching.pairs_at_once)
 
     @classmethod
     def of_cross_encoder(cls, index: VideoIndex, source: str, *, device: str | None = None) -> TeacherReranker:

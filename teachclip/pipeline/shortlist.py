@@ -120,7 +120,7 @@ def shortlist_relevance(
     columns = inputs.video_keys()
     pairs = np.stack([inputs.text_keys(), columns[split.caption_videos]], axis=1)
     scorer = functools.partial(
-        pair_scorer, handle.model, inputs, batch_size=work.recipe.teaching.batch_size, device=work.device
+        pair_scorer, handle.model, inputs, batch_size=work.recipe.teaching.pairs_at_once, device=work.device
     )
     return store_pairs(
         work.recipe.stores / work.training_name(f"relevance-{handle.section.folder}"),
@@ -146,7 +146,7 @@ def verify_shortlist(
     inputs = work.inputs_for(handle.model, work.catalog.train)
     stored, scored = store.read("video_text", rows), store.scored(rows)
     row, column = np.nonzero(scored & (np.cumsum(scored, axis=1) <= pairs))
-    again = pair_scorer(handle.model, inputs, batch_size=work.recipe.teaching.batch_size, device=work.device)(
+    again = pair_scorer(handle.model, inputs, batch_size=work.recipe.teaching.pairs_at_once, device=work.device)(
         rows[row], column
     )
     half = work.recipe.teaching.precision == "float16"

@@ -73,7 +73,7 @@ def pair_frame_store(work: Workspace, handle: TeacherHandle, pairs: SurePairs) -
         keys=row_keys(text.tobytes() + video.tobytes() for text, video in names),
         encode=encode,
         provenance={**common_provenance(work, handle, work.catalog.train), "of": "frames of pairs"},
-        batch_size=8 * work.recipe.teaching.batch_size,
+        batch_size=8 * work.recipe.teaching.pairs_at_once,
         rows_per_shard=4096,
         processes=work.processes,
         label=f"{handle.label} frames",

@@ -85,7 +85,7 @@ def _single_frames(frames: Frames, split: Split, tokenizer: CLIPTokenizer, *, mi
     if not split.videos:
         raise DataError(f"the {split.name} split has no videos; a CLIP learns from their frames")
     videos = np.arange(min(FRESH, len(split.videos)) if middle else len(split.videos))
-    rows = frames.rows_of([split.videos[video].id for video in videos])
+    rows = frames.rows_of([split.videos[int(video)].id for video in videos])
     shown: torch.Tensor | None = None
     texts: list[str] = []
     groups: list[int] = []

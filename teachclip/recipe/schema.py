@@ -336,7 +336,9 @@ class Teaching(Section):
         description="gigabytes of stored relevance, all captions x all videos, above which a teacher's tokens are "
         "stored instead and scored in every step",
     )
-    batch_size: Count = Field(32, description="videos per forward pass while precomputing")
+    batch_size: Literal["auto"] | Count = Field(
+        "auto", description="videos per forward pass while precomputing; auto: as many as fit into memory"
+    )
     encoding_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="what encoders compute in while precomputing; bfloat16: faster, other relevance"
     )
@@ -347,6 +349,11 @@ class Teaching(Section):
         "fixed",
         description="confidence: teachers are weighted per pair by weight times confidence",
     )
+
+    @property
+    def pairs_at_once(self) -> int:
+        """Pairs per forward pass of a teacher that encodes a text and a video together: `batch_size`, 32 for auto."""
+        return 32 if self.batch_size == "auto" else self.batch_size
 
 
 class Evaluation(Section):

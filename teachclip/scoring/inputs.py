@@ -34,6 +34,7 @@ from teachclip.scorer import (
 )
 from teachclip.scoring.token_room import TokenRoom, gathered
 from teachclip.store.row_plan import row_keys
+from teachclip.store.scratch import blocks
 from teachclip.store.stored_items import StoredItems
 
 Batch = dict[str, Tensor]
@@ -101,7 +102,7 @@ class PixelInputs:
 
     def text_keys(self) -> np.ndarray:
         """Return what tells each caption's tokens from any other: uint8 (captions, 16)."""
-        tokens = zip(self.tokenized.input_ids, self.tokenized.lengths.tolist(), strict=True)
+        tokens = zip(self.tokenized.input_ids, self.tokenized.lengths, strict=True)
         return row_keys(ids[:length].astype("<i4").tobytes() for ids, length in tokens)
 
     def video_keys(self) -> np.ndarray:
@@ -308,9 +309,10 @@ def encode_split(
     """
     processes = processes or Processes()
 
-    def batches(count: int, size: int) -> list[np.ndarray]:
-        rows = processes.share(count)
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    def batches(count: int, size: int) -> Iterator[np.ndarray]:
+        own = processes.share(count)
+        for rows in blocks(len(own), size):
+            yield np.arange(own.start + rows.start, own.start + rows.stop)
 
     def run(
         count: int,
@@ -319,10 +321,11 @@ def encode_split(
         read: Callable[[np.ndarray], Batch],
         encode: Callable[[Scorer, Batch], Tokens],
     ) -> Tokens:
-        rows, room = batches(count, size), TokenRoom(len(processes.share(count)), kept_bytes)
+        own = len(processes.share(count))
+        total, room = -(-own // size), TokenRoom(own, kept_bytes)
         hidden = not (progress and processes.is_main)
-        with read_ahead(read, rows, pin=torch.device(device).type == "cuda") as coming:
-            for batch in tqdm(coming, total=len(rows), desc=label, unit="batch", disable=hidden, leave=False):
+        with read_ahead(read, batches(count, size), pin=torch.device(device).type == "cuda") as coming:
+            for batch in tqdm(coming, total=total, desc=label, unit="batch", disable=hidden, leave=False):
                 with encoding_in(precision, device):
                     tokens = encode(scorer, to_device(batch, device))
                 room.add({name: tensor.cpu() for name, tensor in in_float32(tokens).items()})

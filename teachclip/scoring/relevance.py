@@ -11,6 +11,7 @@ from teachclip.errors import DataError
 from teachclip.scorer import Teacher, Tokens, encoding_in, gives_frame_relevance, in_float32, select_tokens
 from teachclip.scoring.inputs import Inputs, encode_text_batch, encode_video_batch, to_device
 from teachclip.scoring.token_store import read_tokens
+from teachclip.store.scratch import blocks, scratch_array
 from teachclip.store.stored_items import StoredItems
 
 SUM_TOLERANCE = 0.02
@@ -61,9 +62,9 @@ def relevance_rows(
     video, all of view 0 first, and `frame_text` is (rows, views, frames).
     """
     text_tokens = read_tokens(texts, rows, device)
-    blocks = []
-    for start in range(0, videos.count if columns is None else len(columns), video_block):
-        some = slice(start, start + video_block)
+    count = videos.count if columns is None else len(columns)
+    video_text = scratch_array((len(rows), count), np.float32)
+    for some in blocks(count, video_block):
         block = videos.read(some if columns is None else columns[some])
         scores = teacher.score(text_tokens, block).float().cpu()
         expected = len(rows), len(next(iter(block.values())))
@@ -72,8 +73,8 @@ def relevance_rows(
                 f"{type(teacher).__name__}.score returned {tuple(scores.shape)} for {expected[0]} texts and "
                 f"{expected[1]} videos; allowed: (texts, videos)"
             )
-        blocks.append(scores)
-    relevance = {"video_text": torch.cat(blocks, dim=1).numpy()}
+        video_text[:, some] = scores.numpy()
+    relevance = {"video_text": video_text}
     if with_frames and gives_frame_relevance(teacher):
         relevance["frame_text"] = _frame_text(
             teacher,

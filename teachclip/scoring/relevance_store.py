@@ -18,16 +18,20 @@ import numpy as np
 
 from teachclip.background import done_behind
 from teachclip.processes import Processes
-from teachclip.scoring.token_store import items_of_shards, shard_bar, to_make
+from teachclip.scoring.token_store import ItemsOfShards, shard_bar, to_make
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.manifest import MANIFEST
+from teachclip.store.scratch import blocks, scratch_array
 from teachclip.store.stored_items import StoredItems
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD, SHARD_BYTES = 512, 2**26
 """The most rows and bytes of a shard, and so the most that a crash loses."""
+
+ROWS_AT_ONCE = 16
+"""Rows that are held in memory while they are taken over from another store, or rounded."""
 
 
 class Compute(Protocol):
@@ -88,10 +92,10 @@ def store_relevance(
         if others and processes.is_main:
             log.info("%s: %s", folder, _describe(others, videos))
         missing = store.missing_shards(processes.index, processes.count)
-        items = items_of_shards(store, captions, missing)
+        items = ItemsOfShards(store, captions)
 
         def write(shard: int, values: Mapping[str, np.ndarray]) -> None:
-            store.write_shard(shard, {name: array.astype(precision) for name, array in values.items()})
+            store.write_shard(shard, {name: _rounded(array, precision) for name, array in values.items()})
 
         with done_behind() as behind:
             for shard in shard_bar(missing, label, processes):
@@ -113,6 +117,16 @@ def _complete(
             every = np.array_equal(columns, np.arange(store.arrays["video_text"].shape[0]))
             return StoredItems.of(store, captions, {} if every else {"video_text": columns})
     return None
+
+
+def _rounded(array: np.ndarray, precision: str) -> np.ndarray:
+    """Return an array in a precision, block by block: a shard is not held twice in memory."""
+    if array.dtype == precision:
+        return array
+    rounded = scratch_array(array.shape, precision)
+    for rows in blocks(len(array), ROWS_AT_ONCE):
+        rounded[rows] = array[rows]
+    return rounded
 
 
 def _arrays(folder: Path, compute: Compute, precision: str) -> dict[str, ArraySpec]:
@@ -152,17 +166,17 @@ def _values(
         held = store.holds(captions[items])
         if not held.any() or store.arrays.keys() != arrays.keys():
             continue
-        values = {name: np.empty((len(items), *spec.shape), np.float32) for name, spec in arrays.items()}
-        rows, kept, new = store.rows_of(captions[items[held]]), columns >= 0, np.flatnonzero(columns < 0)
-        for name in arrays:
-            taken = store.read(name, rows)
-            if name == "video_text":
-                part = np.empty((len(rows), len(columns)), np.float32)
-                part[:, kept] = taken[:, columns[kept]]
-                if len(new):
-                    part[:, new] = compute(items[held], new, with_frames=False)[name]
-                taken = part
-            values[name][held] = taken
+        values = {name: scratch_array((len(items), *spec.shape), np.float32) for name, spec in arrays.items()}
+        rows, places, new = store.rows_of(captions[items[held]]), np.flatnonzero(held), np.flatnonzero(columns < 0)
+        computed = compute(items[held], new, with_frames=False)["video_text"] if len(new) else None
+        for some in blocks(len(rows), ROWS_AT_ONCE):
+            for name in arrays:
+                taken = store.read(name, rows[some])
+                if name == "video_text":
+                    taken = taken[:, columns]  # of new ones anything, which is replaced
+                    if computed is not None:
+                        taken[:, new] = computed[some]
+                values[name][places[some]] = taken
         if not held.all():
             for name, array in compute(items[~held]).items():
                 values[name][~held] = array

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from teachclip.background import done_behind
 from teachclip.errors import StoreError
 from teachclip.processes import Processes
 from teachclip.scorer import Scorer, Tokens, encoding_in, in_float32
+from teachclip.scoring.fitting import BatchSize, FittingEncoder, batch_size_for
 from teachclip.scoring.inputs import (
     Batch,
     PixelInputs,
@@ -31,11 +32,13 @@ from teachclip.scoring.inputs import (
     read_ahead,
     to_device,
 )
+from teachclip.scoring.token_room import TokenRoom
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.files import occupied_folder
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.manifest import MANIFEST
 from teachclip.store.row_plan import KeyPlaces
+from teachclip.store.scratch import blocks
 from teachclip.store.stored_items import StoredItems
 
 Encode = Callable[[Any], Tokens]
@@ -77,6 +80,9 @@ def architecture_hash(module: nn.Module) -> str:
 TEXTS_PER_SHARD, VIDEOS_PER_SHARD = 4096, 128
 """The most rows of a shard, and so the most that a crash loses."""
 
+SHARD_KEPT = 2**24
+"""Bytes up to which a shard that is being filled stays in memory; a larger one waits in a temporary file."""
+
 
 def store_tokens(
     path: Path,
@@ -85,7 +91,7 @@ def store_tokens(
     encode: Encode,
     read: Read = lambda items: items,
     provenance: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | Callable[[], int],
     rows_per_shard: int,
     processes: Processes,
     label: str,
@@ -95,19 +101,21 @@ def store_tokens(
 ) -> StoredItems:
     """Encode the items with these `keys`, uint8 (items, 16), into a store with one array per token name.
 
-    What the store at `path` holds already is not encoded again. `encode` gets what `read` returns for numbers of
-    items; without it, these numbers. While a batch is encoded, a thread reads the next ones (`pin`: see `read_ahead`)
-    and another writes the last shard. `ahead`, as `prefetch`, gets the items that will be read. `what` are the items,
-    such as videos, for a log line when some are new. Returns all items. Raises StoreError on other provenance.
+    What the store at `path` holds already is not encoded again; `batch_size` is called if something is. `encode` gets
+    what `read` returns for numbers of items; without it, these numbers. While a batch is encoded, a thread reads the
+    next ones (`pin`: see `read_ahead`) and another writes the last shard. `ahead`, as `prefetch`, gets the items that
+    will be read. `what` are the items, such as videos, for a log line when some are new. Returns all items. Raises
+    StoreError on other provenance.
     """
     with to_make(path, lambda: complete_items(path, keys, provenance), processes) as done:
         if done is not None:
             return done
+        size = batch_size() if callable(batch_size) else batch_size
         first, tokens = np.arange(0), None
         if (path / MANIFEST).exists():
             arrays = ArrayStore.open(path, complete=False).arrays
         else:  # the main process goes on from what tells the arrays; the others have other shards
-            first = np.arange(min(batch_size, rows_per_shard, len(keys)) if processes.is_main else 1)
+            first = np.arange(min(size, rows_per_shard, len(keys)) if processes.is_main else 1)
             tokens = encode(read(first))
             sample = tokens.items()
             arrays = {name: ArraySpec(str(t.numpy(force=True).dtype), tuple(t.shape[1:])) for name, t in sample}
@@ -117,40 +125,48 @@ def store_tokens(
             )
         )
         missing = store.missing_shards(processes.index, processes.count)
-        items = items_of_shards(store, keys, missing)
-        batches = {shard: _batches(items[shard], batch_size) for shard in missing}
-
-        def write(shard: int, parts: Sequence[Tokens]) -> None:
-            store.write_shard(
-                shard, {name: np.concatenate([part[name].numpy(force=True) for part in parts]) for name in arrays}
-            )
-
-        coming = [*itertools.chain.from_iterable(batches.values())]
-        waiting = [tokens] if tokens is not None and coming and np.array_equal(first, coming[0]) else []
-        coming = coming[len(waiting) :]
+        items = ItemsOfShards(store, keys)
+        next_items = next(items.batches(missing, size), np.arange(0))
+        waiting = [tokens] if tokens is not None and np.array_equal(first, next_items) else []
+        encoded = len(waiting)
+        coming = functools.partial(items.batches, missing, size, encoded)
         with (
-            ahead(coming) if ahead else nullcontext(),
-            read_ahead(read, coming, pin=pin) as inputs,
+            ahead(coming()) if ahead else nullcontext(),
+            read_ahead(read, coming(), pin=pin) as inputs,
             done_behind() as behind,
         ):
             for shard in shard_bar(missing, label, processes):
-                parts = [waiting.pop() if waiting else encode(next(inputs)) for _ in batches[shard]]
-                behind(write, shard, parts)
+                room = TokenRoom(len(store.shard_rows(shard)), SHARD_KEPT)
+                while not room.is_full:
+                    room.add(waiting.pop() if waiting else encode(next(inputs)))
+                behind(_write, store, shard, room)
         processes.wait()  # and then open it before another run may plan rows of its own
         return StoredItems.of(ArrayStore.open(path, provenance=provenance), keys)
 
 
-def items_of_shards(store: ArrayStore, keys: np.ndarray, shards: Iterable[int]) -> dict[int, np.ndarray]:
-    """Return which items, by their `keys`, the rows of some shards are of. Raises StoreError for a row of none."""
-    places = KeyPlaces(keys)
-    items = {shard: places.find(store.keys_of(store.shard_rows(shard))) for shard in shards}
-    if of_none := [shard for shard, rows in items.items() if (rows < 0).any()]:
-        raise StoreError(f"{store.path}: shard {of_none[0]} has rows of none of the items; delete the folder")
-    return items
+class ItemsOfShards:
+    """Which of the items with these `keys` the rows of a shard are of: (rows of the shard,) int64.
+
+    Raises StoreError for a shard with a row of none of them.
+    """
+
+    def __init__(self, store: ArrayStore, keys: np.ndarray) -> None:
+        self._store, self._places = store, KeyPlaces(keys)
+
+    def __getitem__(self, shard: int) -> np.ndarray:
+        items = self._places.find(self._store.keys_of(self._store.shard_rows(shard)))
+        if (items < 0).any():
+            raise StoreError(f"{self._store.path}: shard {shard} has rows of none of the items; delete the folder")
+        return items
+
+    def batches(self, shards: Iterable[int], size: int, skipped: int = 0) -> Iterator[np.ndarray]:
+        """Return the items of some shards in batches, each of which is of one shard, without the first `skipped`."""
+        own = (self[shard] for shard in shards)
+        return itertools.islice((items[rows] for items in own for rows in blocks(len(items), size)), skipped, None)
 
 
-def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _write(store: ArrayStore, shard: int, room: TokenRoom) -> None:
+    store.write_shard(shard, {name: room.tokens[name].numpy() for name in store.arrays})
 
 
 @torch.no_grad()
@@ -160,7 +176,7 @@ def store_scorer_tokens(
     inputs: PixelInputs,
     *,
     provenance: Mapping[str, Any],
-    batch_size: int,
+    batch_size: BatchSize,
     device: torch.device | str,
     processes: Processes,
     label: str,
@@ -168,10 +184,11 @@ def store_scorer_tokens(
 ) -> tuple[StoredItems, StoredItems]:
     """Store a scorer's tokens of all texts and videos of `inputs` in `folder/texts` and `folder/videos`.
 
-    `provenance`: what they depend on besides the texts and videos. `precision`: of the encoders, see `encoding_in`.
+    `provenance`: what they depend on besides the texts and videos. `batch_size`: videos of a forward pass, and an
+    eighth of its texts; "auto": see `fitting`. `precision`: of the encoders, see `encoding_in`.
     """
-
     pin = torch.device(device).type == "cuda"
+    size = functools.cache(lambda: batch_size_for(batch_size, inputs, device))
 
     def encode_texts(batch: Batch) -> Tokens:
         with encoding_in(precision, device):
@@ -181,13 +198,14 @@ def store_scorer_tokens(
         with encoding_in(precision, device):
             return in_float32(encode_video_batch(scorer, to_device(batch, device)))
 
+    is_auto = batch_size == "auto"
     texts = store_tokens(
         folder / "texts",
         keys=inputs.text_keys(),
-        encode=encode_texts,
+        encode=FittingEncoder(encode_texts, "texts") if is_auto else encode_texts,
         read=inputs.texts,
         provenance={**provenance, "of": "texts"},
-        batch_size=8 * batch_size,
+        batch_size=lambda: 8 * size(),
         rows_per_shard=TEXTS_PER_SHARD,
         processes=processes,
         label=f"{label}: texts",
@@ -197,10 +215,10 @@ def store_scorer_tokens(
     videos = store_tokens(
         folder / "videos",
         keys=inputs.video_keys(),
-        encode=encode_videos,
+        encode=FittingEncoder(encode_videos, "videos") if is_auto else encode_videos,
         read=inputs.videos,
         provenance={**provenance, "of": "videos"},
-        batch_size=batch_size,
+        batch_size=size,
         rows_per_shard=VIDEOS_PER_SHARD,
         processes=processes,
         label=f"{label}: videos",

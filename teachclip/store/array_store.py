@@ -67,6 +67,7 @@ from teachclip.store.files import (
 from teachclip.store.fingerprint import describe_difference, fingerprint_of
 from teachclip.store.manifest import MANIFEST, ArraySpec, CommitRecord, Manifest
 from teachclip.store.row_plan import KeyPlaces, RowPlan, plan_rows
+from teachclip.store.scratch import blocks, scratch_array
 
 __all__ = ["ArraySpec", "ArrayStore", "describe_difference", "file_hash", "fingerprint_of"]
 
@@ -91,6 +92,7 @@ class ArrayStore:
         self.fingerprint, self.shards = manifest.fingerprint, manifest.shards
         self._starts = manifest.shard_starts()
         self.keys = manifest.read_keys()  # of all rows, uint8 (rows, 16); None for a store without
+        self._places: tuple[np.ndarray, KeyPlaces] | None = None  # of `keys`, once they were searched
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self._records: dict[int, CommitRecord] = {}
         self._whole: set[tuple[str, int]] = set()  # files whose checksum was found right
@@ -164,7 +166,9 @@ class ArrayStore:
         """Return the rows of the items with these keys, uint8 (items, 16): (items,) int64, -1 where there is none."""
         if self.keys is None:
             return np.full(len(keys), -1)
-        return KeyPlaces(self.keys).find(keys)
+        if self._places is None or self._places[0] is not self.keys:
+            self._places = self.keys, KeyPlaces(self.keys)
+        return self._places[1].find(keys)
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the keys of some rows, uint8 (rows, 16). Raises StoreError for a store without keys."""
@@ -174,9 +178,12 @@ class ArrayStore:
 
     def holds(self, keys: np.ndarray) -> np.ndarray:
         """Return which of the items with these keys, uint8 (items, 16), have a row that is written: bool (items,)."""
-        rows = self.rows_of(keys)
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        return (rows >= 0) & ~np.isin(shards, self.missing_shards())
+        rows, missing = self.rows_of(keys), self.missing_shards()
+        written = scratch_array(len(rows), np.bool_)
+        for some in blocks(len(rows)):
+            shards = np.searchsorted(self._starts, rows[some], side="right") - 1
+            written[some] = (rows[some] >= 0) & ~np.isin(shards, missing)
+        return written
 
     @property
     def complete(self) -> bool:
@@ -250,7 +257,7 @@ class ArrayStore:
         """
         if name not in self.arrays:
             raise StoreError(f"{self.path} has no array {name!r}, only {', '.join(self.arrays)}")
-        wanted = np.arange(self.rows)[rows] if isinstance(rows, slice) else np.asarray(rows)
+        wanted = np.arange(*rows.indices(self.rows)) if isinstance(rows, slice) else np.asarray(rows)
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise StoreError(f"{self.path}: rows must be a list of integers, got {wanted.dtype} {wanted.shape}")
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.rows:

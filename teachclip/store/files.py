@@ -109,9 +109,16 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def write_npy(path: Path, array: np.ndarray) -> tuple[Path, str]:
-    """Write an array as `.npy` to a temporary file, as `write_temporary` does."""
+    """Write an array of numbers as `.npy` to a temporary file, as `write_temporary` does: piece by piece, no copy."""
     array = np.ascontiguousarray(array)
-    return write_temporary(path, lambda file: np.lib.format.write_array(file, array, allow_pickle=False))
+    data = array.reshape(-1).view(np.uint8)
+
+    def write(file: Any) -> None:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        for start in range(0, len(data), 1 << 20):
+            file.write(data[start : start + (1 << 20)])
+
+    return write_temporary(path, write)
 
 
 def make_folder(path: Path) -> None:

@@ -25,6 +25,7 @@ from teachclip.store.files import (
     write_npy,
 )
 from teachclip.store.fingerprint import check_seal, describe_difference, fingerprint_of, seal
+from teachclip.store.scratch import IN_MEMORY, blocks
 
 FORMAT, VERSION, MANIFEST = "teachclip-store", 2, "manifest.json"
 
@@ -156,7 +157,7 @@ class Manifest:
                 raise ValueError(f"it holds {keys.dtype} {keys.shape}, not uint8 {(self.rows, KEY_BYTES)}")
         except ValueError as error:
             raise StoreError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
-        return np.array(keys)
+        return keys
 
     def rewrite(self, keys: np.ndarray, shard_sizes: Sequence[int]) -> Manifest:
         """Replace this manifest on disk by one with other rows, and return it. The caller holds the folder's lock.
@@ -237,7 +238,9 @@ class Manifest:
                 wanted, got = f"{spec.dtype} {shape}", f"{array.dtype} {array.shape}"
                 raise StoreError(f"{where}: array {name!r} must be {wanted}, got {got}")
             if array.dtype.kind == "f":
-                invalid = ~np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+                some = blocks(len(rows), max(1, IN_MEMORY // max(1, math.prod(spec.shape))))
+                finite = [np.isfinite(array[part]).reshape(part.stop - part.start, -1).all(axis=1) for part in some]
+                invalid = ~np.concatenate([np.empty(0, np.bool_), *finite])
                 invalid[[row - rows.start for row in failures]] = False
                 if invalid.any():
                     first = rows[int(np.argmax(invalid))]

@@ -75,15 +75,14 @@ class StoredRelevance:
         if targets == "pair" or "frame_text" not in store.arrays:
             return cls(store, None, frame_temperature)
         columns, videos = split.caption_videos, len(split.videos)
-        relevance = np.asarray(store.read("frame_text", slice(None)), dtype=np.float32)
-        tempered = tempered_relevance(torch.from_numpy(relevance), frame_temperature).numpy()
-        frame_targets = []
-        for view, of_view in enumerate([tempered] if tempered.ndim == 2 else np.moveaxis(tempered, 1, 0)):
+        at_once = max(1, min(4096, 2**22 // store.arrays["video_text"].shape[0]))  # rows: 16 MB of float32
+        frame_targets, of_views = [], store.arrays["frame_text"].shape[:-1]  # (views,), or () for one view
+        for view in range(of_views[0] if of_views else 1):
             among = slice(view * videos, (view + 1) * videos)  # each view among the videos' same view
             logits = functools.partial(_columns_of, store, among)
-            frame_targets.append(
-                video_frame_targets(of_view, teacher_confidence(logits, columns), columns, saturation=saturation)
-            )
+            tempered = functools.partial(_tempered_frames, store, frame_temperature, view if of_views else None)
+            confidence = teacher_confidence(logits, columns, block=at_once)
+            frame_targets.append(video_frame_targets(tempered, confidence, columns, saturation=saturation))
         return cls(store, np.concatenate(frame_targets), frame_temperature)
 
     @property
@@ -120,6 +119,12 @@ class StoredRelevance:
 
 def _columns_of(store: RelevanceStore, columns: slice, rows: slice) -> np.ndarray:
     return store.read("video_text", rows)[:, columns]
+
+
+def _tempered_frames(store: RelevanceStore, temperature: float, view: int | None, rows: slice) -> np.ndarray:
+    relevance = np.asarray(store.read("frame_text", rows), dtype=np.float32)
+    tempered = tempered_relevance(torch.from_numpy(relevance), temperature).numpy()
+    return tempered if view is None else tempered[:, view]
 
 
 class TrainingBatches(Dataset[Batch]):

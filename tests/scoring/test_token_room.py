@@ -73,7 +73,7 @@ def test_a_disk_without_the_space_is_said_in_a_line():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with pytest.raises(StoreError, match=r"no temporary file of 2\.0 GB for tokens: .*; set TMPDIR to a folder"):
+        with pytest.raises(StoreError, match=r"no temporary file of 2\.0 GB: .*; set TMPDIR to a folder"):
             TokenRoom(100_000, kept_bytes=10).add({"words": torch.ones(1, 5000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

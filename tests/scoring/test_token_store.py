@@ -13,7 +13,7 @@ import torch
 from teachclip.errors import StoreError
 from teachclip.processes import Processes
 from teachclip.scoring import token_store
-from teachclip.scoring.token_store import items_of_shards, store_tokens
+from teachclip.scoring.token_store import ItemsOfShards, store_tokens
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.row_plan import row_keys
 
@@ -87,11 +87,11 @@ def test_a_row_of_none_of_the_items_is_refused(tmp_path):
     store = ArrayStore.open_or_create(
         tmp_path / "s", provenance={"model": 1}, arrays=arrays, keys=keys, rows_per_shard=4
     )
-    assert {shard: rows.tolist() for shard, rows in items_of_shards(store, keys, [0, 1]).items()} == {
+    assert {shard: ItemsOfShards(store, keys)[shard].tolist() for shard in (0, 1)} == {
         0: [0, 1, 2, 3],
         1: [4, 5],
     }
     with pytest.raises(StoreError, match=r"shard 1 has rows of none of the items"):
-        items_of_shards(store, keys[:5], [0, 1])
+        list(ItemsOfShards(store, keys[:5]).batches([0, 1], 8))
     with pytest.raises(StoreError, match=r"shard 0 has rows of none of the items"):
-        items_of_shards(store, keys[:0], [0, 1])
+        list(ItemsOfShards(store, keys[:0]).batches([0, 1], 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import cycle, islice
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from teachclip.errors import StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore
 from teachclip.store.manifest import KEY_BYTES
 from teachclip.store.row_plan import KeyPlaces, as_bytes, plan_rows, row_keys
+from teachclip.store.scratch import blocks
 from teachclip.store.stored_items import StoredItems
 
 ARRAYS = {"value": ArraySpec("int64", ())}
@@ -135,3 +137,43 @@ def test_places_of_keys_are_those_of_a_dictionary():
     expected = [places.get(key, -1) for key in as_bytes(wanted)]
     assert KeyPlaces(keys).find(wanted).tolist() == expected and expected[-1] == -1
     assert KeyPlaces(keys[:0]).find(wanted[:2]).tolist() == [-1, -1] and not len(KeyPlaces(keys).find(keys[:0]))
+
+
+def plan_of_dictionaries(keys, sizes, missing, wanted, rows_per_shard):
+    """Plan rows as `plan_rows` does, by sets and dictionaries of all keys."""
+    gone = set(missing)
+    rows, ends = as_bytes(keys), np.cumsum(sizes, dtype=np.int64).tolist()
+    shards = [rows[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    written = {key for number, shard in enumerate(shards) if number not in gone for key in shard}
+    planned = {key for number in gone for key in shards[number]}
+    items = dict.fromkeys(as_bytes(wanted))
+    new = [key for key in items if key not in written]
+    if planned.issuperset(new) and items.keys() >= planned:
+        return None
+    while len(shards) - 1 in gone:
+        gone.remove(len(shards) - 1)
+        shards.pop()
+    pool = iter(new)
+    for number in sorted(gone):
+        size = len(shards[number])
+        taken = list(islice(pool, size))
+        shards[number] = taken + list(islice(cycle(items), size - len(taken)))
+    rest = list(pool)
+    shards += [rest[start : start + rows_per_shard] for start in range(0, len(rest), rows_per_shard)]
+    sizes = tuple(map(len, shards))
+    return [key for shard in shards for key in shard], sizes, len(new), len(items) - len(new), len(written - {*items})
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_rows_are_planned_as_dictionaries_would(monkeypatch, seed):
+    rng = random.Random(seed)
+    monkeypatch.setattr("teachclip.store.scratch.IN_MEMORY", rng.choice([0, 2**20]))
+    monkeypatch.setattr(blocks, "__defaults__", (rng.choice([1, 3, 2**14]),))
+    sizes = [rng.randint(1, 5) for _ in range(rng.randint(0, 5))]
+    keys = row_keys(rng.choices(range(25), k=sum(sizes)))
+    missing = [shard for shard in range(len(sizes)) if rng.random() < 0.4]
+    wanted = row_keys(rng.choices(range(25), k=rng.randint(0, 30)))
+    per_shard = rng.randint(1, 6)
+    plan = plan_rows(keys, sizes, missing, wanted, per_shard)
+    expected = plan_of_dictionaries(keys, sizes, missing, wanted, per_shard)
+    assert (plan and (as_bytes(plan.keys), *plan[1:])) == expected

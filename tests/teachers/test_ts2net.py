@@ -21,8 +21,9 @@ from teachclip.models.clip import clip_from_state, frame_features
 from teachclip.models.layouts import openai_to_transformers, under
 from teachclip.scorer import Teacher, Tokens, select_tokens
 from teachclip.scoring.token_store import architecture_hash
-from teachers import load_teacher
-from teachers.token_selection import PerturbedTopK, content_seeds, hard_top_k
+from teachers import load_teacher, token_selection
+from teachers.content_noise import content_noise, content_seeds
+from teachers.token_selection import PerturbedTopK, hard_top_k
 from teachers.token_shift import shift_tokens
 from teachers.ts2net import TS2Net
 
@@ -216,16 +217,89 @@ def test_seeds_tell_videos_apart_and_bear_other_last_bits() -> None:
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     pixels = (levels / 255 - mean) / std
-    seeds = content_seeds(pixels, 0)
+    seeds = content_seeds(pixels, 0).tolist()
     assert len(set(seeds)) == 4 and len({seed % 2**32 for seed in seeds}) == 4
     other = (levels.double() / 255 - mean.double()) / std.double()
-    assert content_seeds(other, 0) == seeds
-    assert content_seeds(pixels * (1 + 1e-6), 0) == seeds
-    assert content_seeds(pixels[[3, 1]], 0) == [seeds[3], seeds[1]]
-    assert content_seeds(pixels, 1) != seeds
+    assert content_seeds(other, 0).tolist() == seeds
+    assert content_seeds(pixels * (1 + 1e-6), 0).tolist() == seeds
+    assert content_seeds(pixels[[3, 1]], 0).tolist() == [seeds[3], seeds[1]]
+    assert not set(content_seeds(pixels, 1).tolist()) & set(seeds)
     assert content_seeds(pixels[:, [1, 0, 2]], 0)[0] != seeds[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert content_seeds(pixels, 0) == seeds
+        assert content_seeds(pixels, 0).tolist() == seeds
+
+
+def test_noise_is_splitmix64_of_seed_and_place() -> None:
+    """Whole numbers as Python computes them, so that they are those of every device."""
+
+    def mixed(number: int) -> int:
+        number %= 2**64
+        number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+        return number ^ (number >> 31)
+
+    assert mixed(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF  # the published code's first, of seed 0
+    seeds = [0, -1, 2**63 - 1, -(2**63), 12345]
+    found = content_noise(torch.tensor(seeds), 7)
+    for seed, numbers in zip(seeds, found.double(), strict=True):
+        bits = [mixed(seed + place * 0x9E3779B97F4A7C15) for place in range(1, 5)]
+        radius = [math.sqrt(-2 * math.log(((number >> 32) + 1) / 2**32)) for number in bits]
+        angle = [2 * math.pi * (number & 0xFFFFFFFF) / 2**32 for number in bits]
+        wanted = [r * math.cos(a) for r, a in zip(radius, angle, strict=True)]
+        wanted += [r * math.sin(a) for r, a in zip(radius, angle, strict=True)]
+        assert_close(numbers, torch.tensor(wanted[:7], dtype=torch.float64), atol=2e-5, rtol=1e-5)
+
+
+def test_noise_is_normal_and_nothing_of_it_hangs_together() -> None:
+    pixels = torch.zeros(40, 2, 3, 64, 64)
+    pixels[torch.arange(40), 0, 0, 0, 0] = 0.05 * torch.arange(40)  # videos that differ in one pixel
+    seeds, count = content_seeds(pixels, 0), 50_001
+    noise = content_noise(seeds, count).double()
+    assert noise.shape == (40, count) and noise.abs().max() < 6.7
+    total = noise.numel()
+    assert noise.mean().abs() < 5 / math.sqrt(total) and (noise.var() - 1).abs() < 5 * math.sqrt(2 / total)
+    assert (noise**3).mean().abs() < 5 * math.sqrt(15 / total) and ((noise**4).mean() - 3).abs() < 5 * math.sqrt(
+        96 / total
+    )
+    for edge in (-2.0, -1.0, -0.5, 0.3, 1.0, 2.5):
+        share = 0.5 * (1 + math.erf(edge / math.sqrt(2)))
+        assert ((noise < edge).double().mean() - share).abs() < 5 * math.sqrt(share * (1 - share) / total)
+    between_videos = (noise @ noise.T / count)[*torch.triu_indices(40, 40, 1)]
+    assert between_videos.abs().max() < 5 / math.sqrt(count)
+    for lag in (1, 2, 49, 500, count // 2):  # neighbours, patches, samples, the two of a pair
+        assert (noise[:, lag:] * noise[:, :-lag]).mean().abs() < 5 / math.sqrt(total - 40 * lag)
+    other = content_noise(content_seeds(pixels, 1), count).double()
+    assert (noise * other).mean().abs() < 5 / math.sqrt(total)
+
+
+def test_noise_of_a_batch_is_drawn_at_once_without_a_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, batch = small_teacher(samples=20), small_batch()
+    whole = teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])["frames"]
+    drawn = []
+    monkeypatch.setattr(token_selection, "content_noise", lambda *call: drawn.append(call) or content_noise(*call))
+    monkeypatch.setattr(torch, "Generator", None)
+    assert torch.equal(teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])["frames"], whole)
+    assert [len(seeds) for seeds, _ in drawn] == [3]
+    monkeypatch.setattr(token_selection, "NUMBERS_AT_ONCE", 1)
+    one_by_one = teacher.encode_videos(batch["pixel_values"], batch["frame_mask"])["frames"]
+    assert_close(one_by_one, whole, atol=1e-5, rtol=0)
+    assert [len(seeds) for seeds, _ in drawn[1:]] == [1, 1, 1]
+
+
+def test_drawing_noise_never_waits_for_the_device() -> None:
+    pixels = torch.rand(2, 3, 3, 64, 64)
+    with torch.profiler.profile() as profile:
+        content_noise(content_seeds(pixels, 5), 100)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::bitwise_xor_" in called or "aten::__ixor__" in called
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
+
+
+def test_relevance_of_other_noise_is_stored_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = architecture_hash(small_teacher()), architecture_hash(small_teacher(selection="hard"))
+    monkeypatch.setattr(token_selection, "NOISE_VERSION", token_selection.NOISE_VERSION + 1)
+    assert architecture_hash(small_teacher()) != before[0]
+    assert architecture_hash(small_teacher(selection="hard")) == before[1]
 
 
 def test_perturbed_top_k_and_its_gradient_follow_the_formulas() -> None:

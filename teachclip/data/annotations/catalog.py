@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from teachclip.data.annotations.files import locate_videos
 from teachclip.data.annotations.records import Annotations, Caption, Catalog, Segment, Split, Video, hash_of
 from teachclip.data.annotations.uncaptioned import join_uncaptioned, most_texts, plain_text
@@ -193,8 +195,8 @@ def _build_split(
         raise DataError(f"split {name}: it has no captions")
     if not kept:
         raise DataError(f"split {name}: none of its videos can be used: {_some(groups, errors)}")
-    captions = tuple(caption for video_id in kept for caption in groups[video_id])
-    return Split(name, tuple(videos[video_id] for video_id in kept), captions)
+    captions = (caption for video_id in kept for caption in groups[video_id])
+    return Split(name, (videos[video_id] for video_id in kept), captions)
 
 
 def _some(video_ids: Collection[str], errors: Mapping[str, str]) -> str:
@@ -206,19 +208,18 @@ def _some(video_ids: Collection[str], errors: Mapping[str, str]) -> str:
 def _hold_out(catalog: Catalog, options: ValidationOptions) -> Catalog:
     """Move training videos to a validation split: captioned ones, or if there are none, others with texts."""
     train = catalog.train
-    texts = train.captions[train.pairs :]
-    captioned = {caption.video_id for caption in train.captions[: train.pairs]}
+    captioned = {train.videos[row].id for row in np.unique(train.caption_videos[: train.pairs])}
     candidates = [video for video in train.videos if video.id in captioned or not captioned]
     held = choose_held_out({video.id: str(video.path) for video in candidates}, options)
-    rest = tuple(video for video in train.videos if video.id not in held)
-    own = tuple(caption for caption in train.captions if caption.video_id in held)
+    rest = (video for video in train.videos if video.id not in held)
+    own = (caption for caption in train.captions if caption.video_id in held)
     return replace(
         catalog,
-        train=Split("train", rest, tuple(caption for caption in train.captions if caption.video_id not in held)),
+        train=Split("train", rest, (caption for caption in train.captions if caption.video_id not in held)),
         validation=Split(
             "validation",
-            tuple(video for video in train.videos if video.id in held),
-            own if captioned else most_texts(texts, MAX_HELD_OUT, options.seed),
+            (video for video in train.videos if video.id in held),
+            own if captioned else most_texts(train.captions[train.pairs :], MAX_HELD_OUT, options.seed),
         ),
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from teachclip.data.annotations.packed import Packed
 from teachclip.data.formats.tables import repeated
 from teachclip.errors import DataError
+from teachclip.store.row_plan import KeyPlaces, row_keys
+from teachclip.store.scratch import blocks
+
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Caption:
     text: str
 
     def __post_init__(self) -> None:
-        if "\0" in self.text or any("\ud800" <= character <= "\udfff" for character in self.text):
+        if _NOT_TEXT.search(self.text):
             allowed = "Unicode without NUL and lone surrogates"
             raise DataError(
                 f"caption {self.id!r} of {self.video_id!r} is not valid text: {self.text!r:.80}; allowed: {allowed}"
@@ -98,37 +104,45 @@ class Video:
     end: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Split:
     """The videos and captions of one split. Captions are grouped by video, in the order of the videos.
 
-    Behind them come texts that are of no video; videos may be without captions. Raises DataError for a duplicated
-    id, a caption of a video that is not here, or captions in another order.
+    Behind them come texts that are of no video; videos may be without captions. Both may be given as they come, and
+    are kept as `Packed`. Raises DataError for a duplicated id, a caption of a video that is not here, or captions in
+    another order.
     """
 
     name: str
-    videos: tuple[Video, ...]
-    captions: tuple[Caption, ...]
+    videos: Sequence[Video]
+    captions: Sequence[Caption]
 
-    def __post_init__(self) -> None:
-        for kind, ids in (("video", [video.id for video in self.videos]), ("caption", [c.id for c in self.captions])):
-            if len(set(ids)) < len(ids):
-                raise DataError(f"split {self.name}: {kind} id {repeated(ids)!r} is duplicated")
+    def __init__(self, name: str, videos: Iterable[Video], captions: Iterable[Caption]) -> None:
+        kept = {"name": name, "videos": _packed_videos(videos), "captions": _packed_captions(captions)}
+        for key, value in kept.items():
+            object.__setattr__(self, key, value)
+        for kind, records in (("video", self.videos), ("caption", self.captions)):
+            if len(KeyPlaces(_id_keys(record.id for record in records)).firsts()) < len(records):
+                raise DataError(
+                    f"split {self.name}: {kind} id {repeated(record.id for record in records)!r} is duplicated"
+                )
         own = self.caption_videos[: self.pairs]
-        behind = any(caption.video_id for caption in self.captions[self.pairs :])
-        if behind or (own < 0).any() or (np.diff(own) < 0).any():
+        behind = any(self.captions[row].video_id for row in range(self.pairs, len(self.captions)))
+        if behind or any((own[rows] < 0).any() or (_steps(own, rows) < 0).any() for rows in blocks(len(own))):
             raise DataError(f"split {self.name}: captions must be grouped by video, in the order of the videos")
 
     @cached_property
     def pairs(self) -> int:
         """How many captions are of a video; they come before the texts that are of none."""
-        texts = [not caption.video_id for caption in self.captions]
-        return texts.index(True) if True in texts else len(texts)
+        count = len(self.captions)
+        return next((row for row, caption in enumerate(self.captions) if not caption.video_id), count)
 
     @cached_property
     def is_paired(self) -> bool:
         """Whether every text is of a video and every video has a caption."""
-        return self.pairs == len(self.captions) and len(np.unique(self.caption_videos)) == len(self.videos)
+        own = self.caption_videos[: self.pairs]
+        captioned = min(1, len(own)) + sum(int(np.count_nonzero(_steps(own, rows))) for rows in blocks(len(own)))
+        return self.pairs == len(self.captions) and captioned == len(self.videos)
 
     def require_captions(self, what: str) -> None:
         """Raise DataError unless every text is of a video and every video has a caption; `what` needs that."""
@@ -137,8 +151,8 @@ class Split:
 
     def without(self, video_ids: Container[str]) -> Split:
         """Return the split without some videos and their captions."""
-        captions = tuple(caption for caption in self.captions if caption.video_id not in video_ids)
-        return Split(self.name, tuple(video for video in self.videos if video.id not in video_ids), captions)
+        captions = (caption for caption in self.captions if caption.video_id not in video_ids)
+        return Split(self.name, (video for video in self.videos if video.id not in video_ids), captions)
 
     def describe(self) -> str:
         """Return how many videos, captions and texts there are, for a log line."""
@@ -150,18 +164,52 @@ class Split:
     @cached_property
     def caption_videos(self) -> np.ndarray:
         """The row of each caption's video, -1 of a text that is of none: (captions,) int64."""
-        rows = {video.id: row for row, video in enumerate(self.videos)}
-        return np.array([rows.get(caption.video_id, -1) for caption in self.captions], dtype=np.int64)
+        places = KeyPlaces(_id_keys(video.id for video in self.videos))
+        return places.find(_id_keys(caption.video_id for caption in self.captions))
 
     def provenance(self) -> dict[str, Any]:
         """Return counts and hashes of the ids and texts, in order, for fingerprints, without file contents."""
         return {
             "videos": len(self.videos),
             "captions": len(self.captions),
-            "video_ids": hash_of([video.id for video in self.videos]),
-            "caption_ids": hash_of([[caption.id, caption.video_id] for caption in self.captions]),
-            "texts": hash_of([caption.text for caption in self.captions]),
+            "video_ids": hash_of(video.id for video in self.videos),
+            "caption_ids": hash_of([caption.id, caption.video_id] for caption in self.captions),
+            "texts": hash_of(caption.text for caption in self.captions),
         }
+
+
+def _packed_captions(captions: Iterable[Caption]) -> Packed[Caption]:
+    if isinstance(captions, Packed):
+        return captions
+    return Packed(captions, fields=3, pack=_caption_fields, unpack=Caption)
+
+
+def _packed_videos(videos: Iterable[Video]) -> Packed[Video]:
+    if isinstance(videos, Packed):
+        return videos
+    return Packed(videos, fields=3, pack=_video_fields, unpack=_video_of)
+
+
+def _caption_fields(caption: Caption) -> tuple[str, ...]:
+    return caption.id, caption.video_id, caption.text
+
+
+def _video_fields(video: Video) -> tuple[str, ...]:
+    return video.id, str(video.path), json.dumps([video.start, video.end])
+
+
+def _video_of(id: str, path: str, span: str) -> Video:
+    return Video(id, Path(path), *json.loads(span))
+
+
+def _id_keys(ids: Iterable[str]) -> np.ndarray:
+    """Return the keys of ids, uint8 (ids, 16)."""
+    return row_keys(id.encode("utf-8", "surrogatepass") for id in ids)
+
+
+def _steps(numbers: np.ndarray, rows: slice) -> np.ndarray:
+    """Return the differences of the numbers in a block to the one behind each."""
+    return np.diff(numbers[rows.start : rows.stop + 1])
 
 
 @dataclass(frozen=True)
@@ -183,14 +231,16 @@ class Catalog:
     measured_texts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
+        before: list[tuple[str, KeyPlaces]] = []
         for split in self.splits:
-            for video in split.videos:
-                if video.id in seen:
-                    both = f"{seen[video.id]} and {split.name}"
+            keys = _id_keys(video.id for video in split.videos)
+            for name, places in before:
+                again = next((row for row, place in enumerate(places.find(keys)) if place >= 0), None)
+                if again is not None:
+                    both = f"{name} and {split.name}"
                     hint = "" if both.startswith("train") else "; to select on test set data.select_on=test instead"
-                    raise DataError(f"video {video.id!r} is in two splits, {both}{hint}")
-                seen[video.id] = split.name
+                    raise DataError(f"video {split.videos[again].id!r} is in two splits, {both}{hint}")
+            before.append((split.name, KeyPlaces(keys)))
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -211,6 +261,11 @@ class Catalog:
         }
 
 
-def hash_of(values: Sequence[Any]) -> str:
-    """Return the sha256 of JSON values, in which neighbouring values cannot run together."""
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+def hash_of(values: Iterable[Any]) -> str:
+    """Return the sha256 of JSON values, as a list of them: neighbouring values cannot run together."""
+    digest, encoder, before = hashlib.sha256(b"["), json.JSONEncoder(ensure_ascii=False), b""
+    for value in values:
+        digest.update(before + encoder.encode(value).encode("utf-8", "surrogatepass"))
+        before = b", "
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -46,6 +46,11 @@ class LiveFrames:
         self._stamps = {video.path: file_stamp(video.path) for video in self.videos}
         self._prefetchers: list[_Prefetcher] = []
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a video: (frames, 3, size, size)."""
+        return self.decoding.shape
+
     def rows_of(self, video_ids: Iterable[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1."""
         try:

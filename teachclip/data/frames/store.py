@@ -67,6 +67,11 @@ class FrameStore:
         """The errors of rows that cannot be read."""
         return {**(self.store.notes() if self.on_error == "skip" else {}), **self.store.failures()}
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a video: (frames, 3, size, size)."""
+        return self.store.arrays["frames"].shape
+
     def rows_of(self, video_ids: Iterable[str]) -> np.ndarray:
         """Return the rows of some videos: (videos,) int64. Raises StoreError for an unknown id."""
         try:

@@ -36,6 +36,10 @@ class Frames(Protocol):
     def partially_decoded(self) -> dict[str, str]:
         """The errors of videos of which only some frames could be decoded, by video id."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a video: (frames, 3, size, size)."""
+
     def rows_of(self, video_ids: Sequence[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1."""
 
@@ -69,6 +73,11 @@ class FrameViews:
         self.partially_decoded = {
             key: error for store in reversed(self.stores) for key, error in store.partially_decoded.items()
         }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a video: (frames, 3, size, size)."""
+        return self.stores[0].shape
 
     def rows_of(self, video_ids: Iterable[str], views: int = 1) -> np.ndarray:
         """Return the rows of some videos in `views` views, (views * videos,): all of view 0, then all of view 1.
