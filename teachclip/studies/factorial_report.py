@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from teachclip import __version__
-from teachclip.processes import usable_cores
 from teachclip.reports.tables import Table
 from teachclip.studies.design import Cell, Design, effect_names
 from teachclip.studies.effects import Effect, Trainings
 from teachclip.studies.plan import Plan, Results
-from teachclip.studies.report import measured_beside, plain_table
+from teachclip.studies.report import measured_beside, plain_table, report_head
 from teachclip.studies.results import CUTOFFS, METRICS, MIN_TEST_SEEDS, VariantRuns, size_warnings
 from teachclip.studies.tables import recall_table
 
@@ -44,47 +41,19 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
         same_videos=plan.shapes is None,
     )
     students = VariantRuns("students", "all students of the design", [trial["test"] for trial in trials])
-    values = {metric: np.array(students.values(metric)) for metric in CUTOFFS}
-    values[VALIDATION] = np.array([trial["validation"]["t2v"]["recall_at_1"] for trial in trials])
-    warnings = size_warnings(splits["test"][1], MIN_TEST_SEEDS)  # effects rest on all trainings, however few seeds
-    interval = not warnings
-    effects = {name: trainings.main_effects(values[name], CUTOFFS.get(name)) for name in MEASURED}
-    together = trainings.interactions(values[INTERACTIONS_OF])
     beside = measured_beside(plan, prepared)
     models = [*beside["before"], students, *beside["teachers"], *beside["after"]]
-    names = [f"{factor}: {level} against {first}" for factor, level, first in effect_names(design.factors)]
-    section = {
-        "tables": [
-            plain_table(recall_table("Test, mean ± standard deviation", models)),
-            plain_table(_effect_table(names, effects, interval=interval)),
-            *([plain_table(_interaction_table(together))] if interval else []),
-        ],
-        "verdicts": _verdicts(names, effects["R@1"]) if interval else [],
-        "effects": {metric: dict(zip(names, map(_plain, found), strict=True)) for metric, found in effects.items()},
-        "interactions": {name: _plain(effect) for name, effect in together.items()},
-        "trainings": [
-            {"seed": seed, "cell": design.name(cell), **trial}
-            for seed, cell, trial in zip(seeds, cells, trials, strict=True)
-        ],
-        "intervals": [
-            {
-                "label": name,
-                "values": [],
-                "mean": effect.mean,
-                "low": effect.low if interval else None,
-                "high": effect.high if interval else None,
-            }
-            for name, effect in zip(names, effects["R@1"], strict=True)
-        ],
-    }
+    warnings = size_warnings(splits["test"][1], MIN_TEST_SEEDS)  # effects rest on all trainings, however few seeds
+    section = _section(trainings, students, trials, interval=not warnings)
+    section["tables"].insert(0, plain_table(recall_table("Test, mean ± standard deviation", models)))
+    section["trainings"] = [
+        {"seed": seed, "cell": design.name(cell), **trial}
+        for seed, cell, trial in zip(seeds, cells, trials, strict=True)
+    ]
     return {
-        "title": plan.study.title,
-        "study": plan.study.name,
-        "version": __version__,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
+        **report_head(plan),
         "about": _about(plan, design, splits, trainings),
         "warnings": warnings,
-        "test_seeds": list(plan.study.test_seeds),
         "results": [section],
         "tables": [plain_table(_training_table(design, cells, seeds, trials))],
         "others": {
@@ -95,6 +64,37 @@ def build_factorial_report(plan: Plan, prepared: Results, tests: Results) -> dic
             "label": "effect on R@1, text to video, test",
         },
         "commands": {},
+    }
+
+
+def _section(
+    trainings: Trainings, students: VariantRuns, trials: Sequence[Mapping[str, Any]], *, interval: bool
+) -> dict[str, Any]:
+    """Return the effects and interactions, as tables, in words, as numbers, and as rows of the figure."""
+    values = {metric: np.array(students.values(metric)) for metric in CUTOFFS}
+    values[VALIDATION] = np.array([trial["validation"]["t2v"]["recall_at_1"] for trial in trials])
+    effects = {metric: trainings.main_effects(values[metric], CUTOFFS.get(metric)) for metric in MEASURED}
+    together = trainings.interactions(values[INTERACTIONS_OF])
+    names = [f"{factor}: {level} against {first}" for factor, level, first in effect_names(trainings.factors)]
+    tables = [_effect_table(names, effects, interval=interval)]
+    tables += [_interaction_table(together)] if interval else []
+    return {
+        "tables": [plain_table(table) for table in tables],
+        "verdicts": _verdicts(names, effects["R@1"]) if interval else [],
+        "effects": {
+            metric: dict(zip(names, map(_plain, of_metric), strict=True)) for metric, of_metric in effects.items()
+        },
+        "interactions": {name: _plain(effect) for name, effect in together.items()},
+        "intervals": [
+            {
+                "label": name,
+                "values": [],
+                "mean": effect.mean,
+                "low": effect.low if interval else None,
+                "high": effect.high if interval else None,
+            }
+            for name, effect in zip(names, effects["R@1"], strict=True)
+        ],
     }
 
 

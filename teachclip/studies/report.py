@@ -71,14 +71,10 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
     elif plan.tuned:
         tables.append(tried_table("Every trial on validation", tried, plan.dev_seeds))
     return {
-        "title": plan.study.title,
-        "study": plan.study.name,
-        "version": __version__,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
+        **report_head(plan),
         "about": _about(plan, splits),
         "warnings": warnings,
         "dev_seeds": list(plan.dev_seeds),
-        "test_seeds": list(plan.study.test_seeds),
         "results": [
             _section(plan, way, students[way], references, candidates, efforts, trials[way], interval=not warnings)
             for way in plan.ways
@@ -91,6 +87,17 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
         },
         "candidates": {name: [asdict(item) for item in items] for name, items in candidates.items()},
         "commands": _commands(plan, choices[main], prepared),
+    }
+
+
+def report_head(plan: Plan) -> dict[str, Any]:
+    """Return what every report of a study begins with."""
+    return {
+        "title": plan.study.title,
+        "study": plan.study.name,
+        "version": __version__,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
+        "test_seeds": list(plan.study.test_seeds),
     }
 
 
