@@ -30,8 +30,10 @@ from teachclip.studies.results import VariantRuns
 from teachclip.studies.study_file import Settings, Study, Variant, find_study, grid, load_study
 from teachclip.studies.trials import only_one, run_trials
 
-STANDING = ("adapters", "published", "published_adapters", "all_options")
+STANDING = ("adapters", "published", "default", "all_options")
 """The recipes to take one of, by their names in recipes/studies/own_data.yaml."""
+WITHOUT_FRAME_SETS = "published_adapters"
+"""What stands in for the default recipe where frame sets do not fit."""
 BASELINE = "undistilled"
 RATES = (1e-4, 3e-4, 1e-3)
 PILOTS = (32, 8)
@@ -123,7 +125,7 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
     file = load_study(find_study("own_data"))
     settings = grid({"optimizer.lr": list(dict.fromkeys(f"{rate:g}" for rate in rates))})
     taught = bool(load_recipe(recipe, []).teachers)
-    names = (BASELINE, *(name for name in STANDING if taught or name == "adapters"))
+    names = (BASELINE, *((*STANDING, WITHOUT_FRAME_SETS) if taught else ("adapters",)))
     variants = tuple(replace(variant, grid=settings) for variant in file.variants if variant.name in names)
     study: Study = replace(
         file,
@@ -136,7 +138,8 @@ def auto_plan(folder: Path, recipe: Path, rates: Sequence[float], test_seeds: in
         teachers=False,  # they would be measured on test
     )
     problems = variant_problems(Plan(folder, recipe, study, None))
-    kept = tuple(variant for variant in variants if variant.name not in problems)
+    left_out = {*problems, *(() if "default" in problems else (WITHOUT_FRAME_SETS,))}
+    kept = tuple(variant for variant in variants if variant.name not in left_out)
     if BASELINE in problems or len(kept) < 2:  # a problem of the recipe itself, which `check_plan` raises
         return Plan(folder, recipe, study, None)
     for variant in variants:

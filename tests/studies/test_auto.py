@@ -81,9 +81,14 @@ def test_a_standing_recipe_that_does_not_fit_is_left_out_in_one_line(project, ca
     changes = json.loads(json.dumps(changes).replace("{videos}", videos))
     recipe = str(project(**changes))
     assert main(["--auto", recipe, "--dry-run", "--out", str(project.folder / "out")]) == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not tried" in line]
-    assert "all options does not fit to recipe.yaml and is not tried: " in line
-    assert problem.replace("{videos}", videos) in line
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if "not tried" in line]
+    assert [line.split(" does not fit to recipe.yaml and is not tried: ")[0] for line in told] == [
+        "default recipe",
+        "all options",
+    ]
+    assert all(problem.replace("{videos}", videos) in line for line in told)
+    assert any(line.startswith("candidate published losses + adapters:") for line in lines), "in its stead"
 
 
 def test_a_problem_of_the_recipe_itself_is_raised(project, capsys):
@@ -130,9 +135,9 @@ def made_up(monkeypatch):
 
 
 def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_baseline_alone(project, made_up, capsys):
-    ran = made_up("published_adapters", "0.003")
+    ran = made_up("default", "0.003")
     found = auto(project(train={"steps": 8}), rates=[1e-3, 3e-3], trainings=30, out=project.folder / "out")
-    assert found["chosen"]["variant"] == "published_adapters"
+    assert found["chosen"]["variant"] == "default"
     assert found["chosen"]["settings"] == ["optimizer.lr=0.003"]
     labels = [label for label, _ in ran]
     assert [label.partition(":")[0] for label in labels] == ["prepare", "round 1/3", "round 2/3", "round 3/3", "test"]
@@ -141,7 +146,7 @@ def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_basel
     assert not ran[0][1][0].measure, "teachers would be measured on test"
     assert all(job.kind == "tune" for _, jobs in ran[1:4] for job in jobs)
     tests = {(job.variant, job.seed) for job in ran[4][1] if job.kind == "test"}
-    assert tests == {(name, seed) for name in (BASELINE, "published_adapters") for seed in (300, 301, 302)}
+    assert tests == {(name, seed) for name in (BASELINE, "default") for seed in (300, 301, 302)}
     assert not any("train.steps=2" in job.settings for job in ran[4][1])
     chosen = load_recipe(project.folder / "out" / "recipe.yaml")
     assert chosen.student.adapters == ["frame", "pooled", "text"] and chosen.optimizer.lr == 3e-3
@@ -149,7 +154,7 @@ def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_basel
     (difference,) = [item for item in found["differences"] if item["metric"] == "R@1"]
     assert difference["mean"] == pytest.approx(5) and not difference["touches_zero"]
     printed = capsys.readouterr().out
-    assert printed.startswith("# Take: published losses + adapters, optimizer.lr=0.003")
+    assert printed.startswith("# Take: default recipe, optimizer.lr=0.003")
     assert "Clear of zero: better." in printed and printed.count("| undistilled") >= 2
     assert json.loads((project.folder / "out" / "auto.json").read_text())["chosen"] == found["chosen"]
     counts = [len(row["recall_at_1"]) for row in found["candidates"]]

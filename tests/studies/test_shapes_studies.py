@@ -24,13 +24,13 @@ FILES = sorted(path.stem for path in (ROOT / "recipes" / "studies").glob("*.yaml
 
 @pytest.fixture
 def plan_of(tmp_path):
-    """The plan of a study of the project by name; `own_data` names no recipe and gets a small one."""
+    """The plan of a study of the project by name; one without a recipe gets a small one."""
     clip = tmp_path / "shapes" / "clip"
     clip.mkdir(parents=True)
     (clip / "model.safetensors").write_bytes(b"weights")
 
     def plan(name):
-        recipe = ROOT / "recipes" / "shapes_xpool.yaml" if name == "own_data" else None
+        recipe = ROOT / "recipes" / "shapes_xpool.yaml" if name in ("own_data", "default_recipe") else None
         return build_plan(tmp_path / "out", recipe, load_study(find_study(name)), tmp_path / "shapes")
 
     return plan
