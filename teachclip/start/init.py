@@ -104,11 +104,14 @@ def _with_captions(
         log(f"fetch:  {name} comes from the hub now, once")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            estimate = probe_captioned(load_recipe(out))
+            recipe = load_recipe(out)
+            estimate = probe_captioned(recipe)
     except TeachclipError as error:  # the recipe is written: `prepare` says of every video what is wrong
         log(f"takes:  unknown: {error}")
         return out
     _tell_estimate(machine, estimate, out)
+    if recipe.losses.frame_sets.only_if_better:
+        log("         with frame sets; where training finds that they cannot help, it takes less")
     return out
 
 
