@@ -98,7 +98,7 @@ class TokenSelector(nn.Module):
         self.score_predictor = ScorePredictor(width)
         self.selection, self.topk, self.samples, self.sigma, self.seed = selection, topk, samples, sigma, seed
         if selection == "perturbed":
-            self.noise_version = NOISE_VERSION  # a plain setting: relevance of other noise is stored apart
+            self.noise_version = NOISE_VERSION  # a plain setting: relevance of other noise is refused
 
     def forward(self, tokens: Tensor, pixel_values: Tensor) -> Tensor:
         """Return the class token and the selected patch tokens (videos, frames, 1 + topk, width), float32.
@@ -131,7 +131,7 @@ class TokenSelector(nn.Module):
 
         def selected(some: Tensor, seeds: Tensor) -> Tensor:
             def noise() -> Tensor:
-                return content_noise(seeds, numbers).view(-1, self.samples, patches)
+                return content_noise(seeds, numbers).reshape(-1, self.samples, patches)
 
             return PerturbedTopK.apply(some.flatten(0, 1), noise, self.topk, self.sigma).unflatten(0, some.shape[:2])
 

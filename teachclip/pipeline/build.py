@@ -335,6 +335,7 @@ def run_settings(recipe: Recipe, *, teacher: TeacherSection | None = None) -> di
     else:  # what is read of the file is part of the encoder's weights
         del values["student"]["text_teaching"]["texts"]
     _drop_unused_options(values, recipe)
+    del values["teaching"]["batch_size"]  # a matter of speed
     del values["teaching"]["max_gb"]  # which teachers score tokens is part of what the run is trained on
     new = ("texts", "uncaptioned")  # named only where they are used
     values["data"] = {

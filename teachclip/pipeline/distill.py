@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Catalog
-from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery, per_query
 from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
@@ -19,13 +18,13 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.frame_set_choice import choose_frame_sets
+from teachclip.pipeline.frame_set_choice import kept_choice
 from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
-from teachclip.pipeline.task import Teachers, build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
@@ -39,7 +38,7 @@ from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
 from teachclip.scorer import FeatureScorer
-from teachclip.scoring.inputs import SWAPPED, Inputs
+from teachclip.scoring.inputs import SWAPPED
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
@@ -88,7 +87,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
-    frame_sets = choose_frame_sets(work)  # of the backbone as it is, before anything trains
+    frame_sets = kept_choice(work)  # of the backbone as it is, before anything trains
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     select = _evaluation(work, student, "selection")
     prepare_encoders(student, recipe)
@@ -172,21 +171,10 @@ def build_training(
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
     synthetic = sets, joined
-    more = _more_texts(recipe, inputs, teachers)
+    count = recipe.losses.video_text.more_texts if build.uses_more_texts(recipe) else 0
+    more = MoreTexts(inputs, count, recipe.order_seed) if count else None
     batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, *synthetic, more)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
-
-
-def _more_texts(recipe: Recipe, inputs: Inputs, teachers: Teachers) -> MoreTexts | None:
-    """Return the further texts of every step, or None. Raises RecipeError where no relevance to them is stored."""
-    if not build.uses_more_texts(recipe):
-        return None
-    if teachers.online:
-        raise RecipeError(
-            "losses.video_text.more_texts needs stored relevance, and teaching.max_gb has teachers score tokens in "
-            "every step; raise it or write more_texts=0"
-        )
-    return MoreTexts(inputs, recipe.losses.video_text.more_texts, recipe.order_seed)
 
 
 def _evaluation(

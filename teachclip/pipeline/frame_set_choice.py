@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from teachclip.console import log
@@ -13,9 +14,29 @@ from teachclip.models.late_interaction import LateInteraction
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.pipeline import build
 from teachclip.pipeline.workspace import Workspace
+from teachclip.store.files import read_json, write_atomic
 
 METRIC = "recall_at_10"
 """Text to video: of the recalls it has the least noise."""
+
+
+FILE = "frame_sets.json"
+"""Of a run's folder: what was chosen. A run that goes on does not choose again, on whatever machine it is."""
+
+
+def kept_choice(work: Workspace) -> dict[str, Any] | None:
+    """Return what the run has chosen, or choose and keep it; the main process decides for all.
+
+    See `choose_frame_sets`.
+    """
+    path, processes = work.recipe.output / FILE, work.processes
+    kept = processes.gather(read_json(path) if processes.is_main and path.exists() else None)[0]
+    if kept is not None:
+        return dict(kept)
+    choice: dict[str, Any] | None = processes.gather(choose_frame_sets(work))[0]
+    if choice is not None and processes.is_main:
+        write_atomic(path, json.dumps(choice, indent=1).encode())
+    return choice
 
 
 def choose_frame_sets(work: Workspace) -> dict[str, Any] | None:
@@ -23,7 +44,7 @@ def choose_frame_sets(work: Workspace) -> dict[str, Any] | None:
 
     They are `used` if the scorer of the sets, the best cosine of the backbone's own text and frames, finds more
     captions of the selection split among the first ten than mean pooling, `late_interaction` than `mean_pooling` in
-    percent, with a 95 % interval over the videos, `low` to `high`, above zero. The same in all processes.
+    percent, with a 95 % interval over the videos, `low` to `high`, above zero.
     """
     term = work.recipe.losses.frame_sets
     if not (term.is_used and term.only_if_better):

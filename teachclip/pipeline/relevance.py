@@ -103,9 +103,17 @@ def teaches_by_tokens(recipe: Recipe, handle: TeacherHandle, split: Split) -> bo
 
 
 def check_relevance(recipe: Recipe, handles: Iterable[TeacherHandle], split: Split) -> None:
-    """Raise RecipeError, before anything is decoded, if relevance of a split is needed that would be too large."""
-    for handle in handles:
-        teaches_by_tokens(recipe, handle, split)
+    """Raise RecipeError, before anything is decoded, if relevance of a split is needed that would be too large.
+
+    And for texts beyond the batch whose relevance would not be stored.
+    """
+    by_tokens = [handle.label for handle in handles if teaches_by_tokens(recipe, handle, split)]
+    term = recipe.losses.video_text
+    if by_tokens and term.is_used and term.more_texts:
+        raise RecipeError(
+            f"losses.video_text.more_texts needs stored relevance, and teaching.max_gb has {', '.join(by_tokens)} "
+            "score tokens in every step; raise it or write more_texts=0"
+        )
 
 
 def _finder(work: Workspace, handle: TeacherHandle) -> Finder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from typing import Literal
 
@@ -42,7 +43,7 @@ def batch_size_for(batch_size: BatchSize, inputs: PixelInputs, device: torch.dev
     numbers = math.prod(inputs.frames.shape)  # which are bytes, before they are float32
     if torch.device(device).type != "cpu":
         return int(np.clip(READ_BYTES // numbers, 1, VIDEOS_ON_GPU))
-    available = psutil.virtual_memory().available // SHARE
+    available = psutil.virtual_memory().available // SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(np.clip(available // (PER_PIXEL * numbers), 1, VIDEOS))
 
 
@@ -86,5 +87,10 @@ class FittingEncoder:
         return None
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What errors say that are no `torch.OutOfMemoryError`: those of drivers, cuBLAS and cuDNN, MPS, and of CPUs."""
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in OUT_OF_MEMORY)

@@ -63,4 +63,4 @@ def _room(like: Tensor, count: int, in_file: bool) -> Tensor:
     shape = (count, *like.shape[1:])
     if not in_file:
         return torch.empty(shape, dtype=like.dtype)
-    return torch.from_numpy(scratch_array(shape, like[:0].numpy().dtype, kept_bytes=0))
+    return torch.from_numpy(scratch_array(shape, torch.empty(0, dtype=like.dtype).numpy().dtype, kept_bytes=0))

@@ -81,9 +81,13 @@ class Growing:
 
 
 def _no_space(error: OSError, size: int) -> StoreError:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # none that can be written to
+        folder = "TMPDIR"
     return StoreError(
-        f"{tempfile.gettempdir()}: no temporary file of {size / 1e9:.1f} GB: {error.strerror or error}; set TMPDIR "
-        "to a folder on a disk with that much space"
+        f"{folder}: no temporary file of {max(1, size / 1e6):,.0f} MB or more: {error.strerror or error}; set TMPDIR "
+        "to a folder on a disk with space for it"
     )
 
 

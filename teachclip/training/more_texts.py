@@ -53,8 +53,9 @@ class MoreTexts:
         """
         check_divisible("video_text", {"more_texts": self.count}, processes)
         rng = np.random.default_rng([abs(self.seed), int(self.seed < 0), step, 4])
-        others = np.setdiff1d(np.arange(self.inputs.text_count), rows)
-        drawn = rng.permutation(others)[: self.count]
+        texts = self.inputs.text_count
+        drawn = rng.choice(texts, min(texts, self.count + len(rows)), replace=False)
+        drawn = drawn[~np.isin(drawn, rows)][: self.count]  # without those that are the batch's
         own = drawn[index * len(drawn) // processes : (index + 1) * len(drawn) // processes]
         batch = {f"{MORE}{name}": tensor for name, tensor in self.inputs.texts(own).items()}
         return batch | {f"{MORE}video_text.{k}": read(own, columns) for k, read in enumerate(relevances)}

@@ -88,6 +88,8 @@ class Run:
             if not isinstance(before, dict):
                 raise CheckpointError(f"{path} holds no settings; give another output= or delete {self.folder}")
             before = {key: value for key, value in before.items() if key in self.settings}
+            if isinstance(before.get("teaching"), dict):  # older runs named what no number depends on
+                before["teaching"] = {key: value for key, value in before["teaching"].items() if key != "batch_size"}
             if before != json.loads(json.dumps(self.settings)):
                 difference = describe_difference(before, self.settings)
                 raise CheckpointError(

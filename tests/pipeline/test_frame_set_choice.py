@@ -76,8 +76,48 @@ def test_what_cannot_be_measured_is_refused(project, capsys, changes, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teachers=[]", "losses.contrastive.weight=0"], "may leave them out, and no other term has a weight"),
+        (
+            ["losses.contrastive.weight=0", "losses.video_text.weight=0", "losses.frame_text.weight=0"],
+            "may leave them out, and no other term has a weight",
+        ),
+        (["teachers=[]", "losses.contrastive.end_weight=1"], "losses.contrastive.end_weight would be lost"),
+    ],
+)
+def test_what_would_be_left_without_frame_sets_must_train(project, capsys, overrides, message):
+    recipe = project(losses={"frame_sets": SETS}, student=STUDENT)
+    assert distill.main([str(recipe), *OPTIONS, *overrides]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_does_not_choose_again(project, capsys, monkeypatch):
+    monkeypatch.setattr(frame_set_choice, "_ranks", ranked(3, 1))
+    recipe = str(project(losses={"frame_sets": SETS}, student=STUDENT))
+    assert distill.main([recipe, *OPTIONS]) == 0
+    monkeypatch.setattr(frame_set_choice, "_ranks", ranked(1, 3))
+    (project.folder / "run" / "results.json").unlink()
+    capsys.readouterr()
+    assert distill.main([recipe, *OPTIONS]) == 0
+    assert "frame sets are" not in capsys.readouterr().err
+    assert json.loads((project.folder / "run" / "results.json").read_text())["frame_sets"]["used"] is True
+
+
 def test_runs_without_the_key_go_on_where_they_stopped(project):
     sets = {key: value for key, value in SETS.items() if key != "only_if_better"}
     recipe = load_recipe(project(losses={"frame_sets": sets}, student=STUDENT))
     assert "only_if_better" not in run_settings(recipe)["losses"]["frame_sets"]
     assert "more_texts" not in run_settings(recipe)["losses"]["video_text"]
+
+
+def test_a_run_goes_on_whose_settings_name_a_batch_of_precompute(project, capsys):
+    recipe = str(project())
+    assert distill.main([recipe, *OPTIONS]) == 0
+    path = project.folder / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert "batch_size" not in settings["teaching"]
+    settings["teaching"]["batch_size"] = 32
+    path.write_text(json.dumps(settings))
+    assert distill.main([recipe, *OPTIONS]) == 0, capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Tokens of all items, filled batch by batch, in memory or in a temporary file."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def test_a_disk_without_the_space_is_said_in_a_line():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
-        with pytest.raises(StoreError, match=r"no temporary file of 2\.0 GB: .*; set TMPDIR to a folder"):
+        with pytest.raises(StoreError, match=r"no temporary file of 2,000 MB or more: .*; set TMPDIR to a folder"):
             TokenRoom(100_000, kept_bytes=10).add({"words": torch.ones(1, 5000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -114,3 +115,11 @@ def test_processes_send_each_other_small_parts_of_their_tokens(monkeypatch, kept
             assert side.keys() == whole.keys()
             assert all(torch.allclose(side[name], whole[name], atol=1e-6) for name in whole)
     assert 0 < max(sizes) <= 2
+
+
+def test_room_is_made_for_tokens_that_are_still_on_a_device():
+    tokens = {"words": torch.empty(4, 32, 8, device="meta")}  # as on a GPU: it has no numpy array
+    room = TokenRoom(4, kept_bytes=0)
+    with contextlib.suppress(NotImplementedError):  # nothing can be copied from there
+        room.add(tokens)
+    assert room.tokens["words"].shape == (4, 32, 8) and room.tokens["words"].device.type == "cpu"

@@ -55,7 +55,7 @@ def test_a_disk_without_the_space_is_said_in_a_line():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * IN_MEMORY, before[1]))
     try:
-        with pytest.raises(StoreError, match=r"no temporary file of 0\.1 GB: .*; set TMPDIR to a folder"):
+        with pytest.raises(StoreError, match=r"no temporary file of 100 MB or more: .*; set TMPDIR to a folder"):
             scratch_array(10**8, np.uint8)
         growing = Growing(np.uint8)
         with pytest.raises(StoreError, match=r"no temporary file of .*; set TMPDIR to a folder"):

@@ -566,3 +566,13 @@ def test_a_frame_of_few_tokens_cannot_shift() -> None:
     with pytest.raises(CheckpointError, match="token shift needs 7 tokens a frame, this CLIP has 5"):
         TS2Net.from_clip(tiny_clip())
     assert TS2Net.from_clip(tiny_clip(), token_shift=False).width == WIDTH
+
+
+def test_odd_numbers_of_frames_samples_and_patches_are_selected_from() -> None:
+    options = {"selection": "perturbed", "sigma": 0.05, "seed": 0, "source": "ts2net"}
+    selector = token_selection.TokenSelector(WIDTH, topk=2, samples=5, **options).eval()
+    tokens, pixels = torch.randn(2, 3, 1 + 49, WIDTH), torch.randn(2, 3, 3, 8, 8)
+    with torch.no_grad():
+        chosen = selector(tokens, pixels)
+        assert chosen.shape == (2, 3, 3, WIDTH)
+        assert_close(selector(tokens[1:], pixels[1:]), chosen[1:])
