@@ -281,6 +281,15 @@ def test_all_of_it_works_by_keyboard_alone(page):
     expect(page.locator("#film")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator(".card").first).to_be_focused()
+    page.keyboard.press("2")
+    expect(page.locator("#film")).to_be_visible()
+    # the first film again before the browser has said that the second is closed: what it says is not of the first
+    again = "document.getElementById('film').close(); document.querySelector('.card').click()"
+    page.evaluate(f"{again}; document.activeElement.blur()")
+    page.wait_for_timeout(200)
+    page.wait_for_function("() => document.getElementById('player').readyState >= 1")
+    page.keyboard.press("Escape")
+    expect(page.locator(".card").first).to_be_focused()
 
 
 def test_a_server_that_went_away_is_said_to_be_so(browser, film_index):

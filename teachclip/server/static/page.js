@@ -257,6 +257,7 @@ function close() {
 }
 
 get("film").addEventListener("close", () => {
+  if (get("film").open) return; // another was opened before the browser said so
   const player = get("player");
   player.pause();
   player.removeAttribute("src");
