@@ -228,3 +228,12 @@ def test_a_page_shows_hostile_texts_as_text(plan_of):
 
     shown = {key: hostile(report[key]) for key in ("title", "about", "warnings", "results", "tables", "commands")}
     check_hostile_page(study_page({**report, **shown}, None), images=0)
+
+
+def test_the_factorial_studies_vary_the_same_parts():
+    babyai, *others = (
+        {factor.name: factor.levels for factor in load_study(find_study(f"{name}_factorial")).design.factors}
+        for name in ("babyai", "pictograms", "shapes")
+    )
+    assert babyai.pop("teacher")
+    assert all(other == babyai for other in others)
