@@ -69,7 +69,7 @@ class SwappedTexts(Texts):
 def build_swapped(work: Workspace, split: Split) -> SwappedTexts | None:
     """Return the captions of a split whose two clauses stand around a word of `swapped_clauses`, swapped.
 
-    Those that do not fit into `text.max_tokens` are left out: what is cut off may be a clause. None if the recipe
+    Those that do not fit into `text.max_tokens` are excluded: what is cut off may be a clause. None if the recipe
     asks for none, or there is none, which is logged. Frozen encoders read them here.
     """
     connectives = work.recipe.losses.contrastive.swapped_clauses

@@ -173,9 +173,9 @@ def check_losses(recipe: Any) -> Iterator[str]:
     if losses.uses_frame_sets and losses.frame_sets.only_if_better:
         others = [term for term in terms if term is not losses.frame_sets]
         if not any(term.is_used for term in others):
-            yield "losses.frame_sets.only_if_better may leave them out, and no other term has a weight: give one"
+            yield "losses.frame_sets.only_if_better may not use them, and no other term has a weight: give one"
         if not labels and losses.contrastive.end_weight is not None:
-            yield "losses.contrastive.end_weight would be lost where losses.frame_sets.only_if_better leaves sets out"
+            yield "losses.contrastive.end_weight would be lost where losses.frame_sets.only_if_better uses no sets"
     is_binary, is_ours = losses.frame_text.kind == "binary_cross_entropy", losses.frame_text.kind in FRAME_TEXT_LOSSES
     if labels and losses.frame_text.is_used and is_ours and is_binary != (student.attention == "sigmoid"):
         yield (

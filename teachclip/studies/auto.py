@@ -221,8 +221,8 @@ def chosen_recipe(plan: Plan, winner: Candidate) -> tuple[Recipe, str]:
     except TeachclipError as error:
         problems = str(error).replace(f"{chosen.name}: ", "").splitlines()
         why = f"which it cannot learn from: {'; '.join(problems)}"
-        return load_recipe(plan.recipe, settings), f"It leaves out data.uncaptioned, {folder}, {why}."
-    return chosen, f"It learns from data.uncaptioned, {folder}, too, which this comparison left out."
+        return load_recipe(plan.recipe, settings), f"It excludes data.uncaptioned, {folder}, {why}."
+    return chosen, f"It learns from data.uncaptioned, {folder}, too, which this comparison excluded."
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def _price(plan: Plan, steps: int, prepared: Results, processes: int) -> Price:
 def _log_candidates(plan: Plan, steps: int) -> None:
     """Print what is chosen from."""
     if (folder := load_recipe(plan.recipe, []).data.uncaptioned) is not None:
-        log(f"data.uncaptioned is left out of the comparison: no trial knows which of {folder} are test videos")
+        log(f"data.uncaptioned is excluded from the comparison: no trial knows which of {folder} are test videos")
     for variant in plan.study.variants:
         log(f"candidate {variant.label}: {' '.join(variant.fixed)}")
     if not load_recipe(plan.recipe, []).teachers:

@@ -113,7 +113,7 @@ def effect_names(factors: Sequence[Factor]) -> list[tuple[str, str, str]]:
 def interaction_columns(factors: Sequence[Factor], cells: np.ndarray) -> list[dict[str, np.ndarray]]:
     """Return, for each two factors, by the names of two of their levels, whether a cell has both: (cells,).
 
-    Of each factor the first level is left out, as in `contrasts`.
+    The first level of each factor has no column, as in `contrasts`.
     """
     levels = [[item for item in _levels(factors) if item[0] == place] for place in range(len(factors))]
     names = {

@@ -53,7 +53,7 @@ class Trainings:
     def main_effects(self, values: np.ndarray, cutoff: int | None = None) -> list[Effect]:
         """Return the effect of every column of `contrasts` on `values` (trainings,): see `check_told_apart`.
 
-        The t interval is of the residuals of the additive model: another training, and what the model leaves out,
+        The t interval is of the residuals of the additive model: another training, and what the model lacks,
         interactions among it. `cutoff`: `values` is the recall at it, so that the test videos can be drawn too.
         """
         matrix, count = self.matrix, len(contrasts(self.factors, self.cells[:1])[0])
@@ -71,9 +71,9 @@ class Trainings:
     def interactions(self, values: np.ndarray) -> dict[str, Effect]:
         """Return, for each pair of levels of two factors, what both together add beyond what each adds by itself.
 
-        Those of two factors are added to the additive model at once, those of other factors are left out of it; so
+        Those of two factors are added to the additive model at once, those of other factors are not in it; so
         a real interaction also adds to the noise of all others. Factors with two levels that too few trainings have
-        together are left out.
+        together are excluded.
         """
         effects, matrix = {}, self.matrix
         for columns in interaction_columns(self.factors, self.cells):

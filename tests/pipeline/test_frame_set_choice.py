@@ -79,10 +79,10 @@ def test_what_cannot_be_measured_is_refused(project, capsys, changes, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["teachers=[]", "losses.contrastive.weight=0"], "may leave them out, and no other term has a weight"),
+        (["teachers=[]", "losses.contrastive.weight=0"], "may not use them, and no other term has a weight"),
         (
             ["losses.contrastive.weight=0", "losses.video_text.weight=0", "losses.frame_text.weight=0"],
-            "may leave them out, and no other term has a weight",
+            "may not use them, and no other term has a weight",
         ),
         (["teachers=[]", "losses.contrastive.end_weight=1"], "losses.contrastive.end_weight would be lost"),
     ],

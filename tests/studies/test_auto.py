@@ -173,9 +173,9 @@ def test_where_teaching_does_not_help_the_report_says_so(project, made_up, capsy
 @pytest.mark.parametrize(
     ("best", "says"),
     [
-        ("all_options", "It learns from data.uncaptioned, {folder}, too, which this comparison left out."),
-        ("published", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
-        ("adapters", "It leaves out data.uncaptioned, {folder}, which it cannot learn from: "),
+        ("all_options", "It learns from data.uncaptioned, {folder}, too, which this comparison excluded."),
+        ("published", "It excludes data.uncaptioned, {folder}, which it cannot learn from: "),
+        ("adapters", "It excludes data.uncaptioned, {folder}, which it cannot learn from: "),
     ],
 )
 def test_videos_without_captions_are_of_no_trial_but_of_the_chosen_recipe_if_it_can_learn_from_them(
@@ -191,7 +191,7 @@ def test_videos_without_captions_are_of_no_trial_but_of_the_chosen_recipe_if_it_
     assert all("data.uncaptioned=null" in job.settings for _, jobs in ran for job in jobs)
     printed = capsys.readouterr()
     assert says.format(folder=folder) in printed.out
-    assert "data.uncaptioned is left out of the comparison" in printed.err
+    assert "data.uncaptioned is excluded from the comparison" in printed.err
     chosen = load_recipe(project.folder / "out" / "recipe.yaml")
     assert chosen.data.uncaptioned == (folder if best == "all_options" else None)
     check_student_training(chosen, build_catalog(chosen), Processes())
