@@ -187,8 +187,8 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
         return
     frame_text = recipe.losses.frame_text
     problems = []
-    if recipe.losses.uses_frame_sets and recipe.losses.frame_sets.only_if_better and not is_measured:
-        problems.append("losses.frame_sets.only_if_better needs captions to measure by; write false")
+    if recipe.if_late_interaction and not is_measured:
+        problems.append("if_late_interaction needs captions to measure by; remove it")
     if not recipe.teachers:
         problems.append("teachers: it needs one, which says what texts and videos have in common")
     if frame_text.is_used and recipe.teachers and frame_text.targets != "video":
@@ -387,11 +387,11 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         _drop_usual(values[section], section, type(getattr(recipe, section)))
     if recipe.batch_seed is None:
         del values["batch_seed"]
+    if not recipe.if_late_interaction:
+        del values["if_late_interaction"]
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]
-    elif not recipe.losses.frame_sets.only_if_better:
-        del losses["frame_sets"]["only_if_better"]
     if not recipe.losses.joined_clips.is_used:
         del losses["joined_clips"]
     if not recipe.losses.video_text.more_texts:

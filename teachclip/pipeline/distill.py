@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.frame_set_choice import kept_choice
+from teachclip.pipeline.late_interaction_choice import Choice, candidates, keep_choice, kept_choice, measure
 from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
@@ -68,11 +69,13 @@ def distill(
         output=str(recipe.output),
         tf32=train.tf32,
     )
-    work, unpaired, run = _prepare(recipe, processes_of(accelerator), accelerator.device)
+    work, unpaired, run, choice = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():
         if work.processes.is_main:
-            write_atomic(recipe.output / "recipe.yaml", dump_recipe(recipe).encode())
-        results = _train(work, unpaired, run, accelerator, keep_queries)
+            write_atomic(recipe.output / "recipe.yaml", dump_recipe(work.recipe).encode())
+            if choice is not None:
+                keep_choice(recipe, choice)
+        results = _train(work, unpaired, run, accelerator, keep_queries, choice)
         work.processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
@@ -84,17 +87,17 @@ def _train(
     run: Run,
     accelerator: Accelerator,
     keep_queries: Callable[[PerQuery], object] | None,
+    choice: Choice | None,
 ) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
-    frame_sets = kept_choice(work)  # of the backbone as it is, before anything trains
     student = build.build_student(recipe.student, work.backbone, seed=recipe.seed, frames=recipe.frames.count)
     select = _evaluation(work, student, "selection")
     prepare_encoders(student, recipe)
     if not work.catalog.train.is_paired:
         write_taught(work)
     speed_up(student, train)
-    task, batches = build_training(work, student, unpaired, frame_sets)
+    task, batches = build_training(work, student, unpaired)
     start_trackers(accelerator, recipe)
     last = selects_last(work.selection_split())
     progress = fit(
@@ -115,7 +118,7 @@ def _train(
     task.load_state_dict(run.best_weights())
     if train.encoders == "lora":
         merge_lora(student)
-    chosen: dict[str, Any] = {} if frame_sets is None else {"frame_sets": frame_sets}
+    chosen: dict[str, Any] = {} if choice is None else {"late_interaction": choice}
     if last and progress.best_step == progress.step:
         chosen["selected_by"] = LAST_STEP
     results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
@@ -125,17 +128,27 @@ def _train(
     return results
 
 
-def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tuple[Workspace, Unpaired | None, Run]:
-    """Check everything that can be checked, and read and decode the data. The run is not opened yet."""
+def _prepare(
+    recipe: Recipe, processes: Processes, device: torch.device
+) -> tuple[Workspace, Unpaired | None, Run, Choice | None]:
+    """Check everything that can be checked, and read and decode the data. The run is not opened yet.
+
+    The workspace has the recipe that is trained, without `if_late_interaction`; what decided is returned beside it.
+    """
+    choice = processes.gather(kept_choice(recipe))[0]
+    possible = list(candidates(recipe, choice))
     teachers = open_teachers(recipe, device)
-    run = Run(recipe.output, build.run_settings(recipe), processes)
-    run.check()
-    check_teachers(recipe, teachers)
-    check_unpaired(recipe)
+    if len(possible) == 1:
+        Run(recipe.output, build.run_settings(possible[0]), processes).check()
+    for each in possible:
+        check_teachers(each, teachers)
+        check_unpaired(each)
 
     def check(catalog: Catalog) -> None:
-        build.check_student_training(recipe, catalog, processes)
-        check_relevance(recipe, teachers.values(), catalog.train)
+        build.check_uncaptioned(recipe, catalog)
+        for each in possible:
+            build.check_student_training(each, catalog, processes)
+            check_relevance(each, teachers.values(), catalog.train)
 
     work = build_workspace(
         recipe,
@@ -144,26 +157,27 @@ def _prepare(recipe: Recipe, processes: Processes, device: torch.device) -> tupl
         teachers=teachers,
         check=check,
     )
+    if recipe.if_late_interaction and choice is None:
+        choice = measure(work)  # of the backbone as it is, before anything trains
+    (recipe,) = candidates(recipe, choice)
+    work = replace(work, recipe=recipe)
+    run = Run(recipe.output, build.run_settings(recipe), processes)
+    run.check()
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = training_content(work) | (unpaired.content() if unpaired else {})
-    return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes)
+    return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes), choice
 
 
 def build_training(
-    work: Workspace, student: StudentModel, unpaired: Unpaired | None, frame_sets: Mapping[str, Any] | None = None
+    work: Workspace, student: StudentModel, unpaired: Unpaired | None
 ) -> tuple[DistillationTask, TrainingBatches]:
-    """Return what one step computes and what it reads; what teachers know of the data is stored by then.
-
-    `frame_sets`: as `choose_frame_sets` returns it.
-    """
+    """Return what one step computes and what it reads; what teachers know of the data is stored by then."""
     recipe, split = work.recipe, work.catalog.train
     # of the backbone, not the student: its logit scale trains, and stored features would no longer be found
     inputs = work.inputs(split, work.backbone, encoders=recipe.train.encoders, views=work.views)
     joined = build_joined(work, split, inputs)  # before teachers compute for hours: it may find too few pairs
     teachers = build_teachers(work, split)
-    sets, frame_set_scorer = None, None
-    if frame_sets is None or frame_sets["used"]:
-        sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
     sampler = build.build_sampler(recipe.train, split, seed=recipe.order_seed, views=work.views)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Caption, Catalog, Split
@@ -17,8 +20,10 @@ from teachclip.data.video.sampling import FrameSampling
 from teachclip.data.video.workers import OnError
 from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
+from teachclip.models.processing import StudentProcessor
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders
+from teachclip.pipeline.late_interaction_choice import candidates
 from teachclip.pipeline.order import joined_pairs
 from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
@@ -112,18 +117,37 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     accelerator = build_accelerator(
         mixed_precision=build.build_precision(recipe.train), trackers=recipe.train.trackers, dry_run=True
     )
-    device = accelerator.device
     catalog = build.build_catalog(recipe)
-    build.check_student_training(recipe, catalog, processes_of(accelerator))
+    build.check_uncaptioned(recipe, catalog)
+    possible = list(candidates(recipe))
+    for each in possible:
+        build.check_student_training(each, catalog, processes_of(accelerator))
     selects_last(build.build_selection(recipe, catalog))
-    check_unpaired(recipe)
-    with untaught_source(recipe, catalog, device) as source:
+    for each in possible:
+        check_unpaired(each)
+    with untaught_source(recipe, catalog, accelerator.device) as source:
         backbone = build.build_backbone(recipe, source)
         processor = build.build_processor(recipe, backbone.config, source)
-    if recipe.losses.joined_clips.is_used:
-        joined_pairs(recipe, catalog.train, processor.preprocessing, backbone)
     pairs = _Pairs.decode(catalog, 2, build.build_frame_sampling(recipe), recipe.frames.on_error)
-    split, how = pairs.split, processor.preprocessing
+    for number, each in enumerate(possible):
+        if number:
+            log("with if_late_interaction, which a run applies where late interaction is better than mean pooling:")
+        _step(each, accelerator, catalog, pairs, copy.deepcopy(backbone), processor)
+    log("dry run passed; nothing was written")
+
+
+def _step(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    catalog: Catalog,
+    pairs: _Pairs,
+    backbone: PreTrainedModel,
+    processor: StudentProcessor,
+) -> None:
+    """Take one optimizer step on the pairs."""
+    device, split, how = accelerator.device, pairs.split, processor.preprocessing
+    if recipe.losses.joined_clips.is_used:
+        joined_pairs(recipe, catalog.train, how, backbone)
     inputs = pairs.inputs(how)
     student = build.build_student(recipe.student, backbone, seed=recipe.seed, frames=recipe.frames.count)
     prepare_encoders(student, recipe)
@@ -143,7 +167,6 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
     log(f"recipe {recipe.name}: {catalog.train.describe()}, {trained:,} trained parameters")
     log(f"one step on {len(split.captions)} pairs: {values}")
-    log("dry run passed; nothing was written")
 
 
 def _teachers(

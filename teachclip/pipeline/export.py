@@ -23,6 +23,7 @@ from teachclip.onnx.export import export_onnx
 from teachclip.onnx.folder import CARD as ONNX_CARD
 from teachclip.onnx.folder import PARITY, TOWERS, OnnxConfig
 from teachclip.pipeline.evaluate import evaluate
+from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.model_card import model_card, onnx_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe
@@ -57,7 +58,7 @@ def export_student(
     `only`: of the layout `onnx`, see `export_onnx`; `evaluated`: measure what that finds on the test split, for its
     card and `parity.json`. Returns `out`. Raises CheckpointError if the run has no student.
     """
-    recipe, out = load_recipe(recipe, overrides), Path(os.path.expanduser(out))
+    recipe, out = as_trained(load_recipe(recipe, overrides)), Path(os.path.expanduser(out))
     source = recipe.output / "student"
     if not (source / "config.json").exists() or not (recipe.output / "results.json").exists():
         raise CheckpointError(f"{source} holds no student; distil the recipe first")

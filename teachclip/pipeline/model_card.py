@@ -133,8 +133,7 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     options += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
     options += [f"residual adapters: {', '.join(student.adapters)}"] if student.adapters else []
     options += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
-    sets_used = results.get("frame_sets", {}).get("used", True)
-    options += ["frame-set distillation"] if losses.uses_frame_sets and sets_used else []
+    options += ["frame-set distillation"] if losses.uses_frame_sets else []
     options += ["captions with swapped clauses as negatives"] if losses.contrastive.swapped_clauses else []
     options += ["joined clips"] if losses.joined_clips.is_used else []
     options += _finetuning(recipe)

@@ -18,6 +18,7 @@ from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel, load_student
 from teachclip.pipeline.encoders import read_as_saved
 from teachclip.pipeline.export import write_student_folder
+from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -83,7 +84,7 @@ def soup(
         last, split = list(measured.items())[-1]
         results["zero_shot"] = {last: _evaluate(work, MeanPooling(work.backbone).to(work.device), split)}
     if work.processes.is_main:
-        write_student_folder(student.cpu(), out, results=results, recipe=recipe)
+        write_student_folder(student.cpu(), out, results=results, recipe=as_trained(recipe))
         print(results_table([results]), flush=True)
         log(f"student: {out}, the mean of {len(members)} of {len(students)}")
     return results

@@ -67,7 +67,33 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
         problems += [_explain(item, Recipe) for item in error.errors()]
     if problems:
         raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems))
-    return _choose_teachers(recipe, where=where)
+    recipe = _choose_teachers(recipe, where=where)
+    if recipe.if_late_interaction:
+        where_late_interaction(recipe)  # for its checks alone
+    return recipe
+
+
+CONDITIONAL = ("student.", "losses.", "optimizer.")
+FIXED = ("student.backbone", "student.text_", "student.mask_padding", "student.trust_remote_code")
+"""What late interaction is measured with."""
+
+
+def where_late_interaction(recipe: Recipe) -> Recipe:
+    """Return the recipe with the overrides of its `if_late_interaction`, and without that key.
+
+    Raises RecipeError if one of them is of another section, or if the two together are no recipe.
+    """
+    for override in recipe.if_late_interaction:
+        if not override.startswith(CONDITIONAL) or override.startswith(FIXED):
+            raise RecipeError(
+                f"{recipe.name}: if_late_interaction: {override!r}; allowed: key=value of student, losses and "
+                "optimizer, but not what texts and frames are encoded with"
+            )
+    plain = recipe.model_copy(update={"if_late_interaction": []})
+    try:
+        return load_recipe(plain, recipe.if_late_interaction)
+    except RecipeError as error:
+        raise RecipeError("\n".join(f"if_late_interaction: {line}" for line in str(error).splitlines())) from None
 
 
 def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:

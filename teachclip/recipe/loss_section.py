@@ -93,11 +93,6 @@ class FrameSetsTerm(_Term):
     """Frame-set distillation: random sets of training frames as synthetic videos, scored against random captions."""
 
     weight: Weight = Field(0.0, description="0: off")
-    only_if_better: bool = Field(
-        False,
-        description="use them only where the backbone's late interaction finds more captions of the selection split "
-        "than mean pooling",
-    )
     scorer: str = Field(
         "backbone",
         description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; or the "
@@ -170,12 +165,6 @@ def check_losses(recipe: Any) -> Iterator[str]:
     others = losses.uses_frame_sets or losses.joined_clips.is_used
     if not labels and not others and losses.contrastive.end_weight is not None:
         yield "losses.contrastive.end_weight needs another term: without teachers and sets it is the whole loss"
-    if losses.uses_frame_sets and losses.frame_sets.only_if_better:
-        others = [term for term in terms if term is not losses.frame_sets]
-        if not any(term.is_used for term in others):
-            yield "losses.frame_sets.only_if_better may not use them, and no other term has a weight: give one"
-        if not labels and losses.contrastive.end_weight is not None:
-            yield "losses.contrastive.end_weight would be lost where losses.frame_sets.only_if_better uses no sets"
     is_binary, is_ours = losses.frame_text.kind == "binary_cross_entropy", losses.frame_text.kind in FRAME_TEXT_LOSSES
     if labels and losses.frame_text.is_used and is_ours and is_binary != (student.attention == "sigmoid"):
         yield (
@@ -207,8 +196,6 @@ def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
         yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
     if not student.adapters and not student.temporal_layers:
         yield "losses.frame_sets teaches residual adapters and the temporal transformer; this student has neither"
-    if term.only_if_better and term.scorer != "backbone":
-        yield f"losses.frame_sets.only_if_better knows the backbone as scorer alone, not {term.scorer}; write false"
     if term.frames[1] > recipe.frames.count:
         yield f"losses.frame_sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
     if recipe.frames.store != "none":

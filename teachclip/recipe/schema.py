@@ -404,6 +404,11 @@ class Recipe(Section):
     train: Train
     evaluation: Evaluation = Evaluation()
     card: Card = Card()
+    if_late_interaction: list[str] = Field(
+        default_factory=list,
+        description="key=value of student, losses and optimizer that hold in place of the above where the backbone's "
+        "late interaction finds more captions of the selection split than mean pooling; measured before training",
+    )
 
     @property
     def order_seed(self) -> int:

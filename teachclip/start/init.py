@@ -110,8 +110,8 @@ def _with_captions(
         log(f"takes:  unknown: {error}")
         return out
     _tell_estimate(machine, estimate, out)
-    if recipe.losses.frame_sets.only_if_better:
-        log("         with frame sets; where training finds that they cannot help, it takes less")
+    if recipe.if_late_interaction:
+        log("         with if_late_interaction; where training finds that it does not hold, it takes less")
     return out
 
 

@@ -11,6 +11,7 @@ import torch
 from teachclip.data.formats import withheld
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.pipeline.build import build_catalog, build_selection
+from teachclip.pipeline.late_interaction_choice import candidates
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe
@@ -119,8 +120,11 @@ def _baseline_first(plan: Plan) -> list[Variant]:
 
 def _leaks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Yield what would let the choice see test, or mix the seeds up."""
-    data, more = recipe.data, recipe.losses.frame_sets.videos
-    if more is not None and recipe.losses.uses_frame_sets and _overlap(more, data.videos):
+    data = recipe.data
+    terms = [each.losses.frame_sets for each in candidates(recipe)]
+    for more in {term.videos for term in terms if term.is_used and term.videos is not None}:
+        if not _overlap(more, data.videos):
+            continue
         yield f"losses.frame_sets.videos is {more}, which may hold test videos; give a folder of other videos"
     if data.uncaptioned is not None and plan.tuned and _overlap(data.uncaptioned, data.videos):
         yield (

@@ -24,6 +24,7 @@ from teachclip.models.student import load_student
 from teachclip.pipeline import build
 from teachclip.pipeline.distill import distill
 from teachclip.pipeline.evaluate import evaluate
+from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.relevance import teacher_relevance, training_content
 from teachclip.pipeline.teachers import TeacherHandle, check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import set_pooling_temperature
@@ -251,6 +252,7 @@ def measure_student(
     `frame_probe` each has `frames`, the mean attention weight on the frames of each kind (Shapes only). Without
     factors `frames` of the student as exported is all that is returned.
     """
+    recipe = as_trained(recipe)
     work = _workspace(recipe)
     split = work.split(split_name)
     inputs = work.feature_inputs(split, work.backbone)

@@ -5,6 +5,7 @@ Settings are chosen on validation alone; `checks` refuses whatever would let the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 
 from teachclip.errors import RecipeError
 from teachclip.pipeline.build import run_settings
+from teachclip.pipeline.late_interaction_choice import candidates as possible_recipes
 from teachclip.processes import environment
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
@@ -190,10 +192,11 @@ class Plan:
 
     def _unpaired(self, recipe: Recipe) -> FileStamps:
         """Return the stamps of unpaired files as they were when the plan was made: folders are walked once."""
-        term = recipe.losses.frame_sets
-        key = term.model_dump_json()
+        terms = [each.losses.frame_sets for each in possible_recipes(recipe)]
+        paths = [path for term in terms if term.is_used for path in (term.captions, term.videos)]
+        key = json.dumps([path and str(path) for path in paths])
         if key not in self._stamps:
-            self._stamps[key] = file_stamps(term.captions, term.videos) if recipe.losses.uses_frame_sets else {}
+            self._stamps[key] = file_stamps(*paths)
         return self._stamps[key]
 
     def candidates(self, tuned: Results, prepared: Results) -> dict[str, list[Candidate]]:
