@@ -150,11 +150,12 @@ def _find(folder: Path) -> tuple[Path, str]:
     )
 
 
-CONDITIONAL = """if_late_interaction:   # measured before training: captions are of some frames alone, each is judged by itself
+CONDITIONAL = """if_late_interaction:   # where captions are of some frames alone, which is measured before training
   - student.attention=sigmoid
   - losses.frame_text.kind=binary_cross_entropy
   - losses.frame_text.targets=video
   - losses.frame_text.saturation=0.25
+  - losses.frame_text.spread=0.5
   - losses.video_text.weight=0
   - losses.frame_sets.weight=1
 """
@@ -179,111 +180,6 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
 losses:   # as published
   frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"""
         conditional = CONDITIONAL
-    if source.uncaptioned and teacher != NO_TEACHER:
-        log(f"found:  {source.uncaptioned} more videos without captions; the teacher says which texts fit them")
-    elif source.uncaptioned:
-        log(f"found:  {source.uncaptioned} more videos without captions; without a teacher they are not used")
-    log(f"recipe: {out}")
-    log(f"next:   teachclip prepare {shell_path(out)}")
-    return out
-
-
-def find_captions(folder: Path, captions: Path | None = None) -> CaptionSource:
-    """Find and read the captions of a folder. Raises DataError if none, or several files, fit."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'is a file, expected a folder' if folder.exists() else 'no such folder'}")
-    path, format = (captions.resolve(), _format_of(captions)) if captions else _find(folder)
-    annotations: Annotations = resolve("data format", format, FORMATS)(
-        annotations=path, train=None, validation=None, test=None
-    )
-    splits = [split for split in (annotations.train, annotations.validation, annotations.test) if split is not None]
-    names = list(dict.fromkeys(_file_of(annotations, caption.video_id) for split in splits for caption in split))
-    if annotations.understood is not None:
-        print_understood(annotations.understood)
-    others = {video.file: video.other_names for video in annotations.segments.values()}
-    wanted = list(dict.fromkeys(other for name in names for other in (name, *others.get(name, ()))))
-    paths = locate_videos(folder, wanted, tolerant=annotations.tolerant_names)
-    located = {name for name in names if any(other in paths for other in (name, *others.get(name, ())))}
-    if not located:
-        raise DataError(f"{path} names {len(names)} videos, such as {names[0]!r}, but none of them is below {folder}")
-    rows = sum(map(len, splits))
-    if missing := [name for name in names if name not in located]:
-        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        log(f"no video file for: {', '.join(missing[:SHOWN])}{more}")
-    log(f"found:  {len(located)} of {len(names)} videos and {rows} captions, format {format}, in {path}")
-    used = {os.path.realpath(path) for path in paths.values()}
-    others_of = [video for video in find_videos(folder).values() if os.path.realpath(video) not in used]
-    return CaptionSource(format, path, annotations, len(others_of))
-
-
-def _file_of(annotations: Annotations, video_id: str) -> str:
-    segment = annotations.segments.get(video_id)
-    return video_id if segment is None else segment.file
-
-
-def _format_of(path: Path) -> str:
-    if path.is_dir():
-        formats = [format for format, holds in _folder_formats(path).items() if holds]
-        if len(formats) == 1:
-            return formats[0]
-        what = "text files and subtitles; keep one of them" if formats else "neither text files nor subtitles"
-        raise DataError(f"{path} holds {what}")
-    if path.suffix.lower() in SUBTITLES:
-        return "subtitles"
-    if path.suffix.lower() not in TABLES:
-        raise DataError(f"{path} is not a table of captions; allowed suffixes: {', '.join((*TABLES, *SUBTITLES))}")
-    return TABLES[path.suffix.lower()]
-
-
-def _folder_formats(folder: Path) -> dict[str, bool]:
-    """Return whether a folder holds files of captions, by their format."""
-    found = {}
-    for format, extensions in (("text_files", (".txt",)), ("subtitles", SUBTITLES)):
-        try:
-            found[format] = bool(own_files(folder, extensions))
-        except DataError:
-            found[format] = False
-    return found
-
-
-def _find(folder: Path) -> tuple[Path, str]:
-    tables = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in TABLES and not is_junk(path.name) and path.is_file()
-    )
-    if len(tables) == 1:
-        return tables[0], _format_of(tables[0])
-    if tables:
-        names = ", ".join(path.name for path in tables)
-        raise DataError(
-            f"{folder} holds {len(tables)} tables ({names}); name the one with the captions: --captions FILE"
-        )
-    if any(_folder_formats(folder).values()):
-        return folder, _format_of(folder)
-    raise DataError(
-        f"{folder} holds no captions: expected a table ({', '.join(TABLES)}) of "
-        "video,caption[,start,end,split], or a file beside each video: clip.txt, clip.srt or clip.vtt"
-    )
-
-
-def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str, teacher: str) -> str:
-    """Return the recipe, with comments on what a user may want to change."""
-    name = folder.name or "videos"
-    pairs = len(source.annotations.train)
-    batch = max(2, min(64, pairs // 16 * 4))  # at least four steps an epoch, and a multiple of four processes
-    validation = "validation: {share: 0.05}   # of the training videos, held out to select the checkpoint"
-    if source.annotations.validation is not None:
-        validation = "# The captions have a validation split."
-    # beside a recipe that lies elsewhere: the data may be read-only
-    home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
-    teachers, adapters, more, losses, conditional = " []", "", "", "", ""  # adapters that nobody teaches do harm
-    if teacher != NO_TEACHER:
-        teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
-        adapters = ", adapters: [frame, pooled, text]"
-        losses = """
-losses:   # as published, and frame sets where late interaction, which they teach, is better than mean pooling
-  frame_sets: {weight: 1.0, only_if_better: true, frames: [1, 3], repeats: 3}"""
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses += "\n  frame_text: {targets: video}   # without captions a target is of a whole video"

@@ -403,7 +403,7 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
     if losses["frame_text"]["surest"] == type(recipe.losses.frame_text).model_fields["surest"].default:
         del losses["frame_text"]["surest"]
     for term in losses.values():
-        for key in ("end_weight", "saturation"):
+        for key in ("end_weight", "saturation", "spread"):
             if key in term and term[key] is None:
                 del term[key]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from teachclip.console import log
 from teachclip.data.annotations.files import file_facts
@@ -22,6 +23,7 @@ from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, code_hash
 from teachclip.scoring.pair_store import SparseRelevance
 from teachclip.scoring.relevance import VideoTokens, recompute, relevance_rows, verify_relevance
 from teachclip.scoring.relevance_store import Compute, store_relevance
+from teachclip.scoring.targets import frame_spread, sharpening, tempered_relevance
 from teachclip.scoring.token_store import store_scorer_tokens
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.store.row_plan import row_keys
@@ -29,6 +31,10 @@ from teachclip.store.stored_items import StoredItems
 
 SAMPLE = 8
 """Captions whose relevance is computed again to verify a store."""
+
+
+SPREAD_SAMPLE = 4096
+"""Captions on which it is measured over how many frames a teacher's relevance spreads."""
 
 
 BFLOAT16_SPREAD = 0.1
@@ -94,12 +100,36 @@ def teaches_by_tokens(recipe: Recipe, handle: TeacherHandle, split: Split) -> bo
         reason = "data without captions needs it, to look for the surest texts of all"
     elif recipe.losses.frame_text.targets == "video":
         reason = "losses.frame_text.targets=video needs it, to weigh the captions of a video"
+    elif recipe.losses.frame_text.spread is not None:
+        reason = "losses.frame_text.spread is measured on it"
     elif handle.section.keep is not None:
         reason = "keep needs it, to find the best videos of a caption"
     if reason:
         takes = f"takes {size / 1e9:,.1f} GB (teaching.max_gb: {teaching.max_gb:g})"
         raise RecipeError(f"the relevance of {handle.label} {takes}; {reason}")
     return True
+
+
+def frame_temperature(
+    recipe: Recipe, handle: TeacherHandle, frame_text: np.ndarray | Callable[[slice], Any]
+) -> float:
+    """Return the temperature of a teacher's frame relevance: its section's, lower where `spread` asks for it.
+
+    `frame_text`: (captions, frames) or (captions, views, frames) as it is stored, or a function that reads a slice.
+    """
+    temperature, spread = handle.section.frame_temperature, recipe.losses.frame_text.spread
+    if spread is None or not recipe.losses.frame_text.is_used:
+        return temperature
+    read = frame_text if callable(frame_text) else frame_text.__getitem__
+    some = torch.from_numpy(np.asarray(read(slice(0, SPREAD_SAMPLE)), dtype=np.float32)).flatten(0, -2)
+    tempered = tempered_relevance(some, temperature)
+    factor = sharpening(tempered, spread)
+    if factor < 1:
+        log(
+            f"{handle.label}: its frame relevance spreads over {frame_spread(tempered):.0%} of the frames; sharpened "
+            f"to {spread:.0%} by frame_temperature {temperature * factor:.2g} (losses.frame_text.spread)"
+        )
+    return temperature * factor
 
 
 def check_relevance(recipe: Recipe, handles: Iterable[TeacherHandle], split: Split) -> None:

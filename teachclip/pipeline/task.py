@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from teachclip.console import log
 from teachclip.data.annotations.records import Split
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.relevance import stored_tokens, teacher_relevance, teaches_by_tokens
+from teachclip.pipeline.relevance import frame_temperature, stored_tokens, teacher_relevance, teaches_by_tokens
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
@@ -69,11 +70,12 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
             )
             continue
         if is_stored(recipe, handle):
+            store = _kept(teacher_relevance(work, handle), section, split)
             relevance = StoredRelevance.build(
-                _kept(teacher_relevance(work, handle), section, split),
+                store,
                 split,
                 targets=recipe.losses.frame_text.targets,
-                frame_temperature=section.frame_temperature,
+                frame_temperature=_frame_temperature(recipe, handle, store),
                 saturation=recipe.losses.frame_text.saturation,
             )
             found.stored.append(relevance)
@@ -90,6 +92,12 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
 def _kept(store: RelevanceStore, section: TeacherSection, split: Split) -> RelevanceStore:
     """Return stored relevance, or what a recipe keeps of it."""
     return store if section.keep is None else TopRelevance.of(store, split.caption_videos, section.keep)
+
+
+def _frame_temperature(recipe: Recipe, handle: TeacherHandle, store: RelevanceStore) -> float:
+    if "frame_text" not in store.arrays:
+        return handle.section.frame_temperature
+    return frame_temperature(recipe, handle, functools.partial(store.read, "frame_text"))
 
 
 def build_task(

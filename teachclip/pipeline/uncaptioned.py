@@ -12,7 +12,7 @@ from teachclip.errors import DataError
 from teachclip.evaluation.agreement import Agreement, agreement_with, mean_agreement
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.pipeline import build
-from teachclip.pipeline.relevance import common_provenance, stored_tokens, teacher_relevance
+from teachclip.pipeline.relevance import common_provenance, frame_temperature, stored_tokens, teacher_relevance
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.scorer import Scorer, Tokens, gives_frame_relevance
@@ -43,12 +43,13 @@ def uncaptioned_relevance(work: Workspace, handle: TeacherHandle) -> StoredRelev
     Its frame targets are those of whole videos: of their captions or surest texts, see `surest_pairs`.
     """
     store = teacher_relevance(work, handle)
-    term, temperature = work.recipe.losses.frame_text, handle.section.frame_temperature
+    term = work.recipe.losses.frame_text
     if not term.is_used or handle.reads_relevance or not gives_frame_relevance(handle.model):
         return StoredRelevance(store)
     pairs = sure_pairs(work, store)
     frames = pair_frame_store(work, handle, pairs)
     relevance = torch.from_numpy(np.asarray(frames.read("frame_text", slice(None)), dtype=np.float32))
+    temperature = frame_temperature(work.recipe, handle, relevance.numpy())
     targets = video_frame_targets(
         tempered_relevance(relevance, temperature).numpy(), pairs.confidence, pairs.videos, saturation=term.saturation
     )

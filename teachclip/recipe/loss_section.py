@@ -78,6 +78,11 @@ class FrameTextTerm(_Term):
         None, description="with targets=video: the share of a video's captions above which a frame's target is 1"
     )
 
+    spread: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="share of the frames that a teacher's relevance may spread over in the mean; flatter relevance "
+        "is sharpened by a frame temperature below 1; null: as it is",
+    )
     surest: Count = Field(
         4, description="for videos without captions: how many texts that a teacher is surest of stand for captions"
     )
@@ -185,6 +190,8 @@ def check_losses(recipe: Any) -> Iterator[str]:
             yield "losses.video_text.more_texts reads relevance beyond the batch; write teaching.source=stored"
         if recipe.teaching.weighting != "fixed":
             yield "losses.video_text.more_texts has no pairs to be sure of; write teaching.weighting=fixed"
+    if labels and losses.frame_text.is_used and losses.frame_text.spread and recipe.teaching.source != "stored":
+        yield "losses.frame_text.spread is measured on stored relevance; write teaching.source=stored"
     if losses.uses_frame_sets:
         yield from _check_frame_sets(recipe, ["backbone", *labels])
 

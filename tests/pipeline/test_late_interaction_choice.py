@@ -1,4 +1,4 @@
-"""Frame sets are used only where their scorer is better than mean pooling, if a recipe says so."""
+"""What a recipe says for data on which late interaction is better than mean pooling holds there, and only there."""
 
 import json
 
@@ -7,17 +7,23 @@ import pytest
 from processes import launch
 from runs import assert_same_losses, logged_losses
 
-from teachclip.cli import distill
+from teachclip.cli import distill, export
+from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery
 from teachclip.models.late_interaction import LateInteraction
-from teachclip.pipeline import frame_set_choice
+from teachclip.models.student import load_student
+from teachclip.pipeline import late_interaction_choice
 from teachclip.pipeline.build import run_settings
+from teachclip.pipeline.distill import distill as distill_recipe
 from teachclip.pipeline.model_card import model_card
-from teachclip.recipe.loading import load_recipe
+from teachclip.recipe.loading import load_recipe, where_late_interaction
+from teachclip.studies import jobs
 
-SETS = {"weight": 1.0, "count": 8, "texts": 8, "only_if_better": True}
+SETS = {"weight": 0.0, "count": 8, "texts": 8}
 STUDENT = {"adapters": ["frame", "pooled", "text"]}
 OPTIONS = ["train.encoders=frozen", "train.steps=2"]
+CHANGES = ["losses.frame_sets.weight=1", "student.attention=sigmoid", "losses.frame_text.kind=binary_cross_entropy"]
+RECIPE = {"losses": {"frame_sets": SETS}, "student": STUDENT, "if_late_interaction": CHANGES}
 
 
 def ranked(late, mean, videos=60):
@@ -32,31 +38,35 @@ def ranked(late, mean, videos=60):
     return ranks
 
 
-@pytest.mark.parametrize(("late", "mean", "used"), [(3, 1, True), (1, 3, False), (2, 2, False)])
-def test_the_better_of_late_interaction_and_mean_pooling_decides(project, capsys, monkeypatch, late, mean, used):
-    monkeypatch.setattr(frame_set_choice, "_ranks", ranked(late, mean))
-    recipe = project(losses={"frame_sets": SETS}, student=STUDENT)
+@pytest.mark.parametrize(("late", "mean", "better"), [(3, 1, True), (1, 3, False), (2, 2, False)])
+def test_the_better_of_late_interaction_and_mean_pooling_decides(project, capsys, monkeypatch, late, mean, better):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(late, mean))
+    recipe, run = project(**RECIPE), project.folder / "run"
     assert distill.main([str(recipe), *OPTIONS]) == 0
-    printed = capsys.readouterr().err
     assert (
-        f"frame sets are {'' if used else 'not '}used: R@10 on the selection split is {25 * late}.0 by late "
-        in printed
-    )
-    assert f"scorer, {25 * mean}.0 by mean pooling; difference {25 * (late - mean):+}.0 [" in printed
-    results = json.loads((project.folder / "run" / "results.json").read_text())
-    assert results["frame_sets"]["used"] is used
-    logged = [json.loads(line) for line in (project.folder / "run" / "log.jsonl").read_text().splitlines()]
-    assert any("frame_sets" in line for line in logged) == used
-    assert ("frame-set distillation" in model_card(results, load_recipe(recipe))) == used
+        f"if_late_interaction is {'' if better else 'not '}applied: R@10 on the selection split is {25 * late}.0 by "
+        f"late interaction, {25 * mean}.0 by mean pooling; difference {25 * (late - mean):+}.0 ["
+    ) in capsys.readouterr().err
+    results = json.loads((run / "results.json").read_text())
+    assert results["late_interaction"]["better"] is better
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("frame_sets" in line for line in logged) == better
+    kept = load_recipe(run / "recipe.yaml")
+    assert kept.if_late_interaction == []
+    assert kept.student.attention == load_student(run / "student").config.attention == ("softmax", "sigmoid")[better]
+    assert ("frame-set distillation" in model_card(results, kept)) == better
+    out = project.folder / "exported"
+    assert export.main([str(recipe), *OPTIONS, "--out", str(out)]) == 0
+    assert ("sigmoid frame attention" in (out / "README.md").read_text()) == better
 
 
-def test_what_is_not_used_changes_nothing_and_several_processes_agree(project):
-    recipe = project(losses={"frame_sets": SETS}, student=STUDENT)
+def test_what_does_not_hold_changes_nothing_and_several_processes_agree(project):
+    recipe = project(**RECIPE)
     terms = ("loss", "contrastive", "video_text", "frame_text")
     for count in (1, 2):  # three videos tell nothing apart
         done = launch(count, "distill", recipe, *OPTIONS, f"output={project.folder / str(count)}")
         assert done.returncode == 0, done.stderr
-        assert "frame sets are not used" in done.stderr
+        assert "if_late_interaction is not applied" in done.stderr
     plain = project("plain.yaml", student=STUDENT)
     assert distill.main([str(plain), *OPTIONS, f"output={project.folder / 'plain'}"]) == 0
     one, two, without = (logged_losses(project.folder / name, terms) for name in ("1", "2", "plain"))
@@ -64,52 +74,93 @@ def test_what_is_not_used_changes_nothing_and_several_processes_agree(project):
     assert_same_losses(one, two, steps=2)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"scorer": "xpool"}, "losses.frame_sets.only_if_better knows the backbone as scorer alone, not xpool"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(project, capsys, changes, message):
-    recipe = project(losses={"frame_sets": {**SETS, **changes}}, student=STUDENT)
-    assert distill.main([str(recipe), *OPTIONS]) == 2
-    assert message in capsys.readouterr().err
+def test_what_holds_is_the_recipe_that_says_so_itself(project, monkeypatch):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    terms = ("loss", "contrastive", "video_text", "frame_text", "frame_sets")
+    assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 0
+    plain = project("plain.yaml", losses={"frame_sets": SETS}, student=STUDENT)
+    assert distill.main([str(plain), *OPTIONS, *CHANGES, f"output={project.folder / 'plain'}"]) == 0
+    one, other = (logged_losses(project.folder / name, terms) for name in ("run", "plain"))
+    assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("change", "message"),
     [
-        (["teachers=[]", "losses.contrastive.weight=0"], "may not use them, and no other term has a weight"),
         (
-            ["losses.contrastive.weight=0", "losses.video_text.weight=0", "losses.frame_text.weight=0"],
-            "may not use them, and no other term has a weight",
+            "train.steps=5",
+            "if_late_interaction: 'train.steps=5'; allowed: key=value of student, losses and",
         ),
-        (["teachers=[]", "losses.contrastive.end_weight=1"], "losses.contrastive.end_weight would be lost"),
+        ("data.format=csv", "allowed: key=value of student, losses and optimizer"),
+        ("student.backbone=other", "but not what texts and frames are encoded with"),
+        ("student.text_backbone=other", "but not what texts and frames are encoded with"),
+        ("student.attentoin=sigmoid", "if_late_interaction: "),
+        ("losses.frame_sets.frames=[1,99]", "if_late_interaction: "),
+        ("student.attention=softmax", "losses.frame_text.kind=binary_cross_entropy does not fit"),
+        ("losses.frame_sets.count", "if_late_interaction: "),
     ],
 )
-def test_what_would_be_left_without_frame_sets_must_train(project, capsys, overrides, message):
-    recipe = project(losses={"frame_sets": SETS}, student=STUDENT)
-    assert distill.main([str(recipe), *OPTIONS, *overrides]) == 2
-    assert message in capsys.readouterr().err
+def test_both_recipes_are_checked_before_anything_is_read(project, capsys, change, message):
+    recipe = project(**{**RECIPE, "if_late_interaction": [*CHANGES, change]})
+    with pytest.raises(RecipeError):
+        load_recipe(recipe, OPTIONS)
+    assert distill.main([str(recipe), *OPTIONS]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
 
 
-def test_a_run_that_goes_on_does_not_choose_again(project, capsys, monkeypatch):
-    monkeypatch.setattr(frame_set_choice, "_ranks", ranked(3, 1))
-    recipe = str(project(losses={"frame_sets": SETS}, student=STUDENT))
+def test_a_dry_run_takes_a_step_each_way(project, capsys):
+    assert distill.main([str(project(**RECIPE)), *OPTIONS, "--dry-run"]) == 0
+    first, second = capsys.readouterr().err.split("with if_late_interaction")
+    assert "one step on" in first
+    assert "frame_sets" not in first
+    assert "one step on" in second
+    assert "frame_sets" in second
+    assert not (project.folder / "run").exists()
+
+
+def test_a_run_that_goes_on_does_not_measure_again(project, capsys, monkeypatch):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    recipe = str(project(**RECIPE))
     assert distill.main([recipe, *OPTIONS]) == 0
-    monkeypatch.setattr(frame_set_choice, "_ranks", ranked(1, 3))
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(1, 3))
     (project.folder / "run" / "results.json").unlink()
     capsys.readouterr()
     assert distill.main([recipe, *OPTIONS]) == 0
-    assert "frame sets are" not in capsys.readouterr().err
-    assert json.loads((project.folder / "run" / "results.json").read_text())["frame_sets"]["used"] is True
+    assert "if_late_interaction is" not in capsys.readouterr().err
+    assert json.loads((project.folder / "run" / "results.json").read_text())["late_interaction"]["better"] is True
+
+
+def test_other_changes_are_another_run(project, capsys, monkeypatch):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 0
+    other = project("other.yaml", **{**RECIPE, "if_late_interaction": [*CHANGES, "losses.video_text.weight=0.5"]})
+    assert distill.main([str(other), *OPTIONS]) == 2
+    assert "video_text" in capsys.readouterr().err
 
 
 def test_runs_without_the_key_go_on_where_they_stopped(project):
-    sets = {key: value for key, value in SETS.items() if key != "only_if_better"}
-    recipe = load_recipe(project(losses={"frame_sets": sets}, student=STUDENT))
-    assert "only_if_better" not in run_settings(recipe)["losses"]["frame_sets"]
+    recipe = load_recipe(project(losses={"frame_sets": SETS}, student=STUDENT))
+    assert "if_late_interaction" not in run_settings(recipe)
     assert "more_texts" not in run_settings(recipe)["losses"]["video_text"]
+    both = load_recipe(project(**RECIPE))
+    assert run_settings(both)["if_late_interaction"] == CHANGES  # a study tells variants apart by it
+    assert run_settings(where_late_interaction(both)) == run_settings(
+        load_recipe(project(losses={"frame_sets": SETS}, student=STUDENT), CHANGES)
+    )
+
+
+def test_a_study_measures_the_student_as_it_was_trained(project, monkeypatch):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    changes = [*CHANGES, "student.pooling_temperature=0.25"]
+    recipe = load_recipe(project(**{**RECIPE, "if_late_interaction": changes}), OPTIONS)
+    distilled = distill_recipe(recipe)
+    temperatures = []
+    monkeypatch.setattr(jobs, "set_pooling_temperature", lambda student, value: temperatures.append(value))
+    measured = jobs.measure_student(recipe, "test", [1, 2], frame_probe=False)["factors"]
+    assert temperatures == [0.25, 0.125]
+    assert measured["1"]["t2v"] == distilled["test"]["t2v"]
 
 
 def test_a_run_goes_on_whose_settings_name_a_batch_of_precompute(project, capsys):
