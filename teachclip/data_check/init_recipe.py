@@ -155,7 +155,7 @@ CONDITIONAL = """if_late_interaction:   # where captions are of some frames alon
   - losses.frame_text.kind=binary_cross_entropy
   - losses.frame_text.targets=video
   - losses.frame_text.saturation=0.25
-  - losses.frame_text.spread=0.5
+  - losses.frame_text.spread=0.25
   - losses.video_text.weight=0
   - losses.frame_sets.weight=1
 """

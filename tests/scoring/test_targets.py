@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from teachclip.scoring.targets import teacher_confidence, tempered_relevance, video_frame_targets
+from teachclip.scoring.targets import (
+    SHARPEST,
+    frame_spread,
+    sharpening,
+    teacher_confidence,
+    tempered_relevance,
+    video_frame_targets,
+)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -237,3 +244,36 @@ def test_a_clip_is_a_share(stored, saturation: float) -> None:
     relevance, _, owners = stored
     with pytest.raises(ValueError, match="saturation must be above 0 and at most 1"):
         video_frame_targets(relevance, np.ones(11), owners, saturation=saturation)
+
+
+# Spread.
+
+
+def test_spread_is_the_share_of_frames_that_relevance_is_of() -> None:
+    one, all_four = torch.tensor([[0.0, 1.0, 0.0, 0.0]]), torch.full((3, 4), 0.25)
+    half = torch.tensor([[0.5, 0.5, 1e-12, 1e-12]])
+    assert frame_spread(all_four) == pytest.approx(1)
+    assert frame_spread(half) == pytest.approx(0.5)
+    assert frame_spread(one) == pytest.approx(1)  # frames without any relevance are padded ones
+    assert frame_spread(torch.cat([all_four[:1], half])) == pytest.approx(0.75)
+    assert frame_spread(10 * half) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.5, 0.9])
+def test_flat_relevance_is_sharpened_as_far_as_asked_and_sharp_relevance_not_at_all(spread: float) -> None:
+    cosines = torch.from_numpy(np.random.RandomState(0).standard_normal((50, 12)).astype(np.float32)) / 20
+    flat = cosines.softmax(-1)
+    assert frame_spread(flat) > 0.99
+    temperature = sharpening(flat, spread)
+    assert SHARPEST < temperature < 1
+    assert frame_spread(tempered_relevance(flat, temperature)) == pytest.approx(spread, rel=0.03)
+    np.testing.assert_allclose(tempered_relevance(flat, temperature), (cosines / temperature).softmax(-1), atol=1e-5)
+    sharp = tempered_relevance(flat, 0.9 * temperature)
+    assert sharpening(sharp, spread) == 1
+
+
+def test_what_cannot_be_sharpened_gets_the_lowest_temperature_and_a_spread_is_checked() -> None:
+    assert sharpening(torch.full((2, 4), 0.25), 0.5) == SHARPEST
+    for spread in (0, -1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="spread must be above 0 and at most 1"):
+            sharpening(torch.full((2, 4), 0.25), spread)
