@@ -22,6 +22,8 @@ def video_text_loss(
     *,
     kind: str = "pearson",
     temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    direction: str = "both",
     pair_weights: Tensor | None = None,
 ) -> Tensor:
     """Distance of the student's video-text relevance from a teacher's (TeachCLIP, section 3.2.1).
@@ -41,25 +43,37 @@ def video_text_loss(
     - `smooth_l1`: Huber distance with threshold 1, mean over all elements of `x - y`. Compares logits, not
       distributions, so it also asks for the teacher's scale; both directions are the same and count once.
 
+    Not published: a `teacher_temperature` divides the teacher's logits once more, so that above 1 a softer relevance
+    is imitated than the teacher's own; a `direction` of `texts` compares the rows of texts alone, what each text finds
+    among the videos, `videos` those of videos. `both` is the published sum.
+
     With `pair_weights` (pairs,), where text i and video i are pair i, row i of both directions counts that many times
     in the means, whose divisor stays the same: weights that add up to 1 over several teachers share a pair out.
 
-    `student_logits`, `teacher_logits`: (texts, videos), on the logit scale. Raises ValueError on an unknown kind,
-    unequal shapes, or a temperature that is not positive.
+    `student_logits`, `teacher_logits`: (texts, videos), on the logit scale. Raises ValueError on an unknown kind or
+    direction, unequal shapes, or a temperature that is not positive.
     """
     distance = pick("video-text", kind, VIDEO_TEXT_LOSSES)
     check_temperature(temperature)
+    check_temperature(teacher_temperature)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; allowed: {', '.join(DIRECTIONS)}")
     check_matrix("student_logits", student_logits)
     check_shape("teacher_logits", teacher_logits, "student_logits", student_logits)
     square = student_logits.shape[0] == student_logits.shape[1]
     if pair_weights is not None and not (square and pair_weights.shape == student_logits.shape[:1]):
         shapes = f"{tuple(pair_weights.shape)} for logits {tuple(student_logits.shape)}"
         raise ValueError(f"pair_weights needs one weight per pair of square logits, got {shapes}")
-    student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
+    student = student_logits.float() / temperature
+    teacher = teacher_logits.detach().float() / (temperature * teacher_temperature)
+    if direction == "videos" and kind not in SYMMETRIC:
+        student, teacher = student.T, teacher.T
     values = distance(student, teacher)
     check_distances("video-text", kind, values, student)
     loss = _mean(values, pair_weights)
-    return loss if kind in SYMMETRIC else loss + _mean(distance(student.T, teacher.T), pair_weights)
+    if direction != "both" or kind in SYMMETRIC:
+        return loss
+    return loss + _mean(distance(student.T, teacher.T), pair_weights)
 
 
 def frame_set_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
@@ -99,6 +113,8 @@ def smooth_l1_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the Huber distance, threshold 1, of every element."""
     return F.smooth_l1_loss(student, teacher, reduction="none")
 
+
+DIRECTIONS = ("both", "texts", "videos")
 
 SYMMETRIC = ("smooth_l1",)
 """Kinds whose two directions are the same; they count once."""

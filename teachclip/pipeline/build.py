@@ -394,8 +394,9 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         del losses["frame_sets"]
     if not recipe.losses.joined_clips.is_used:
         del losses["joined_clips"]
-    if not recipe.losses.video_text.more_texts:
-        del losses["video_text"]["more_texts"]
+    for key in ("more_texts", "teacher_temperature", "direction"):
+        if losses["video_text"][key] == type(recipe.losses.video_text).model_fields[key].default:
+            del losses["video_text"][key]
     if recipe.losses.contrastive.temperature == 1:
         del losses["contrastive"]["temperature"]
     if not recipe.losses.contrastive.swapped_clauses:
@@ -420,7 +421,8 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
     losses = recipe.losses
 
     def term(section: Any) -> Term:
-        values = section.model_dump(include={"weight", "kind", "temperature", "end_weight"})
+        names = {"weight", "kind", "temperature", "end_weight", "teacher_temperature", "direction"}
+        values = section.model_dump(include=names)
         return Term(**values, of_video=getattr(section, "targets", "pair") == "video")
 
     return DistillationTerms(

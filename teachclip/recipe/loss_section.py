@@ -54,6 +54,12 @@ class VideoTextTerm(_Term):
         "pearson", description=f"{', '.join(VIDEO_TEXT_LOSSES)}, or module:name of a function"
     )
     temperature: Positive = Field(1.0, description="divisor of both logits")
+    teacher_temperature: Positive = Field(
+        1.0, description="further divisor of the teachers' logits alone; above 1 what is imitated is softer"
+    )
+    direction: Literal["both", "texts", "videos"] = Field(
+        "both", description="whose rows are compared: those of texts, of videos, or both as published"
+    )
     more_texts: Annotated[int, Field(ge=0)] = Field(
         0,
         description="training texts beyond the batch that its videos are compared with too, per step, over all "

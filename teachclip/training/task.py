@@ -64,6 +64,9 @@ class Term:
     end_weight: float | None = None
     of_video: bool = False
     """Of the frame-text term: whether its targets are those of the whole video, not of the pair."""
+    teacher_temperature: float = 1.0
+    direction: str = "both"
+    """Of the video-text term, as is `teacher_temperature`: see `video_text_loss`."""
 
     def weight_at(self, batch: Batch) -> float | Tensor:
         """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
@@ -247,7 +250,12 @@ class DistillationTask(Task):
     ) -> Tensor:
         """Return the video-text term of the student's logits; `relevances`: those of each teacher, as many rows."""
         term = self.terms.video_text
-        options: dict[str, Any] = {"kind": term.kind, "temperature": term.temperature}
+        options: dict[str, Any] = {
+            "kind": term.kind,
+            "temperature": term.temperature,
+            "teacher_temperature": term.teacher_temperature,
+            "direction": term.direction,
+        }
         if confidence is None:
             losses = (video_text_loss(logits, relevance, **options) for relevance in relevances)
             return _weighted_mean(zip(weights, losses, strict=True))

@@ -543,3 +543,31 @@ def test_the_text_text_loss_is_one_less_the_mean_cosine_whatever_the_lengths():
     assert loss.item() == pytest.approx((0 + 2 + 1 - 0.5**0.5) / 3)
     loss.backward()
     assert student.grad is not None and student.grad[2].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["pearson", "cross_entropy", "kl"])
+def test_both_directions_are_the_sum_of_each(kind: str) -> None:
+    student, teacher = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)) * 3
+    both, texts, videos = (
+        video_text_loss(student, teacher, kind=kind, direction=direction) for direction in ("both", "texts", "videos")
+    )
+    assert both.item() == pytest.approx(texts.item() + videos.item(), rel=1e-6)
+    assert videos.item() == pytest.approx(
+        video_text_loss(student.T, teacher.T, kind=kind, direction="texts").item(), rel=1e-6
+    )
+
+
+def test_a_teacher_temperature_divides_the_teacher_alone() -> None:
+    student, teacher = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0)) * 3
+    softer = video_text_loss(student, teacher, kind="kl", temperature=2.0, teacher_temperature=3.0)
+    assert softer.item() == video_text_loss(student, teacher / 3, kind="kl", temperature=2.0).item()
+    same = video_text_loss(student, 3 * student, kind="kl", teacher_temperature=3.0)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_direction_or_teacher_temperature_that_is_not_one_is_refused() -> None:
+    logits = torch.eye(3)
+    with pytest.raises(ValueError, match="direction is 'rows'; allowed: both, texts, videos"):
+        video_text_loss(logits, logits, direction="rows")
+    with pytest.raises(ValueError, match="temperature"):
+        video_text_loss(logits, logits, teacher_temperature=0)

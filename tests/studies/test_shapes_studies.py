@@ -30,7 +30,7 @@ def plan_of(tmp_path):
     (clip / "model.safetensors").write_bytes(b"weights")
 
     def plan(name):
-        recipe = ROOT / "recipes" / "shapes_xpool.yaml" if name in ("own_data", "default_recipe") else None
+        recipe = ROOT / "recipes" / "shapes_xpool.yaml" if name in ("own_data", "default_recipe", "default_weak", "relevance_factorial") else None
         return build_plan(tmp_path / "out", recipe, load_study(find_study(name)), tmp_path / "shapes")
 
     return plan
