@@ -33,6 +33,9 @@ SAMPLE = 8
 """Captions whose relevance is computed again to verify a store."""
 
 
+FLAT = 0.9
+"""Relevance that spreads over more of the frames in the mean tells none from another: a softmax of bare cosines."""
+
 SPREAD_SAMPLE = 4096
 """Captions on which it is measured over how many frames a teacher's relevance spreads."""
 
@@ -117,18 +120,22 @@ def frame_temperature(
 
     `frame_text`: (captions, frames) or (captions, views, frames) as it is stored, or a function that reads a slice.
     """
-    temperature, spread = handle.section.frame_temperature, recipe.losses.frame_text.spread
-    if spread is None or not recipe.losses.frame_text.is_used:
+    term, temperature = recipe.losses.frame_text, handle.section.frame_temperature
+    is_trap = term.kind == "binary_cross_entropy"
+    if not term.is_used or (term.spread is None and not is_trap):
         return temperature
     read = frame_text if callable(frame_text) else frame_text.__getitem__
     some = torch.from_numpy(np.asarray(read(slice(0, SPREAD_SAMPLE)), dtype=np.float32)).flatten(0, -2)
     tempered = tempered_relevance(some, temperature)
-    factor = sharpening(tempered, spread)
+    measured = frame_spread(tempered)
+    told = f"{handle.label}: its frame relevance spreads over {measured:.0%} of the frames"
+    if term.spread is None:
+        if measured > FLAT:
+            log(f"warning: {told}: attention would learn to take them all; write losses.frame_text.spread=0.25")
+        return temperature
+    factor = sharpening(tempered, term.spread)
     if factor < 1:
-        log(
-            f"{handle.label}: its frame relevance spreads over {frame_spread(tempered):.0%} of the frames; sharpened "
-            f"to {spread:.0%} by frame_temperature {temperature * factor:.2g} (losses.frame_text.spread)"
-        )
+        log(f"{told}; sharpened to {term.spread:.0%} by frame_temperature {temperature * factor:.2g}")
     return temperature * factor
 
 
