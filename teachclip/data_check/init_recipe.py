@@ -151,13 +151,9 @@ def _find(folder: Path) -> tuple[Path, str]:
 
 
 CONDITIONAL = """if_late_interaction:   # where captions are of some frames alone, which is measured before training
-  - student.attention=sigmoid
-  - losses.frame_text.kind=binary_cross_entropy
-  - losses.frame_text.targets=video
-  - losses.frame_text.saturation=0.25
-  - losses.frame_text.spread=0.25
-  - losses.video_text.weight=0
-  - losses.frame_sets.weight=1
+  [student.attention=sigmoid, losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video,
+   losses.frame_text.saturation=0.25, losses.frame_text.spread=0.25, losses.video_text.weight=0,
+   losses.frame_sets.weight=1]
 """
 """Of the default recipe: what changes where late interaction is better than mean pooling (RESULTS.md)."""
 
@@ -198,8 +194,7 @@ frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over eac
 student: {{backbone: {_quoted(backbone)}, temporal_layers: 4{adapters}}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
-{conditional}# What helps differs between data sets ("What holds where" in RESULTS.md): find out on yours by
-# teachclip study --auto {shell_path(out)} --dry-run
+{conditional}# What helps differs between data sets; on yours ask teachclip study --auto {shell_path(out)}
 optimizer: {{name: adamw, lr: 3e-4, attention_lr: 3e-3, adapter_lr: 1e-3, weight_decay: 0.05,
             schedule: warmup_cosine}}
 # With thousands of pairs and a GPU try encoders: finetuned as well, with optimizer.clip_lr=1e-6.

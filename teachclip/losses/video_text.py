@@ -44,7 +44,7 @@ def video_text_loss(
       distributions, so it also asks for the teacher's scale; both directions are the same and count once.
 
     Not published: a `teacher_temperature` divides the teacher's logits once more, so that above 1 a softer relevance
-    is imitated than the teacher's own; a `direction` of `texts` compares the rows of texts alone, what each text finds
+    is imitated than the teacher's own; a `direction` of `texts` compares the rows of texts alone, what each finds
     among the videos, `videos` those of videos. `both` is the published sum.
 
     With `pair_weights` (pairs,), where text i and video i are pair i, row i of both directions counts that many times

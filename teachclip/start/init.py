@@ -111,7 +111,7 @@ def _with_captions(
         return out
     _tell_estimate(machine, estimate, out)
     if recipe.if_late_interaction:
-        log("         with if_late_interaction; where training finds that it does not hold, it takes less")
+        log("         with what if_late_interaction adds; where training finds that it does not apply, it takes less")
     return out
 
 

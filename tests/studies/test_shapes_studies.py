@@ -19,6 +19,9 @@ from teachclip.studies.study_file import find_study, load_study
 
 ROOT = Path(__file__).parents[2]
 PLANNED = json.loads(Path(__file__).with_name("planned_trainings.json").read_text(encoding="utf-8"))
+ANY_RECIPE = dict.fromkeys(("own_data", "default_recipe", "relevance_factorial"), "shapes_xpool")
+ANY_RECIPE["default_weak"] = "babyai"
+"""Studies of any recipe, and one that they are planned for."""
 FILES = sorted(path.stem for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
 
 
@@ -30,7 +33,7 @@ def plan_of(tmp_path):
     (clip / "model.safetensors").write_bytes(b"weights")
 
     def plan(name):
-        recipe = ROOT / "recipes" / "shapes_xpool.yaml" if name in ("own_data", "default_recipe", "default_weak", "relevance_factorial") else None
+        recipe = ROOT / "recipes" / f"{ANY_RECIPE[name]}.yaml" if name in ANY_RECIPE else None
         return build_plan(tmp_path / "out", recipe, load_study(find_study(name)), tmp_path / "shapes")
 
     return plan
