@@ -150,7 +150,8 @@ def _find(folder: Path) -> tuple[Path, str]:
     )
 
 
-CONDITIONAL = """if_late_interaction:   # where captions are of some frames alone, which is measured before training
+WHERE_LATE_INTERACTION = """\
+if_late_interaction:   # where captions are of some frames alone, which is measured before training
   [student.attention=sigmoid, losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video,
    losses.frame_text.saturation=0.25, losses.frame_text.spread=0.25, losses.video_text.weight=0,
    losses.frame_sets.weight=1]
@@ -175,7 +176,7 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
         losses = """
 losses:   # as published
   frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"""
-        conditional = CONDITIONAL
+        conditional = WHERE_LATE_INTERACTION
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses += "\n  frame_text: {targets: video}   # without captions a target is of a whole video"

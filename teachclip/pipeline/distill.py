@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from teachclip.console import log
 from teachclip.data.annotations.records import Catalog
+from teachclip.errors import CheckpointError, RecipeError
 from teachclip.evaluation.per_query import PerQuery, per_query
 from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
@@ -19,7 +21,13 @@ from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders, speed_up
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.late_interaction_choice import Choice, candidates, keep_choice, kept_choice, measure
+from teachclip.pipeline.late_interaction_choice import (
+    Measured,
+    keep_measurement,
+    kept_measurement,
+    measure,
+    possible_recipes,
+)
 from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
@@ -27,7 +35,7 @@ from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
 from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
-from teachclip.pipeline.teachers import check_teachers, open_teachers
+from teachclip.pipeline.teachers import TeacherHandles, check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
 from teachclip.pipeline.tracking import start_trackers, track_results
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
@@ -38,7 +46,7 @@ from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
-from teachclip.scorer import FeatureScorer
+from teachclip.scorer import FeatureScorer, gives_frame_relevance
 from teachclip.scoring.inputs import SWAPPED
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
@@ -69,13 +77,13 @@ def distill(
         output=str(recipe.output),
         tf32=train.tf32,
     )
-    work, unpaired, run, choice = _prepare(recipe, processes_of(accelerator), accelerator.device)
+    work, unpaired, run, measured = _prepare(recipe, processes_of(accelerator), accelerator.device)
     with run.opened():
         if work.processes.is_main:
             write_atomic(recipe.output / "recipe.yaml", dump_recipe(work.recipe).encode())
-            if choice is not None:
-                keep_choice(recipe, choice)
-        results = _train(work, unpaired, run, accelerator, keep_queries, choice)
+            if measured is not None:
+                keep_measurement(recipe, measured)
+        results = _train(work, unpaired, run, accelerator, keep_queries, measured)
         work.processes.wait()
     accelerator.end_training()  # ends the trackers and, in several processes, their connection
     return results
@@ -87,7 +95,7 @@ def _train(
     run: Run,
     accelerator: Accelerator,
     keep_queries: Callable[[PerQuery], object] | None,
-    choice: Choice | None,
+    measured: Measured | None,
 ) -> dict[str, Any]:
     """Train and select, evaluate and export the student. Returns its results."""
     recipe, train = work.recipe, work.recipe.train
@@ -118,7 +126,7 @@ def _train(
     task.load_state_dict(run.best_weights())
     if train.encoders == "lora":
         merge_lora(student)
-    chosen: dict[str, Any] = {} if choice is None else {"late_interaction": choice}
+    chosen: dict[str, Any] = {} if measured is None else {"late_interaction": measured}
     if last and progress.best_step == progress.step:
         chosen["selected_by"] = LAST_STEP
     results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
@@ -130,16 +138,15 @@ def _train(
 
 def _prepare(
     recipe: Recipe, processes: Processes, device: torch.device
-) -> tuple[Workspace, Unpaired | None, Run, Choice | None]:
+) -> tuple[Workspace, Unpaired | None, Run, Measured | None]:
     """Check everything that can be checked, and read and decode the data. The run is not opened yet.
 
     The workspace has the recipe that is trained, without `if_late_interaction`; what decided is returned beside it.
     """
-    choice = processes.gather(kept_choice(recipe))[0]
-    possible = list(candidates(recipe, choice))
+    measured = processes.gather(kept_measurement(recipe))[0]
+    possible = possible_recipes(recipe, measured)
     teachers = open_teachers(recipe, device)
-    if len(possible) == 1:
-        Run(recipe.output, build.run_settings(possible[0]), processes).check()
+    _check_run(possible, processes)
     for each in possible:
         check_teachers(each, teachers)
         check_unpaired(each)
@@ -157,15 +164,36 @@ def _prepare(
         teachers=teachers,
         check=check,
     )
-    if recipe.if_late_interaction and choice is None:
-        choice = measure(work)  # of the backbone as it is, before anything trains
-    (recipe,) = candidates(recipe, choice)
+    if recipe.if_late_interaction and measured is None:
+        measured = measure(work)  # of the backbone as it is, before anything trains
+    (recipe,) = possible_recipes(recipe, measured)
+    if measured is not None:
+        _check_teaching(recipe, teachers)
     work = replace(work, recipe=recipe)
     run = Run(recipe.output, build.run_settings(recipe), processes)
     run.check()
     unpaired = build_unpaired(work) if recipe.losses.uses_frame_sets else None
     content = training_content(work) | (unpaired.content() if unpaired else {})
-    return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes), choice
+    return work, unpaired, Run(recipe.output, {**run.settings, "content": content}, processes), measured
+
+
+def _check_run(possible: Sequence[Recipe], processes: Processes) -> None:
+    """Raise CheckpointError, before anything is decoded, if a folder holds a run of none of these recipes."""
+    *others, last = possible
+    for recipe in others:
+        with contextlib.suppress(CheckpointError):
+            return Run(recipe.output, build.run_settings(recipe), processes).check()
+    Run(last.output, build.run_settings(last), processes).check()
+
+
+def _check_teaching(recipe: Recipe, teachers: TeacherHandles) -> None:
+    """Raise RecipeError if what `if_late_interaction` changed leaves the teachers nothing to teach."""
+    video_text = recipe.losses.video_text.is_used
+    if teachers and not video_text and not any(gives_frame_relevance(handle.model) for handle in teachers.values()):
+        raise RecipeError(
+            f"{recipe.name}: if_late_interaction leaves the teachers nothing to teach: losses.video_text.weight is "
+            "0, and none of them gives frame relevance; remove losses.video_text.weight=0 there"
+        )
 
 
 def build_training(

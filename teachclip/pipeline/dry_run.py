@@ -23,7 +23,7 @@ from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
 from teachclip.pipeline import build
 from teachclip.pipeline.encoders import prepare_encoders
-from teachclip.pipeline.late_interaction_choice import candidates
+from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.order import joined_pairs
 from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
@@ -110,8 +110,8 @@ class _ReadRelevance:
 def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     """Check the recipe, decode its first two training videos and take one optimizer step on them.
 
-    A teacher whose checkpoint exists runs online. The step has no joined clips and no swapped captions. No file is
-    written.
+    With `if_late_interaction` it takes one without and one with it. A teacher whose checkpoint exists runs online.
+    The step has no joined clips and no swapped captions. No file is written.
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator(
@@ -119,7 +119,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     )
     catalog = build.build_catalog(recipe)
     build.check_uncaptioned(recipe, catalog)
-    possible = list(candidates(recipe))
+    possible = possible_recipes(recipe)
     for each in possible:
         build.check_student_training(each, catalog, processes_of(accelerator))
     selects_last(build.build_selection(recipe, catalog))
@@ -132,7 +132,8 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     for number, each in enumerate(possible):
         if number:
             log("with if_late_interaction, which a run applies where late interaction is better than mean pooling:")
-        _step(each, accelerator, catalog, pairs, copy.deepcopy(backbone), processor)
+        is_last = number + 1 == len(possible)
+        _step(each, accelerator, catalog, pairs, backbone if is_last else copy.deepcopy(backbone), processor)
     log("dry run passed; nothing was written")
 
 

@@ -7,10 +7,11 @@ judge every frame by itself and to teach late interaction by frame sets; elsewhe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from teachclip.console import log
+from teachclip.errors import CheckpointError
 from teachclip.evaluation.comparison import compare
 from teachclip.evaluation.per_query import PerQuery, per_query
 from teachclip.evaluation.retrieval import Ranks
@@ -29,42 +30,49 @@ METRIC = "recall_at_10"
 FILE = "late_interaction.json"
 """Of a run's folder: what was measured. A run that goes on does not measure again, on whatever machine it is."""
 
-Choice = dict[str, Any]
+Measured = dict[str, Any]
 """What was measured: see `measure`."""
 
 
-def kept_choice(recipe: Recipe) -> Choice | None:
-    """Return what a run of this recipe has measured before; None if nothing, or if the recipe asks for nothing."""
-    path = recipe.output / FILE
-    return dict(read_json(path)) if recipe.if_late_interaction and path.exists() else None
+def kept_measurement(recipe: Recipe, folder: Path | None = None) -> Measured | None:
+    """Return what a run of this recipe has measured before; None if nothing, or if the recipe asks for nothing.
+
+    `folder`: of the run; None: the recipe's. Raises CheckpointError for a damaged file.
+    """
+    path = (folder or recipe.output) / FILE
+    if not recipe.if_late_interaction or not path.exists():
+        return None
+    try:
+        measured = dict(read_json(path))
+        measured["better"] = bool(measured["better"])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; delete it, and the run measures again") from error
+    return measured
 
 
-def keep_choice(recipe: Recipe, choice: Choice) -> None:
+def keep_measurement(recipe: Recipe, measured: Measured) -> None:
     """Write what was measured into the folder of a run."""
-    write_atomic(recipe.output / FILE, json.dumps(choice, indent=1).encode())
+    write_atomic(recipe.output / FILE, json.dumps(measured, indent=1).encode())
 
 
-def candidates(recipe: Recipe, choice: Choice | None = None) -> Iterator[Recipe]:
-    """Yield what a recipe with `if_late_interaction` may turn out to be: both ways, or that of `choice`.
+def possible_recipes(recipe: Recipe, measured: Measured | None = None) -> tuple[Recipe, ...]:
+    """Return what a recipe with `if_late_interaction` may turn out to be: without and with it, or what was measured.
 
-    Each is without that key. A recipe without it is its only candidate.
+    None of them has that key. A recipe without it is its only one.
     """
     if not recipe.if_late_interaction:
-        yield recipe
-        return
-    if choice is None or not choice["better"]:
-        yield recipe.model_copy(update={"if_late_interaction": []})
-    if choice is None or choice["better"]:
-        yield where_late_interaction(recipe)
+        return (recipe,)
+    both = recipe.model_copy(update={"if_late_interaction": []}), where_late_interaction(recipe)
+    return both if measured is None else (both[measured["better"]],)
 
 
-def as_trained(recipe: Recipe) -> Recipe:
-    """Return the recipe that the run in its folder trained with; the recipe itself before it has a run."""
-    choice = kept_choice(recipe)
-    return recipe if choice is None else next(candidates(recipe, choice))
+def as_trained(recipe: Recipe, folder: Path | None = None) -> Recipe:
+    """Return the recipe that the run in its folder, or another, trained with; itself before it has a run."""
+    measured = kept_measurement(recipe, folder)
+    return recipe if measured is None else possible_recipes(recipe, measured)[0]
 
 
-def measure(work: Workspace) -> Choice:
+def measure(work: Workspace) -> Measured:
     """Return whether late interaction is better than mean pooling on the selection split, and by how much.
 
     It is `better` if the best cosine of the backbone's own text and frames finds more captions of the selection split
@@ -80,8 +88,8 @@ def measure(work: Workspace) -> Choice:
         f"[{item.low:+.1f}, {item.high:+.1f}]"
     )
     scores = {"late_interaction": item.second, "mean_pooling": item.first, "low": item.low, "high": item.high}
-    chosen: Choice = work.processes.gather({"better": better, **scores})[0]
-    return chosen
+    measured: Measured = work.processes.gather({"better": better, **scores})[0]
+    return measured
 
 
 def _ranks(work: Workspace, kind: type[MeanPooling]) -> PerQuery:

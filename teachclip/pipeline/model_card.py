@@ -144,6 +144,11 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     if recipe.teachers:
         beyond = losses.video_text.is_used and losses.video_text.more_texts
         options += [f"relevance of {beyond} further texts a step"] if beyond else []
+        options += ["softer video-text relevance"] if losses.video_text.teacher_temperature > 1 else []
+        options += ["sharper video-text relevance"] if losses.video_text.teacher_temperature < 1 else []
+        direction = losses.video_text.direction
+        options += [f"video-text relevance of {direction} alone"] if direction != "both" else []
+        options += ["frame relevance sharpened where it is flat"] if losses.frame_text.spread else []
         options += ["frame targets of the whole video"] if losses.frame_text.targets == "video" else []
         options += ["teachers by confidence"] if recipe.teaching.weighting == "confidence" else []
     return "".join(f"; {text}" for text in options)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from teachclip.console import log
+from teachclip.data.annotations.records import Catalog
 from teachclip.errors import StoreError
+from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.relevance import (
     check_relevance,
     stored_tokens,
@@ -31,12 +33,17 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
     accelerator = build_accelerator()
     teachers = open_teachers(recipe, accelerator.device)
     check_teachers(recipe, teachers)
+
+    def check(catalog: Catalog) -> None:
+        for each in possible_recipes(recipe):
+            check_relevance(each, teachers.values(), catalog.train)
+
     work = build_workspace(
         recipe,
         processes_of(accelerator),
         accelerator.device,
         teachers=teachers,
-        check=lambda catalog: check_relevance(recipe, teachers.values(), catalog.train),
+        check=check,
     )
     features = []
     if recipe.train.encoders == "frozen":

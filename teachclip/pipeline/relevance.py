@@ -103,7 +103,7 @@ def teaches_by_tokens(recipe: Recipe, handle: TeacherHandle, split: Split) -> bo
         reason = "data without captions needs it, to look for the surest texts of all"
     elif recipe.losses.frame_text.targets == "video":
         reason = "losses.frame_text.targets=video needs it, to weigh the captions of a video"
-    elif recipe.losses.frame_text.spread is not None:
+    elif recipe.losses.frame_text.is_used and recipe.losses.frame_text.spread is not None:
         reason = "losses.frame_text.spread is measured on it"
     elif handle.section.keep is not None:
         reason = "keep needs it, to find the best videos of a caption"
@@ -113,30 +113,33 @@ def teaches_by_tokens(recipe: Recipe, handle: TeacherHandle, split: Split) -> bo
     return True
 
 
-def frame_temperature(
-    recipe: Recipe, handle: TeacherHandle, frame_text: np.ndarray | Callable[[slice], Any]
-) -> float:
+def frame_temperature(recipe: Recipe, handle: TeacherHandle, read: Callable[[np.ndarray], Any], rows: int) -> float:
     """Return the temperature of a teacher's frame relevance: its section's, lower where `spread` asks for it.
 
-    `frame_text`: (captions, frames) or (captions, views, frames) as it is stored, or a function that reads a slice.
+    `read` returns some of the `rows` captions' relevance as it is stored: (captions, frames) or, with several views,
+    (captions, views, frames).
     """
     term, temperature = recipe.losses.frame_text, handle.section.frame_temperature
-    is_trap = term.kind == "binary_cross_entropy"
-    if not term.is_used or (term.spread is None and not is_trap):
+    alone = term.kind == "binary_cross_entropy"  # frames judged by themselves: relevance of all is taken literally
+    if not term.is_used or (term.spread is None and not alone):
         return temperature
-    read = frame_text if callable(frame_text) else frame_text.__getitem__
-    some = torch.from_numpy(np.asarray(read(slice(0, SPREAD_SAMPLE)), dtype=np.float32)).flatten(0, -2)
-    tempered = tempered_relevance(some, temperature)
-    measured = frame_spread(tempered)
+    sample = np.unique(np.linspace(0, rows - 1, min(rows, SPREAD_SAMPLE)).astype(np.int64))
+    some = torch.from_numpy(np.asarray(read(sample), dtype=np.float32)).flatten(0, -2)
+    measured = frame_spread(tempered_relevance(some, temperature))
     told = f"{handle.label}: its frame relevance spreads over {measured:.0%} of the frames"
     if term.spread is None:
         if measured > FLAT:
             log(f"warning: {told}: attention would learn to take them all; write losses.frame_text.spread=0.25")
         return temperature
-    factor = sharpening(tempered, term.spread)
-    if factor < 1:
-        log(f"{told}; sharpened to {term.spread:.0%} by frame_temperature {temperature * factor:.2g}")
-    return temperature * factor
+    if measured <= term.spread:
+        return temperature
+    sharper = temperature * sharpening(tempered_relevance(some, temperature), term.spread)
+    if sharper == temperature:
+        log(f"warning: {told}, and no temperature brings it to {term.spread:.0%}: are its frames all alike?")
+        return temperature
+    reached = frame_spread(tempered_relevance(some, sharper))
+    log(f"{told}; sharpened to {reached:.0%} by frame_temperature {sharper:.2g}")
+    return sharper
 
 
 def check_relevance(recipe: Recipe, handles: Iterable[TeacherHandle], split: Split) -> None:

@@ -84,7 +84,7 @@ def soup(
         last, split = list(measured.items())[-1]
         results["zero_shot"] = {last: _evaluate(work, MeanPooling(work.backbone).to(work.device), split)}
     if work.processes.is_main:
-        write_student_folder(student.cpu(), out, results=results, recipe=as_trained(recipe))
+        write_student_folder(student.cpu(), out, results=results, recipe=as_trained(recipe, Path(students[0]).parent))
         print(results_table([results]), flush=True)
         log(f"student: {out}, the mean of {len(members)} of {len(students)}")
     return results

@@ -75,7 +75,7 @@ def build_teachers(work: Workspace, split: Split) -> Teachers:
                 store,
                 split,
                 targets=recipe.losses.frame_text.targets,
-                frame_temperature=_frame_temperature(recipe, handle, store),
+                frame_temperature=_frame_temperature(recipe, handle, store, len(split.captions)),
                 saturation=recipe.losses.frame_text.saturation,
             )
             found.stored.append(relevance)
@@ -94,10 +94,10 @@ def _kept(store: RelevanceStore, section: TeacherSection, split: Split) -> Relev
     return store if section.keep is None else TopRelevance.of(store, split.caption_videos, section.keep)
 
 
-def _frame_temperature(recipe: Recipe, handle: TeacherHandle, store: RelevanceStore) -> float:
+def _frame_temperature(recipe: Recipe, handle: TeacherHandle, store: RelevanceStore, captions: int) -> float:
     if "frame_text" not in store.arrays:
         return handle.section.frame_temperature
-    return frame_temperature(recipe, handle, functools.partial(store.read, "frame_text"))
+    return frame_temperature(recipe, handle, functools.partial(store.read, "frame_text"), captions)
 
 
 def build_task(

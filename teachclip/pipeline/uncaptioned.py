@@ -49,7 +49,7 @@ def uncaptioned_relevance(work: Workspace, handle: TeacherHandle) -> StoredRelev
     pairs = sure_pairs(work, store)
     frames = pair_frame_store(work, handle, pairs)
     relevance = torch.from_numpy(np.asarray(frames.read("frame_text", slice(None)), dtype=np.float32))
-    temperature = frame_temperature(work.recipe, handle, relevance.numpy())
+    temperature = frame_temperature(work.recipe, handle, relevance.numpy().__getitem__, len(relevance))
     targets = video_frame_targets(
         tempered_relevance(relevance, temperature).numpy(), pairs.confidence, pairs.videos, saturation=term.saturation
     )

@@ -57,6 +57,7 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
     else:
         path = recipe_path(source)
         where, values = path.name, _read_mapping(path, Recipe, "recipe")
+    _check_conditional(where, values, overrides)
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -76,6 +77,24 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
 CONDITIONAL = ("student.", "losses.", "optimizer.")
 FIXED = ("student.backbone", "student.text_", "student.mask_padding", "student.trust_remote_code")
 """What late interaction is measured with."""
+CHOSEN = ("student.temperature_scaling", "student.wise_ft")
+"""What is chosen after training: a study gives every variant the same choices."""
+
+
+def _check_conditional(where: str, values: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise RecipeError for overrides of teachers, or of what the file's `if_late_interaction` would change again."""
+    conditional = values.get("if_late_interaction")
+    keys = [override.partition("=")[0] for override in overrides]
+    if not isinstance(conditional, list) or not conditional or "if_late_interaction" in keys:
+        return
+    changed = {str(item).partition("=")[0] for item in conditional}
+    for key in keys:
+        again = [one for one in changed if f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.")]
+        if again or key == "teachers":
+            raise RecipeError(
+                f"{where}: {key} is also a matter of if_late_interaction, which holds where late interaction is "
+                "better; write if_late_interaction=[] beside it, or what is to hold there"
+            )
 
 
 def where_late_interaction(recipe: Recipe) -> Recipe:
@@ -84,10 +103,10 @@ def where_late_interaction(recipe: Recipe) -> Recipe:
     Raises RecipeError if one of them is of another section, or if the two together are no recipe.
     """
     for override in recipe.if_late_interaction:
-        if not override.startswith(CONDITIONAL) or override.startswith(FIXED):
+        if not override.startswith(CONDITIONAL) or override.startswith((*FIXED, *CHOSEN)):
             raise RecipeError(
                 f"{recipe.name}: if_late_interaction: {override!r}; allowed: key=value of student, losses and "
-                "optimizer, but not what texts and frames are encoded with"
+                "optimizer, but not what texts and frames are encoded with, nor what is chosen after training"
             )
     plain = recipe.model_copy(update={"if_late_interaction": []})
     try:
@@ -131,7 +150,7 @@ def _read_mapping(path: Path, model: type[BaseModel], what: str) -> dict[str, An
 def _choose_teachers(recipe: Recipe, *, where: str) -> Recipe:
     """Leave the teachers that `teaching.only` names, so that one recipe may list more than one student needs."""
     wanted = recipe.teaching.only
-    if wanted is None:
+    if wanted is None or not recipe.teachers:  # an override teachers=[] is one for a student that nobody teaches
         return recipe
     listed = {teacher.label: teacher for teacher in recipe.teachers}
     for label in wanted:

@@ -86,8 +86,8 @@ class FrameTextTerm(_Term):
 
     spread: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="share of the frames that a teacher's relevance may spread over in the mean; flatter relevance "
-        "is sharpened by a frame temperature below 1; null: as it is",
+        description="share of the frames that a teacher's relevance may spread over in the median; flatter "
+        "relevance is sharpened by a frame temperature below 1; null: as it is",
     )
     surest: Count = Field(
         4, description="for videos without captions: how many texts that a teacher is surest of stand for captions"
@@ -196,10 +196,18 @@ def check_losses(recipe: Any) -> Iterator[str]:
             yield "losses.video_text.more_texts reads relevance beyond the batch; write teaching.source=stored"
         if recipe.teaching.weighting != "fixed":
             yield "losses.video_text.more_texts has no pairs to be sure of; write teaching.weighting=fixed"
-    if labels and losses.frame_text.is_used and losses.frame_text.spread and recipe.teaching.source != "stored":
-        yield "losses.frame_text.spread is measured on stored relevance; write teaching.source=stored"
+    if labels and losses.frame_text.is_used and losses.frame_text.spread:
+        yield from _check_spread(recipe)
     if losses.uses_frame_sets:
         yield from _check_frame_sets(recipe, ["backbone", *labels])
+
+
+def _check_spread(recipe: Any) -> Iterator[str]:
+    spread, frames = recipe.losses.frame_text.spread, recipe.frames.count
+    if recipe.teaching.source != "stored" and any(teacher.name != "scores" for teacher in recipe.teachers):
+        yield "losses.frame_text.spread is measured on stored relevance; write teaching.source=stored"
+    if spread * frames < 1:
+        yield f"losses.frame_text.spread is {spread}, less than one of {frames} frames; at least {1 / frames:.2g}"
 
 
 def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:

@@ -406,8 +406,9 @@ class Recipe(Section):
     card: Card = Card()
     if_late_interaction: list[str] = Field(
         default_factory=list,
-        description="key=value of student, losses and optimizer that hold in place of the above where the backbone's "
-        "late interaction finds more captions of the selection split than mean pooling; measured before training",
+        description="key=value of student, losses and optimizer that hold in place of the recipe's own where the "
+        "backbone's late interaction finds more captions of the selection split than mean pooling; measured before "
+        "training",
     )
 
     @property

@@ -42,38 +42,38 @@ def tempered_relevance(relevance: Tensor, temperature: float) -> Tensor:
 
 
 SHARPEST = 1e-3
-"""The lowest temperature that `sharpening` returns: relevance that differs by less is the same."""
+"""The lowest temperature that `sharpening` tries: below it the rounding of float16 would tell frames apart."""
 
 
 def frame_spread(relevance: Tensor) -> float:
-    """Return over what share of their valid frames rows of relevance spread, in the mean: `exp(entropy) / frames`.
+    """Return over what share of the frames relevance spreads: the median over rows of `exp(entropy) / frames`.
 
-    1 is uniform, 1 / frames a single frame. `relevance`: (pairs, frames), not negative, 0 on padded frames.
+    1 is uniform, 1 / frames a single frame. Padded frames count as frames without relevance, as those do whose
+    relevance a store rounded to 0. A median, so that no minority of still or short videos decides. `relevance`:
+    (pairs, frames), not negative.
     """
-    shares = relevance.double() / relevance.double().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    shares = relevance.double()
+    shares = shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     entropy = -torch.special.xlogy(shares, shares).sum(-1)
-    return float((entropy.exp() / (relevance > 0).sum(-1).clamp_min(1)).mean())
+    return float(entropy.exp().median()) / relevance.shape[-1]
 
 
 def sharpening(relevance: Tensor, spread: float) -> float:
     """Return the frame temperature at which relevance spreads over at most a share `spread` of the frames.
 
-    It is 1 for relevance that does so as it is, and else the highest below 1 that does, to 2 %; `SHARPEST` if none
-    does. `relevance`: as of `frame_spread`, at temperature 1. Raises ValueError for a spread outside (0, 1].
+    It is 1 for relevance that does so as it is, and for relevance that no temperature makes do so, as that of still
+    videos; else the highest temperature below 1 that does, to 2 %. `relevance`: as of `frame_spread`. Raises
+    ValueError for a spread outside (0, 1].
     """
     if not 0 < spread <= 1:
         raise ValueError(f"spread must be above 0 and at most 1, got {spread}")
 
     def is_sharp(temperature: float) -> bool:
-        powers = tempered_relevance(relevance, temperature)
-        shares = torch.where(relevance > 0, powers.clamp_min(torch.finfo(torch.float32).tiny), 0)
-        return frame_spread(shares) <= spread
+        return frame_spread(tempered_relevance(relevance, temperature)) <= spread
 
-    if is_sharp(1.0):
-        return 1.0
     low, high = SHARPEST, 1.0
-    if not is_sharp(low):
-        return low
+    if is_sharp(high) or not is_sharp(low):
+        return 1.0
     while high / low > 1.02:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if is_sharp(middle) else (low, middle)

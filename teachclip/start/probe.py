@@ -22,7 +22,7 @@ from teachclip.pipeline import build
 from teachclip.pipeline.distill import build_training
 from teachclip.pipeline.encoders import prepare_encoders
 from teachclip.pipeline.frames import build_decoding
-from teachclip.pipeline.late_interaction_choice import candidates
+from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.loading import load_recipe
@@ -123,7 +123,7 @@ def probe(recipe: Recipe, films: Films, texts: Sequence[str]) -> Estimate:
 
 def probe_captioned(recipe: Recipe) -> Estimate:
     """Do as `probe` for a recipe with captions; with its `if_late_interaction`, which is not measured here."""
-    *_, recipe = candidates(recipe)
+    recipe = possible_recipes(recipe)[-1]
     catalog = build.build_catalog(recipe)
     amounts = Amounts.of_catalog(recipe, catalog)
     by_size = sorted(catalog.train.videos, key=lambda video: video.path.stat().st_size)

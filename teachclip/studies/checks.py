@@ -11,7 +11,7 @@ import torch
 from teachclip.data.formats import withheld
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.pipeline.build import build_catalog, build_selection
-from teachclip.pipeline.late_interaction_choice import candidates
+from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe
@@ -121,7 +121,7 @@ def _baseline_first(plan: Plan) -> list[Variant]:
 def _leaks(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Yield what would let the choice see test, or mix the seeds up."""
     data = recipe.data
-    terms = [each.losses.frame_sets for each in candidates(recipe)]
+    terms = [each.losses.frame_sets for each in possible_recipes(recipe)]
     for more in {term.videos for term in terms if term.is_used and term.videos is not None}:
         if not _overlap(more, data.videos):
             continue
@@ -181,8 +181,8 @@ def check_own_data(plan: Plan) -> int | None:
     build_selection(recipes[0], catalog)
     if catalog.test is None:
         raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
-    for recipe in recipes:
-        check_unseen(recipe, catalog.test)
+    for each in (each for recipe in recipes for each in possible_recipes(recipe)):
+        check_unseen(each, catalog.test)
     for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):
         if not TeacherHandle(section, torch.device("cpu")).exists():
             raise RecipeError(f"teacher {section.label}: {section.checkpoint} does not exist; give its path")

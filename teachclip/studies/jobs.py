@@ -218,7 +218,9 @@ class Train(_SeedTrial):
             results["test"]["queries"] = queries_of(queries[0])
         seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
-            key: results[key] for key in ("step", "validation", "test", "temperature_scaling") if key in results
+            key: results[key]
+            for key in ("step", "validation", "test", "temperature_scaling", "late_interaction")
+            if key in results
         }
         kept |= {"seconds": seconds, "parameters": _trained_parameters(output)}
         if self.factors or self.frame_probe:

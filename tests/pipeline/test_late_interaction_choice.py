@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from processes import launch
 from runs import assert_same_losses, logged_losses
 
 from teachclip.cli import distill, export
+from teachclip.data_check.init_recipe import WHERE_LATE_INTERACTION
 from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery
 from teachclip.models.late_interaction import LateInteraction
@@ -16,8 +18,9 @@ from teachclip.pipeline import late_interaction_choice
 from teachclip.pipeline.build import run_settings
 from teachclip.pipeline.distill import distill as distill_recipe
 from teachclip.pipeline.model_card import model_card
-from teachclip.recipe.loading import load_recipe, where_late_interaction
-from teachclip.studies import jobs
+from teachclip.recipe.loading import find_recipe, load_recipe, where_late_interaction
+from teachclip.studies import jobs, plan
+from teachclip.studies.study_file import find_study, load_study
 
 SETS = {"weight": 0.0, "count": 8, "texts": 8}
 STUDENT = {"adapters": ["frame", "pooled", "text"]}
@@ -74,6 +77,19 @@ def test_what_does_not_hold_changes_nothing_and_several_processes_agree(project)
     assert_same_losses(one, two, steps=2)
 
 
+def test_several_processes_agree_where_it_holds(project):
+    """The choice is kept first: three videos tell nothing apart."""
+    for count in (1, 2):
+        folder = project.folder / str(count)
+        folder.mkdir()
+        (folder / late_interaction_choice.FILE).write_text('{"better": true}')
+        done = launch(count, "distill", project(**RECIPE), *OPTIONS, f"output={folder}")
+        assert done.returncode == 0, done.stderr
+    terms = ("loss", "contrastive", "frame_text", "frame_sets")
+    one, two = (logged_losses(project.folder / name, terms) for name in ("1", "2"))
+    assert_same_losses(one, two, steps=2)
+
+
 def test_what_holds_is_the_recipe_that_says_so_itself(project, monkeypatch):
     monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
     terms = ("loss", "contrastive", "video_text", "frame_text", "frame_sets")
@@ -103,11 +119,75 @@ def test_what_holds_is_the_recipe_that_says_so_itself(project, monkeypatch):
 def test_both_recipes_are_checked_before_anything_is_read(project, capsys, change, message):
     recipe = project(**{**RECIPE, "if_late_interaction": [*CHANGES, change]})
     with pytest.raises(RecipeError):
-        load_recipe(recipe, OPTIONS)
-    assert distill.main([str(recipe), *OPTIONS]) == 2
+        load_recipe(recipe)
+    assert distill.main([str(recipe)]) == 2
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["losses.frame_sets.weight=0", "student.attention=softmax", "losses.frame_sets={weight: 0}", "teachers=[]"],
+)
+def test_an_override_is_not_undone_without_a_word(project, capsys, override):
+    recipe = str(project(**RECIPE))
+    assert distill.main([recipe, *OPTIONS, override]) == 2
+    key = override.partition("=")[0]
+    assert f"{key} is also a matter of if_late_interaction" in capsys.readouterr().err
+    held = load_recipe(recipe, [override, "losses.contrastive.weight=1", "if_late_interaction=[]"])
+    assert held.if_late_interaction == []
+
+
+def test_teachers_that_would_teach_nothing_are_told(project, capsys, monkeypatch):
+    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr("teachclip.pipeline.distill.gives_frame_relevance", lambda teacher: False)
+    recipe = project(**{**RECIPE, "if_late_interaction": [*CHANGES, "losses.video_text.weight=0"]})
+    assert distill.main([str(recipe), *OPTIONS]) == 2
+    assert "if_late_interaction leaves the teachers nothing to teach" in capsys.readouterr().err
+
+
+def test_a_damaged_measurement_is_told(project, capsys):
+    (project.folder / "run").mkdir()
+    (project.folder / "run" / late_interaction_choice.FILE).write_text("{")
+    assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 2
+    assert "late_interaction.json is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_run_is_refused_before_anything_is_decoded(project, capsys, monkeypatch):
+    plain = project("plain.yaml", student={"temporal_layers": 0})
+    assert distill.main([str(plain), *OPTIONS]) == 0
+    monkeypatch.setattr("teachclip.pipeline.distill.build_workspace", None)
+    capsys.readouterr()
+    assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 2
+    assert "temporal_layers" in capsys.readouterr().err
+
+
+def test_a_soup_says_what_its_students_were_trained_with(project):
+    recipe = load_recipe(project(**RECIPE))
+    for better in (True, False):
+        folder = project.folder / f"student-{better}"
+        folder.mkdir()
+        (folder / late_interaction_choice.FILE).write_text(json.dumps({"better": better}))
+        trained = late_interaction_choice.as_trained(recipe, folder)
+        assert trained.student.attention == ("softmax", "sigmoid")[better]
+    assert late_interaction_choice.as_trained(recipe) is recipe
+
+
+def test_a_study_tells_apart_what_only_late_interaction_uses(project):
+    recipes = [load_recipe(project(**RECIPE), [f"losses.frame_sets.repeats={repeats}"]) for repeats in (1, 3)]
+    assert len({plan._trained_by(recipe) for recipe in recipes}) == 2
+
+
+def test_the_default_recipe_is_the_same_wherever_it_stands(tmp_path):
+    """In the recipe that `init` writes, in MSR-VTT's second recipe, and in the studies that measure it."""
+    found = [yaml.safe_load(WHERE_LATE_INTERACTION)["if_late_interaction"]]
+    found.append(yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())["if_late_interaction"])
+    for name in ("own_data", "default_recipe", "default_weak", "shapes_default"):
+        (default,) = (variant for variant in load_study(find_study(name)).variants if variant.name == "default")
+        (text,) = (text for text in default.fixed if text.startswith("if_late_interaction=[s"))
+        found.append(yaml.safe_load(text.partition("=")[2]))
+    assert all(sorted(each) == sorted(found[0]) for each in found)
 
 
 def test_a_dry_run_takes_a_step_each_way(project, capsys):

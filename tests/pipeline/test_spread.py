@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from runs import logged_losses
+from processes import launch
+from runs import assert_same_losses, logged_losses
 
 from teachclip.cli import distill
 from teachclip.pipeline.build import run_settings
@@ -27,8 +28,8 @@ def test_only_relevance_that_is_flatter_is_sharpened(project, capsys, targets):
     sharp, told = losses_of(project, capsys, "sharp", option, "losses.frame_text.spread=0.4")
     assert not np.array_equal(usual, sharp)
     assert "xpool: its frame relevance spreads over" in told
-    assert "sharpened to 40% by frame_temperature 0." in told
-    temperature = told.split("by frame_temperature ")[1].split(" ")[0]
+    assert "% of the frames; sharpened to " in told
+    temperature = told.split("by frame_temperature ")[1].split()[0]
     by_hand, _ = losses_of(project, capsys, "by_hand", option, f"teachers.0.frame_temperature={temperature}")
     np.testing.assert_allclose(sharp, by_hand, rtol=0.02)
 
@@ -47,6 +48,34 @@ def test_it_is_measured_on_stored_relevance_alone(project, capsys):
 def test_a_spread_is_a_share(project, capsys, spread):
     assert distill.main([str(project()), f"losses.frame_text.spread={spread}"]) == 2
     assert "losses.frame_text.spread" in capsys.readouterr().err
+
+
+def test_a_share_of_less_than_a_frame_is_refused(project, capsys):
+    assert distill.main([str(project()), "losses.frame_text.spread=0.1", "frames.count=4"]) == 2
+    assert "losses.frame_text.spread is 0.1, less than one of 4 frames; at least 0.25" in capsys.readouterr().err
+
+
+FLAT = "warning: xpool: its frame relevance spreads over"
+
+
+def test_relevance_that_says_nothing_of_frames_is_told_where_each_is_judged_by_itself(project, capsys):
+    sigmoid = ["student.attention=sigmoid", "losses.frame_text.kind=binary_cross_entropy"]
+    _, told = losses_of(project, capsys, "flat", *sigmoid, "teachers.0.frame_temperature=1000")
+    assert FLAT in told
+    assert "attention would learn to take them all; write losses.frame_text.spread=0.25" in told
+    _, told = losses_of(project, capsys, "softmax", "teachers.0.frame_temperature=1000")
+    assert FLAT not in told
+    _, told = losses_of(project, capsys, "sharp", *sigmoid, "teachers.0.frame_temperature=0.1")
+    assert FLAT not in told
+
+
+def test_views_and_several_processes_sharpen_alike(project, capsys):
+    options = ["losses.frame_text.spread=0.4", "losses.frame_text.targets=video", "frames.temporal_augmentation=2"]
+    one, told = losses_of(project, capsys, "one", *options)
+    assert "sharpened to" in told
+    done = launch(2, "distill", str(project()), *OPTIONS, *options, f"output={project.folder / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert_same_losses(one, logged_losses(project.folder / "two", ("loss", "frame_text")), steps=2)
 
 
 def test_runs_without_it_go_on_where_they_stopped(project):
