@@ -239,6 +239,7 @@ def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
         temperature_scaling=[
             result["temperature_scaling"]["factor"] for result in results if result.get("temperature_scaling")
         ],
+        late_interaction=[result["late_interaction"]["better"] for result in results if "late_interaction" in result],
     )
 
 

@@ -17,12 +17,14 @@ class Effort:
     """What a variant took, one value per test seed.
 
     `seconds` of the runs that were not interrupted, `parameters` that were trained, and where the run chose a pooling
-    factor after training, `temperature_scaling`.
+    factor after training, `temperature_scaling`; where it measured whether late interaction is better,
+    `late_interaction`.
     """
 
     seconds: Sequence[float]
     parameters: int
     temperature_scaling: Sequence[float] = ()
+    late_interaction: Sequence[bool] = ()
 
 
 def recall_table(title: str, variants: Sequence[VariantRuns]) -> Table:
@@ -118,6 +120,7 @@ def choices_table(
     `own`: by variant, what the recipe itself has for the keys that its settings change.
     """
     scaled = any(effort.temperature_scaling for effort in efforts.values())
+    measured = any(effort.late_interaction for effort in efforts.values())
     factors = len({candidate.factor for candidates in tried.values() for candidate in candidates}) > 1
     rows = []
     for variant in variants:
@@ -129,7 +132,9 @@ def choices_table(
         row = [variant.label, " ".join(chosen.settings) or "as the variant defines"]
         row += [f"{chosen.factor:g}"] if factors else []
         by_seed = ", ".join(f"{factor:g}" for factor in efforts[variant.name].temperature_scaling) or "none"
-        rows.append([*row, score, on_edge, *([by_seed] if scaled else [])])
+        applied = efforts[variant.name].late_interaction
+        seeds = f"{sum(applied)} of {len(applied)}" if applied else ""
+        rows.append([*row, score, on_edge, *([by_seed] if scaled else []), *([seeds] if measured else [])])
     header = [
         "model",
         "settings",
@@ -137,7 +142,9 @@ def choices_table(
         "validation R@1",
         "on the edge of the grid",
     ]
-    return Table(title, [*header, *(["temperature_scaling, by seed"] if scaled else [])], rows)
+    header += ["temperature_scaling, by seed"] if scaled else []
+    header += ["if_late_interaction applied, seeds"] if measured else []
+    return Table(title, header, rows)
 
 
 def tried_table(title: str, tried: Mapping[str, Sequence[Candidate]], seeds: Sequence[int]) -> Table:
