@@ -33,7 +33,7 @@ from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
 from teachclip.pipeline.run_report import write_run_report
 from teachclip.pipeline.selection import LAST_STEP, selects_last
-from teachclip.pipeline.task import build_frame_sets, build_task, build_teachers
+from teachclip.pipeline.task import Teachers, build_frame_sets, build_task, build_teachers
 from teachclip.pipeline.taught import write_taught
 from teachclip.pipeline.teachers import TeacherHandles, check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import scale_temperature
@@ -47,10 +47,11 @@ from teachclip.recipe.loading import RecipeSource, dump_recipe, load_recipe
 from teachclip.recipe.schema import Recipe
 from teachclip.reports.tables import results_table
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
-from teachclip.scoring.inputs import SWAPPED
+from teachclip.scoring.inputs import SWAPPED, Inputs
 from teachclip.store.files import write_atomic
 from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
+from teachclip.training.frame_sets import FrameSetSampler
 from teachclip.training.loop import fit
 from teachclip.training.more_texts import MoreTexts
 from teachclip.training.run import Run
@@ -206,17 +207,42 @@ def build_training(
     joined = build_joined(work, split, inputs)  # before teachers compute for hours: it may find too few pairs
     teachers = build_teachers(work, split)
     sets, frame_set_scorer = build_frame_sets(work, split, inputs, unpaired)
+    first_sets = None
+    first = _stored_features(work, teachers, unpaired)
+    if first is not None:
+        first_sets, _ = build_frame_sets(work, split, first)
     for handle in work.teachers.values():
         handle.release()  # the task keeps those that run in every step
     sampler = build.build_sampler(recipe.train, split, seed=recipe.order_seed, views=work.views)
     extras = dict(teachers.extras)
     if (swapped := build_swapped(work, split)) is not None:
         extras[SWAPPED] = swapped
-    synthetic = sets, joined
     count = recipe.losses.video_text.more_texts if build.uses_more_texts(recipe) else 0
-    more = MoreTexts(inputs, count, recipe.order_seed) if count else None
-    batches = TrainingBatches(inputs, split, sampler, work.processes, teachers.stored, extras, *synthetic, more)
+
+    def batches_of(read: Inputs, sets: FrameSetSampler | None) -> TrainingBatches:
+        more = MoreTexts(read, count, recipe.order_seed) if count else None
+        return TrainingBatches(read, split, sampler, work.processes, teachers.stored, extras, sets, joined, more)
+
+    batches = batches_of(inputs, sets)
+    if first is not None:
+        batches.begin_with(batches_of(first, first_sets), recipe.train.frozen_steps)
     return build_task(recipe, student, teachers, frame_set_scorer), batches
+
+
+def _stored_features(work: Workspace, teachers: Teachers, unpaired: Unpaired | None) -> Inputs | None:
+    """Return stored features to read in the steps in which encoders do not move yet, where nothing needs pixels.
+
+    Features of all videos are stored for them, so only where these steps see as many.
+    """
+    recipe, train, losses = work.recipe, work.recipe.train, work.recipe.losses
+    videos = train.frozen_steps * train.batch_size // train.captions_per_video
+    if videos < len(work.catalog.train.videos) * work.views or train.chunk_size is not None:
+        return None
+    if teachers.online or unpaired is not None or losses.joined_clips.is_used or losses.contrastive.swapped_clauses:
+        return None
+    if recipe.frames.store == "none" or recipe.student.text_backbone is not None:
+        return None
+    return work.feature_inputs(work.catalog.train, work.backbone, work.views)
 
 
 def _evaluation(

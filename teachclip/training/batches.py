@@ -148,14 +148,21 @@ class TrainingBatches(Dataset[Batch]):
         synthetic videos that every batch holds too; `more`: further texts.
         """
         self.sets, self.joined, self.more = sets, joined, more
+        self._first: tuple[int, TrainingBatches] | None = None
         self.inputs, self.extras = inputs, dict(extras or {})
         self.split, self.sampler = split, sampler
         self.share = processes.index, processes.count
         self.places = Places(split, sampler.seed)
         self.relevances = list(relevances)
 
+    def begin_with(self, batches: TrainingBatches, steps: int) -> None:
+        """Take the first `steps` from other batches of the same pairs: of features, while encoders do not move."""
+        self._first = steps, batches
+
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step: local inputs and relevance, and `rows` and `video_rows` of the global batch."""
+        if self._first is not None and step < self._first[0]:
+            return self._first[1][step]
         epoch = step // self.sampler.batches_per_epoch
         places = self.sampler.rows(step).copy()  # the sampler's own are read-only, which torch does not know
         own, rows = self.sampler.share(*self.share), self.places.texts(epoch, places)

@@ -21,12 +21,15 @@ from teachclip.models.backbone import load_backbone
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.models.text_tower import load_text_model, with_text_model
+from teachclip.pipeline import distill as distill_module
 from teachclip.pipeline import soup as soup_module
 from teachclip.pipeline.build import build_processor, run_settings
 from teachclip.pipeline.lora import insert_lora, merge_lora
 from teachclip.pipeline.wise_ft import interpolate_encoders
 from teachclip.processes import Processes
 from teachclip.recipe.loading import load_recipe
+from teachclip.scoring.inputs import FeatureInputs
+from teachclip.training.batches import TrainingBatches
 from teachclip.training.checkpoint import load_part, newest_checkpoint
 
 OPTIONS = [
@@ -76,6 +79,34 @@ def test_two_processes_train_as_one_does(project):
     assert_same_losses(one, two, steps=4)
     one, two = (results(project.folder / n / "run")["wise_ft"] for n in "12")
     assert one == two
+
+
+@pytest.mark.parametrize("more", [[], ["losses.frame_sets.weight=1", "student.adapters=[frame,pooled,text]"]])
+def test_stored_features_are_read_while_encoders_do_not_move_and_change_nothing(project, monkeypatch, more):
+    sizes = ["losses.frame_sets.count=8", "losses.frame_sets.texts=8", "losses.video_text.more_texts=2"]
+    options = ["train.encoders=finetuned", "train.steps=6", "train.frozen_steps=4", "optimizer.clip_lr=1e-2", *more]
+    taken = []
+    begin = TrainingBatches.begin_with
+    monkeypatch.setattr(TrainingBatches, "begin_with", lambda *args: taken.append(args[1].inputs) or begin(*args))
+    assert run(distill.main, project(), *options, *sizes, f"output={project.folder / 'features'}") == 0
+    assert [type(inputs) for inputs in taken] == [FeatureInputs]
+    monkeypatch.setattr(distill_module, "_stored_features", lambda *args: None)
+    assert run(distill.main, project(), *options, *sizes, f"output={project.folder / 'pixels'}") == 0
+    assert len(taken) == 1
+    features, pixels = (logged_losses(project.folder / name) for name in ("features", "pixels"))
+    assert_same_losses(pixels, features, steps=6)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["train.frozen_steps=1", "train.chunk_size=2", "teaching.source=online", "losses.joined_clips.weight=1"],
+)
+def test_pixels_are_read_where_features_would_not_do(project, monkeypatch, option):
+    whole, read, project.fill = distill_module._stored_features, [], False
+    monkeypatch.setattr(distill_module, "_stored_features", lambda *args: read.append(whole(*args)))
+    options = ["train.encoders=finetuned", "train.steps=5", "train.frozen_steps=4", "losses.joined_clips.count=2"]
+    assert run(distill.main, project(), *options, "text.max_tokens=16", option) == 0
+    assert read == [None]
 
 
 def test_other_batches_from_the_same_start(project):
