@@ -150,13 +150,13 @@ def _find(folder: Path) -> tuple[Path, str]:
     )
 
 
-WHERE_LATE_INTERACTION = """\
-if_late_interaction:   # where captions are of some frames alone, which is measured before training
-  [student.attention=sigmoid, losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video,
-   losses.frame_text.saturation=0.25, losses.frame_text.spread=0.25, losses.video_text.weight=0,
-   losses.frame_sets.weight=1]
+CONDITIONS = """\
+if_better_teacher: ["student.adapters=[frame,pooled,text]"]   # measured before training, as is the next one
+if_late_interaction: ["student.adapters=[frame,pooled,text]", student.attention=sigmoid,
+  losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video, losses.frame_text.saturation=0.25,
+  losses.frame_text.spread=0.25, losses.video_text.weight=0, losses.frame_sets.weight=1]
 """
-"""Of the default recipe: what changes where late interaction is better than mean pooling (RESULTS.md)."""
+"""Of the default recipe: what changes under which condition (RESULTS.md)."""
 
 
 def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str, teacher: str) -> str:
@@ -169,14 +169,13 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
         validation = "# The captions have a validation split."
     # beside a recipe that lies elsewhere: the data may be read-only
     home = folder / "teachclip" if out.resolve().parent == folder else out.resolve().parent / "teachclip" / out.stem
-    teachers, adapters, more, losses, conditional = " []", "", "", "", ""  # adapters that nobody teaches do harm
+    teachers, more, losses, conditional = " []", "", "", ""  # adapters that nobody teaches do harm
     if teacher != NO_TEACHER:
         teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
-        adapters = ", adapters: [frame, pooled, text]"
         losses = """
 losses:   # as published
   frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"""
-        conditional = WHERE_LATE_INTERACTION
+        conditional = CONDITIONS
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses += "\n  frame_text: {targets: video}   # without captions a target is of a whole video"
@@ -192,7 +191,7 @@ data:
   annotations: {_quoted(str(source.path))}{more}
   {validation}
 frames: {{sampling: intervals, count: 12}}   # 12 frames, evenly spread over each video
-student: {{backbone: {_quoted(backbone)}, temporal_layers: 4{adapters}}}
+student: {{backbone: {_quoted(backbone)}, temporal_layers: 4}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
 {conditional}# What helps differs between data sets; on yours ask teachclip study --auto {shell_path(out)}

@@ -27,6 +27,7 @@ from teachclip.models.families import image_size, takes_any_size
 from teachclip.models.processing import StudentProcessor
 from teachclip.models.student import StudentModel
 from teachclip.processes import Processes
+from teachclip.recipe.conditions import CONDITIONS
 from teachclip.recipe.schema import Optimizer, Recipe, Student, TextTeaching, Train
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES
@@ -187,8 +188,10 @@ def check_uncaptioned(recipe: Recipe, catalog: Catalog) -> None:
         return
     frame_text = recipe.losses.frame_text
     problems = []
-    if recipe.if_late_interaction and not is_measured:
-        problems.append("if_late_interaction needs captions to measure by; remove it")
+    if not is_measured:
+        problems += [
+            f"{name} needs captions to measure by; remove it" for name in CONDITIONS if getattr(recipe, name)
+        ]
     if not recipe.teachers:
         problems.append("teachers: it needs one, which says what texts and videos have in common")
     if frame_text.is_used and recipe.teachers and frame_text.targets != "video":
@@ -387,8 +390,9 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
         _drop_usual(values[section], section, type(getattr(recipe, section)))
     if recipe.batch_seed is None:
         del values["batch_seed"]
-    if not recipe.if_late_interaction:
-        del values["if_late_interaction"]
+    for name in CONDITIONS:
+        if not getattr(recipe, name):
+            del values[name]
     losses = values["losses"]
     if not recipe.losses.uses_frame_sets:
         del losses["frame_sets"]

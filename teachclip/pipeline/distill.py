@@ -19,15 +19,16 @@ from teachclip.evaluation.retrieval import Ranks
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel
 from teachclip.pipeline import build
-from teachclip.pipeline.encoders import prepare_encoders, speed_up
-from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.late_interaction_choice import (
+from teachclip.pipeline.conditions import (
     Measured,
+    conditions_of,
     keep_measurement,
     kept_measurement,
     measure,
     possible_recipes,
 )
+from teachclip.pipeline.encoders import prepare_encoders, speed_up
+from teachclip.pipeline.export import write_student_folder
 from teachclip.pipeline.lora import merge_lora
 from teachclip.pipeline.order import build_joined, build_swapped
 from teachclip.pipeline.relevance import check_relevance, training_content
@@ -127,7 +128,7 @@ def _train(
     task.load_state_dict(run.best_weights())
     if train.encoders == "lora":
         merge_lora(student)
-    chosen: dict[str, Any] = {} if measured is None else {"late_interaction": measured}
+    chosen: dict[str, Any] = {} if measured is None else {"conditions": measured}
     if last and progress.best_step == progress.step:
         chosen["selected_by"] = LAST_STEP
     results = _measure(work, student, select, keep_queries, step=progress.best_step, **chosen)
@@ -142,7 +143,7 @@ def _prepare(
 ) -> tuple[Workspace, Unpaired | None, Run, Measured | None]:
     """Check everything that can be checked, and read and decode the data. The run is not opened yet.
 
-    The workspace has the recipe that is trained, without `if_late_interaction`; what decided is returned beside it.
+    The workspace has the recipe that is trained, without conditions; what decided is returned beside it.
     """
     measured = processes.gather(kept_measurement(recipe))[0]
     possible = possible_recipes(recipe, measured)
@@ -165,7 +166,7 @@ def _prepare(
         teachers=teachers,
         check=check,
     )
-    if recipe.if_late_interaction and measured is None:
+    if conditions_of(recipe) and measured is None:
         measured = measure(work)  # of the backbone as it is, before anything trains
     (recipe,) = possible_recipes(recipe, measured)
     if measured is not None:
@@ -188,7 +189,7 @@ def _check_run(possible: Sequence[Recipe], processes: Processes) -> None:
 
 
 def _check_teaching(recipe: Recipe, teachers: TeacherHandles) -> None:
-    """Raise RecipeError if what `if_late_interaction` changed leaves the teachers nothing to teach."""
+    """Raise RecipeError if what a condition changed leaves the teachers nothing to teach."""
     video_text = recipe.losses.video_text.is_used
     if teachers and not video_text and not any(gives_frame_relevance(handle.model) for handle in teachers.values()):
         raise RecipeError(

@@ -22,8 +22,8 @@ from teachclip.models.backbone import clamp_scale
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
 from teachclip.pipeline import build
+from teachclip.pipeline.conditions import possible_recipes
 from teachclip.pipeline.encoders import prepare_encoders
-from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.order import joined_pairs
 from teachclip.pipeline.selection import selects_last
 from teachclip.pipeline.task import Teachers, build_task, shared_prefix
@@ -110,8 +110,8 @@ class _ReadRelevance:
 def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     """Check the recipe, decode its first two training videos and take one optimizer step on them.
 
-    With `if_late_interaction` it takes one without and one with it. A teacher whose checkpoint exists runs online.
-    The step has no joined clips and no swapped captions. No file is written.
+    Of a recipe with conditions it takes one for each recipe that they may make of it. A teacher whose checkpoint
+    exists runs online. The step has no joined clips and no swapped captions. No file is written.
     """
     recipe = load_recipe(recipe, overrides)
     accelerator = build_accelerator(
@@ -131,7 +131,7 @@ def dry_run(recipe: RecipeSource, overrides: Sequence[str] = ()) -> None:
     pairs = _Pairs.decode(catalog, 2, build.build_frame_sampling(recipe), recipe.frames.on_error)
     for number, each in enumerate(possible):
         if number:
-            log("with if_late_interaction, which a run applies where late interaction is better than mean pooling:")
+            log("with conditions that a run measures before it trains:")
         is_last = number + 1 == len(possible)
         _step(each, accelerator, catalog, pairs, backbone if is_last else copy.deepcopy(backbone), processor)
     log("dry run passed; nothing was written")

@@ -22,8 +22,8 @@ from teachclip.models.student_folder import CARD_FILE, CODE_FILE, SENTENCE_TRANS
 from teachclip.onnx.export import export_onnx
 from teachclip.onnx.folder import CARD as ONNX_CARD
 from teachclip.onnx.folder import PARITY, TOWERS, OnnxConfig
+from teachclip.pipeline.conditions import as_trained
 from teachclip.pipeline.evaluate import evaluate
-from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.model_card import model_card, onnx_card
 from teachclip.recipe.loading import RecipeSource, load_recipe
 from teachclip.recipe.schema import Recipe

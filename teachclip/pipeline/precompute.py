@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from teachclip.console import log
 from teachclip.data.annotations.records import Catalog
 from teachclip.errors import StoreError
-from teachclip.pipeline.late_interaction_choice import possible_recipes
+from teachclip.pipeline.conditions import possible_recipes
 from teachclip.pipeline.relevance import (
     check_relevance,
     stored_tokens,

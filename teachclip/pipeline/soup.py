@@ -16,9 +16,9 @@ from teachclip.errors import CheckpointError
 from teachclip.models.configuration import FIELDS
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import StudentModel, load_student
+from teachclip.pipeline.conditions import as_trained
 from teachclip.pipeline.encoders import read_as_saved
 from teachclip.pipeline.export import write_student_folder
-from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.uncaptioned import evaluate_any, teacher_choices
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe

@@ -9,6 +9,7 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from teachclip.errors import RecipeError
+from teachclip.recipe.conditions import CONDITIONS, check_conditions, undone
 from teachclip.recipe.loss_section import check_losses
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.yaml_values import NULLS, item_annotation, nested_model, parse_yaml, takes_null, takes_text
@@ -57,7 +59,11 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
     else:
         path = recipe_path(source)
         where, values = path.name, _read_mapping(path, Recipe, "recipe")
-    _check_conditional(where, values, overrides)
+    for key, condition in undone(values, overrides):
+        raise RecipeError(
+            f"{where}: {key} is also a matter of {condition}, which may change it again; write {condition}=[] beside "
+            "it, or what is to hold there"
+        )
     for override in overrides:
         _apply(values, override)
     problems: list[str] = []
@@ -69,50 +75,26 @@ def _load(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> R
     if problems:
         raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems))
     recipe = _choose_teachers(recipe, where=where)
-    if recipe.if_late_interaction:
-        where_late_interaction(recipe)  # for its checks alone
+    if problems := list(check_conditions(recipe)):
+        raise RecipeError("\n".join(f"{where}: {problem}" for problem in problems))
+    asked = [name for name in CONDITIONS if getattr(recipe, name)]
+    for count in range(len(asked)):
+        for held in combinations(asked, count + 1):
+            with_conditions(recipe, held)  # for its checks alone
     return recipe
 
 
-CONDITIONAL = ("student.", "losses.", "optimizer.")
-FIXED = ("student.backbone", "student.text_", "student.mask_padding", "student.trust_remote_code")
-"""What late interaction is measured with."""
-CHOSEN = ("student.temperature_scaling", "student.wise_ft")
-"""What is chosen after training: a study gives every variant the same choices."""
+def with_conditions(recipe: Recipe, held: Sequence[str]) -> Recipe:
+    """Return the recipe with the overrides of the conditions that hold, and without any condition.
 
-
-def _check_conditional(where: str, values: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Raise RecipeError for overrides of teachers, or of what the file's `if_late_interaction` would change again."""
-    conditional = values.get("if_late_interaction")
-    keys = [override.partition("=")[0] for override in overrides]
-    if not isinstance(conditional, list) or not conditional or "if_late_interaction" in keys:
-        return
-    changed = {str(item).partition("=")[0] for item in conditional}
-    for key in keys:
-        again = [one for one in changed if f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.")]
-        if again or key == "teachers":
-            raise RecipeError(
-                f"{where}: {key} is also a matter of if_late_interaction, which holds where late interaction is "
-                "better; write if_late_interaction=[] beside it, or what is to hold there"
-            )
-
-
-def where_late_interaction(recipe: Recipe) -> Recipe:
-    """Return the recipe with the overrides of its `if_late_interaction`, and without that key.
-
-    Raises RecipeError if one of them is of another section, or if the two together are no recipe.
+    Raises RecipeError if the two together are no recipe.
     """
-    for override in recipe.if_late_interaction:
-        if not override.startswith(CONDITIONAL) or override.startswith((*FIXED, *CHOSEN)):
-            raise RecipeError(
-                f"{recipe.name}: if_late_interaction: {override!r}; allowed: key=value of student, losses and "
-                "optimizer, but not what texts and frames are encoded with, nor what is chosen after training"
-            )
-    plain = recipe.model_copy(update={"if_late_interaction": []})
+    changes = [change for name in CONDITIONS if name in held for change in getattr(recipe, name)]
+    plain = recipe.model_copy(update={name: [] for name in CONDITIONS})
     try:
-        return load_recipe(plain, recipe.if_late_interaction)
+        return load_recipe(plain, changes)
     except RecipeError as error:
-        raise RecipeError("\n".join(f"if_late_interaction: {line}" for line in str(error).splitlines())) from None
+        raise RecipeError("\n".join(f"{' and '.join(held)}: {line}" for line in str(error).splitlines())) from None
 
 
 def load_section(path: str | Path, model: type[AnySection], what: str) -> AnySection:

@@ -404,11 +404,16 @@ class Recipe(Section):
     train: Train
     evaluation: Evaluation = Evaluation()
     card: Card = Card()
+    if_better_teacher: list[str] = Field(
+        default_factory=list,
+        description="key=value of student, losses and optimizer that hold in place of the recipe's own where a "
+        "teacher finds more captions of the selection split than mean pooling of the backbone; measured before "
+        "training",
+    )
     if_late_interaction: list[str] = Field(
         default_factory=list,
-        description="key=value of student, losses and optimizer that hold in place of the recipe's own where the "
-        "backbone's late interaction finds more captions of the selection split than mean pooling; measured before "
-        "training",
+        description="the same where the backbone's late interaction finds more captions than mean pooling; of one "
+        "key what stands here counts",
     )
 
     @property

@@ -13,6 +13,7 @@ from teachclip.console import log
 from teachclip.data.annotations.uncaptioned import read_texts
 from teachclip.data_check.init_recipe import init_recipe, shell_path
 from teachclip.errors import RecipeError, TeachclipError
+from teachclip.pipeline.conditions import conditions_of
 from teachclip.recipe.loading import load_recipe
 from teachclip.start import rules
 from teachclip.start.folder import require_folder
@@ -110,8 +111,8 @@ def _with_captions(
         log(f"takes:  unknown: {error}")
         return out
     _tell_estimate(machine, estimate, out)
-    if recipe.if_late_interaction:
-        log("         with what if_late_interaction adds; where training finds that it does not apply, it takes less")
+    if conditions_of(recipe):
+        log("         with what its conditions add; where training finds that they do not hold, it takes less")
     return out
 
 

@@ -19,10 +19,10 @@ import torch
 from teachclip.data.annotations.records import Catalog, Video
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.pipeline import build
+from teachclip.pipeline.conditions import possible_recipes
 from teachclip.pipeline.distill import build_training
 from teachclip.pipeline.encoders import prepare_encoders
 from teachclip.pipeline.frames import build_decoding
-from teachclip.pipeline.late_interaction_choice import possible_recipes
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes, usable_cores
 from teachclip.recipe.loading import load_recipe
@@ -122,7 +122,7 @@ def probe(recipe: Recipe, films: Films, texts: Sequence[str]) -> Estimate:
 
 
 def probe_captioned(recipe: Recipe) -> Estimate:
-    """Do as `probe` for a recipe with captions; with its `if_late_interaction`, which is not measured here."""
+    """Do as `probe` for a recipe with captions; with all that its conditions add, which are not measured here."""
     recipe = possible_recipes(recipe)[-1]
     catalog = build.build_catalog(recipe)
     amounts = Amounts.of_catalog(recipe, catalog)

@@ -11,7 +11,7 @@ import torch
 from teachclip.data.formats import withheld
 from teachclip.errors import RecipeError, TeachclipError
 from teachclip.pipeline.build import build_catalog, build_selection
-from teachclip.pipeline.late_interaction_choice import possible_recipes
+from teachclip.pipeline.conditions import possible_recipes
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.schema import Recipe

@@ -22,9 +22,9 @@ from teachclip.evaluation.retrieval import Ranks
 from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.student import load_student
 from teachclip.pipeline import build
+from teachclip.pipeline.conditions import as_trained
 from teachclip.pipeline.distill import distill
 from teachclip.pipeline.evaluate import evaluate
-from teachclip.pipeline.late_interaction_choice import as_trained
 from teachclip.pipeline.relevance import teacher_relevance, training_content
 from teachclip.pipeline.teachers import TeacherHandle, check_teachers, open_teachers
 from teachclip.pipeline.temperature_scaling import set_pooling_temperature
@@ -219,7 +219,7 @@ class Train(_SeedTrial):
         seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
             key: results[key]
-            for key in ("step", "validation", "test", "temperature_scaling", "late_interaction")
+            for key in ("step", "validation", "test", "temperature_scaling", "conditions")
             if key in results
         }
         kept |= {"seconds": seconds, "parameters": _trained_parameters(output)}

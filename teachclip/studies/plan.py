@@ -14,7 +14,7 @@ from typing import Any
 
 from teachclip.errors import RecipeError
 from teachclip.pipeline.build import run_settings
-from teachclip.pipeline.late_interaction_choice import possible_recipes
+from teachclip.pipeline.conditions import possible_recipes
 from teachclip.processes import environment
 from teachclip.recipe.loading import load_recipe
 from teachclip.recipe.schema import Recipe
@@ -387,8 +387,8 @@ def _prepared_by(recipe: Recipe) -> dict[str, Any]:
 def _trained_by(recipe: Recipe) -> str:
     """Return the hash of what a student's numbers depend on in its recipe: values, but not where files lie."""
     values = {key: value for key, value in run_settings(recipe).items() if key not in ("name", "seed")}
-    if recipe.if_late_interaction:  # also what the recipe itself does not use, and would thus not name
-        values["if_late_interaction"] = _trained_by(possible_recipes(recipe)[-1])
+    if len(possible := possible_recipes(recipe)) > 1:  # also what the recipe itself does not use and would not name
+        values["conditions"] = [_trained_by(each) for each in possible]
     values["data"] = [recipe.data.format, recipe.data.select_on, values["data"]["validation"]]
     del values["student"]["backbone"]
     if recipe.student.text_backbone is not None:

@@ -239,7 +239,11 @@ def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
         temperature_scaling=[
             result["temperature_scaling"]["factor"] for result in results if result.get("temperature_scaling")
         ],
-        late_interaction=[result["late_interaction"]["better"] for result in results if "late_interaction" in result],
+        conditions=[
+            {name: found["holds"] for name, found in result["conditions"].items()}
+            for result in results
+            if "conditions" in result
+        ],
     )
 
 

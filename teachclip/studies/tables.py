@@ -17,14 +17,13 @@ class Effort:
     """What a variant took, one value per test seed.
 
     `seconds` of the runs that were not interrupted, `parameters` that were trained, and where the run chose a pooling
-    factor after training, `temperature_scaling`; where it measured whether late interaction is better,
-    `late_interaction`.
+    factor after training, `temperature_scaling`; where it measured conditions, which of them held, `conditions`.
     """
 
     seconds: Sequence[float]
     parameters: int
     temperature_scaling: Sequence[float] = ()
-    late_interaction: Sequence[bool] = ()
+    conditions: Sequence[Mapping[str, bool]] = ()
 
 
 def recall_table(title: str, variants: Sequence[VariantRuns]) -> Table:
@@ -120,7 +119,7 @@ def choices_table(
     `own`: by variant, what the recipe itself has for the keys that its settings change.
     """
     scaled = any(effort.temperature_scaling for effort in efforts.values())
-    measured = any(effort.late_interaction for effort in efforts.values())
+    measured = any(effort.conditions for effort in efforts.values())
     factors = len({candidate.factor for candidates in tried.values() for candidate in candidates}) > 1
     rows = []
     for variant in variants:
@@ -132,8 +131,9 @@ def choices_table(
         row = [variant.label, " ".join(chosen.settings) or "as the variant defines"]
         row += [f"{chosen.factor:g}"] if factors else []
         by_seed = ", ".join(f"{factor:g}" for factor in efforts[variant.name].temperature_scaling) or "none"
-        applied = efforts[variant.name].late_interaction
-        seeds = f"{sum(applied)} of {len(applied)}" if applied else ""
+        held = efforts[variant.name].conditions
+        names = list(dict.fromkeys(name for found in held for name in found))
+        seeds = ", ".join(f"{name}: {sum(found.get(name, False) for found in held)} of {len(held)}" for name in names)
         rows.append([*row, score, on_edge, *([by_seed] if scaled else []), *([seeds] if measured else [])])
     header = [
         "model",
@@ -143,7 +143,7 @@ def choices_table(
         "on the edge of the grid",
     ]
     header += ["temperature_scaling, by seed"] if scaled else []
-    header += ["if_late_interaction applied, seeds"] if measured else []
+    header += ["conditions that held, seeds"] if measured else []
     return Table(title, header, rows)
 
 

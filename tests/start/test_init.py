@@ -137,7 +137,7 @@ def test_with_captions_too_it_is_said_what_training_takes(project, tmp_path, off
     assert run(tmp_path / "videos", "--backbone", clip, "--teacher", clip) == 0, capsys.readouterr().err
     told = capsys.readouterr().err
     assert "takes:   about" in told and "stores:  about" in told and "next:   teachclip prepare" in told
-    assert "with what if_late_interaction adds; where training finds that it does not apply, it takes less" in told
+    assert "with what its conditions add; where training finds that they do not hold, it takes less" in told
     recipe = load_recipe(tmp_path / "videos" / "recipe.yaml")
     amounts = probe.Amounts.of_catalog(recipe, build_catalog(recipe))
     # 11 training videos of 2 captions; 1 is held out and seen after each of the 20 epochs, then it and the 3 of test,

@@ -34,11 +34,17 @@ def test_what_was_chosen_shows_the_temperature_scaling_of_every_seed_where_there
     assert (scaled.header[-1], scaled.rows[0][-1]) == ("temperature_scaling, by seed", "1, 16")
 
 
-def test_what_was_chosen_shows_on_how_many_seeds_late_interaction_was_better():
+def test_what_was_chosen_shows_on_how_many_seeds_a_condition_held():
     tried = {"a": [Candidate(("rate=1",), 1.0, (20.0,))]}
     one = variant(1.0, chosen=tried["a"][0])
-    table = choices_table("t", [one], tried, {"a": Effort([1.0], 5, late_interaction=[True, False, True])}, {})
-    assert (table.header[-1], table.rows[0][-1]) == ("if_late_interaction applied, seeds", "2 of 3")
+    table = choices_table(
+        "t",
+        [one],
+        tried,
+        {"a": Effort([1.0], 5, conditions=[{"if_late_interaction": held} for held in (True, False, True)])},
+        {},
+    )
+    assert (table.header[-1], table.rows[0][-1]) == ("conditions that held, seeds", "if_late_interaction: 2 of 3")
 
 
 def test_every_trial_is_shown_and_one_of_each_variant_is_the_chosen_one():

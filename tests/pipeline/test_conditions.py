@@ -1,4 +1,4 @@
-"""What a recipe says for data on which late interaction is better than mean pooling holds there, and only there."""
+"""What a recipe changes under a condition holds where it does, and only there."""
 
 import json
 
@@ -9,18 +9,21 @@ from processes import launch
 from runs import assert_same_losses, logged_losses
 
 from teachclip.cli import distill, export
-from teachclip.data_check.init_recipe import WHERE_LATE_INTERACTION
+from teachclip.data_check import init_recipe
 from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery
 from teachclip.models.late_interaction import LateInteraction
 from teachclip.models.student import load_student
-from teachclip.pipeline import late_interaction_choice
+from teachclip.pipeline import conditions
 from teachclip.pipeline.build import run_settings
 from teachclip.pipeline.distill import distill as distill_recipe
+from teachclip.pipeline.evaluate import evaluate
 from teachclip.pipeline.model_card import model_card
-from teachclip.recipe.loading import find_recipe, load_recipe, where_late_interaction
+from teachclip.recipe.conditions import CONDITIONS
+from teachclip.recipe.loading import find_recipe, load_recipe, with_conditions
 from teachclip.studies import jobs, plan
 from teachclip.studies.study_file import find_study, load_study
+from teachers.xpool import XPool
 
 SETS = {"weight": 0.0, "count": 8, "texts": 8}
 STUDENT = {"adapters": ["frame", "pooled", "text"]}
@@ -29,11 +32,11 @@ CHANGES = ["losses.frame_sets.weight=1", "student.attention=sigmoid", "losses.fr
 RECIPE = {"losses": {"frame_sets": SETS}, "student": STUDENT, "if_late_interaction": CHANGES}
 
 
-def ranked(late, mean, videos=60):
+def ranked(late, mean, teacher=0, videos=60):
     """What `_ranks` returns of made-up scorers: of every four queries some are found."""
 
-    def ranks(work, kind):
-        found = late if kind is LateInteraction else mean
+    def ranks(work, scorer, inputs):
+        found = late if isinstance(scorer, LateInteraction) else teacher if isinstance(scorer, XPool) else mean
         names = [f"v{row}" for row in range(videos)]
         rank = [1 if row % 4 < found else 50 for row in range(videos)]
         return PerQuery(["t2v"] * videos + ["v2t"] * videos, *([names * 2] * 3), rank * 2, [0.0] * 2 * videos)
@@ -43,15 +46,15 @@ def ranked(late, mean, videos=60):
 
 @pytest.mark.parametrize(("late", "mean", "better"), [(3, 1, True), (1, 3, False), (2, 2, False)])
 def test_the_better_of_late_interaction_and_mean_pooling_decides(project, capsys, monkeypatch, late, mean, better):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(late, mean))
+    monkeypatch.setattr(conditions, "_ranks", ranked(late, mean))
     recipe, run = project(**RECIPE), project.folder / "run"
     assert distill.main([str(recipe), *OPTIONS]) == 0
     assert (
-        f"if_late_interaction is {'' if better else 'not '}applied: R@10 on the selection split is {25 * late}.0 by "
-        f"late interaction, {25 * mean}.0 by mean pooling; difference {25 * (late - mean):+}.0 ["
+        f"if_late_interaction {'holds' if better else 'does not hold'}: R@10 on the selection split is {25 * late}.0 "
+        f"by late interaction, {25 * mean}.0 by mean pooling; difference {25 * (late - mean):+}.0 ["
     ) in capsys.readouterr().err
     results = json.loads((run / "results.json").read_text())
-    assert results["late_interaction"]["better"] is better
+    assert results["conditions"]["if_late_interaction"]["holds"] is better
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("frame_sets" in line for line in logged) == better
     kept = load_recipe(run / "recipe.yaml")
@@ -63,13 +66,48 @@ def test_the_better_of_late_interaction_and_mean_pooling_decides(project, capsys
     assert ("sigmoid frame attention" in (out / "README.md").read_text()) == better
 
 
+@pytest.mark.parametrize(("teacher", "late"), [(0, 0), (3, 0), (0, 3), (3, 3), (1, 1)])
+def test_a_better_teacher_and_late_interaction_each_change_their_own(project, capsys, monkeypatch, teacher, late):
+    monkeypatch.setattr(conditions, "_ranks", ranked(late, 1, teacher))
+    both = {"if_better_teacher": ["student.adapters=[text]", "losses.contrastive.weight=0.5"]}
+    late_alone = {"if_late_interaction": ["student.adapters=[pooled]"]}
+    recipe = project(**both, **late_alone)
+    assert distill.main([str(recipe), *OPTIONS]) == 0
+    told = capsys.readouterr().err
+    assert ("if_better_teacher holds: R@10 on the selection split is 75.0 by xpool, 25.0" in told) == (teacher == 3)
+    assert ("if_late_interaction holds" in told) == (late == 3)
+    kept = load_recipe(project.folder / "run" / "recipe.yaml")
+    assert kept.student.adapters == (["pooled"] if late == 3 else ["text"] if teacher == 3 else [])
+    assert (kept.losses.contrastive.weight == 0.5) == (teacher == 3)
+    assert not kept.if_better_teacher and not kept.if_late_interaction
+
+
+def test_a_teacher_is_measured_as_evaluate_measures_it(project, monkeypatch):
+    monkeypatch.setattr(conditions, "METRIC", "recall_at_1")  # of three videos all are among the first ten
+    recipe = str(project(if_better_teacher=["student.adapters=[text]"]))
+    assert distill.main([recipe, *OPTIONS]) == 0
+    measured = json.loads((project.folder / "run" / "conditions.json").read_text())["if_better_teacher"]
+    for model, key in (("xpool", "measured"), ("zero_shot", "mean_pooling")):
+        found = evaluate(recipe, OPTIONS, model=model, split="validation")["validation"]["t2v"]["recall_at_1"]
+        assert measured[key] == pytest.approx(found)
+
+
+def test_a_better_teacher_needs_one_that_can_be_measured(project, capsys):
+    recipe = project(if_better_teacher=["student.adapters=[text]"], teachers=[])
+    assert distill.main([str(recipe), *OPTIONS]) == 2
+    assert "if_better_teacher needs teachers" in capsys.readouterr().err
+    scores = type("Handle", (), {"reads_relevance": True, "scores_shortlist": False})
+    with pytest.raises(RecipeError, match="no teacher scores any text with any video"):
+        conditions._measurable([scores])
+
+
 def test_what_does_not_hold_changes_nothing_and_several_processes_agree(project):
     recipe = project(**RECIPE)
     terms = ("loss", "contrastive", "video_text", "frame_text")
     for count in (1, 2):  # three videos tell nothing apart
         done = launch(count, "distill", recipe, *OPTIONS, f"output={project.folder / str(count)}")
         assert done.returncode == 0, done.stderr
-        assert "if_late_interaction is not applied" in done.stderr
+        assert "if_late_interaction does not hold" in done.stderr
     plain = project("plain.yaml", student=STUDENT)
     assert distill.main([str(plain), *OPTIONS, f"output={project.folder / 'plain'}"]) == 0
     one, two, without = (logged_losses(project.folder / name, terms) for name in ("1", "2", "plain"))
@@ -82,7 +120,7 @@ def test_several_processes_agree_where_it_holds(project):
     for count in (1, 2):
         folder = project.folder / str(count)
         folder.mkdir()
-        (folder / late_interaction_choice.FILE).write_text('{"better": true}')
+        (folder / conditions.FILE).write_text('{"if_late_interaction": {"holds": true}}')
         done = launch(count, "distill", project(**RECIPE), *OPTIONS, f"output={folder}")
         assert done.returncode == 0, done.stderr
     terms = ("loss", "contrastive", "frame_text", "frame_sets")
@@ -91,7 +129,7 @@ def test_several_processes_agree_where_it_holds(project):
 
 
 def test_what_holds_is_the_recipe_that_says_so_itself(project, monkeypatch):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr(conditions, "_ranks", ranked(3, 1))
     terms = ("loss", "contrastive", "video_text", "frame_text", "frame_sets")
     assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 0
     plain = project("plain.yaml", losses={"frame_sets": SETS}, student=STUDENT)
@@ -140,7 +178,7 @@ def test_an_override_is_not_undone_without_a_word(project, capsys, override):
 
 
 def test_teachers_that_would_teach_nothing_are_told(project, capsys, monkeypatch):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr(conditions, "_ranks", ranked(3, 1))
     monkeypatch.setattr("teachclip.pipeline.distill.gives_frame_relevance", lambda teacher: False)
     recipe = project(**{**RECIPE, "if_late_interaction": [*CHANGES, "losses.video_text.weight=0"]})
     assert distill.main([str(recipe), *OPTIONS]) == 2
@@ -149,9 +187,9 @@ def test_teachers_that_would_teach_nothing_are_told(project, capsys, monkeypatch
 
 def test_a_damaged_measurement_is_told(project, capsys):
     (project.folder / "run").mkdir()
-    (project.folder / "run" / late_interaction_choice.FILE).write_text("{")
+    (project.folder / "run" / conditions.FILE).write_text("{")
     assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 2
-    assert "late_interaction.json is damaged" in capsys.readouterr().err
+    assert "conditions.json is damaged" in capsys.readouterr().err
 
 
 def test_a_folder_with_another_run_is_refused_before_anything_is_decoded(project, capsys, monkeypatch):
@@ -168,10 +206,10 @@ def test_a_soup_says_what_its_students_were_trained_with(project):
     for better in (True, False):
         folder = project.folder / f"student-{better}"
         folder.mkdir()
-        (folder / late_interaction_choice.FILE).write_text(json.dumps({"better": better}))
-        trained = late_interaction_choice.as_trained(recipe, folder)
+        (folder / conditions.FILE).write_text(json.dumps({"if_late_interaction": {"holds": better}}))
+        trained = conditions.as_trained(recipe, folder)
         assert trained.student.attention == ("softmax", "sigmoid")[better]
-    assert late_interaction_choice.as_trained(recipe) is recipe
+    assert conditions.as_trained(recipe) is recipe
 
 
 def test_a_study_tells_apart_what_only_late_interaction_uses(project):
@@ -179,20 +217,22 @@ def test_a_study_tells_apart_what_only_late_interaction_uses(project):
     assert len({plan._trained_by(recipe) for recipe in recipes}) == 2
 
 
-def test_the_default_recipe_is_the_same_wherever_it_stands(tmp_path):
+def test_the_default_recipe_is_the_same_wherever_it_stands():
     """In the recipe that `init` writes, in MSR-VTT's second recipe, and in the studies that measure it."""
-    found = [yaml.safe_load(WHERE_LATE_INTERACTION)["if_late_interaction"]]
-    found.append(yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())["if_late_interaction"])
+    found = [yaml.safe_load(init_recipe.CONDITIONS), yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())]
     for name in ("own_data", "default_recipe", "default_weak", "shapes_default"):
         (default,) = (variant for variant in load_study(find_study(name)).variants if variant.name == "default")
-        (text,) = (text for text in default.fixed if text.startswith("if_late_interaction=[s"))
-        found.append(yaml.safe_load(text.partition("=")[2]))
-    assert all(sorted(each) == sorted(found[0]) for each in found)
+        found.append(dict(text.split("=", 1) for text in default.fixed if text.startswith("if_")))
+    values = [
+        [yaml.safe_load(each[name]) if isinstance(each[name], str) else each[name] for name in CONDITIONS]
+        for each in found
+    ]
+    assert all([set(one) for one in value] == [set(one) for one in values[0]] for value in values)
 
 
 def test_a_dry_run_takes_a_step_each_way(project, capsys):
     assert distill.main([str(project(**RECIPE)), *OPTIONS, "--dry-run"]) == 0
-    first, second = capsys.readouterr().err.split("with if_late_interaction")
+    first, second = capsys.readouterr().err.split("with conditions that a run measures")
     assert "one step on" in first
     assert "frame_sets" not in first
     assert "one step on" in second
@@ -201,19 +241,24 @@ def test_a_dry_run_takes_a_step_each_way(project, capsys):
 
 
 def test_a_run_that_goes_on_does_not_measure_again(project, capsys, monkeypatch):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr(conditions, "_ranks", ranked(3, 1))
     recipe = str(project(**RECIPE))
     assert distill.main([recipe, *OPTIONS]) == 0
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(1, 3))
+    monkeypatch.setattr(conditions, "_ranks", ranked(1, 3))
     (project.folder / "run" / "results.json").unlink()
     capsys.readouterr()
     assert distill.main([recipe, *OPTIONS]) == 0
-    assert "if_late_interaction is" not in capsys.readouterr().err
-    assert json.loads((project.folder / "run" / "results.json").read_text())["late_interaction"]["better"] is True
+    assert "if_late_interaction holds" not in capsys.readouterr().err
+    assert (
+        json.loads((project.folder / "run" / "results.json").read_text())["conditions"]["if_late_interaction"][
+            "holds"
+        ]
+        is True
+    )
 
 
 def test_other_changes_are_another_run(project, capsys, monkeypatch):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr(conditions, "_ranks", ranked(3, 1))
     assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 0
     other = project("other.yaml", **{**RECIPE, "if_late_interaction": [*CHANGES, "losses.video_text.weight=0.5"]})
     assert distill.main([str(other), *OPTIONS]) == 2
@@ -226,13 +271,13 @@ def test_runs_without_the_key_go_on_where_they_stopped(project):
     assert "more_texts" not in run_settings(recipe)["losses"]["video_text"]
     both = load_recipe(project(**RECIPE))
     assert run_settings(both)["if_late_interaction"] == CHANGES  # a study tells variants apart by it
-    assert run_settings(where_late_interaction(both)) == run_settings(
+    assert run_settings(with_conditions(both, ["if_late_interaction"])) == run_settings(
         load_recipe(project(losses={"frame_sets": SETS}, student=STUDENT), CHANGES)
     )
 
 
 def test_a_study_measures_the_student_as_it_was_trained(project, monkeypatch):
-    monkeypatch.setattr(late_interaction_choice, "_ranks", ranked(3, 1))
+    monkeypatch.setattr(conditions, "_ranks", ranked(3, 1))
     changes = [*CHANGES, "student.pooling_temperature=0.25"]
     recipe = load_recipe(project(**{**RECIPE, "if_late_interaction": changes}), OPTIONS)
     distilled = distill_recipe(recipe)
