@@ -233,13 +233,16 @@ def build_training(
 def _stored_features(work: Workspace, teachers: Teachers, unpaired: Unpaired | None) -> Inputs | None:
     """Return stored features to read in the steps in which encoders do not move yet, where nothing needs pixels.
 
-    Features of all videos are stored for them, so only where these steps see as many.
+    Features of all videos are stored for them, so only where these steps see as many; and in one process alone, as
+    DistributedDataParallel wants the same graph in every step.
     """
     recipe, train, losses = work.recipe, work.recipe.train, work.recipe.losses
     videos = train.frozen_steps * train.batch_size // train.captions_per_video
     if videos < len(work.catalog.train.videos) * work.views or train.chunk_size is not None:
         return None
-    if teachers.online or unpaired is not None or losses.joined_clips.is_used or losses.contrastive.swapped_clauses:
+    if work.processes.count > 1 or teachers.online or unpaired is not None:
+        return None
+    if losses.joined_clips.is_used or losses.contrastive.swapped_clauses:
         return None
     if recipe.frames.store == "none" or recipe.student.text_backbone is not None:
         return None
