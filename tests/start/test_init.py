@@ -183,7 +183,7 @@ def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_pa
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.data.uncaptioned == tmp_path and recipe.losses.frame_text.targets == "video"
     assert len((tmp_path / "recipe.yaml").read_text(encoding="utf-8").splitlines()) < 30
-    small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=3", "student.temporal_layers=0"]
+    small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=4", "student.temporal_layers=0"]
     assert distill.main([str(tmp_path / "recipe.yaml"), *small, "text.max_tokens=8"]) == 0
     assert "train 6 videos" in capsys.readouterr().err
     assert run(tmp_path, "--backbone", clip, "--teacher", "none", "--out", str(tmp_path / "other.yaml")) == 0
