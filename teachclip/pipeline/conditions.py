@@ -106,8 +106,8 @@ def measure(work: Workspace) -> Measured:
     trains. It is measured on the training split, which the backbone does not know, up to `MOST` videos, else on the
     selection split. `if_better_teacher` holds if one of the teachers finds more on the selection split. Both by the
     lower end of the 95 % interval over the videos. By condition: `holds`; `measured` and `mean_pooling` in percent;
-    `low` and `high` of their difference. Fewer than `FEW_VIDEOS` videos show nothing. All processes take part, the main
-    one decides. Raises RecipeError for teachers none of which scores any text with any video.
+    `low` and `high` of their difference. Fewer than `FEW_VIDEOS` videos show nothing. All processes take part, the
+    main one decides. Raises RecipeError for teachers none of which scores any text with any video.
     """
     measured: Measured = {}
     for name in conditions_of(work.recipe):

@@ -412,8 +412,8 @@ class Recipe(Section):
     )
     if_late_interaction: list[str] = Field(
         default_factory=list,
-        description="the same where the backbone's late interaction finds half as many captions again as mean pooling; "
-        "of one key what stands here counts",
+        description="the same where the backbone's late interaction finds half as many captions again as mean "
+        "pooling; of one key what stands here counts",
     )
 
     @property
