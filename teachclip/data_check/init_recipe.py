@@ -197,7 +197,7 @@ teachers:{teachers}{losses}
 {conditional}# What helps differs between data sets; on yours ask teachclip study --auto {shell_path(out)}
 optimizer: {{name: adamw, lr: 3e-4, attention_lr: 3e-3, adapter_lr: 1e-3, weight_decay: 0.05,
             schedule: warmup_cosine}}
-# With thousands of pairs and a GPU try encoders: finetuned as well, with optimizer.clip_lr=1e-6.
+# With thousands of pairs try train.encoders=finetuned, head first (train.frozen_steps), optimizer.clip_lr=1e-6.
 train: {{encoders: frozen, epochs: 20, batch_size: {batch}}}   # {pairs} training pairs
 """
 

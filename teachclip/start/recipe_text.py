@@ -38,7 +38,7 @@ losses:
   frame_sets: {{weight: 1.0, count: 512, texts: 512, frames: [1, 3], repeats: 3}}   # +13.8
 optimizer: {{name: adamw, lr: 3e-5, attention_lr: 3e-3, adapter_lr: 2e-3, weight_decay: 0.05, schedule: warmup_cosine,
             max_grad_norm: 10.0}}
-# Frozen encoders are better and three times as fast ("Finetuned encoders").
+# Frozen encoders are fast; finetuned ones can be better where the head trains first ("Ways to finetune").
 train: {{encoders: frozen, steps: {choice.steps}, batch_size: {choice.batch_size}, evaluate_every: {choice.steps}}}
 """
 

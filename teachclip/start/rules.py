@@ -27,7 +27,7 @@ OPTIONS, PRESETS = "What the options add", "Other presets"
 
 RULES: Mapping[str, Rule] = {
     "frozen": Rule(
-        "encoders stay frozen: better and faster than finetuned ones",
+        "encoders stay frozen: fast, and better than encoders that train from the first step",
         "Finetuned encoders",
         "The student with frozen encoders and all options (63.0) is ahead of all of these, and trains in a third of",
     ),
