@@ -39,7 +39,11 @@ def test_a_distilled_student_is_exported_evaluated_and_asked(
     student, found = (json.loads(path.read_text()) for path in results)
     assert found["model"] == str(out)
     for direction in ("t2v", "v2t"):
-        assert found["test"][direction] == student["test"][direction] == measured[direction]
+        assert found["test"][direction] == measured[direction]
+        # of six captions two pairs are alike, whose order is a matter of rounding, which differs by processor
+        one = {"t2v": 100 / 6, "v2t": 100 / 3}[direction]
+        for key, value in student["test"][direction].items():
+            assert found["test"][direction][key] == pytest.approx(value, abs=1 if "rank" in key else one + 0.1), key
     assert found["test"]["post_processed"] == student["test"]["post_processed"]
     capsys.readouterr()
     assert run("evaluate", recipe, "--model", out, "--post", "dual_softmax") == 2  # the scale is not in the folder

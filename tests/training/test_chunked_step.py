@@ -44,7 +44,7 @@ def check_same(found, expected, relative=1e-4):
     assert_close(losses, plain, rtol=1e-5, atol=1e-6)
     assert given.keys() == wanted.keys()
     largest = max(gradient.abs().max().item() for gradient in wanted.values())
-    assert_close(given, wanted, rtol=relative, atol=1e-2 * relative * largest)
+    assert_close(given, wanted, rtol=relative, atol=0.1 * relative * largest)  # float32, on any processor
 
 
 def distillation(terms=None, *, teachers=1, widths=(), **options):
