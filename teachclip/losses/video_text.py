@@ -115,6 +115,7 @@ def smooth_l1_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 DIRECTIONS = ("both", "texts", "videos")
+"""Whose rows are compared."""
 
 SYMMETRIC = ("smooth_l1",)
 """Kinds whose two directions are the same; they count once."""

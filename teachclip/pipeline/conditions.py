@@ -11,7 +11,7 @@ recall.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _measured_on(work: Workspace, name: str) -> Split:
     return work.selection_split()
 
 
-def _measurable(handles: Sequence[TeacherHandle] | Any) -> list[TeacherHandle]:
+def _measurable(handles: Iterable[TeacherHandle]) -> list[TeacherHandle]:
     found = [handle for handle in handles if not handle.reads_relevance and not handle.scores_shortlist]
     if not found:
         raise RecipeError(

@@ -34,7 +34,7 @@ SAMPLE = 8
 
 
 FLAT = 0.9
-"""Relevance that spreads over more of the frames in the mean tells none from another: a softmax of bare cosines."""
+"""Relevance that spreads over more of the frames in the median tells none from another: a softmax of bare cosines."""
 
 SPREAD_SAMPLE = 4096
 """Captions on which it is measured over how many frames a teacher's relevance spreads."""
