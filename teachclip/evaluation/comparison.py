@@ -11,6 +11,9 @@ from teachclip.errors import DataError
 from teachclip.evaluation.certainty import LEVEL, SAMPLES, draws, hits_by_group
 from teachclip.evaluation.per_query import PerQuery
 
+NORMAL = 1.96
+"""Standard deviations of a normal distribution on either side of its mean that hold `LEVEL` of it."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -30,6 +33,11 @@ class Difference:
     def difference(self) -> float:
         """Second minus first, in percent."""
         return self.second - self.first
+
+    @property
+    def standard_error(self) -> float:
+        """Of the difference over the videos, in percent: that of a normal distribution with this interval."""
+        return (self.high - self.low) / (2 * NORMAL)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it by name."""

@@ -407,8 +407,8 @@ class Recipe(Section):
     if_better_teacher: list[str] = Field(
         default_factory=list,
         description="key=value of student, losses and optimizer that hold in place of the recipe's own where a "
-        "teacher finds more captions of the selection split than mean pooling of the backbone; measured before "
-        "training",
+        "teacher finds more captions of the selection split than mean pooling of the backbone, by more than a "
+        "standard error; measured before training",
     )
     if_late_interaction: list[str] = Field(
         default_factory=list,

@@ -83,6 +83,24 @@ def test_a_better_teacher_and_late_interaction_each_change_their_own(project, ca
     assert not kept.if_better_teacher and not kept.if_late_interaction
 
 
+@pytest.mark.parametrize(("more", "fewer", "holds"), [(0, 0, False), (4, 2, False), (4, 1, True), (12, 0, True)])
+def test_a_teacher_is_better_by_more_than_a_standard_error(more, fewer, holds, capsys):
+    """Of 60 videos: of 5 a lead of 3 is 1.4 standard errors and of 6 a lead of 2 is 0.8."""
+    ranks = [[50] * 12 + [1] * 48, [1] * more + [50] * (12 - more + fewer) + [1] * (48 - fewer)]
+    mean, teacher = (
+        PerQuery(["t2v"] * 60 + ["v2t"] * 60, *([[f"v{row}" for row in range(60)] * 2] * 3), rank * 2, [0.0] * 120)
+        for rank in ranks
+    )
+    measured = conditions._decide("if_better_teacher", mean, {"xpool": teacher}, "validation")
+    assert measured["holds"] is holds
+    told = capsys.readouterr().err
+    difference = 100 * (more - fewer) / 60
+    assert f"difference {difference:+.1f} [" in told
+    error = 100 * (more + fewer - (more - fewer) ** 2 / 60) ** 0.5 / 60
+    said = float(told.split("standard error, ")[1])
+    assert said == pytest.approx(error, abs=0.6)
+
+
 def test_a_teacher_is_measured_as_evaluate_measures_it(project, monkeypatch):
     monkeypatch.setattr(conditions, "FEW_VIDEOS", 0)
     monkeypatch.setattr(conditions, "METRIC", "recall_at_1")  # of three videos all are among the first ten
