@@ -239,15 +239,21 @@ def test_a_study_tells_apart_what_only_late_interaction_uses(project):
 
 def test_the_default_recipe_is_the_same_wherever_it_stands():
     """In the recipe that `init` writes, in MSR-VTT's second recipe, and in the studies that measure it."""
+    defaults = []
     found = [yaml.safe_load(init_recipe.CONDITIONS), yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())]
     for name in ("own_data", "default_recipe", "default_weak", "shapes_default"):
         (default,) = (variant for variant in load_study(find_study(name)).variants if variant.name == "default")
+        defaults.append(default)
         found.append(dict(text.split("=", 1) for text in default.fixed if text.startswith("if_")))
     values = [
         [yaml.safe_load(each[name]) if isinstance(each[name], str) else each[name] for name in CONDITIONS]
         for each in found
     ]
     assert all([set(one) for one in value] == [set(one) for one in values[0]] for value in values)
+    init = yaml.safe_load(init_recipe.LOSSES)["losses"]["contrastive"]["weight"]
+    plus = yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())["losses"]["contrastive"]["weight"]
+    assert init == plus == 1.0
+    assert all("losses.contrastive.weight=1" in default.fixed for default in defaults)
 
 
 def test_a_dry_run_takes_a_step_each_way(project, capsys):
