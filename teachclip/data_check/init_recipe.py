@@ -151,17 +151,14 @@ def _find(folder: Path) -> tuple[Path, str]:
 
 
 CONDITIONS = """\
-if_better_teacher: ["student.adapters=[frame,pooled,text]", losses.contrastive.weight=0.5]   # measured, as is the next
+if_better_teacher: ["student.adapters=[frame,pooled,text]", losses.contrastive.weight=0.5]   # measured, as the next
 if_late_interaction: ["student.adapters=[frame,pooled,text]", student.attention=sigmoid, losses.frame_sets.weight=1,
   losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video, losses.frame_text.saturation=0.25,
   losses.frame_text.spread=0.25, losses.video_text.weight=0, losses.contrastive.weight=0.2]
 """
 """Of the default recipe: what changes under which condition (RESULTS.md)."""
 
-LOSSES = """
-losses:   # as published, but for the first weight (0.2)
-  contrastive: {weight: 1.0}
-  frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"""
+LOSSES = "contrastive: {weight: 1.0}, frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"
 """The rest of it."""
 
 
@@ -178,11 +175,15 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     teachers, more, losses, conditional = " []", "", "", ""  # adapters that nobody teaches do harm
     if teacher != NO_TEACHER:
         teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
-        losses = LOSSES
+        losses = f"""
+losses:   # captions weigh more than published (0.2), the rest as published
+  {{{LOSSES}}}"""
         conditional = CONDITIONS
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
-        losses += "\n  frame_text: {targets: video}   # without captions a target is of a whole video"
+        losses = f"""
+losses:   # captions weigh more than published (0.2); without captions a target is of a whole video
+  {{{LOSSES}, frame_text: {{targets: video}}}}"""
     return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
 # Check the data: teachclip prepare {shell_path(out)}; then train and export:
 # accelerate launch -m teachclip distill {shell_path(out)}   (--dry-run: check the recipe alone)
@@ -199,7 +200,8 @@ student: {{backbone: {_quoted(backbone)}, temporal_layers: 4}}
 # A larger dual encoder is a teacher that needs no training; see the README for the other teachers.
 teachers:{teachers}{losses}
 {conditional}# What helps differs between data sets; on yours ask teachclip study --auto {shell_path(out)}
-optimizer: {{name: adamw, lr: 3e-4, attention_lr: 3e-3, adapter_lr: 1e-3, weight_decay: 0.05, schedule: warmup_cosine}}
+optimizer: {{name: adamw, lr: 3e-4, attention_lr: 3e-3, adapter_lr: 1e-3, weight_decay: 0.05,
+            schedule: warmup_cosine}}
 # With thousands of pairs try train.encoders=finetuned, head first (train.frozen_steps), optimizer.clip_lr=1e-6.
 train: {{encoders: frozen, epochs: 20, batch_size: {batch}}}   # {pairs} training pairs
 """

@@ -163,14 +163,15 @@ def _decide(name: str, mean: PerQuery, others: dict[str, PerQuery], split: str) 
     if name == LATE_INTERACTION:
         label, item = max(items.items(), key=lambda entry: entry[1].low)
         lead = LEAD * item.first
-        holds, ask = item.low > lead, f"[{item.low:+.1f}, {item.high:+.1f}], to be above {lead:+.1f}"
+        holds, ask = item.low > lead, f"{lead:+.1f}"
     else:
         label, item = max(items.items(), key=lambda entry: entry[1].difference - entry[1].standard_error)
         holds = item.difference > item.standard_error
-        ask = f"[{item.low:+.1f}, {item.high:+.1f}], to be above its standard error, {item.standard_error:.1f}"
+        ask = f"its standard error, {item.standard_error:.1f}"
     what = f"{name} {'holds' if holds else 'does not hold'}: R@10 on {split} is"
     log(
-        f"{what} {item.second:.1f} by {label}, {item.first:.1f} by mean pooling; difference {item.difference:+.1f} {ask}"
+        f"{what} {item.second:.1f} by {label}, {item.first:.1f} by mean pooling; difference {item.difference:+.1f} "
+        f"[{item.low:+.1f}, {item.high:+.1f}], to be above {ask}"
     )
     return {
         "holds": holds,

@@ -149,7 +149,10 @@ def test_the_best_on_validation_is_written_and_test_is_read_for_it_and_the_basel
     assert tests == {(name, seed) for name in (BASELINE, "default") for seed in (300, 301, 302)}
     assert not any("train.steps=2" in job.settings for job in ran[4][1])
     chosen = load_recipe(project.folder / "out" / "recipe.yaml")
-    assert chosen.if_better_teacher == ["student.adapters=[frame,pooled,text]", "losses.contrastive.weight=0.5"] and chosen.optimizer.lr == 3e-3
+    assert (
+        chosen.if_better_teacher == ["student.adapters=[frame,pooled,text]", "losses.contrastive.weight=0.5"]
+        and chosen.optimizer.lr == 3e-3
+    )
     assert chosen.losses.video_text.weight == 1 and chosen.train.steps == 8
     (difference,) = [item for item in found["differences"] if item["metric"] == "R@1"]
     assert difference["mean"] == pytest.approx(5) and not difference["touches_zero"]

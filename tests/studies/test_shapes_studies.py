@@ -19,7 +19,9 @@ from teachclip.studies.study_file import find_study, load_study
 
 ROOT = Path(__file__).parents[2]
 PLANNED = json.loads(Path(__file__).with_name("planned_trainings.json").read_text(encoding="utf-8"))
-ANY_RECIPE = dict.fromkeys(("own_data", "default_recipe", "relevance_factorial", "head_first", "several_vectors"), "shapes_xpool")
+ANY_RECIPE = dict.fromkeys(
+    ("own_data", "default_recipe", "relevance_factorial", "head_first", "several_vectors"), "shapes_xpool"
+)
 ANY_RECIPE["default_weak"] = "babyai"
 """Studies of any recipe, and one that they are planned for."""
 FILES = sorted(path.stem for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
