@@ -151,15 +151,15 @@ def _find(folder: Path) -> tuple[Path, str]:
 
 
 CONDITIONS = """\
-if_better_teacher: ["student.adapters=[frame,pooled,text]", losses.contrastive.weight=0.5]   # measured, as the next
+if_better_teacher: ["student.adapters=[frame,pooled,text]", losses.contrastive.weight=0.5]   # measured first
 if_late_interaction: ["student.adapters=[frame,pooled,text]", student.attention=sigmoid, losses.frame_sets.weight=1,
   losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video, losses.frame_text.saturation=0.25,
   losses.frame_text.spread=0.25, losses.video_text.weight=0, losses.contrastive.weight=0.2]
 """
 """Of the default recipe: what changes under which condition (RESULTS.md)."""
 
-LOSSES = "contrastive: {weight: 1.0}, frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"
-"""The rest of it."""
+LOSSES = "contrastive: {weight: 3.0}, frame_sets: {weight: 0.0, frames: [1, 3], repeats: 3}"
+"""Losses of the default recipe where no condition holds."""
 
 
 def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str, teacher: str) -> str:
@@ -176,13 +176,13 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     if teacher != NO_TEACHER:
         teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
         losses = f"""
-losses:   # captions weigh more than published (0.2), the rest as published
+losses:   # as published, but for the contrastive weight (0.2)
   {{{LOSSES}}}"""
         conditional = CONDITIONS
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses = f"""
-losses:   # captions weigh more than published (0.2); without captions a target is of a whole video
+losses:   # as published, but for the contrastive weight (0.2); without captions a target is of a whole video
   {{{LOSSES}, frame_text: {{targets: video}}}}"""
     return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
 # Check the data: teachclip prepare {shell_path(out)}; then train and export:

@@ -1,7 +1,7 @@
 """What a recipe changes where a condition holds that is measured before training.
 
 `if_better_teacher`: a teacher that is no better than mean pooling of the student's own backbone cannot say what
-residual adapters should learn.
+residual adapters should learn, and the captions themselves should weigh more beside it.
 
 `if_late_interaction`: where the closest frame says more than the mean of all, a caption speaks of some frames of its
 video. There it pays to judge every frame by itself and to teach late interaction by frame sets; elsewhere both cost
@@ -105,11 +105,11 @@ def measure(work: Workspace) -> Measured:
     the first ten than mean pooling, by more than `LEAD` of what that finds: a smaller lead is gone once a student
     trains. It is measured on the training split, which the backbone does not know, up to `MOST` videos, else on the
     selection split; by the lower end of the 95 % interval over the videos. `if_better_teacher` holds if one of the
-    teachers finds more on the selection split, by more than a standard error over the videos: what it changes costs
-    little with a teacher as good as mean pooling, and a selection split is small. By condition: `holds`; `measured`
-    and `mean_pooling` in percent; `low` and `high` of their difference. Fewer than `FEW_VIDEOS` videos show nothing.
-    All processes take part, the main one decides. Raises RecipeError for teachers none of which scores any text with
-    any video.
+    teachers finds more on the selection split, by more than a standard error over the videos: a selection split is
+    small, and by an interval a good teacher would often be missed; one of no worth is taken for better one time in
+    six. By condition: `holds`; `measured` and `mean_pooling` in percent; `low` and `high` of their difference. Fewer
+    than `FEW_VIDEOS` videos show nothing. All processes take part, the main one decides. Raises RecipeError for
+    teachers none of which scores any text with any video.
     """
     measured: Measured = {}
     for name in conditions_of(work.recipe):

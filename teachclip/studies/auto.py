@@ -33,7 +33,7 @@ from teachclip.studies.trials import only_one, run_trials
 STANDING = ("adapters", "published", "default", "all_options")
 """The recipes to take one of, by their names in recipes/studies/own_data.yaml."""
 WITHOUT_FRAME_SETS = "published_adapters"
-"""What stands in for the default recipe where frame sets do not fit."""
+"""Tried in place of the default recipe where frame sets do not fit."""
 BASELINE = "undistilled"
 RATES = (1e-4, 3e-4, 1e-3)
 PILOTS = (32, 8)

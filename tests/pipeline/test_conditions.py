@@ -252,8 +252,8 @@ def test_the_default_recipe_is_the_same_wherever_it_stands():
     assert all([set(one) for one in value] == [set(one) for one in values[0]] for value in values)
     init = yaml.safe_load(f"{{{init_recipe.LOSSES}}}")["contrastive"]["weight"]
     plus = yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())["losses"]["contrastive"]["weight"]
-    assert init == plus == 1.0
-    assert all("losses.contrastive.weight=1" in default.fixed for default in defaults)
+    assert init == plus == 3
+    assert all("losses.contrastive.weight=3" in default.fixed for default in defaults)
 
 
 def test_a_dry_run_takes_a_step_each_way(project, capsys):

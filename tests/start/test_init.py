@@ -182,6 +182,7 @@ def test_videos_without_captions_beside_captioned_ones_teach_too(project, tmp_pa
     assert "found:  3 more videos without captions; the teacher says" in capsys.readouterr().err
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert recipe.data.uncaptioned == tmp_path and recipe.losses.frame_text.targets == "video"
+    assert recipe.losses.contrastive.weight == 3 and "losses.contrastive.weight=0.5" in recipe.if_better_teacher
     assert len((tmp_path / "recipe.yaml").read_text(encoding="utf-8").splitlines()) < 30
     small = ["train.epochs=null", "train.steps=1", "train.workers=0", "frames.count=4", "student.temporal_layers=0"]
     assert distill.main([str(tmp_path / "recipe.yaml"), *small, "text.max_tokens=8"]) == 0
