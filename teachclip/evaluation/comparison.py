@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from teachclip.errors import DataError
 from teachclip.evaluation.certainty import LEVEL, SAMPLES, draws, hits_by_group
 from teachclip.evaluation.per_query import PerQuery
 
-NORMAL = 1.96
+NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 """Standard deviations of a normal distribution on either side of its mean that hold `LEVEL` of it."""
 
 
