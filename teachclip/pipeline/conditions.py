@@ -11,7 +11,6 @@ recall.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,10 @@ from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.late_interaction import LateInteraction
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.pipeline import build
-from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.conditions import BETTER_TEACHER, CONDITIONS, LATE_INTERACTION
 from teachclip.recipe.loading import with_conditions
 from teachclip.recipe.schema import Recipe
-from teachclip.scoring.inputs import Inputs
 from teachclip.store.files import read_json, write_atomic
 
 METRIC = "recall_at_10"
@@ -112,12 +109,9 @@ def measure(work: Workspace) -> Measured:
     teachers none of which scores any text with any video.
     """
     measured: Measured = {}
+    mean_pooling: dict[str, PerQuery] = {}
     for name in conditions_of(work.recipe):
         split = _measured_on(work, name)
-        if name == BETTER_TEACHER:
-            scorers: dict[str, Any] = {handle.label: handle for handle in _measurable(work.teachers.values())}
-        else:
-            scorers = {"late interaction": LateInteraction(work.backbone)}
         if len(split.videos) < FEW_VIDEOS:
             log(
                 f"{name} is taken not to hold: {split.name} has {len(split.videos)} videos, fewer than the "
@@ -125,14 +119,10 @@ def measure(work: Workspace) -> Measured:
             )
             measured[name] = {"holds": False, "videos": len(split.videos)}
             continue
-        inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
-        mean, others = _ranks(work, MeanPooling(work.backbone), inputs, split), {}
-        for label, scorer in scorers.items():
-            if name == BETTER_TEACHER:
-                others[label] = _ranks(work, scorer.model, work.inputs_for(scorer.model, split), split)
-            else:
-                others[label] = _ranks(work, scorer, inputs, split)
-        measured[name] = work.processes.gather(_decide(name, mean, others, split.name))[0]
+        if split.name not in mean_pooling:
+            mean_pooling[split.name] = _ranks(work, MeanPooling(work.backbone), split)
+        others = {label: _ranks(work, scorer, split) for label, scorer in _scorers(work, name).items()}
+        measured[name] = work.processes.gather(_decide(name, mean_pooling[split.name], others, split.name))[0]
     return measured
 
 
@@ -143,8 +133,15 @@ def _measured_on(work: Workspace, name: str) -> Split:
     return work.selection_split()
 
 
-def _measurable(handles: Iterable[TeacherHandle]) -> list[TeacherHandle]:
-    found = [handle for handle in handles if not handle.reads_relevance and not handle.scores_shortlist]
+def _scorers(work: Workspace, name: str) -> dict[str, Any]:
+    """Return what is compared with mean pooling, by its label."""
+    if name == LATE_INTERACTION:
+        return {"late interaction": LateInteraction(work.backbone)}
+    found = {
+        handle.label: handle.model
+        for handle in work.teachers.values()
+        if not handle.reads_relevance and not handle.scores_shortlist
+    }
     if not found:
         raise RecipeError(
             f"{BETTER_TEACHER}: no teacher scores any text with any video, so that none can be measured; remove it"
@@ -183,7 +180,11 @@ def _decide(name: str, mean: PerQuery, others: dict[str, PerQuery], split: str) 
     }
 
 
-def _ranks(work: Workspace, scorer: Any, inputs: Inputs, split: Split) -> PerQuery:
+def _ranks(work: Workspace, scorer: Any, split: Split) -> PerQuery:
+    if isinstance(scorer, MeanPooling):  # of the backbone, whose features a run has
+        inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
+    else:
+        inputs = work.inputs_for(scorer, split)
     ranks, blocks = list[Ranks](), build.build_blocks(work.recipe)
     scorer.to(work.device)
     evaluate_split(scorer, inputs, split, blocks, work.device, work.processes, keep_ranks=ranks.append)

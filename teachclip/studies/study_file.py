@@ -68,7 +68,11 @@ class VariantEntry(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     label: str = Field("", description="its name in tables; default: the name")
-    like: str | None = Field(None, description="variant whose `set` and settings it starts from")
+    like: str | None = Field(
+        None,
+        description="variant whose `set` and settings it starts from; STUDY/VARIANT: one of another study, its `set` "
+        "alone",
+    )
     set: list[str] = Field(default_factory=list, description="overrides of the recipe that define the variant")
     grid: dict[str, Values] | None = Field(None, description="recipe key -> values; all combinations are tried")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
@@ -161,7 +165,7 @@ def find_study(name: str | Path) -> Path:
 def load_study(path: str | Path) -> Study:
     """Read a study file. Raises RecipeError with all problems of the file, one per line."""
     path = Path(path)
-    file = load_section(path, StudyFile, "study file")
+    file = _with_other_studies(load_section(path, StudyFile, "study file"), path)
     counted = isinstance(file.test_seeds, int)
     seeds = tuple(range(FIRST_TEST_SEED, FIRST_TEST_SEED + file.test_seeds) if counted else file.test_seeds)
     problems = [
@@ -221,6 +225,28 @@ def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
         tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True))
         for combination in product(*values.values())
     )
+
+
+def _with_other_studies(file: StudyFile, path: Path) -> StudyFile:
+    """Return the file with what its variants take from other study files written out."""
+    variants = []
+    for entry in file.variants:
+        study, slash, name = (entry.like or "").rpartition("/")
+        if slash:
+            beside = path.parent / f"{study}.yaml"
+            found = beside if beside.exists() else find_study(study)
+            where = f"{path.name}: variants.{entry.name}.like: {found.name}"
+            other = load_section(found, StudyFile, "study file")
+            if any("/" in (each.like or "") for each in other.variants):
+                raise RecipeError(f"{where} takes from other study files itself; name the one that it takes from")
+            known = {variant.name: variant for variant in load_study(found).variants}
+            if name not in known:
+                raise RecipeError(
+                    f"{where} has no variant {name!r}{closest(name, known)}; allowed: {', '.join(known)}"
+                )
+            entry = entry.model_copy(update={"like": None, "set": [*known[name].fixed, *entry.set]})
+        variants.append(entry)
+    return file.model_copy(update={"variants": variants})
 
 
 def _design(section: DesignSection) -> Design:

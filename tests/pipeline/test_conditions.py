@@ -1,6 +1,7 @@
 """What a recipe changes under a condition holds where it does, and only there."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ RECIPE = {"losses": {"frame_sets": SETS}, "student": STUDENT, "if_late_interacti
 def let_find(monkeypatch, late, mean, teacher=0, videos=60):
     """Have the scorers find some of every four queries, and the few videos of the project tell."""
 
-    def ranks(work, scorer, inputs, split):
+    def ranks(work, scorer, split):
         found = late if isinstance(scorer, LateInteraction) else teacher if isinstance(scorer, XPool) else mean
         names = [f"v{row}" for row in range(videos)]
         rank = [1 if row % 4 < found else 50 for row in range(videos)]
@@ -116,9 +117,9 @@ def test_a_better_teacher_needs_one_that_can_be_measured(project, capsys):
     recipe = project(if_better_teacher=["student.adapters=[text]"], teachers=[])
     assert distill.main([str(recipe), *OPTIONS]) == 2
     assert "if_better_teacher needs teachers" in capsys.readouterr().err
-    scores = type("Handle", (), {"reads_relevance": True, "scores_shortlist": False})
+    scores = SimpleNamespace(reads_relevance=True, scores_shortlist=False)
     with pytest.raises(RecipeError, match="no teacher scores any text with any video"):
-        conditions._measurable([scores])
+        conditions._scorers(SimpleNamespace(teachers={"scores": scores}), "if_better_teacher")
 
 
 def test_what_does_not_hold_changes_nothing_and_several_processes_agree(project):

@@ -22,7 +22,7 @@ from teachclip.studies.checks import check_different, check_plan
 from teachclip.studies.jobs import Train, measure_student
 from teachclip.studies.plan import build_plan, small_plan
 from teachclip.studies.report import build_study_report, study_markdown
-from teachclip.studies.study_file import load_study
+from teachclip.studies.study_file import find_study, load_study
 from teachclip.studies.without_test import without_test
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +184,33 @@ def test_a_duplicate_key_is_refused_with_its_line(tmp_path):
 )
 def test_a_study_that_would_not_be_fair_is_refused(study_file, changes, message):
     assert any(message in line for line in lines(study_file(**changes)))
+
+
+def test_a_variant_starts_from_one_of_another_study(study_file, tmp_path):
+    other = load_study(find_study("default_recipe"))
+    (published,) = (variant for variant in other.variants if variant.name == "published")
+    borrowed = {"name": "weak", "like": "default_recipe/published", "set": ["a=1"]}
+    found = load_study(study_file(variants=[UNDISTILLED, borrowed, {"name": "last", "like": "weak", "set": ["a=2"]}]))
+    known = {variant.name: variant for variant in found.variants}
+    assert known["weak"].fixed == (*published.fixed, "a=1")
+    assert known["last"].fixed == (*published.fixed, "a=1", "a=2")
+    assert known["weak"].grid == known["undistilled"].grid  # of its own study
+    beside = study_file(variants=[UNDISTILLED, {"name": "b", "set": ["b=1"]}])
+    beside = beside.rename(tmp_path / "default_recipe.yaml")
+    found = load_study(study_file(variants=[UNDISTILLED, {"name": "weak", "like": f"{beside.stem}/b"}]))
+    assert found.variants[1].fixed == ("b=1",)  # one beside the file comes first
+
+
+def test_another_study_that_does_not_say_what_a_variant_is_is_refused(study_file):
+    def problem(like):
+        return lines(study_file(variants=[UNDISTILLED, {"name": "weak", "like": like}]))[0]
+
+    assert problem("default_recipe/publishd").startswith(
+        "study.yaml: variants.weak.like: default_recipe.yaml has no variant 'publishd'; did you mean published?"
+    )
+    assert problem("no_study/published").startswith("studies/no_study.yaml is in none of: ")
+    assert "default_weak.yaml takes from other study files itself" in problem("default_weak/default")
+    assert "study.yaml takes from other study files itself" in problem("study/weak")
 
 
 def test_a_variant_like_another_starts_from_its_overrides_and_its_settings(study_file):
