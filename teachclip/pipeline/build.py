@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,8 @@ def _drop_unused_options(values: dict[str, Any], recipe: Recipe) -> None:
             del losses["video_text"][key]
     if recipe.losses.contrastive.temperature == 1:
         del losses["contrastive"]["temperature"]
+    if recipe.losses.contrastive.teaches_adapters or not recipe.student.adapters:
+        del losses["contrastive"]["teaches_adapters"]
     if not recipe.losses.contrastive.swapped_clauses:
         del losses["contrastive"]["swapped_clauses"]
     if losses["frame_text"]["surest"] == type(recipe.losses.frame_text).model_fields["surest"].default:
@@ -425,7 +428,7 @@ def build_terms(recipe: Recipe) -> DistillationTerms:
     losses = recipe.losses
 
     def term(section: Any) -> Term:
-        names = {"weight", "kind", "temperature", "end_weight", "teacher_temperature", "direction"}
+        names = {field.name for field in fields(Term)} - {"of_video"}
         values = section.model_dump(include=names)
         return Term(**values, of_video=getattr(section, "targets", "pair") == "video")
 

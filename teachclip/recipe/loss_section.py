@@ -44,6 +44,9 @@ class ContrastiveTerm(_Term):
         description="what stands between two clauses, such as [', then ', ' before ']: a caption with its clauses "
         "swapped is one more negative of its own video; teaches the order of events",
     )
+    teaches_adapters: bool = Field(
+        True, description="whether residual adapters learn from captions too; false: from what the teachers say alone"
+    )
 
 
 class VideoTextTerm(_Term):
@@ -186,6 +189,12 @@ def check_losses(recipe: Any) -> Iterator[str]:
         yield (
             "losses.contrastive.swapped_clauses are negatives of the contrastive term, which has weight 0: give it a "
             "weight, or remove them"
+        )
+    taught = losses.uses_frame_sets or bool(labels and losses.video_text.is_used)
+    if student.adapters and not losses.contrastive.teaches_adapters and not taught:
+        yield (
+            "losses.contrastive.teaches_adapters is false, and neither a teacher's video-text relevance nor frame "
+            "sets teach the adapters: write true, or remove student.adapters"
         )
     if losses.joined_clips.is_used and recipe.frames.count < 2:
         yield "losses.joined_clips shows two clips in one video: frames.count is 1; allowed: 2 or more"

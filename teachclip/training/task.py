@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
-from teachclip.models.backbone import clamp_scale
+from teachclip.models.backbone import clamp_scale, frame_features, text_features
 from teachclip.models.student import StudentModel
 from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, training_logits
 from teachclip.scoring.chunks import TEXT_INPUTS, encode_chunks
@@ -67,6 +68,8 @@ class Term:
     teacher_temperature: float = 1.0
     direction: str = "both"
     """Of the video-text term, as is `teacher_temperature`: see `video_text_loss`."""
+    teaches_adapters: bool = True
+    """Of the contrastive term: whether residual adapters learn from it."""
 
     def weight_at(self, batch: Batch) -> float | Tensor:
         """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
@@ -155,18 +158,32 @@ class DistillationTask(Task):
         """Return `texts` (pairs, dim), `videos` (videos, dim) and `frame_scores` (videos, frames), float32.
 
         With several vectors per video these are (videos, vectors, dim) and (videos, vectors, frames). Also `swapped`
-        (pairs, dim) if the batch holds captions with their clauses swapped.
+        (pairs, dim) if the batch holds captions with their clauses swapped. Where captions do not teach the adapters,
+        `contrasted_texts` and `contrasted_videos` are the same embeddings without a gradient to them.
         """
-        out = self.student(**model_inputs(batch))
+        inputs, spared = model_inputs(batch), self._spared_adapters()
+        if spared:
+            inputs = features_of(self.student, inputs)  # so that the encoders run once
+        out = self.student(**inputs)
         encoded = {
             "texts": out.text_embeds.float(),
             "videos": out.video_embeds.float(),
             "frame_scores": out.frame_scores.float(),
         }
+        if spared:
+            out = functional_call(self.student, spared, (), inputs)
+            encoded |= {"contrasted_texts": out.text_embeds.float(), "contrasted_videos": out.video_embeds.float()}
         swapped = {name: batch[SWAPPED + name] for name in TEXT_INPUTS if SWAPPED + name in batch}
         if swapped:
-            encoded["swapped"] = encode_text_batch(self.student, swapped)["embeds"].float()
+            encoded["swapped"] = functional_call(self.student, spared, (), swapped).text_embeds.float()
         return encoded
+
+    def _spared_adapters(self) -> dict[str, Tensor]:
+        """Return the adapters' weights by name, without a gradient, if the contrastive term does not teach them."""
+        if self.terms.contrastive.teaches_adapters:
+            return {}
+        weights = self.student.named_parameters()
+        return {name: weight.detach() for name, weight in weights if name.startswith("heads.")}
 
     def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
         """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
@@ -181,10 +198,17 @@ class DistillationTask(Task):
         more = more_logits(self.student, batch, videos)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})
-            swapped = self._swapped_logits(batch, encoded, videos)
+            contrasted, contrasted_videos = logits, videos
+            if "contrasted_texts" in encoded:
+                sides = [gather_with_gradient(encoded[f"contrasted_{side}"]) for side in ("texts", "videos")]
+                contrasted_videos = of_pairs(sides[1], len(texts))
+                contrasted = self.student.prefix_logits({"embeds": sides[0]}, {"embeds": contrasted_videos})
+            swapped = self._swapped_logits(batch, encoded, contrasted_videos)
             if videos.ndim == 3:
                 frame_scores = taught_scores(texts, videos, frame_scores, of_video=self.terms.frame_text.of_video)
-            return self._losses(batch, logits, swapped, frame_scores, frame_mask, frame_sets, joined, more)
+            return self._losses(
+                batch, logits, contrasted, swapped, frame_scores, frame_mask, frame_sets, joined, more
+            )
 
     def _swapped_logits(self, batch: Batch, encoded: Tokens, videos: Tensor) -> list[Tensor] | None:
         """Return the logits of swapped captions, `FAR` in rows without one; None if the batch holds none at all."""
@@ -199,6 +223,7 @@ class DistillationTask(Task):
         self,
         batch: Batch,
         logits: Sequence[Tensor],
+        contrasted: Sequence[Tensor],
         swapped: Sequence[Tensor] | None,
         frame_scores: Tensor,
         frame_mask: Tensor | None,
@@ -208,8 +233,8 @@ class DistillationTask(Task):
     ) -> dict[str, Tensor]:
         same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
         temperature, is_pair = self.terms.contrastive.temperature, batch.get("is_pair")
-        others: Sequence[Tensor | None] = [None] * len(logits) if swapped is None else swapped
-        pairs = zip(logits, others, strict=True)
+        others: Sequence[Tensor | None] = [None] * len(contrasted) if swapped is None else swapped
+        pairs = zip(contrasted, others, strict=True)
         losses = {
             "contrastive": _mean(pairs_loss(each, same_video, is_pair, temperature, other) for each, other in pairs)
         }
@@ -294,6 +319,17 @@ class DistillationTask(Task):
             for k, weight in enumerate(self.stored_weights)
         ]
         return stored + [_teach(item, batch, self.chunk_size) for item in self._online[0]]
+
+
+def features_of(student: StudentModel, inputs: Batch) -> Batch:
+    """Return a student's inputs, with raw features (texts, dim), (videos, frames, dim) for token ids and pixels."""
+    inputs = dict(inputs)
+    if "input_ids" in inputs:
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        inputs["text_features"] = text_features(student.backbone, ids, mask)
+    if "pixel_values" in inputs:
+        inputs["frame_features"] = frame_features(student.backbone, inputs.pop("pixel_values"))
+    return inputs
 
 
 def taught_scores(texts: Tensor, videos: Tensor, frame_scores: Tensor, *, of_video: bool) -> Tensor:

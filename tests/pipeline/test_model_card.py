@@ -68,6 +68,13 @@ def test_the_model_card_tells_how_order_was_taught_and_encoders_were_held_back(p
     assert told in model_card({"model": "student"}, load_recipe(path))
 
 
+@pytest.mark.parametrize("spared", [False, True])
+def test_the_model_card_tells_who_taught_the_adapters(project, spared):
+    losses = {"contrastive": {"teaches_adapters": not spared}}
+    card = model_card({"model": "student"}, load_recipe(project(losses=losses, student={"adapters": ["text"]})))
+    assert f"residual adapters: text{', taught by teachers alone' if spared else ''}\n" in card
+
+
 def test_the_model_card_tells_how_many_texts_a_video_was_compared_with(project):
     losses = {"video_text": {"more_texts": 6}}
     line = "; relevance of 6 further texts a step\n"

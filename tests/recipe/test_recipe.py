@@ -212,6 +212,14 @@ def test_terms_that_would_teach_nothing_are_refused(write):
         write(), [*swapped, "losses.contrastive.weight=0"]
     )
     load_recipe(write(), [*swapped, "losses.contrastive.weight=0", "losses.contrastive.end_weight=0.1"])
+    spared = ["losses.contrastive.teaches_adapters=false", "student.adapters=[text]"]
+    untaught = (
+        "teaches_adapters is false, and neither a teacher's video-text relevance nor frame sets teach the adapters"
+    )
+    assert untaught in failure(write(), [*spared, "teachers=[]"])
+    assert untaught in failure(write(), [*spared, f"teachers={XPOOL}", "losses.video_text.weight=0"])
+    for other in (f"teachers={XPOOL}", "losses.frame_sets.weight=1", "student.adapters=[]"):
+        load_recipe(write(), [*spared, other])
     joined = ["losses.joined_clips.weight=1", f"teachers={XPOOL}"]
     assert "joined_clips shows two clips in one video: frames.count is 1; allowed: 2 or more" in failure(
         write(), [*joined, "frames.count=1"]
