@@ -154,7 +154,7 @@ CONDITIONS = """\
 if_better_teacher: ["student.adapters=[frame,pooled,text]", losses.contrastive.weight=0.5]   # measured first
 if_late_interaction: ["student.adapters=[frame,pooled,text]", student.attention=sigmoid, losses.frame_sets.weight=1,
   losses.frame_text.kind=binary_cross_entropy, losses.frame_text.targets=video, losses.frame_text.saturation=0.25,
-  losses.frame_text.spread=0.25, losses.video_text.weight=0, losses.contrastive.weight=3,
+  losses.frame_text.spread=0.25, losses.video_text.weight=0, losses.contrastive.weight=10,
   losses.contrastive.teaches_adapters=false]
 """
 """Of the default recipe: what changes under which condition (RESULTS.md)."""
