@@ -29,7 +29,7 @@ def test_a_stage_that_takes_memory_shows_it():
 
 
 _WASTEFUL = """
-import json
+import json, time
 from teachclip.data_check import benchmark_memory
 from teachclip.pipeline.benchmark_parts import made_up_split
 
@@ -37,6 +37,7 @@ from teachclip.pipeline.benchmark_parts import made_up_split
 def wasteful(captions):
     wasted = bytearray(10**8)
     wasted[::4096] = b"x" * len(wasted[::4096])
+    time.sleep(0.5)  # memory is looked at every 10 ms, on a busy machine later
     return made_up_split(captions)
 
 
