@@ -29,7 +29,10 @@ from teachers.xpool import XPool
 SETS = {"weight": 0.0, "count": 8, "texts": 8}
 STUDENT = {"adapters": ["frame", "pooled", "text"]}
 OPTIONS = ["train.encoders=frozen", "train.steps=2"]
-CHANGES = ["losses.frame_sets.weight=1", "student.attention=sigmoid", "losses.frame_text.kind=binary_cross_entropy"]
+CHANGES = [
+    *("losses.frame_sets.weight=1", "student.attention=sigmoid", "losses.frame_text.kind=binary_cross_entropy"),
+    "losses.contrastive.teaches_adapters=false",
+]
 RECIPE = {"losses": {"frame_sets": SETS}, "student": STUDENT, "if_late_interaction": CHANGES}
 
 
@@ -219,7 +222,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_decoded(project
     monkeypatch.setattr("teachclip.pipeline.distill.build_workspace", None)
     capsys.readouterr()
     assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 2
-    assert "temporal_layers" in capsys.readouterr().err
+    assert "holds a run with other settings" in capsys.readouterr().err
 
 
 def test_a_soup_says_what_its_students_were_trained_with(project):

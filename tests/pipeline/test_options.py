@@ -421,6 +421,20 @@ def test_swapped_clauses_teach_in_whole_runs(project, encoders, capsys):
     assert np.array_equal(found["none"], found["plain"])
 
 
+def test_captions_that_spare_the_adapters_teach_all_else_in_whole_runs(project, capsys):
+    """With the encoders, in one pass and in chunks. In the first step the losses are those of before."""
+    options = ["train.encoders=finetuned", "train.steps=3", "student.adapters=[frame,pooled,text]"]
+    options += ["losses.contrastive.weight=3", "optimizer.adapter_lr=0.1"]
+    spared, found = "losses.contrastive.teaches_adapters=false", {}
+    for name, more in {"usual": [], "spared": [spared], "chunks": [spared, "train.chunk_size=2"]}.items():
+        assert run(distill.main, project(), *options, *more, f"output={project.folder / name}") == 0
+        found[name] = losses(project.folder / name, ("loss", "contrastive"))
+    np.testing.assert_allclose(found["spared"][0], found["usual"][0], rtol=1e-6)
+    assert abs(found["spared"][-1] - found["usual"][-1]).min() > 1e-3
+    np.testing.assert_allclose(found["chunks"], found["spared"], rtol=1e-3)
+    assert "taught by teachers alone" in (project.folder / "spared" / "student" / "README.md").read_text()
+
+
 def test_swapped_captions_that_would_be_cut_are_left_out(project, capsys):
     options = ["losses.contrastive.swapped_clauses=[' red ']", "train.steps=1"]
     for most, told in ((6, "clauses swapped: 10 of 16 captions\n"), (5, "0 of 16 captions; 10 more do not fit into")):
