@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from teachclip.models.temporal import StdLinear
 
@@ -41,7 +43,22 @@ class ResidualAdapters(nn.ModuleDict):
 
     def __init__(self, places: Sequence[str], width: int, hidden: int) -> None:
         super().__init__({place: ResidualAdapter(width, hidden) for place in places})
+        self._are_spared = False
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """Within it gradients pass through the adapters to what they read, and none reach their own weights."""
+        self._are_spared = True
+        try:
+            yield
+        finally:
+            self._are_spared = False
 
     def adapt(self, place: str, features: Tensor) -> Tensor:
         """Apply the adapter of a place, one of `ADAPTER_PLACES`, to features (..., dim)."""
-        return self[place](features) if place in self else features  # type: ignore[no-any-return]
+        if place not in self:
+            return features
+        if not self._are_spared:
+            return self[place](features)  # type: ignore[no-any-return]
+        weights = {name: weight.detach() for name, weight in self[place].named_parameters()}
+        return functional_call(self[place], weights, (features,))  # type: ignore[no-any-return]

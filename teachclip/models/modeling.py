@@ -179,14 +179,21 @@ class StudentModel(StudentFiles):
 
         `frame_features`: raw features (videos, frames, dim). Raises DataError for more frames than positions.
         """
+        hidden = self._temporal(frame_features, complete_mask(frame_mask, frame_features))
+        return hidden, self.pool(hidden, frame_features, frame_mask)
+
+    def pool(self, hidden: Tensor, frame_features: Tensor, frame_mask: Tensor | None = None) -> AttentionOutput:
+        """Return the output of the frame attention: frames after the temporal transformer, `hidden`, made a video.
+
+        `hidden`, `frame_features`: (videos, frames, dim), see `aggregate`.
+        """
         mask = complete_mask(frame_mask, frame_features)
-        hidden = self._temporal(frame_features, mask)
         is_masked = (
             self.mask_padding or self.config.pooling == "mean"
         )  # the official mean pooling is masked, the official AFA is not
         attention_frames = frame_features if self.config.attention_input == "before" else hidden
         output = self.aggregation(self.adapt("frame", hidden), mask if is_masked else None, attention_frames)
-        return hidden, output._replace(pooled=self.adapt("pooled", output.pooled))
+        return output._replace(pooled=self.adapt("pooled", output.pooled))
 
     def _temporal(self, frame_features: Tensor, mask: Tensor) -> Tensor:
         """Apply the temporal transformer, if there is one, to raw features (videos, frames, dim)."""

@@ -26,10 +26,12 @@ from teachclip.evaluation.splits import evaluate_split
 from teachclip.models.late_interaction import LateInteraction
 from teachclip.models.mean_pooling import MeanPooling
 from teachclip.pipeline import build
+from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.workspace import Workspace
 from teachclip.recipe.conditions import BETTER_TEACHER, CONDITIONS, LATE_INTERACTION
 from teachclip.recipe.loading import with_conditions
 from teachclip.recipe.schema import Recipe
+from teachclip.scoring.inputs import Inputs
 from teachclip.store.files import read_json, write_atomic
 
 METRIC = "recall_at_10"
@@ -111,7 +113,7 @@ def measure(work: Workspace) -> Measured:
     measured: Measured = {}
     mean_pooling: dict[str, PerQuery] = {}
     for name in conditions_of(work.recipe):
-        split = _measured_on(work, name)
+        split, scorers = _measured_on(work, name), _scorers(work, name)
         if len(split.videos) < FEW_VIDEOS:
             log(
                 f"{name} is taken not to hold: {split.name} has {len(split.videos)} videos, fewer than the "
@@ -119,9 +121,13 @@ def measure(work: Workspace) -> Measured:
             )
             measured[name] = {"holds": False, "videos": len(split.videos)}
             continue
+        own = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
         if split.name not in mean_pooling:
-            mean_pooling[split.name] = _ranks(work, MeanPooling(work.backbone), split)
-        others = {label: _ranks(work, scorer, split) for label, scorer in _scorers(work, name).items()}
+            mean_pooling[split.name] = _ranks(work, MeanPooling(work.backbone), own, split)
+        others = {}
+        for label, handle in scorers.items():  # a teacher reads what it says, late interaction what the backbone does
+            scorer = LateInteraction(work.backbone) if handle is None else handle.model
+            others[label] = _ranks(work, scorer, own if handle is None else work.inputs_for(scorer, split), split)
         measured[name] = work.processes.gather(_decide(name, mean_pooling[split.name], others, split.name))[0]
     return measured
 
@@ -133,20 +139,17 @@ def _measured_on(work: Workspace, name: str) -> Split:
     return work.selection_split()
 
 
-def _scorers(work: Workspace, name: str) -> dict[str, Any]:
-    """Return what is compared with mean pooling, by its label."""
+def _scorers(work: Workspace, name: str) -> dict[str, TeacherHandle | None]:
+    """Return what is compared with mean pooling, by its label: teachers, or None for late interaction."""
     if name == LATE_INTERACTION:
-        return {"late interaction": LateInteraction(work.backbone)}
-    found = {
-        handle.label: handle.model
-        for handle in work.teachers.values()
-        if not handle.reads_relevance and not handle.scores_shortlist
-    }
+        return {"late interaction": None}
+    handles = work.teachers.values()
+    found = {handle.label: handle for handle in handles if not handle.reads_relevance and not handle.scores_shortlist}
     if not found:
         raise RecipeError(
             f"{BETTER_TEACHER}: no teacher scores any text with any video, so that none can be measured; remove it"
         )
-    return found
+    return dict(found)
 
 
 def _decide(name: str, mean: PerQuery, others: dict[str, PerQuery], split: str) -> dict[str, Any]:
@@ -180,11 +183,7 @@ def _decide(name: str, mean: PerQuery, others: dict[str, PerQuery], split: str) 
     }
 
 
-def _ranks(work: Workspace, scorer: Any, split: Split) -> PerQuery:
-    if isinstance(scorer, MeanPooling):  # of the backbone, whose features a run has
-        inputs = work.inputs(split, work.backbone, encoders=work.recipe.train.encoders)
-    else:
-        inputs = work.inputs_for(scorer, split)
+def _ranks(work: Workspace, scorer: Any, inputs: Inputs, split: Split) -> PerQuery:
     ranks, blocks = list[Ranks](), build.build_blocks(work.recipe)
     scorer.to(work.device)
     evaluate_split(scorer, inputs, split, blocks, work.device, work.processes, keep_ranks=ranks.append)

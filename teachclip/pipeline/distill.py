@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -181,11 +180,13 @@ def _prepare(
 
 def _check_run(possible: Sequence[Recipe], processes: Processes) -> None:
     """Raise CheckpointError, before anything is decoded, if a folder holds a run of none of these recipes."""
-    *others, last = possible
-    for recipe in others:
-        with contextlib.suppress(CheckpointError):
+    problems = []
+    for recipe in possible:
+        try:
             return Run(recipe.output, build.run_settings(recipe), processes).check()
-    Run(last.output, build.run_settings(last), processes).check()
+        except CheckpointError as error:
+            problems.append(error)
+    raise min(problems, key=lambda error: len(str(error)))  # of the recipe with the fewest differences
 
 
 def _check_teaching(recipe: Recipe, teachers: TeacherHandles) -> None:

@@ -131,7 +131,7 @@ def _options(recipe: Recipe, results: Mapping[str, Any]) -> str:
     options += ["frame attention before the temporal transformer"] if student.attention_input != "after" else []
     options += ["rescaled input of frame attention"] if student.attention_rescale else []
     options += [f"pooling temperature divided by {factor:g}"] if factor != 1 else []
-    spared = "" if losses.contrastive.teaches_adapters else ", taught by teachers alone"
+    spared = "" if losses.contrastive.teaches_adapters else ", not taught by captions"
     options += [f"residual adapters: {', '.join(student.adapters)}{spared}"] if student.adapters else []
     options += [f"prefixes of embeddings: {', '.join(map(str, student.matryoshka))}"] if student.matryoshka else []
     options += ["frame-set distillation"] if losses.uses_frame_sets else []

@@ -45,7 +45,9 @@ class ContrastiveTerm(_Term):
         "swapped is one more negative of its own video; teaches the order of events",
     )
     teaches_adapters: bool = Field(
-        True, description="whether residual adapters learn from captions too; false: from what the teachers say alone"
+        True,
+        description="whether residual adapters learn from captions too, here and in joined clips; false: from "
+        "teachers' relevance and frame sets alone",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ class VariantEntry(Section):
     label: str = Field("", description="its name in tables; default: the name")
     like: str | None = Field(
         None,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*/)?[A-Za-z0-9][A-Za-z0-9_-]*$",
         description="variant whose `set` and settings it starts from; STUDY/VARIANT: one of another study, its `set` "
         "alone",
     )
@@ -164,11 +166,16 @@ def find_study(name: str | Path) -> Path:
 
 def load_study(path: str | Path) -> Study:
     """Read a study file. Raises RecipeError with all problems of the file, one per line."""
-    path = Path(path)
-    file = _with_other_studies(load_section(path, StudyFile, "study file"), path)
+    return _load(Path(path), ())
+
+
+def _load(path: Path, readers: tuple[Path, ...]) -> Study:
+    """Read a study file for the study files that ask for one of its variants, each for the next."""
+    file, elsewhere = _with_other_studies(load_section(path, StudyFile, "study file"), path, (*readers, path))
     counted = isinstance(file.test_seeds, int)
     seeds = tuple(range(FIRST_TEST_SEED, FIRST_TEST_SEED + file.test_seeds) if counted else file.test_seeds)
     problems = [
+        *elsewhere,
         *_seed_problems(file, seeds),
         *_name_problems(file),
         *_override_problems(file),
@@ -227,26 +234,37 @@ def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
     )
 
 
-def _with_other_studies(file: StudyFile, path: Path) -> StudyFile:
-    """Return the file with what its variants take from other study files written out."""
-    variants = []
+def _with_other_studies(file: StudyFile, path: Path, readers: tuple[Path, ...]) -> tuple[StudyFile, list[str]]:
+    """Return the file with what its variants take from other study files written out, and what is wrong with it.
+
+    `readers`: the study files that are being read, each for the one before it; this one is the last.
+    """
+    variants, problems, read = [], list[str](), dict[str, dict[str, Variant]]()
     for entry in file.variants:
         study, slash, name = (entry.like or "").rpartition("/")
         if slash:
-            beside = path.parent / f"{study}.yaml"
-            found = beside if beside.exists() else find_study(study)
-            where = f"{path.name}: variants.{entry.name}.like: {found.name}"
-            other = load_section(found, StudyFile, "study file")
-            if any("/" in (each.like or "") for each in other.variants):
-                raise RecipeError(f"{where} takes from other study files itself; name the one that it takes from")
-            known = {variant.name: variant for variant in load_study(found).variants}
-            if name not in known:
-                raise RecipeError(
-                    f"{where} has no variant {name!r}{closest(name, known)}; allowed: {', '.join(known)}"
-                )
-            entry = entry.model_copy(update={"like": None, "set": [*known[name].fixed, *entry.set]})
+            try:
+                if study not in read:
+                    read[study] = _variants_of(study, path, readers)
+                if name not in (known := read[study]):
+                    raise RecipeError(
+                        f"{study} has no variant {name!r}{closest(name, known)}; allowed: {', '.join(known)}"
+                    )
+                entry = entry.model_copy(update={"like": None, "set": [*known[name].fixed, *entry.set]})
+            except RecipeError as error:
+                problems += [f"variants.{entry.name}.like: {line}" for line in str(error).splitlines()]
+                entry = entry.model_copy(update={"like": None})
         variants.append(entry)
-    return file.model_copy(update={"variants": variants})
+    return file.model_copy(update={"variants": variants}), problems
+
+
+def _variants_of(study: str, path: Path, readers: tuple[Path, ...]) -> dict[str, Variant]:
+    """Return the variants by name of a study beside a study file, else of the project."""
+    beside = path.parent / f"{study}.yaml"
+    found = beside if os.path.exists(beside) else find_study(study)  # False for a name that no file can have
+    if found.resolve() in (reader.resolve() for reader in readers):
+        raise RecipeError(f"goes in a circle: {' -> '.join(reader.stem for reader in (*readers, found))}")
+    return {variant.name: variant for variant in _load(found, readers).variants}
 
 
 def _design(section: DesignSection) -> Design:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
 from teachclip.models.backbone import clamp_scale, frame_features, text_features
@@ -69,7 +70,7 @@ class Term:
     direction: str = "both"
     """Of the video-text term, as is `teacher_temperature`: see `video_text_loss`."""
     teaches_adapters: bool = True
-    """Of the contrastive term: whether residual adapters learn from it."""
+    """Of the contrastive term: whether residual adapters learn from captions, its own and those of joined clips."""
 
     def weight_at(self, batch: Batch) -> float | Tensor:
         """Return the weight in a step; `progress` of the batch, 0-d, goes from 0 in the first to 1 in the last."""
@@ -161,29 +162,40 @@ class DistillationTask(Task):
         (pairs, dim) if the batch holds captions with their clauses swapped. Where captions do not teach the adapters,
         `contrasted_texts` and `contrasted_videos` are the same embeddings without a gradient to them.
         """
-        inputs, spared = model_inputs(batch), self._spared_adapters()
-        if spared:
-            inputs = features_of(self.student, inputs)  # so that the encoders run once
-        out = self.student(**inputs)
-        encoded = {
-            "texts": out.text_embeds.float(),
-            "videos": out.video_embeds.float(),
-            "frame_scores": out.frame_scores.float(),
-        }
-        if spared:
-            out = functional_call(self.student, spared, (), inputs)
-            encoded |= {"contrasted_texts": out.text_embeds.float(), "contrasted_videos": out.video_embeds.float()}
+        if self._spares_adapters():
+            encoded = self._encode_twice(model_inputs(batch))
+        else:
+            out = self.student(**model_inputs(batch))
+            encoded = {"texts": out.text_embeds, "videos": out.video_embeds, "frame_scores": out.frame_scores}
         swapped = {name: batch[SWAPPED + name] for name in TEXT_INPUTS if SWAPPED + name in batch}
         if swapped:
-            encoded["swapped"] = functional_call(self.student, spared, (), swapped).text_embeds.float()
-        return encoded
+            with self._of_captions():
+                encoded["swapped"] = encode_text_batch(self.student, swapped)["embeds"]
+        return {name: tensor.float() for name, tensor in encoded.items()}
 
-    def _spared_adapters(self) -> dict[str, Tensor]:
-        """Return the adapters' weights by name, without a gradient, if the contrastive term does not teach them."""
-        if self.terms.contrastive.teaches_adapters:
-            return {}
-        weights = self.student.named_parameters()
-        return {name: weight.detach() for name, weight in weights if name.startswith("heads.")}
+    def _spares_adapters(self) -> bool:
+        return bool(self.student.heads) and not self.terms.contrastive.teaches_adapters
+
+    def _of_captions(self) -> AbstractContextManager[None]:
+        """Return the context of what captions alone teach."""
+        return self.student.heads.spared() if self._spares_adapters() else nullcontext()
+
+    def _encode_twice(self, inputs: Batch) -> Tokens:
+        """Return what `encode` does where captions spare the adapters: all but these is computed once."""
+        student, mask = self.student, inputs["frame_mask"]
+        features = features_of(student, inputs)
+        text_features, frames = features["text_features"], features["frame_features"]
+        hidden, pooled = student.aggregate(frames, mask)
+        with self._of_captions():
+            texts = student.texts_from_features(text_features)["embeds"]
+            videos = F.normalize(student.pool(hidden, frames, mask).pooled, dim=-1)
+        return {
+            "texts": student.texts_from_features(text_features)["embeds"],
+            "videos": F.normalize(pooled.pooled, dim=-1),
+            "frame_scores": pooled.attention_scores,
+            "contrasted_texts": texts,
+            "contrasted_videos": videos,
+        }
 
     def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
         """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
@@ -194,7 +206,8 @@ class DistillationTask(Task):
         videos, frame_scores = of_pairs(videos, len(texts)), of_pairs(frame_scores, len(texts))
         frame_mask = None if frame_mask is None else of_pairs(frame_mask, len(texts))
         frame_sets = None if self.frame_set_scorer is None else self.frame_set_scorer.logits(self.student, batch)
-        joined = joined_logits(self.student, batch)
+        with self._of_captions():
+            joined = joined_logits(self.student, batch)
         more = more_logits(self.student, batch, videos)
         with torch.autocast(texts.device.type, enabled=False):
             logits = self.student.prefix_logits({"embeds": texts}, {"embeds": videos})

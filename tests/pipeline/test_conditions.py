@@ -13,7 +13,9 @@ from teachclip.cli import distill, export
 from teachclip.data_check import init_recipe
 from teachclip.errors import RecipeError
 from teachclip.evaluation.per_query import PerQuery
+from teachclip.models.clip import load_clip
 from teachclip.models.late_interaction import LateInteraction
+from teachclip.models.mean_pooling import MeanPooling
 from teachclip.models.student import load_student
 from teachclip.pipeline import conditions
 from teachclip.pipeline.build import run_settings
@@ -39,7 +41,7 @@ RECIPE = {"losses": {"frame_sets": SETS}, "student": STUDENT, "if_late_interacti
 def let_find(monkeypatch, late, mean, teacher=0, videos=60):
     """Have the scorers find some of every four queries, and the few videos of the project tell."""
 
-    def ranks(work, scorer, split):
+    def ranks(work, scorer, inputs, split):
         found = late if isinstance(scorer, LateInteraction) else teacher if isinstance(scorer, XPool) else mean
         names = [f"v{row}" for row in range(videos)]
         rank = [1 if row % 4 < found else 50 for row in range(videos)]
@@ -114,6 +116,36 @@ def test_a_teacher_is_measured_as_evaluate_measures_it(project, monkeypatch):
     for model, key in (("xpool", "measured"), ("zero_shot", "mean_pooling")):
         found = evaluate(recipe, OPTIONS, model=model, split="validation")["validation"]["t2v"]["recall_at_1"]
         assert measured[key] == pytest.approx(found)
+
+
+class Average(MeanPooling):
+    """A teacher of one's own that averages frames too, with its own encoders."""
+
+    has_frame_relevance = False
+
+    @classmethod
+    def from_source(cls, checkpoint, **options):
+        return cls(load_clip(checkpoint))
+
+
+def test_a_teacher_that_averages_frames_is_measured_with_its_own_encoders(project, monkeypatch):
+    monkeypatch.setattr(conditions, "FEW_VIDEOS", 0)
+    read, ranks = [], conditions._ranks
+
+    def watched(work, scorer, inputs, split):
+        read.append((type(scorer).__name__, split.name, type(inputs).__name__))
+        return ranks(work, scorer, inputs, split)
+
+    monkeypatch.setattr(conditions, "_ranks", watched)
+    both = {"if_better_teacher": ["student.adapters=[text]"], "if_late_interaction": ["student.adapters=[pooled]"]}
+    own = {"name": f"{__name__}:Average", "label": "own", "checkpoint": str(project.root / "clip")}
+    monkeypatch.setattr(conditions, "MOST", 0)  # both are measured on the selection split
+    assert distill.main([str(project(**both, teachers=[own])), *OPTIONS]) == 0
+    assert read == [  # mean pooling once
+        ("MeanPooling", "validation", "FeatureInputs"),
+        ("Average", "validation", "PixelInputs"),
+        ("LateInteraction", "validation", "FeatureInputs"),
+    ]
 
 
 def test_a_better_teacher_needs_one_that_can_be_measured(project, capsys):
@@ -222,7 +254,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_decoded(project
     monkeypatch.setattr("teachclip.pipeline.distill.build_workspace", None)
     capsys.readouterr()
     assert distill.main([str(project(**RECIPE)), *OPTIONS]) == 2
-    assert "holds a run with other settings" in capsys.readouterr().err
+    assert "temporal_layers" in capsys.readouterr().err
 
 
 def test_a_soup_says_what_its_students_were_trained_with(project):
@@ -245,7 +277,7 @@ def test_the_default_recipe_is_the_same_wherever_it_stands():
     """In the recipe that `init` writes, in MSR-VTT's second recipe, and in the studies that measure it."""
     defaults = []
     found = [yaml.safe_load(init_recipe.CONDITIONS), yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())]
-    for name in ("own_data", "default_recipe", "default_weak", "shapes_default"):
+    for name in ("own_data", "default_recipe", "default_weak", "shapes_default", "order_default"):
         (default,) = (variant for variant in load_study(find_study(name)).variants if variant.name == "default")
         defaults.append(default)
         found.append(dict(text.split("=", 1) for text in default.fixed if text.startswith("if_")))
@@ -299,6 +331,7 @@ def test_runs_without_the_key_go_on_where_they_stopped(project):
     recipe = load_recipe(project(losses={"frame_sets": SETS}, student=STUDENT))
     assert "if_late_interaction" not in run_settings(recipe)
     assert "more_texts" not in run_settings(recipe)["losses"]["video_text"]
+    assert "teaches_adapters" not in run_settings(recipe)["losses"]["contrastive"]
     both = load_recipe(project(**RECIPE))
     assert run_settings(both)["if_late_interaction"] == CHANGES  # a study tells variants apart by it
     assert run_settings(with_conditions(both, ["if_late_interaction"])) == run_settings(

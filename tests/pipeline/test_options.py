@@ -432,7 +432,7 @@ def test_captions_that_spare_the_adapters_teach_all_else_in_whole_runs(project, 
     np.testing.assert_allclose(found["spared"][0], found["usual"][0], rtol=1e-6)
     assert abs(found["spared"][-1] - found["usual"][-1]).min() > 1e-3
     np.testing.assert_allclose(found["chunks"], found["spared"], rtol=1e-3)
-    assert "taught by teachers alone" in (project.folder / "spared" / "student" / "README.md").read_text()
+    assert "not taught by captions" in (project.folder / "spared" / "student" / "README.md").read_text()
 
 
 def test_swapped_captions_that_would_be_cut_are_left_out(project, capsys):

@@ -201,16 +201,31 @@ def test_a_variant_starts_from_one_of_another_study(study_file, tmp_path):
     assert found.variants[1].fixed == ("b=1",)  # one beside the file comes first
 
 
-def test_another_study_that_does_not_say_what_a_variant_is_is_refused(study_file):
-    def problem(like):
-        return lines(study_file(variants=[UNDISTILLED, {"name": "weak", "like": like}]))[0]
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ("default_recipe/publishd", "default_recipe has no variant 'publishd'; did you mean published?; allowed: "),
+        ("no_study/published", "studies/no_study.yaml is in none of: "),
+        ("x" * 300 + "/published", "is in none of: "),
+        ("study/weak", "goes in a circle: study -> study"),
+        ("between/weak", "goes in a circle: study -> between -> study"),
+        ("../default_recipe/published", "String should match pattern"),
+        ("default_recipe/", "String should match pattern"),
+    ],
+)
+def test_another_study_that_does_not_say_what_a_variant_is_is_refused(study_file, tmp_path, like, message):
+    weak = {"name": "weak", "like": "study/undistilled"}
+    study_file(variants=[UNDISTILLED, weak]).rename(tmp_path / "between.yaml")
+    found = lines(study_file(variants=[UNDISTILLED, {"name": "weak", "like": like}], dev_seeds=[1, 1]))
+    assert found[0].startswith("study.yaml: variants.") and ".like: " in found[0] and message in found[0]
+    assert ("study.yaml: dev_seeds: 1 is duplicated" in found) == ("pattern" not in message)  # all problems at once
 
-    assert problem("default_recipe/publishd").startswith(
-        "study.yaml: variants.weak.like: default_recipe.yaml has no variant 'publishd'; did you mean published?"
-    )
-    assert problem("no_study/published").startswith("studies/no_study.yaml is in none of: ")
-    assert "default_weak.yaml takes from other study files itself" in problem("default_weak/default")
-    assert "study.yaml takes from other study files itself" in problem("study/weak")
+
+def test_a_variant_may_start_from_one_that_starts_from_another_study(study_file):
+    borrowed = {"name": "b", "like": "own_data/published", "set": ["a=1"]}
+    found = load_study(study_file(variants=[UNDISTILLED, borrowed]))
+    (published,) = (v for v in load_study(find_study("own_data")).variants if v.name == "published")
+    assert found.variants[1].fixed == (*published.fixed, "a=1")
 
 
 def test_a_variant_like_another_starts_from_its_overrides_and_its_settings(study_file):
