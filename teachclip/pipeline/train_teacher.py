@@ -34,7 +34,7 @@ from teachclip.training.batches import TrainingBatches
 from teachclip.training.distributed import build_accelerator, processes_of
 from teachclip.training.loop import fit
 from teachclip.training.run import Run
-from teachclip.training.task import TeacherTask
+from teachclip.training.teacher_task import TeacherTask
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from teachclip.losses import contrastive_loss, frame_set_loss, frame_text_loss, video_text_loss
-from teachclip.models.backbone import clamp_scale, frame_features, text_features
+from teachclip.models.backbone import clamp_scale
 from teachclip.models.student import StudentModel
-from teachclip.scorer import Teacher, Tokens, gives_frame_relevance, training_logits
+from teachclip.scorer import Teacher, Tokens, gives_frame_relevance
 from teachclip.scoring.chunks import TEXT_INPUTS, encode_chunks
 from teachclip.scoring.inputs import SWAPPED, Batch, encode_text_batch, encode_video_batch, model_inputs
 from teachclip.scoring.targets import tempered_relevance
@@ -27,6 +26,7 @@ from teachclip.training.distributed import gather_rows, gather_tokens, gather_wi
 from teachclip.training.frame_sets import FrameSetScorer, part_of
 from teachclip.training.joined_clips import JoinedLogits, joined_logits
 from teachclip.training.more_texts import more_logits
+from teachclip.training.spared_adapters import encode_and_spare, spares_adapters
 
 
 class Task(nn.Module, ABC):
@@ -162,8 +162,8 @@ class DistillationTask(Task):
         (pairs, dim) if the batch holds captions with their clauses swapped. Where captions do not teach the adapters,
         `contrasted_texts` and `contrasted_videos` are the same embeddings without a gradient to them.
         """
-        if self._spares_adapters():
-            encoded = self._encode_twice(model_inputs(batch))
+        if spares_adapters(self.student, self.terms.contrastive.teaches_adapters):
+            encoded = encode_and_spare(self.student, model_inputs(batch))
         else:
             out = self.student(**model_inputs(batch))
             encoded = {"texts": out.text_embeds, "videos": out.video_embeds, "frame_scores": out.frame_scores}
@@ -173,29 +173,10 @@ class DistillationTask(Task):
                 encoded["swapped"] = encode_text_batch(self.student, swapped)["embeds"]
         return {name: tensor.float() for name, tensor in encoded.items()}
 
-    def _spares_adapters(self) -> bool:
-        return bool(self.student.heads) and not self.terms.contrastive.teaches_adapters
-
     def _of_captions(self) -> AbstractContextManager[None]:
         """Return the context of what captions alone teach."""
-        return self.student.heads.spared() if self._spares_adapters() else nullcontext()
-
-    def _encode_twice(self, inputs: Batch) -> Tokens:
-        """Return what `encode` does where captions spare the adapters: all but these is computed once."""
-        student, mask = self.student, inputs["frame_mask"]
-        features = features_of(student, inputs)
-        text_features, frames = features["text_features"], features["frame_features"]
-        hidden, pooled = student.aggregate(frames, mask)
-        with self._of_captions():
-            texts = student.texts_from_features(text_features)["embeds"]
-            videos = F.normalize(student.pool(hidden, frames, mask).pooled, dim=-1)
-        return {
-            "texts": student.texts_from_features(text_features)["embeds"],
-            "videos": F.normalize(pooled.pooled, dim=-1),
-            "frame_scores": pooled.attention_scores,
-            "contrasted_texts": texts,
-            "contrasted_videos": videos,
-        }
+        spared = spares_adapters(self.student, self.terms.contrastive.teaches_adapters)
+        return self.student.heads.spared() if spared else nullcontext()
 
     def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
         """Return `loss` and its unweighted terms, 0-d float32, equal on all processes."""
@@ -334,17 +315,6 @@ class DistillationTask(Task):
         return stored + [_teach(item, batch, self.chunk_size) for item in self._online[0]]
 
 
-def features_of(student: StudentModel, inputs: Batch) -> Batch:
-    """Return a student's inputs, with raw features (texts, dim), (videos, frames, dim) for token ids and pixels."""
-    inputs = dict(inputs)
-    if "input_ids" in inputs:
-        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        inputs["text_features"] = text_features(student.backbone, ids, mask)
-    if "pixel_values" in inputs:
-        inputs["frame_features"] = frame_features(student.backbone, inputs.pop("pixel_values"))
-    return inputs
-
-
 def taught_scores(texts: Tensor, videos: Tensor, frame_scores: Tensor, *, of_video: bool) -> Tensor:
     """Return the frame scores (pairs, frames) that the frame-text term teaches, of several vectors per video.
 
@@ -452,42 +422,3 @@ def encode_pairs(teacher: Any, batch: Batch) -> Tokens:
     """Return a teacher's tokens of texts and of videos; their names begin with `texts.` and `videos.`."""
     sides = {"texts": encode_text_batch(teacher, batch), "videos": encode_video_batch(teacher, batch)}
     return {f"{side}.{name}": tensor for side, tokens in sides.items() for name, tensor in tokens.items()}
-
-
-class TeacherTask(Task):
-    """A teacher, trained as published: symmetric cross-entropy of its logits over the global batch.
-
-    So train X-CLIP, TS2-Net and X-Pool. A teacher whose loss is a sum over several logits, as CLIP2Video's, has
-    `training_logits(texts, videos)`, which returns them with their weights.
-    """
-
-    def __init__(self, teacher: Any) -> None:
-        """`teacher`: a module that is a `Teacher` and has its CLIP under `clip`."""
-        super().__init__()
-        self.teacher = teacher
-
-    def clamp_scale(self) -> None:
-        """Clamp the logit scale of the teacher's CLIP."""
-        clamp_scale(self.teacher.clip)
-
-    def encode(self, batch: Batch) -> Tokens:
-        """Return the teacher's tokens of texts and of videos; their names begin with `texts.` and `videos.`."""
-        return encode_pairs(self.teacher, batch)
-
-    def losses(self, batch: Batch, encoded: Tokens) -> dict[str, Tensor]:
-        """Return `loss` and `contrastive`, 0-d float32, equal on all processes."""
-        texts, videos = (gather_tokens(part_of(encoded, prefix)) for prefix in ("texts.", "videos."))
-        with torch.autocast(batch["frame_mask"].device.type, enabled=False):
-            texts = {name: _as_float(tensor) for name, tensor in texts.items()}
-            videos = {name: of_pairs(_as_float(tensor), len(batch["video_rows"])) for name, tensor in videos.items()}
-            same_video = batch["video_rows"][:, None] == batch["video_rows"][None, :]
-            losses = [
-                weight * contrastive_loss(logits, same_video)
-                for weight, logits in training_logits(self.teacher, texts, videos)
-            ]
-            loss = torch.stack(losses).sum()
-        return {"loss": loss, "contrastive": loss.detach()}
-
-
-def _as_float(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -11,7 +11,8 @@ from train_tiny import __file__ as SCRIPT
 
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.scoring.inputs import encode_text_batch, encode_video_batch
-from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher, TeacherTask
+from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher
+from teachclip.training.teacher_task import TeacherTask
 from teachers.xpool import XPool
 
 OF_VIDEOS = ("frames", "frame_mask", "frame_features")

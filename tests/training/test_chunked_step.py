@@ -17,7 +17,8 @@ from teachclip.scoring.chunks import chunks_of
 from teachclip.scoring.inputs import encode_text_batch, encode_video_batch
 from teachclip.training.chunked_step import chunked_backward
 from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
-from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher, TeacherTask, Term
+from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher, Term
+from teachclip.training.teacher_task import TeacherTask
 from teachers.xpool import XPool
 
 

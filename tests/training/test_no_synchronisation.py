@@ -13,7 +13,8 @@ from teachclip.training.loop import fit
 from teachclip.training.optim import build_optimizer, parameter_groups
 from teachclip.training.run import Run
 from teachclip.training.step import prepare_step
-from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher, TeacherTask, Term
+from teachclip.training.task import DistillationTask, DistillationTerms, OnlineTeacher, Term
+from teachclip.training.teacher_task import TeacherTask
 from teachers.xpool import XPool
 
 WAITING = {
