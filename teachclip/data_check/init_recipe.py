@@ -177,13 +177,13 @@ def recipe_text(folder: Path, source: CaptionSource, out: Path, *, backbone: str
     if teacher != NO_TEACHER:
         teachers = f"\n  - {{name: dual_encoder, checkpoint: {_quoted(teacher)}}}"
         losses = f"""
-losses:   # as published, but for the contrastive weight (0.2)
+losses:   # as published but for the contrastive weight (0.2 there)
   {{{LOSSES}}}"""
         conditional = CONDITIONS
     if source.uncaptioned and teacher != NO_TEACHER:
         more = f"\n  uncaptioned: {_quoted(str(folder))}   # {source.uncaptioned} videos without captions teach too"
         losses = f"""
-losses:   # as published, but for the contrastive weight (0.2); without captions a target is of a whole video
+losses:   # as published but for the contrastive weight (0.2 there); without captions targets are of whole videos
   {{{LOSSES}, frame_text: {{targets: video}}}}"""
     return f"""# Your own videos: {name}. By `teachclip init`; every line may be changed. All keys: teachclip keys
 # Check the data: teachclip prepare {shell_path(out)}; then train and export:
