@@ -44,7 +44,10 @@ def _choose(recipe: Recipe, name: str | None) -> TeacherSection:
     chosen = [teacher for teacher in trainable if name in (None, teacher.label)]
     if len(chosen) != 1:
         names = ", ".join(teacher.label for teacher in trainable) or "none"
-        raise RecipeError(f"choose one teacher with --teacher LABEL; with a section `training` there are: {names}")
+        excluded = "" if recipe.teaching.only is None else "; teaching.only excludes the others"
+        raise RecipeError(
+            f"choose one teacher with --teacher LABEL; with a section `training` there are: {names}{excluded}"
+        )
     return chosen[0]
 
 

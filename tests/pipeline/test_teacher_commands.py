@@ -66,6 +66,13 @@ def test_several_teachers_teach_together_stored_as_online(project, capsys):
     assert "teacher ts2net" in json.loads((alone / "settings.json").read_text())["content"]
 
 
+def test_a_teacher_that_the_recipe_excludes_is_named_as_excluded(project, capsys):
+    recipe = project(teachers=teachers(project.folder))
+    assert run(train_teacher.main, recipe, "--teacher", TRAINED[0], f"teaching.only=[{TRAINED[1]}]") == 2
+    told = f"with a section `training` there are: {TRAINED[1]}; teaching.only excludes the others"
+    assert told in capsys.readouterr().err
+
+
 @pytest.fixture
 def more_videos(project):
     """A recipe of six training videos, and how to name annotations that train its teacher on more of the same."""
