@@ -185,7 +185,8 @@ class StudentModel(StudentFiles):
     def pool(self, hidden: Tensor, frame_features: Tensor, frame_mask: Tensor | None = None) -> AttentionOutput:
         """Return the output of the frame attention: frames after the temporal transformer, `hidden`, made a video.
 
-        `hidden`, `frame_features`: (videos, frames, dim), see `aggregate`.
+        `hidden`, `frame_features`: (videos, frames, dim), see `aggregate`; `frame_mask`: (videos, frames) bool, all
+        True if None.
         """
         mask = complete_mask(frame_mask, frame_features)
         is_masked = (

@@ -182,8 +182,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK)
     with contextlib.ExitStack() as stack:
-        # A folder may be read-only (OSError), and filelock raises NotImplementedError on network file systems
-        # without locks; renames are atomic all the same.
+        # A folder may be read-only or cannot be locked (OSError). Where flock is missing, filelock 3.16 to 3.20 raise
+        # NotImplementedError; 3.24 and later lock by a file that exists. Renames are atomic all the same.
         with contextlib.suppress(OSError, NotImplementedError):
             try:
                 lock.acquire(timeout=PATIENCE)

@@ -220,7 +220,7 @@ def only_one(folder: Path) -> Iterator[None]:
             stack.callback(lock.release)
         except Timeout as error:
             raise LaunchError(f"{folder}: another study runs there; wait for it, or give another --out") from error
-        except (NotImplementedError, OSError):  # what filelock raises where there are no locks
+        except (NotImplementedError, OSError):  # no locks there, as in `store.files.locked_folder`
             pass
         yield
 

@@ -26,6 +26,7 @@ from teachclip.errors import BusyError, StoreError
 from teachclip.store.array_store import ArraySpec, ArrayStore, describe_difference, file_hash, fingerprint_of
 from teachclip.store.files import LOCK, locked_folder, occupied_folder
 from teachclip.store.stored_items import StoredItems
+from teachclip.studies.trials import only_one
 
 ARRAYS = {"scores": ArraySpec("float32", (6,)), "count": ArraySpec("int16", ())}
 WRITER = Path(__file__).parents[1] / "support" / "store_writer.py"
@@ -721,12 +722,17 @@ def test_threads_exclude_each_other_from_a_folder(tmp_path):
     assert len(most) == 15 and max(most) == 1
 
 
-def test_a_folder_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), NotImplementedError()])
+def test_a_folder_without_locks_is_written_all_the_same(tmp_path, monkeypatch, error):
+    """filelock 3.16 to 3.20 raise NotImplementedError where flock is missing."""
+
     def refuse(*arguments, **options):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise error
 
     monkeypatch.setattr(teachclip.store.files.FileLock, "acquire", refuse)
     assert fill(make(tmp_path / "s")).verify() == []
+    with occupied_folder(tmp_path / "run", wait=False), only_one(tmp_path / "study"):
+        assert (tmp_path / "run").is_dir() and (tmp_path / "study").is_dir()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00001.json", "scores-00001.npy"])
