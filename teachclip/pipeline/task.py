@@ -17,6 +17,7 @@ from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.uncaptioned import uncaptioned_relevance
 from teachclip.pipeline.unpaired import Unpaired
 from teachclip.pipeline.workspace import Workspace
+from teachclip.recipe.loss_section import BACKBONES, FROZEN_BACKBONE
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
@@ -129,7 +130,11 @@ def build_frame_sets(
     options["seed"] = recipe.order_seed
     if unpaired is not None:
         inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
-    if term.scorer == "backbone":
+    if term.scorer == FROZEN_BACKBONE and recipe.train.encoders != "frozen":
+        options["scorer"] = work.feature_inputs(split, work.backbone, work.views)
+        if unpaired is not None:
+            options["scorer"] = unpaired.join(options["scorer"], work.backbone, encoders="frozen")
+    if term.scorer in BACKBONES:
         return FrameSetSampler(inputs, term.count, term.texts, **options), FrameSetScorer(term.scale)
     teacher, traits = work.teachers[term.scorer].model, work.teachers[term.scorer].traits
     # where a teacher can start from features of its own encoders, they are stored and need not run in every step

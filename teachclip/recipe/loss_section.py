@@ -10,6 +10,10 @@ from pydantic import AfterValidator, Field, model_validator
 from teachclip.recipe.data_section import Count, PathValue, Positive, Section, Weight
 from teachclip.registry import FRAME_TEXT_LOSSES, VIDEO_TEXT_LOSSES, closest
 
+FROZEN_BACKBONE = "frozen_backbone"
+BACKBONES = ("backbone", FROZEN_BACKBONE)
+"""Who may score frame sets beside a teacher: the student's backbone as it trains, and as it was before."""
+
 
 def _one_of(kinds: Mapping[str, str]) -> Callable[[str], str]:
     """Return a check that a kind of loss is known, or written as `module:name`."""
@@ -111,8 +115,8 @@ class FrameSetsTerm(_Term):
     weight: Weight = Field(0.0, description="0: off")
     scorer: str = Field(
         "backbone",
-        description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; or the "
-        "label of a teacher",
+        description="who scores the sets; backbone: late interaction, its own best cosine of text and frame; "
+        "frozen_backbone: the same of the backbone as it was before its encoders trained; or the label of a teacher",
     )
     scale: Positive = Field(
         40.0, description="of the late interaction's cosines; a teacher's scores stay as they are"
@@ -210,7 +214,7 @@ def check_losses(recipe: Any) -> Iterator[str]:
     if labels and losses.frame_text.is_used and losses.frame_text.spread:
         yield from _check_spread(recipe)
     if losses.uses_frame_sets:
-        yield from _check_frame_sets(recipe, ["backbone", *labels])
+        yield from _check_frame_sets(recipe, labels)
 
 
 def _check_spread(recipe: Any) -> Iterator[str]:
@@ -221,18 +225,20 @@ def _check_spread(recipe: Any) -> Iterator[str]:
         yield f"losses.frame_text.spread is {spread}, less than one of {frames} frames; at least {1 / frames:.2g}"
 
 
-def _check_frame_sets(recipe: Any, scorers: Sequence[str]) -> Iterator[str]:
+def _check_frame_sets(recipe: Any, labels: Sequence[str]) -> Iterator[str]:
     term, student = recipe.losses.frame_sets, recipe.student
-    if term.scorer not in scorers:
-        known = ", ".join(scorers)
-        yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: backbone or the label of a teacher: {known}"
+    if term.scorer in BACKBONES and term.scorer in labels:
+        yield f"losses.frame_sets.scorer: {term.scorer!r} is a teacher too: give that teacher another label"
+    if term.scorer not in (*BACKBONES, *labels):
+        known = ", ".join([*BACKBONES, *labels])
+        yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: {known}"
     if not student.adapters and not student.temporal_layers:
         yield "losses.frame_sets teaches residual adapters and the temporal transformer; this student has neither"
     if term.frames[1] > recipe.frames.count:
         yield f"losses.frame_sets.frames is {term.frames}, but videos have {recipe.frames.count} frames"
     if recipe.frames.store != "none":
         return
-    if recipe.train.encoders != "frozen" or term.scorer != "backbone":
+    if recipe.train.encoders != "frozen" or term.scorer not in BACKBONES:
         yield "losses.frame_sets reads frames of many videos at random, which frames.store=none cannot: use disk"
     if term.videos is not None:
         yield "losses.frame_sets.videos needs frames.store=disk"

@@ -144,7 +144,9 @@ def _read_frames(inputs: Inputs, videos: np.ndarray, places: np.ndarray, mask: T
 class FrameSetScorer:
     """Scores sets of frames against texts, by late interaction of the backbone's features or by a teacher.
 
-    `scale`: the factor on the late interaction's cosines. `teacher`: scores in its place, on the logit scale.
+    The features are those that the batch has for the scorer, as of a backbone that stays as it was, or else those of
+    the student's backbone as it is. `scale`: the factor on the late interaction's cosines. `teacher`: scores in its
+    place, on the logit scale.
     """
 
     scale: float = 40.0
@@ -170,11 +172,16 @@ class FrameSetScorer:
     def _targets(self, features: Tokens, inputs: Batch) -> Tensor:
         with torch.autocast(features["text"].device.type, enabled=False):
             if self.teacher is None:
+                features = _stored_features(inputs) if inputs else features
                 gathered = gather_tokens(features)
                 return self.scale * late_interaction(gathered["text"], gathered["frames"], gathered["mask"])
             texts = gather_tokens(encode_text_batch(self.teacher, inputs))
             videos = gather_tokens(encode_video_batch(self.teacher, inputs))
             return self.teacher.score(texts, videos).float()
+
+
+def _stored_features(inputs: Batch) -> Tokens:
+    return {"text": inputs["text_features"], "frames": inputs["frame_features"], "mask": inputs["frame_mask"]}
 
 
 def late_interaction(text_features: Tensor, frame_features: Tensor, frame_mask: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def teachers(project):
 
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
 @pytest.mark.parametrize("layers", [0, 1])
-@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+@pytest.mark.parametrize("scorer", ["backbone", "frozen_backbone", "xpool"])
 def test_all_options_together_train_export_and_load(project, encoders, layers, scorer, capsys):
     recipe = project(
         student={**STUDENT, "temporal_layers": layers},
@@ -99,7 +99,9 @@ def test_all_options_together_train_export_and_load(project, encoders, layers, s
     assert student.encode_text(["a red circle"], progress=False).shape == (1, 32)
 
 
-@pytest.mark.parametrize(("encoders", "scorer"), [("frozen", "xpool"), ("finetuned", "backbone")])
+@pytest.mark.parametrize(
+    ("encoders", "scorer"), [("frozen", "xpool"), ("finetuned", "backbone"), ("finetuned", "frozen_backbone")]
+)
 def test_two_processes_train_with_all_options_as_one_does(project, teachers, encoders, scorer):
     for count in (1, 2):
         folder = project.folder / str(count)
@@ -235,7 +237,7 @@ def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
         (["losses.frame_text.saturation=0.5"], "saturation needs targets=video"),
         (
             ["losses.frame_sets.weight=1", "losses.frame_sets.scorer=xpol"],
-            "allowed: backbone or the label of a teacher: backbone, xpool",
+            "losses.frame_sets.scorer is 'xpol'; allowed: backbone, frozen_backbone, xpool",
         ),
         (["losses.frame_sets.frames=[3,2]"], "the fewest come first"),
         (
@@ -263,6 +265,34 @@ def test_options_that_do_not_fit_together_are_named(project, overrides, message)
     assert message in str(error.value)
 
 
+def test_a_teacher_called_as_a_backbone_cannot_score_sets(project, teachers):
+    named = [{**teachers[0], "label": "frozen_backbone"}]
+    recipe = project(teachers=named, losses={"frame_sets": SETS})
+    load_recipe(recipe, ["losses.frame_sets.scorer=backbone"])
+    with pytest.raises(RecipeError, match="'frozen_backbone' is a teacher too: give that teacher another label"):
+        load_recipe(recipe, ["losses.frame_sets.scorer=frozen_backbone"])
+
+
+def test_sets_scored_by_the_backbone_as_it_was_have_its_targets_while_encoders_train(project):
+    found = {}
+    for encoders in ("frozen", "finetuned"):
+        for scorer in ("backbone", "frozen_backbone"):
+            recipe = project(
+                f"{encoders}-{scorer}.yaml",
+                student={**STUDENT, "temperature_scaling": []},
+                losses={**LOSSES, "frame_sets": {**SETS, "scorer": scorer}},
+                optimizer={**OPTIMIZER, "clip_lr": 1e-2},
+                train={"encoders": encoders},
+                output=str(project.folder / f"{encoders}-{scorer}"),
+            )
+            assert run(distill.main, recipe) == 0
+            found[encoders, scorer] = losses(project.folder / f"{encoders}-{scorer}", ["frame_sets"])
+    assert np.array_equal(found["frozen", "backbone"], found["frozen", "frozen_backbone"])
+    moving, still = found["finetuned", "backbone"], found["finetuned", "frozen_backbone"]
+    np.testing.assert_allclose(still[0], moving[0], rtol=1e-4)  # before the first step they are the same
+    assert abs(still[-1] - moving[-1]).item() > 1e-2
+
+
 # Unpaired videos and captions.
 
 
@@ -278,7 +308,7 @@ def more(project):
 
 
 @pytest.mark.parametrize("encoders", ["frozen", "finetuned"])
-@pytest.mark.parametrize("scorer", ["backbone", "xpool"])
+@pytest.mark.parametrize("scorer", ["backbone", "frozen_backbone", "xpool"])
 def test_unpaired_videos_and_captions_join_the_pool_of_sets(project, more, encoders, scorer, capsys):
     seen = {}
     for name, given in {"none": {}, "both": more, "videos": {"videos": more["videos"]}}.items():

@@ -157,6 +157,27 @@ def test_a_teacher_scores_the_same_sets_from_its_own_inputs():
     assert_close(target, part["input_ids"].sum(1).float()[:, None] * pixels.sum((1, 2, 3, 4))[None, :])
 
 
+def test_stored_features_score_the_same_sets_whatever_the_backbone_is_now():
+    student, batch = student_with_heads().eval(), batch_with_sets()
+    with torch.no_grad():
+        own, target = FrameSetScorer(scale=7.0).logits(student, batch)
+        part = {name.removeprefix(STUDENT): tensor for name, tensor in batch.items() if name.startswith(STUDENT)}
+        pixels = model_inputs(part)["pixel_values"]
+        frames = student.backbone.get_image_features(pixels.flatten(0, 1)).pooler_output
+        texts = student.backbone.get_text_features(part["input_ids"], part["attention_mask"]).pooler_output
+        stored = {
+            SCORER + "frame_features": frames.unflatten(0, pixels.shape[:2]),
+            SCORER + "text_features": texts,
+            SCORER + "frame_mask": part["frame_mask"],
+        }
+        for parameter in student.backbone.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        moved, still = FrameSetScorer(scale=7.0).logits(student, {**batch, **stored})
+        _, drifted = FrameSetScorer(scale=7.0).logits(student, batch)
+    assert_close(still, target)
+    assert (drifted - target).abs().max() > 0.1 and (moved[0] - own[0]).abs().max() > 0.1
+
+
 def test_a_process_reads_its_own_sets_alone():
     batches = tiny_batches(Processes(1, 2), stored=False)
     batches.sets = plan()
