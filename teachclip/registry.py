@@ -23,6 +23,7 @@ TEACHERS: Mapping[str, str] = {
     "clip2video": "teachers.clip2video:CLIP2Video",
     "cross_encoder": "teachers.cross_encoder:CrossEncoder",
     "dual_encoder": "teachers.dual_encoder:DualEncoder",
+    "guided_xpool": "teachers.guided_xpool:GuidedXPool",
     "scores": "teachers.scores:Scores",
     "sentence_transformer": "teachers.sentence_transformer:SentenceEncoder",
     "ts2net": "teachers.ts2net:TS2Net",

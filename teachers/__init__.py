@@ -45,6 +45,7 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     teacher: nn.Module
     if teacher_factories(cls).from_source is not None:
         _check_options(name, cls.from_source, options)
+        _check_required(name, cls.from_source, options)
         if isinstance(checkpoint, Mapping):
             raise CheckpointError(f"teacher {name!r}: got a mapping, expected a hub id or a folder")
         teacher = cls.from_source(checkpoint, **options)
@@ -63,6 +64,7 @@ def load_teacher(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, An
     allowed = _allowed(cls.from_state_dict)
     takes_any = _takes_any(cls.from_state_dict)
     known = {key: value for key, value in stored.items() if takes_any or key in allowed}
+    _check_required(name, cls.from_state_dict, {**known, **options})
     # First with what is known: the file of another teacher is then called by its name.
     teacher = cls.from_state_dict(state, source=source, **{**known, **options})
     _check_options(name, cls.from_state_dict, stored, where=f"{source}: ")
@@ -80,6 +82,14 @@ def _allowed(factory: Any) -> dict[str, Any]:
     return {
         option.name: option.annotation for option in options if option.kind in by_name and option.name != "source"
     }
+
+
+def _check_required(name: str, factory: Any, given: Mapping[str, Any]) -> None:
+    """Raise RecipeError for an option without a default that is not given."""
+    parameters = inspect.signature(factory).parameters
+    for key in _allowed(factory):
+        if parameters[key].default is inspect.Parameter.empty and key not in given:
+            raise RecipeError(f"teacher {name!r} needs the option {key!r}: write it under the teacher's options")
 
 
 def _takes_any(factory: Any) -> bool:

@@ -25,6 +25,10 @@ CHUNK_ELEMENTS = 1 << 24
 """Pooled features (texts x videos x dim) held at once when scoring without gradients: 64 MiB in float32."""
 
 
+LOG_PRIOR = "log_prior"
+"""A token of videos (videos, frames) that a published X-Pool does not have; see `teachers.guided_xpool`."""
+
+
 class CrossAttention(nn.Module):
     """Attention from texts to the frames of each video."""
 
@@ -36,14 +40,19 @@ class CrossAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def weights(self, queries: Tensor, keys: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """Return softmax_f(k_f . q / sqrt(width / heads)) as (videos, heads, texts, frames).
+    def weights(
+        self, queries: Tensor, keys: Tensor, frame_mask: Tensor | None, log_prior: Tensor | None = None
+    ) -> Tensor:
+        """Return softmax_f(k_f . q / sqrt(width / heads) + log_prior_f) as (videos, heads, texts, frames).
 
-        `queries`: (texts, width), or (videos, texts, width); `keys`: (videos, frames, width), both projected.
+        `queries`: (texts, width), or (videos, texts, width); `keys`: (videos, frames, width), both projected;
+        `log_prior`: (videos, frames), what frames weigh before a text is known, or None: all alike.
         """
         query = queries.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
         key = keys.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        if log_prior is not None:
+            scores = scores + log_prior[:, None, None, :]
         return masked_softmax(scores, None if frame_mask is None else frame_mask[:, None, None, :])
 
     def pool(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -65,13 +74,20 @@ class FramePooling(nn.Module):
         self.layer_norm3 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, frame_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        frame_mask: Tensor | None,
+        log_prior: Tensor | None = None,
+    ) -> Tensor:
         """Pool every video for every text: (videos, texts, width).
 
         o = LN2(W_o sum_f A_f v_f); result = LN3(o + dropout(linear(o))).
         """
-        attention = self.cross_attn
-        pooled = self.layer_norm2(attention.pool(attention.weights(queries, keys, frame_mask), values))
+        weights = self.cross_attn.weights(queries, keys, frame_mask, log_prior)
+        pooled = self.layer_norm2(self.cross_attn.pool(weights, values))
         return self.layer_norm3(pooled + self.dropout(self.linear_proj(pooled)))
 
     def queries(self, text_features: Tensor) -> Tensor:
@@ -187,13 +203,14 @@ class XPool(nn.Module):
         keys, values = self.pool_frames.keys_and_values(videos["frames"])
         step = count if self.training else max(1, CHUNK_ELEMENTS // (max(1, len(keys)) * width))
         rows = [
-            self._score_chunk(sentence[start : start + step], keys, values, self._mask(videos))
+            self._score_chunk(sentence[start : start + step], keys, values, videos)
             for start in range(0, count, max(1, step))
         ]
         return torch.cat(rows) if rows else sentence.new_zeros(0, len(keys), dtype=torch.float32)
 
-    def _score_chunk(self, sentence: Tensor, keys: Tensor, values: Tensor, frame_mask: Tensor | None) -> Tensor:
-        pooled = self.pool_frames(self.pool_frames.queries(sentence), keys, values, frame_mask).float()
+    def _score_chunk(self, sentence: Tensor, keys: Tensor, values: Tensor, videos: Tokens) -> Tensor:
+        queries = self.pool_frames.queries(sentence)
+        pooled = self.pool_frames(queries, keys, values, self._mask(videos), videos.get(LOG_PRIOR)).float()
         # The cosine as one product and one norm: no normalised copy of the pooled features is made.
         with torch.autocast(pooled.device.type, enabled=False):
             products = (pooled.transpose(0, 1) @ F.normalize(sentence.float(), dim=-1).unsqueeze(-1)).squeeze(-1)
@@ -205,4 +222,5 @@ class XPool(nn.Module):
         check_pairs(texts["sentence"], videos["frames"])
         queries = self.pool_frames.queries(texts["sentence"]).unsqueeze(1)
         keys, _ = self.pool_frames.keys_and_values(videos["frames"])
-        return self.pool_frames.cross_attn.weights(queries, keys, self._mask(videos)).mean(dim=1).squeeze(1)
+        weights = self.pool_frames.cross_attn.weights(queries, keys, self._mask(videos), videos.get(LOG_PRIOR))
+        return weights.mean(dim=1).squeeze(1)

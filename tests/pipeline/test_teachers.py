@@ -180,6 +180,30 @@ def test_a_teacher_is_evaluated_on_its_own_inputs(project, kinds, capsys):
     assert "reads scores of training pairs from a file: it cannot be evaluated" in capsys.readouterr().err
 
 
+def test_a_student_guides_its_teacher_in_a_second_round(project, kinds, capsys):
+    first = project("first.yaml", teachers=[kinds["xpool"]], output=str(project.folder / "first"))
+    assert run(distill.main, first) == 0
+    guided = {**kinds["xpool"], "name": "guided_xpool", "label": "guided"}
+    guided["options"] = {"student": str(project.folder / "first" / "student"), "strength": 4.0}
+    found = {}
+    for source in ("stored", "online"):
+        recipe = project(
+            f"{source}.yaml",
+            teachers=[guided],
+            teaching={"source": source, "precision": "float32"},
+            output=str(project.folder / source),
+        )
+        assert run(evaluate.main, recipe, "--model", "guided") == 0 and run(distill.main, recipe) == 0
+        assert "| guided | test | text to video |" in capsys.readouterr().out
+        found[source] = losses(project.folder / source)
+    assert_same_losses(found["stored"], found["online"], steps=4)
+    assert np.abs(found["stored"][0] - losses(project.folder / "first")[0]).max() > 1e-3
+    other = json.dumps({**guided["options"], "student": str(project.folder / "stored" / "student")})
+    changed = [f"teachers.0.options={other}", f"output={project.folder}/other"]
+    assert run(distill.main, project.folder / "stored.yaml", *changed) == 2
+    assert "model.weights" in capsys.readouterr().err  # another student is another teacher
+
+
 def test_an_online_teacher_that_reads_what_the_student_reads_shares_it(project, kinds, monkeypatch):
     from teachclip.training.batches import TrainingBatches
 
