@@ -22,7 +22,7 @@ PLANNED = json.loads(Path(__file__).with_name("planned_trainings.json").read_tex
 ANY_RECIPE = dict.fromkeys(
     ("own_data", "default_recipe", "relevance_factorial", "head_first", "several_vectors"), "shapes_xpool"
 )
-ANY_RECIPE["default_weak"] = "babyai"
+ANY_RECIPE |= dict.fromkeys(("default_weak", "default_xclip"), "babyai")
 """Studies of any recipe, and one that they are planned for."""
 FILES = sorted(path.stem for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
 
