@@ -277,7 +277,7 @@ def test_the_default_recipe_is_the_same_wherever_it_stands():
     """In the recipe that `init` writes, in MSR-VTT's second recipe, and in the studies that measure it."""
     defaults = []
     found = [yaml.safe_load(init_recipe.CONDITIONS), yaml.safe_load(find_recipe("msrvtt_plus.yaml").read_text())]
-    for name in ("own_data", "default_recipe", "default_weak", "shapes_default", "order_default"):
+    for name in ("own_data", "default_recipe", "default_weak", "default_xclip", "shapes_default", "order_default"):
         (default,) = (variant for variant in load_study(find_study(name)).variants if variant.name == "default")
         defaults.append(default)
         found.append(dict(text.split("=", 1) for text in default.fixed if text.startswith("if_")))
