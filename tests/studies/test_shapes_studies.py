@@ -20,7 +20,8 @@ from teachclip.studies.study_file import find_study, load_study
 ROOT = Path(__file__).parents[2]
 PLANNED = json.loads(Path(__file__).with_name("planned_trainings.json").read_text(encoding="utf-8"))
 ANY_RECIPE = dict.fromkeys(
-    ("own_data", "default_recipe", "relevance_factorial", "head_first", "several_vectors"), "shapes_xpool"
+    ("own_data", "default_recipe", "default_head_first", "relevance_factorial", "head_first", "several_vectors"),
+    "shapes_xpool",
 )
 ANY_RECIPE |= dict.fromkeys(("default_weak", "default_xclip"), "babyai")
 """Studies of any recipe, and one that they are planned for."""
