@@ -115,6 +115,8 @@ class TeacherTraits:
     clip: its dual encoder, whose features can be stored if it is a `FeatureScorer`. Default None.
     shortlist: which pairs it scores (`Shortlist`); then it is a `PairScorer`. Default None: all.
     scale_and_bias: method that returns a and b of its scores a cos + b. Default None: those of `clip`, if it has one.
+    loads: names of options that say where a part of it lies: its weights and plain settings tell what it is, wherever
+        that is. Default: none.
     """
 
     has_frame_relevance: bool
@@ -125,6 +127,7 @@ class TeacherTraits:
     clip: nn.Module | None
     shortlist: Shortlist | None
     scale_and_bias: Callable[[], tuple[float, float]] | None
+    loads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ def teacher_traits(teacher: Any) -> TeacherTraits:
         clip=getattr(teacher, "clip", None),
         shortlist=getattr(teacher, "shortlist", None),
         scale_and_bias=getattr(teacher, "scale_and_bias", None),
+        loads=tuple(getattr(teacher, "loads", ())),
     )
 
 

@@ -8,44 +8,70 @@ attention".
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import CLIPModel
 
 from teachclip.errors import CheckpointError
 from teachclip.models.backbone import frame_features
+from teachclip.models.configuration import FIELDS
+from teachclip.models.families import family_of, image_size
 from teachclip.models.modeling import StudentModel
 from teachclip.models.student import load_student
 from teachclip.scorer import Tokens
 from teachers.xpool import LOG_PRIOR, XPool
 
 LEAST_WEIGHT = 1e-6
-"""The least that a frame weighs in the prior: one that a student has learnt to leave out stays possible."""
+"""What a frame at least weighs: one that the student has learnt to leave out stays possible."""
+
+MOST_STRENGTH = 100.0
 
 
 class GuidedXPool(nn.Module):
     """An X-Pool whose attention over frames has a student's as its prior.
 
-    xpool: the teacher as published.
-    student: gives the prior, from its own encoders and the same frames.
-    strength: factor on the logarithm of the student's weights; 0 is the teacher as published.
+    xpool: the teacher as published. Its official code gives padded frames attention (`mask_padding=False`); a
+        student that masks them takes it from them.
+    student: gives the prior from its own encoders, so that a video is encoded twice. Both read what the student reads
+        (`preprocessing`), if it has a processor, and else what the run reads.
+    strength: factor on the logarithm of the student's weights, from 0, the teacher as published, to 100.
+
+    Raises CheckpointError for a student that has no frame attention or is no CLIP of X-Pool's image size, and for
+    another strength.
     """
+
+    loads = ("student",)
+    """The option that is a place and not a setting; see `teachclip.scorer.TeacherTraits`."""
 
     def __init__(self, xpool: XPool, student: StudentModel, *, strength: float = 1.0) -> None:
         super().__init__()
-        sizes = [model.vision_config.image_size for model in (xpool.clip.config, student.config.backbone_config)]
+        family = family_of(student.config.backbone_config).name
+        if family != family_of(xpool.clip.config).name:
+            raise CheckpointError(f"its student reads the tokens and pixels of {family}, X-Pool those of CLIP")
+        sizes = [image_size(config) for config in (xpool.clip.config, student.config.backbone_config)]
         if sizes[0] != sizes[1]:
-            raise CheckpointError(f"guided_xpool: X-Pool reads frames of {sizes[0]} pixels, its student {sizes[1]}")
+            raise CheckpointError(f"X-Pool reads frames of {sizes[0]} pixels, its student of {sizes[1]}")
         if student.config.pooling == "mean":
-            raise CheckpointError("guided_xpool: the student has no frame attention, it averages its frames")
-        if strength < 0:
-            raise CheckpointError(f"guided_xpool: strength is {strength}; allowed: numbers from 0")
+            raise CheckpointError("its student has no frame attention: it averages its frames")
+        if not 0 <= strength <= MOST_STRENGTH:  # also not for NaN
+            raise CheckpointError(f"strength is {strength}; allowed: numbers from 0 to {MOST_STRENGTH:g}")
         self.xpool = xpool
         self.student = student
         self.strength = strength
+        config = student.config.to_dict()
+        self.student_settings = json.dumps({key: config.get(key) for key in FIELDS}, sort_keys=True, default=str)
+        """What the weights do not tell of the student, for the identity of this teacher."""
+        self.preprocessing = None if student.processor is None else student.processor.preprocessing
         self.max_frames = student.config.max_frames if student.config.temporal_layers else None
+
+    @property
+    def clip(self) -> CLIPModel:
+        """X-Pool's encoders."""
+        return self.xpool.clip
 
     @classmethod
     def from_state_dict(
@@ -60,19 +86,17 @@ class GuidedXPool(nn.Module):
         clip_config: Mapping[str, Any] | None = None,
         source: str = "xpool checkpoint",
     ) -> GuidedXPool:
-        """Build a teacher from an official X-Pool state dict and the folder or checkpoint of a `student`.
+        """Build a teacher from an official X-Pool state dict and a `student`, as `load_student` takes it.
 
-        The other options are `XPool`'s. Raises CheckpointError if either does not load, the student has no frame
-        attention, or the two read frames of another size.
+        The other options are `XPool`'s. Raises CheckpointError, with `source` or the option in front, if either does
+        not load or the two do not fit; see the class.
         """
-        options: dict[str, Any] = {
-            "mask_padding": mask_padding,
-            "heads": heads,
-            "dropout": dropout,
-            "clip_config": clip_config,
-        }
-        xpool = XPool.from_state_dict(state, **options, source=source)
-        return cls(xpool, load_student(os.path.expanduser(student)), strength=strength)
+        options: dict[str, Any] = {"mask_padding": mask_padding, "heads": heads, "dropout": dropout}
+        xpool = XPool.from_state_dict(state, **options, clip_config=clip_config, source=source)
+        try:
+            return cls(xpool, load_student(os.path.expanduser(student)), strength=strength)
+        except CheckpointError as error:
+            raise CheckpointError(f"guided_xpool: options.student={student}: {error}") from error
 
     # The scorer interface
 
@@ -81,10 +105,10 @@ class GuidedXPool(nn.Module):
         return self.xpool.encode_texts(input_ids, attention_mask)
 
     def encode_videos(self, pixel_values: Tensor, frame_mask: Tensor) -> Tokens:
-        """Encode videos (videos, frames, 3, height, width) as `XPool` does, with the prior (videos, frames)."""
+        """Encode videos (videos, frames, 3, height, width) as `XPool` does, with `log_prior` (videos, frames)."""
         frames = frame_features(self.student.backbone, pixel_values)
         weights = self.student.aggregate(frames, frame_mask)[1].pooling_weights
-        if weights.ndim == 3:  # of several vectors: a frame that any of them takes
+        if weights.ndim == 3:  # of several vectors: what they take together
             weights = weights.mean(dim=1)
         prior = self.strength * weights.float().clamp_min(LEAST_WEIGHT).log()
         return {**self.xpool.encode_videos(pixel_values, frame_mask), LOG_PRIOR: prior}

@@ -82,7 +82,7 @@ class FramePooling(nn.Module):
         frame_mask: Tensor | None,
         log_prior: Tensor | None = None,
     ) -> Tensor:
-        """Pool every video for every text: (videos, texts, width).
+        """Pool every video for every text: (videos, texts, width). `log_prior`: see `CrossAttention.weights`.
 
         o = LN2(W_o sum_f A_f v_f); result = LN3(o + dropout(linear(o))).
         """

@@ -20,11 +20,12 @@ from teachclip.pipeline.teachers import check_teachers, open_teachers
 from teachclip.pipeline.uncaptioned import teacher_choices, uncaptioned_relevance
 from teachclip.pipeline.workspace import build_workspace
 from teachclip.recipe.loading import RecipeSource, load_recipe
+from teachclip.recipe.loss_section import FROZEN_BACKBONE
 from teachclip.training.distributed import build_accelerator, processes_of
 
 
 def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: bool = False) -> None:
-    """Decode all videos, store features of frozen encoders, and store each teacher's relevance.
+    """Decode all videos, store features that frozen encoders give, and store each teacher's relevance.
 
     `recipe`, `overrides`: as of `distill`. What is stored already is not computed again. `verify`: check all
     checksums and compute a sample again. Raises StoreError with one line per problem that this finds.
@@ -45,12 +46,14 @@ def precompute(recipe: RecipeSource, overrides: Sequence[str] = (), *, verify: b
         teachers=teachers,
         check=check,
     )
-    features = []
-    if recipe.train.encoders == "frozen":
-        views = {"train": work.views}  # the other splits are seen in view 0 alone
-        features = [
-            work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in work.catalog.splits
-        ]
+    views = {"train": work.views}  # the other splits are seen in view 0 alone
+    by_frozen = any(
+        each.losses.uses_frame_sets and each.losses.frame_sets.scorer == FROZEN_BACKBONE
+        for each in possible_recipes(recipe)
+    )
+    frozen = recipe.train.encoders == "frozen"
+    read = work.catalog.splits if frozen else [work.catalog.train] if by_frozen else []
+    features = [work.feature_inputs(split, work.backbone, views.get(split.name, 1)) for split in read]
     problems: list[str] = []
     if verify:  # what relevance is computed from comes first: a sample that differs then blames the right store
         problems += work.frames.verify()

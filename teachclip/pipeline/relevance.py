@@ -292,7 +292,7 @@ def common_provenance(work: Workspace, handle: TeacherHandle, split: Split) -> d
 
 def _options(handle: TeacherHandle) -> dict[str, Any]:
     options = {"name": handle.section.name, **handle.section.options}
-    excluded = OPTIONS if handle.scores_shortlist else ()
+    excluded = (*handle.traits.loads, *(OPTIONS if handle.scores_shortlist else ()))
     return {key: value for key, value in options.items() if key not in excluded}
 
 

@@ -21,7 +21,7 @@ from teachclip.recipe.loss_section import BACKBONES, FROZEN_BACKBONE
 from teachclip.recipe.schema import Recipe
 from teachclip.recipe.schema import Teacher as TeacherSection
 from teachclip.scorer import FeatureScorer, gives_frame_relevance
-from teachclip.scoring.inputs import Inputs, PixelInputs, TokenInputs
+from teachclip.scoring.inputs import FeatureInputs, Inputs, PixelInputs, TokenInputs
 from teachclip.scoring.top_relevance import TopRelevance
 from teachclip.training.batches import RelevanceStore, StoredRelevance
 from teachclip.training.frame_sets import FrameSetSampler, FrameSetScorer
@@ -121,19 +121,20 @@ def build_frame_sets(
 ) -> tuple[FrameSetSampler | None, FrameSetScorer | None]:
     """Return the synthetic videos of a recipe and who scores them, or nothing if it has no frame-set distillation.
 
-    `inputs`: the student's, of the training split. Raises RecipeError for a teacher that cannot score new videos.
+    `inputs`: the student's, of the training split. A teacher that scores, and a backbone that stays as it was while
+    encoders train, have inputs of their own. Raises RecipeError for a teacher that cannot score new videos.
     """
     recipe, term = work.recipe, work.recipe.losses.frame_sets
     if not recipe.losses.uses_frame_sets:
         return None, None
     options: dict[str, Any] = {"fewest": term.frames[0], "most": term.frames[1], "repeats": term.repeats}
     options["seed"] = recipe.order_seed
-    if unpaired is not None:
-        inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
-    if term.scorer == FROZEN_BACKBONE and recipe.train.encoders != "frozen":
+    if term.scorer == FROZEN_BACKBONE and not isinstance(inputs, FeatureInputs):  # stored features are of it already
         options["scorer"] = work.feature_inputs(split, work.backbone, work.views)
         if unpaired is not None:
             options["scorer"] = unpaired.join(options["scorer"], work.backbone, encoders="frozen")
+    if unpaired is not None:
+        inputs = unpaired.join(inputs, work.backbone, encoders=recipe.train.encoders)
     if term.scorer in BACKBONES:
         return FrameSetSampler(inputs, term.count, term.texts, **options), FrameSetScorer(term.scale)
     teacher, traits = work.teachers[term.scorer].model, work.teachers[term.scorer].traits

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from teachclip.errors import CheckpointError, RecipeError
 from teachclip.models.backbone import load_config
+from teachclip.models.families import family_of
 from teachclip.models.preprocessing import Preprocessing, load_preprocessing
 from teachclip.pipeline.build import build_processor
 from teachclip.recipe.schema import Recipe
@@ -112,6 +114,8 @@ class TeacherHandle:
         """
         self.require()
         traits, versions = self.traits, recipe.frames.temporal_augmentation
+        if traits.clip is not None and traits.preprocessing is None:
+            check_family(self.model, load_config(recipe.student.backbone))
         if self.reads_relevance and versions > 1:
             raise RecipeError(
                 f"teacher {self.label!r} reads its relevance from a file, which knows one version of each video: it "
@@ -154,10 +158,12 @@ TeacherHandles = Mapping[str, TeacherHandle]
 def open_teachers(recipe: Recipe, device: torch.device) -> dict[str, TeacherHandle]:
     """Return a handle for every teacher of a recipe. Nothing is loaded yet.
 
-    Raises RecipeError for a name that stands for no teacher.
+    Raises RecipeError for a name that stands for no teacher, and for a section `training` of one that has none.
     """
     for section in recipe.teachers:
         teacher_class(section)
+        if section.training is not None:
+            trainable_factory(section)
     usual = None if recipe.student.text_backbone is None else functools.partial(backbone_preprocessing, recipe)
     return {section.label: TeacherHandle(section, device, usual) for section in recipe.teachers}
 
@@ -200,6 +206,23 @@ def check_shortlist(recipe: Recipe, handle: TeacherHandle, teachers: TeacherHand
         )
 
 
+def check_family(model: Any, student: PreTrainedConfig) -> None:
+    """Raise RecipeError if a teacher without a `preprocessing` of its own has encoders of another family.
+
+    `student`: the configuration of the student's backbone, whose tokens and pixels such a teacher reads.
+    """
+    traits = teacher_traits(model)
+    if traits.clip is None or traits.preprocessing is not None:
+        return
+    clip: Any = traits.clip
+    family, student_family = (family_of(config).name for config in (clip.config, student))
+    if family != student_family:
+        raise RecipeError(
+            f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of "
+            f"{student_family}: name the folder or hub id of its CLIP as teachers.reads"
+        )
+
+
 def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:
     """Raise RecipeError if the teacher that is to score frame sets reads scores from a file or is too slow for it."""
     label = recipe.losses.frame_sets.scorer
@@ -215,20 +238,32 @@ def check_frame_set_scorer(recipe: Recipe, teachers: TeacherHandles) -> None:
         )
 
 
+def trainable_factory(section: TeacherSection) -> Callable[..., Any]:
+    """Return what makes a fresh teacher on a CLIP. Raises RecipeError for a teacher that cannot be trained here."""
+    from_clip = teacher_factories(teacher_class(section)).from_clip
+    if from_clip is None:
+        raise RecipeError(
+            f"teacher {section.label!r}: a {section.name!r} cannot be trained here, it has no from_clip(clip, "
+            "**options): remove its section `training`"
+        )
+    return from_clip
+
+
 def new_teacher(section: TeacherSection, clip: nn.Module, *, seed: int, frames: int, tokens: int) -> Any:
     """Build a fresh teacher on its CLIP, initialised as published.
 
     A teacher whose `from_clip` takes `frames` and `tokens` is given how many the data has. Raises RecipeError for a
     teacher that cannot be trained.
     """
-    from_clip = teacher_factories(teacher_class(section)).from_clip
-    if from_clip is None:
-        raise RecipeError(f"teacher {section.name!r} cannot be trained here: it has no from_clip(clip, **options)")
+    from_clip = trainable_factory(section)
     parameters = inspect.signature(from_clip).parameters
     sizes = {name: value for name, value in {"frames": frames, "tokens": tokens}.items() if name in parameters}
     options = {**sizes, **section.options, **(section.training.options if section.training else {})}
     for key in options:
         if key not in parameters:
             raise RecipeError(f"teacher {section.name!r} has no option {key!r} in training{closest(key, parameters)}")
+    for key, parameter in list(parameters.items())[1:]:
+        if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY and key not in options:
+            raise RecipeError(f"teacher {section.name!r} needs the option {key!r}: write it under training.options")
     torch.manual_seed(seed)
     return from_clip(clip, **options)

@@ -23,7 +23,7 @@ from teachclip.pipeline.encoders import check_clip, freeze, set_clip_weights, sp
 from teachclip.pipeline.frames import hashes_file
 from teachclip.pipeline.relevance import training_content
 from teachclip.pipeline.selection import LAST_STEP, selects_last
-from teachclip.pipeline.teachers import new_teacher
+from teachclip.pipeline.teachers import new_teacher, trainable_factory
 from teachclip.pipeline.workspace import Workspace, build_workspace
 from teachclip.processes import Processes
 from teachclip.recipe.loading import RecipeSource, load_recipe
@@ -66,6 +66,7 @@ def train_teacher(
     training = section.training
     if training is None:
         raise RecipeError(f"teacher {section.label!r} has no section `training`")
+    trainable_factory(section)
     checkpoint = Path(section.checkpoint)
     folder = checkpoint.parent / f"{checkpoint.stem}-run"
     accelerator = build_accelerator(

@@ -20,8 +20,8 @@ from teachclip.data.annotations.uncaptioned import without_copies
 from teachclip.data.batches import Tokenized
 from teachclip.data.frames.views import Frames
 from teachclip.data.video.transform import FrameTransform
-from teachclip.errors import DataError, RecipeError
-from teachclip.models.families import family_of, vocabulary_size
+from teachclip.errors import DataError
+from teachclip.models.families import vocabulary_size
 from teachclip.models.mean_pooling import EncoderFeatures
 from teachclip.models.preprocessing import Preprocessing
 from teachclip.models.processing import StudentProcessor
@@ -32,7 +32,7 @@ from teachclip.pipeline.build import (
     build_selection,
 )
 from teachclip.pipeline.frames import build_frames, frames_folder, hashes_file
-from teachclip.pipeline.teachers import TeacherHandles, open_teachers
+from teachclip.pipeline.teachers import TeacherHandles, check_family, open_teachers
 from teachclip.pipeline.text_backbone import student_source
 from teachclip.processes import Processes
 from teachclip.recipe.schema import Recipe
@@ -108,15 +108,8 @@ class Workspace:
 
         Without one it reads what the student reads. Raises RecipeError if its encoders then are of another family.
         """
-        traits = teacher_traits(model)
-        encoders: Any = self.backbone if traits.clip is None else traits.clip
-        family, student_family = (family_of(dual.config).name for dual in (encoders, self.backbone))
-        if traits.preprocessing is None and family != student_family:
-            raise RecipeError(
-                f"a {type(model).__name__} reads the tokens and pixels of {family}, the student those of "
-                f"{student_family}: name the folder or hub id of its CLIP as teachers.reads"
-            )
-        return self.pixel_inputs(split, traits.preprocessing, views)
+        check_family(model, self.backbone.config)
+        return self.pixel_inputs(split, teacher_traits(model).preprocessing, views)
 
     def pixel_inputs(self, split: Split, preprocessing: Preprocessing | None = None, views: int = 1) -> PixelInputs:
         """Return token ids and decoded frames of a split, for the student if no `preprocessing` is given.

@@ -227,11 +227,13 @@ def _check_spread(recipe: Any) -> Iterator[str]:
 
 def _check_frame_sets(recipe: Any, labels: Sequence[str]) -> Iterator[str]:
     term, student = recipe.losses.frame_sets, recipe.student
-    if term.scorer in BACKBONES and term.scorer in labels:
-        yield f"losses.frame_sets.scorer: {term.scorer!r} is a teacher too: give that teacher another label"
-    if term.scorer not in (*BACKBONES, *labels):
-        known = ", ".join([*BACKBONES, *labels])
-        yield f"losses.frame_sets.scorer is {term.scorer!r}; allowed: {known}"
+    for label in sorted({*BACKBONES} & {*labels}):
+        yield f"teachers: losses.frame_sets.scorer calls a backbone {label!r}; give that teacher another label"
+    if term.scorer not in (known := [*BACKBONES, *labels]):
+        yield (
+            f"losses.frame_sets.scorer is {term.scorer!r}; allowed: {', '.join(BACKBONES)}, or the label of a "
+            f"teacher: {', '.join(labels) or 'there is none'}{closest(term.scorer, known)}"
+        )
     if not student.adapters and not student.temporal_layers:
         yield "losses.frame_sets teaches residual adapters and the temporal transformer; this student has neither"
     if term.frames[1] > recipe.frames.count:

@@ -51,7 +51,8 @@ class FrameSetSampler:
     A set holds `fewest` to `most` frames, all numbers alike, each of a random video, and each counts 1 to `repeats`
     times, as an event counts that is seen in several frames. `count` sets and `texts`
     captions are those of all processes together. `inputs` are the student's, of the whole training split; `scorer`
-    those of a teacher that scores the sets, or None.
+    those of a teacher that scores the sets, stored features of a backbone that does, or None: what scores them reads
+    what the student reads.
     """
 
     inputs: Inputs
@@ -80,7 +81,7 @@ class FrameSetSampler:
         return Draw(*(np.split(part, processes)[index] for part in drawn))
 
     def batch(self, step: int, index: int = 0, processes: int = 1) -> Batch:
-        """Return the inputs of one process's sets and captions, for the student and for the teacher that scores."""
+        """Return the inputs of one process's sets and captions, for the student and for what scores them."""
         draw = self.draw(step, index, processes)
         batch = {STUDENT + name: tensor for name, tensor in read_sets(self.inputs, draw).items()}
         if self.scorer is not None:

@@ -237,7 +237,7 @@ def test_a_teacher_that_only_reads_scores_cannot_score_sets(project, capsys):
         (["losses.frame_text.saturation=0.5"], "saturation needs targets=video"),
         (
             ["losses.frame_sets.weight=1", "losses.frame_sets.scorer=xpol"],
-            "losses.frame_sets.scorer is 'xpol'; allowed: backbone, frozen_backbone, xpool",
+            "scorer is 'xpol'; allowed: backbone, frozen_backbone, or the label of a teacher: xpool; did you mean",
         ),
         (["losses.frame_sets.frames=[3,2]"], "the fewest come first"),
         (
@@ -266,11 +266,13 @@ def test_options_that_do_not_fit_together_are_named(project, overrides, message)
 
 
 def test_a_teacher_called_as_a_backbone_cannot_score_sets(project, teachers):
-    named = [{**teachers[0], "label": "frozen_backbone"}]
+    named = [{**teachers[0], "label": "backbone"}, {**teachers[1], "label": "frozen_backbone"}]
     recipe = project(teachers=named, losses={"frame_sets": SETS})
-    load_recipe(recipe, ["losses.frame_sets.scorer=backbone"])
-    with pytest.raises(RecipeError, match="'frozen_backbone' is a teacher too: give that teacher another label"):
-        load_recipe(recipe, ["losses.frame_sets.scorer=frozen_backbone"])
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe)
+    for label in ("backbone", "frozen_backbone"):
+        assert f"losses.frame_sets.scorer calls a backbone {label!r}" in str(error.value)
+    load_recipe(recipe, ["losses.frame_sets.weight=0", "losses.frame_sets.end_weight=null"])
 
 
 def test_sets_scored_by_the_backbone_as_it_was_have_its_targets_while_encoders_train(project):
@@ -287,10 +289,17 @@ def test_sets_scored_by_the_backbone_as_it_was_have_its_targets_while_encoders_t
             )
             assert run(distill.main, recipe) == 0
             found[encoders, scorer] = losses(project.folder / f"{encoders}-{scorer}", ["frame_sets"])
+    recipe = project.folder / "finetuned-frozen_backbone.yaml"
+    later = project.folder / "later"
+    assert run(distill.main, recipe, f"output={later}", "train.frozen_steps=2", "train.batch_size=8") == 0
+    found["head first"] = losses(later, ["frame_sets"])
     assert np.array_equal(found["frozen", "backbone"], found["frozen", "frozen_backbone"])
     moving, still = found["finetuned", "backbone"], found["finetuned", "frozen_backbone"]
     np.testing.assert_allclose(still[0], moving[0], rtol=1e-4)  # before the first step they are the same
     assert abs(still[-1] - moving[-1]).item() > 1e-2
+    # steps in which encoders do not move read stored features of the student alone, which are the scorer's too
+    np.testing.assert_allclose(found["head first"][:2], found["frozen", "backbone"][:2], rtol=1e-4)
+    assert np.isfinite(found["head first"]).all()
 
 
 # Unpaired videos and captions.

@@ -11,9 +11,11 @@ from other_teachers import Pixels
 from processes import launch
 from runs import assert_same_losses, relevance_store
 from runs import logged_losses as losses
+from tiny_backbones import save_backbone
 from tiny_models import FRAMES, tiny_clip
 
-from teachclip.cli import distill, evaluate, import_relevance, precompute
+from teachclip import load_student
+from teachclip.cli import distill, evaluate, import_relevance, precompute, train_teacher
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.recipe.schema import Teacher
 from teachers.xclip import XCLIP
@@ -198,10 +200,43 @@ def test_a_student_guides_its_teacher_in_a_second_round(project, kinds, capsys):
         found[source] = losses(project.folder / source)
     assert_same_losses(found["stored"], found["online"], steps=4)
     assert np.abs(found["stored"][0] - losses(project.folder / "first")[0]).max() > 1e-3
-    other = json.dumps({**guided["options"], "student": str(project.folder / "stored" / "student")})
-    changed = [f"teachers.0.options={other}", f"output={project.folder}/other"]
-    assert run(distill.main, project.folder / "stored.yaml", *changed) == 2
-    assert "model.weights" in capsys.readouterr().err  # another student is another teacher
+    recipe, student = project.folder / "stored.yaml", project.folder / "first" / "student"
+    moved = student.rename(project.folder / "moved")
+    again = [f"teachers.0.options={json.dumps({**guided['options'], 'student': str(moved)})}"]
+    assert run(distill.main, recipe, *again, f"output={project.folder}/again") == 0  # the same, wherever it lies
+    assert np.array_equal(losses(project.folder / "again"), found["stored"])
+    (project.folder / "stored" / "student").rename(student)  # another one where it lay
+    assert run(distill.main, recipe, f"output={project.folder}/other") == 2
+    assert "model.weights" in capsys.readouterr().err
+
+
+def test_a_student_of_another_backbone_than_x_pools_needs_to_say_what_that_reads(project, kinds, capsys):
+    assert run(distill.main, project("first.yaml", teachers=[kinds["xpool"]])) == 0
+    student = load_student(project.folder / "run" / "student")
+    student.save_pretrained(project.folder / "whole")
+    student.processor = None  # so that it does not say what it reads
+    student.save_pretrained(project.folder / "guide")
+    guided = {**kinds["xpool"], "name": "guided_xpool", "options": {"student": str(project.folder / "guide")}}
+    siglip = {"backbone": str(save_backbone("siglip", project.folder / "siglip"))}
+    other = {name: str(project.folder / f"other-{name}") for name in ("output", "stores")}
+    recipe = project(teachers=[guided], student=siglip, frames={"size": None}, **other)
+    capsys.readouterr()
+    assert run(distill.main, recipe, "--dry-run") == 2
+    assert "name the folder or hub id of its CLIP as teachers.reads" in capsys.readouterr().err
+    whole = json.dumps({"student": str(project.folder / "whole")})
+    assert run(distill.main, recipe, f"teachers.0.options={whole}") == 0
+
+
+@pytest.mark.parametrize("tool", [distill, train_teacher])
+def test_a_teacher_that_cannot_be_trained_has_no_training(project, kinds, tool, capsys):
+    guided = {
+        **kinds["xpool"],
+        "name": "guided_xpool",
+        "options": {"student": "x"},
+        "training": {"train": {"steps": 1}},
+    }
+    assert run(tool.main, project(teachers=[guided])) == 2
+    assert "a 'guided_xpool' cannot be trained here" in capsys.readouterr().err
 
 
 def test_an_online_teacher_that_reads_what_the_student_reads_shares_it(project, kinds, monkeypatch):

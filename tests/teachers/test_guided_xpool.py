@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from test_xpool import tiny_teacher
+from tiny_backbones import save_backbone
 from tiny_models import FRAMES, tiny_batch, tiny_clip, tiny_student
 from torch.testing import assert_close
 
 from teachclip.errors import CheckpointError, RecipeError
+from teachclip.models.backbone import load_backbone
 from teachclip.models.student import StudentModel
 from teachclip.scorer import FeatureScorer, Teacher, Tokens, teacher_factories, teacher_traits
+from teachclip.scoring.token_store import architecture_hash
 from teachers import load_teacher
 from teachers.guided_xpool import LEAST_WEIGHT, GuidedXPool
 
@@ -79,22 +82,42 @@ def test_it_loads_from_x_pools_checkpoint_and_a_students_folder(folder: str) -> 
     assert not any(module.training for module in teacher.modules())
     traits = teacher_traits(teacher)
     assert traits.max_frames == wanted.student.config.max_frames
-    assert traits.has_frame_relevance and traits.clip is None
+    assert traits.has_frame_relevance and traits.clip is teacher.xpool.clip
+    assert traits.preprocessing == teacher.student.processor.preprocessing  # what its student reads
     assert isinstance(teacher, Teacher) and not isinstance(teacher, FeatureScorer)
     assert teacher_factories(GuidedXPool).from_clip is None  # it is made of two models that were trained
 
 
+def test_another_student_or_another_setting_of_it_is_another_teacher() -> None:
+    def identity(**changes: object) -> str:
+        student = tiny_student(frames=FRAMES)
+        for key, value in changes.items():
+            setattr(student.config, key, value)
+        return architecture_hash(GuidedXPool(tiny_teacher(), student))
+
+    assert identity() == identity()
+    assert len({identity(), identity(attention_input="before"), identity(mask_padding=False)}) == 3
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf"), 101.0])
+def test_another_strength_is_refused(strength: float) -> None:
+    with pytest.raises(CheckpointError, match=r"strength is \S+; allowed: numbers from 0 to 100"):
+        GuidedXPool(tiny_teacher(), tiny_student(frames=FRAMES), strength=strength)
+
+
 def test_what_does_not_fit_is_refused(folder: str, tmp_path: Path) -> None:
     state = tiny_teacher().checkpoint()
-    with pytest.raises(CheckpointError, match="no such folder or checkpoint file"):
-        load_teacher("guided_xpool", state, student=str(tmp_path / "missing"))
-    with pytest.raises(CheckpointError, match="no frame attention, it averages its frames"):
-        GuidedXPool(tiny_teacher(), StudentModel.from_backbone(tiny_clip(), pooling="mean"))
-    with pytest.raises(CheckpointError, match=r"strength is -1\.0; allowed: numbers from 0"):
-        load_teacher("guided_xpool", state, student=folder, strength=-1.0)
+    missing = str(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match=rf"guided_xpool: options\.student={missing}: .*no such folder"):
+        load_teacher("guided_xpool", state, student=missing)
     with pytest.raises(RecipeError, match="teacher 'guided_xpool' needs the option 'student': write it"):
         load_teacher("guided_xpool", state)
+    with pytest.raises(CheckpointError, match="no frame attention: it averages its frames"):
+        GuidedXPool(tiny_teacher(), StudentModel.from_backbone(tiny_clip(), pooling="mean"))
+    siglip = StudentModel.from_backbone(load_backbone(save_backbone("siglip", tmp_path / "siglip")))
+    with pytest.raises(CheckpointError, match="reads the tokens and pixels of SigLIP, X-Pool those of CLIP"):
+        GuidedXPool(tiny_teacher(), siglip)
     other = tiny_student(frames=FRAMES)
     other.config.backbone_config.vision_config.image_size = 999
-    with pytest.raises(CheckpointError, match="its student 999"):
+    with pytest.raises(CheckpointError, match="its student of 999"):
         GuidedXPool(tiny_teacher(), other)
