@@ -42,6 +42,18 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
+def test_sections_of_results_that_code_and_recipes_name_exist():
+    """They are written as `RESULTS.md, "Heading"`, over lines and comment marks."""
+    headings = set(re.findall(r"^#+ (.+)$", (ROOT / "recipes" / "RESULTS.md").read_text(encoding="utf-8"), re.M))
+    named = {}
+    for pattern in ("teachclip/**/*.py", "teachers/*.py", "tools/*.py", "recipes/**/*.yaml"):
+        for path in ROOT.glob(pattern):
+            text = re.sub(r"\s*\n[ #]*", " ", path.read_text(encoding="utf-8"))
+            named |= {name: path.name for name in re.findall(r'RESULTS\.md`?, "([^"]+)"', text)}
+    assert len(named) >= 5
+    assert not {name: path for name, path in named.items() if name not in headings}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
