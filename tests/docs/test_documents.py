@@ -49,7 +49,7 @@ def test_sections_of_results_that_code_and_recipes_name_exist():
     for pattern in ("teachclip/**/*.py", "teachers/*.py", "tools/*.py", "recipes/**/*.yaml"):
         for path in ROOT.glob(pattern):
             text = re.sub(r"\s*\n[ #]*", " ", path.read_text(encoding="utf-8"))
-            named |= {name: path.name for name in re.findall(r'RESULTS\.md`?, "([^"]+)"', text)}
+            named |= dict.fromkeys(re.findall(r'RESULTS\.md`?, "([^"]+)"', text), path.name)
     assert len(named) >= 5
     assert not {name: path for name, path in named.items() if name not in headings}
 
