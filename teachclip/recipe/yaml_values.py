@@ -6,6 +6,8 @@ text, and never a boolean, a date or an octal number by surprise. `1e-4` is a nu
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import re
 import types
@@ -68,6 +70,11 @@ def parse_yaml(text: str, annotation: Any = Any, *, where: str) -> Any:
     Raises RecipeError, beginning with `where` and the line, for text that is not valid YAML, has a duplicate key or a
     value that cannot be read, nests too deeply, or expands to more than `MOST_VALUES` values.
     """
+    return copy.deepcopy(_parse(text, annotation, where))
+
+
+@functools.lru_cache(maxsize=1024)  # a study reads one recipe with the settings of each of its trainings
+def _parse(text: str, annotation: Any, where: str) -> Any:
     loader: _Loader | None = None
     depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
     if max(depths, default=0) > MOST_NESTED:  # the time to find out grows with the square of the depth

@@ -193,6 +193,8 @@ def _computing(side: Mapping[str, float]) -> float:
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the lines of a run's `log.jsonl` over its steps into a PNG file: losses, validation R@1, rates."""
+    from matplotlib.ticker import MaxNLocator
+
     steps = [line for line in lines if "loss" in line]
     rates = sorted({name for line in steps for name in line if name.startswith("lr.")})
     terms = dict.fromkeys(name for line in steps for name in line if name not in {*rates, "step", *_NO_LOSSES})
@@ -206,6 +208,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, title in ((losses, "losses"), (recall, "R@1 on the selection split, %"), (rate, "learning rates")):
         axes.set_title(title, loc="left", fontsize=11, color=INK)
         axes.set_xlabel("step", color=SOFT)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y", color="#e4e6ea", zorder=0)
         _plain(axes)
     _save(figure, path)
@@ -226,6 +229,19 @@ def _curves(axes: Any, steps: Sequence[Mapping[str, Any]], names: Sequence[str])
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, **below)
     if values and min(values) >= 0 and max(values) > 0:
         axes.set_yscale("log", nonpositive="mask")
+        _plain_decades(axes.yaxis, max(values) / min(value for value in values if value > 0))
+
+
+def _plain_decades(axis: Any, ratio: float) -> None:
+    """Label a logarithmic axis with few plain numbers: setting many powers took most of the time of a figure.
+
+    `ratio`: of its largest number to its smallest.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def model_colours(report: Mapping[str, Any]) -> dict[str, str]:

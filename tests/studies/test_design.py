@@ -93,8 +93,8 @@ def test_intervals_are_those_of_least_squares():
 
 def test_nine_of_ten_intervals_hold_the_truth():
     found = 0
+    trainings, exact = made_up(0.0)
     for draw in range(100):
-        trainings, exact = made_up(0.0)
         noisy = exact + np.random.default_rng(draw).standard_normal(len(exact))
         effect = trainings.main_effects(noisy)[2]
         found += effect.low <= 3 <= effect.high
