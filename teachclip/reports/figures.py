@@ -208,7 +208,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, title in ((losses, "losses"), (recall, "R@1 on the selection split, %"), (rate, "learning rates")):
         axes.set_title(title, loc="left", fontsize=11, color=INK)
         axes.set_xlabel("step", color=SOFT)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
         axes.grid(axis="y", color="#e4e6ea", zorder=0)
         _plain(axes)
     _save(figure, path)
