@@ -229,17 +229,17 @@ def _curves(axes: Any, steps: Sequence[Mapping[str, Any]], names: Sequence[str])
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, **below)
     if values and min(values) >= 0 and max(values) > 0:
         axes.set_yscale("log", nonpositive="mask")
-        _plain_decades(axes.yaxis, max(values) / min(value for value in values if value > 0))
+        _plain_labels(axes.yaxis, max(values) / min(value for value in values if value > 0))
 
 
-def _plain_decades(axis: Any, ratio: float) -> None:
-    """Label a logarithmic axis with few plain numbers: setting many powers took most of the time of a figure.
+def _plain_labels(axis: Any, ratio: float) -> None:
+    """Label a logarithmic axis with few plain numbers: setting powers of ten took half the time of a figure.
 
-    `ratio`: of its largest number to its smallest.
+    `ratio`: of its largest value to its smallest.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))  # equal steps if none is in sight
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 

@@ -82,6 +82,20 @@ def test_learning_curves_have_every_loss_rate_and_validation(tmp_path, monkeypat
         assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.parametrize("values", [(2.1, 2.9), (0.1, 4.0), (1e-8, 3e-3), (3.0, 3.0)])
+def test_a_logarithmic_axis_has_labels_whatever_its_range(tmp_path, monkeypatch, values):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.draw_curves([{"step": n, "loss": value} for n, value in enumerate(values, 1)], tmp_path / "curves.png")
+    axes = drawn[0].axes[0]
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log"
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    labels = [axes.yaxis.get_major_formatter()(tick) for tick in ticks]
+    assert len(set(labels)) == len(labels) >= 2
+    assert [float(label) for label in labels] == pytest.approx(ticks)
+
+
 def test_columns_of_words_and_of_numbers_are_distinguished():
     table = Table(
         "", ["model", "R@1", "part", "interval"], [["1", "", "a gain", "[+1.0, +2.0]"], ["b", "-3.1", "", ""]]
