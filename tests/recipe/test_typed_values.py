@@ -159,3 +159,9 @@ def test_a_recipe_is_found_by_its_bare_name(tmp_path, monkeypatch):
 def test_dates_of_yaml_are_not_made():
     assert parse_yaml("2026-11-27", where="") != date(2026, 11, 27)
     assert yaml.safe_load("2026-11-27") == date(2026, 11, 27)
+
+
+def test_what_a_caller_changes_is_not_in_the_next_reading_of_the_same_text():
+    text = "a: {b: [1, 2]}"
+    parse_yaml(text, where="file")["a"]["b"].append(3)
+    assert parse_yaml(text, where="file") == {"a": {"b": [1, 2]}}
