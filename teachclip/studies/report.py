@@ -19,6 +19,7 @@ from teachclip.reports.tables import Table, markdown_table
 from teachclip.store.files import write_atomic
 from teachclip.studies.plan import AS_TRAINED, SCALED, Plan, Results
 from teachclip.studies.results import (
+    GALLERY,
     Candidate,
     VariantRuns,
     difference,
@@ -59,6 +60,12 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
     main = plan.ways[-1]
     trials = {way: _trials_by_variant(plan, choices[way], prepared, tests) for way in plan.ways}
     students = {way: _students(plan, choices[way], trials[way]) for way in plan.ways}
+    if plan.study.gallery:
+        sizes = splits["test"][0], plan.study.gallery
+        references, students = (
+            {key: [model.with_gallery(*sizes) for model in models] for key, models in group.items()}
+            for group in (references, students)
+        )
     efforts = {name: _effort(results) for name, results in trials[main].items()}
     tables = []
     if plan.study.teacher_table:
@@ -170,13 +177,9 @@ def _section(
     known = {variant.name: variant for variant in students}
     pairs = [(known[name], known[other]) for name, other in plan.study.pairs]
     options = {"interval": interval, "same_videos": plan.shapes is None}
-    paired = [difference(one, other, metric, **options) for one, other in pairs for metric in COMPARED]
-    towards = [
-        difference(student, teacher, metric, **options)
-        for student in students
-        for teacher in references["teachers"][:1]
-        for metric in COMPARED
-    ]
+    paired = _differences(pairs, **options)
+    first_teacher = references["teachers"][:1]
+    towards = _differences([(student, teacher) for student in students for teacher in first_teacher], **options)
     shown = _shown(students, references)
     title = "Test, mean ± standard deviation over the test seeds"
     tables = [recall_table(title + (f"; {WAYS[way]}" if len(plan.ways) > 1 else ""), shown)]
@@ -200,6 +203,15 @@ def _section(
         "chosen": {variant.name: asdict(variant.chosen) for variant in students if variant.chosen is not None},
         "intervals": recall_intervals(shown),
     }
+
+
+def _differences(pairs: Sequence[tuple[VariantRuns, VariantRuns]], **options: bool) -> list[dict[str, Any]]:
+    """Return the differences of each pair in every metric that is compared."""
+    differences = []
+    for one, other in pairs:
+        metrics = [GALLERY, *COMPARED] if one.has_gallery and other.has_gallery else COMPARED
+        differences += [difference(one, other, metric, **options) for metric in metrics]
+    return differences
 
 
 def _trials_by_variant(
@@ -328,6 +340,12 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
         paragraphs.append(
             f"A pooling factor ({factors}) multiplies the attention scores of a trained student before the pooling "
             "softmax. One factor is chosen for all seeds of a variant."
+        )
+    if plan.study.gallery:
+        paragraphs.append(
+            f"`{GALLERY}` is the R@1, text to video, to expect in a gallery of {plan.study.gallery} of the "
+            f"{splits['test'][0]:,} test videos, from the rank of every query. Among all of them R@1 may be too low "
+            "to tell variants apart."
         )
     if plan.study.frame_probe:
         paragraphs.append(

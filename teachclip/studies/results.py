@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import getitem
+from typing import Any, cast
+
+import numpy as np
 
 from teachclip.evaluation.intervals import Interval, paired_difference
 from teachclip.reports.tables import difference_cell
-from teachclip.studies.certainty import video_interval
+from teachclip.studies.certainty import Queries, gallery_hits, video_interval
 
 METRICS: Mapping[str, tuple[str, ...]] = {
     "R@1": ("t2v", "recall_at_1"),
@@ -20,6 +24,11 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "sum": ("sum_of_recalls",),
 }
 """Column -> where it is in an evaluation. Text to video unless marked v2t; `sum` is of all six recalls."""
+
+GALLERY = "R@1, gallery"
+"""R@1 to expect in a gallery of some of the test videos; measured where the study names its size."""
+
+_PATHS = {GALLERY: ("t2v", "gallery_recall_at_1"), **METRICS}
 
 MIN_QUERIES, MIN_TEST_SEEDS = 50, 3
 """With fewer test queries or test seeds no interval is shown: it would be too wide to mean anything."""
@@ -58,8 +67,26 @@ class VariantRuns:
     chosen: Candidate | None = None
 
     def values(self, metric: str) -> list[float]:
-        """Return one of `METRICS`, seed by seed."""
-        return [_value(run, METRICS[metric]) for run in self.runs]
+        """Return `GALLERY` or one of `METRICS`, seed by seed."""
+        return [float(reduce(getitem, _PATHS[metric], cast(Any, run))) for run in self.runs]
+
+    @property
+    def has_gallery(self) -> bool:
+        """Whether `GALLERY` was measured in every run."""
+        direction, key = _PATHS[GALLERY]
+        return all(key in run[direction] for run in self.runs)
+
+    def with_gallery(self, videos: int, gallery: int) -> VariantRuns:
+        """Return the same with `GALLERY`, of so many of the test `videos`, where the ranks of queries were kept."""
+        direction, key = _PATHS[GALLERY]
+        runs = []
+        for run in self.runs:
+            if run.get("queries"):
+                hits = gallery_hits(run["queries"]["rank"], videos, gallery)
+                measured = {**run[direction], key: 100 * float(hits.mean())}
+                run = {**run, direction: measured, "queries": {**run["queries"], GALLERY: hits.tolist()}}
+            runs.append(run)
+        return replace(self, runs=runs)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -111,10 +138,10 @@ def difference(
     if not interval:
         paired = Interval(paired.mean, None, None)
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    queries = [[run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline)]
+    kept, other_kept = ([run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline))
     videos = None
-    if interval and metric in CUTOFFS and all(len(kept) == len(values) for kept in queries):
-        videos = video_interval(queries[0], queries[1], CUTOFFS[metric], same_videos=same_videos)
+    if interval and metric in (GALLERY, *CUTOFFS) and len(kept) == len(other_kept) == len(values):
+        videos = video_interval(kept, other_kept, partial(_hits, metric), same_videos=same_videos)
     return {
         "variant": variant.name,
         "baseline": baseline.name,
@@ -129,11 +156,13 @@ def difference(
 
 
 def verdicts(differences: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in plain words which differences in recall at 1 are clear of zero and which are not."""
+    """Return in plain words which differences in R@1, of a gallery too, are clear of zero and which are not."""
     lines = []
-    for item in (item for item in differences if item["metric"] == "R@1"):
+    for item in (item for item in differences if item["metric"] in ("R@1", GALLERY)):
         count = len(item["values"])
-        what = f"{item['label']}: {difference_cell(item)} R@1 over {count} seed{'s' if count > 1 else ''}"
+        what = (
+            f"{item['label']}: {difference_cell(item)} {item['metric']} over {count} seed{'s' if count > 1 else ''}"
+        )
         if item["low"] is None:
             lines.append(f"{what}. Too few seeds or queries for an interval: no difference is shown.")
         elif item["touches_zero"]:
@@ -203,8 +232,6 @@ def _numbers(candidate: Candidate) -> dict[str, float]:
     return numbers_of(candidate.settings) | {"pooling factor": candidate.factor}
 
 
-def _value(run: Mapping[str, Any], path: Sequence[str]) -> float:
-    value: Any = run
-    for key in path:
-        value = value[key]
-    return float(value)
+def _hits(metric: str, queries: Queries) -> np.ndarray:
+    """Return whether each query finds its video by a metric, or how likely it does."""
+    return np.asarray(queries[GALLERY]) if metric == GALLERY else np.array(queries["rank"]) <= CUTOFFS[metric]

@@ -121,6 +121,9 @@ class StudyFile(Section):
     )
     frame_probe: bool = Field(False, description="also measure the attention weight on event frames (Shapes only)")
     teacher_table: bool = Field(False, description="also show each teacher's results beside those of its students")
+    gallery: int | None = Field(
+        None, ge=2, description="also show the R@1 to expect in a gallery of so many of the test videos"
+    )
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Study:
     pooling_factors: tuple[float, ...] = ()
     frame_probe: bool = False
     teacher_table: bool = False
+    gallery: int | None = None
     design: Design | None = None
     drawn: Mapping[int, tuple[Variant, ...]] = field(default_factory=dict)
     """Of a design: the cells that each test seed trains. `variants` has each once."""
@@ -213,6 +217,7 @@ def _load(path: Path, readers: tuple[Path, ...]) -> Study:
         pooling_factors=tuple(file.pooling_factors),
         frame_probe=file.frame_probe,
         teacher_table=file.teacher_table,
+        gallery=file.gallery,
         design=design,
         drawn=drawn,
     )
@@ -365,6 +370,8 @@ def _measure_problems(file: StudyFile) -> Iterator[str]:
         yield f"pooling_factors: {duplicate:g} is duplicated"
     if file.frame_probe and file.shapes is None:
         yield "frame_probe: only the Shapes dataset records what its frames show; add a `shapes` section or remove it"
+    if file.gallery and file.shapes is not None:
+        yield "gallery: not beside a `shapes` section, whose test_videos say how many there are; remove it"
     if file.teacher_table and not file.teachers:
         yield "teacher_table: needs the teachers' results; remove `teachers: false`"
 
@@ -383,6 +390,7 @@ def _design_problems(file: StudyFile) -> Iterator[str]:
         "pooling_factors",
         "frame_probe",
         "teacher_table",
+        "gallery",
     ):
         if getattr(file, key):
             yield f"{key}: not beside a design, whose factors say what is compared; remove it"

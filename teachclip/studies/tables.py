@@ -9,7 +9,7 @@ from typing import Any
 
 from teachclip.reports.tables import Table, difference_cell, human_count, mean_cell
 from teachclip.shapes.scenes import FRAME_KINDS
-from teachclip.studies.results import METRICS, Candidate, VariantRuns, choose, difference, edges
+from teachclip.studies.results import GALLERY, METRICS, Candidate, VariantRuns, choose, difference, edges
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class Effort:
 def recall_table(title: str, variants: Sequence[VariantRuns]) -> Table:
     """Return mean and standard deviation over the seeds of every metric of every variant."""
     rows = [[variant.label, *(mean_cell(variant.values(metric)) for metric in METRICS)] for variant in variants]
-    return Table(title, ["model", *METRICS], rows)
+    if not any(variant.has_gallery for variant in variants):
+        return Table(title, ["model", *METRICS], rows)
+    cells = [mean_cell(variant.values(GALLERY)) if variant.has_gallery else "" for variant in variants]
+    rows = [[label, cell, *others] for (label, *others), cell in zip(rows, cells, strict=True)]
+    return Table(title, ["model", GALLERY, *METRICS], rows)
 
 
 def difference_table(title: str, differences: Sequence[Mapping[str, Any]]) -> Table:

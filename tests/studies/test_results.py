@@ -1,10 +1,14 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 
 from teachclip.evaluation.comparison import compare
 from teachclip.evaluation.per_query import PerQuery
 from teachclip.reports.tables import difference_cell
-from teachclip.studies.results import Candidate, VariantRuns, choose, difference, edges, verdicts
+from teachclip.studies.certainty import gallery_hits
+from teachclip.studies.results import GALLERY, Candidate, VariantRuns, choose, difference, edges, verdicts
 from teachclip.studies.tables import difference_table, factors_table, frame_table, recall_table
 
 
@@ -156,3 +160,41 @@ def test_factors_table_shows_every_setting_as_trained_and_at_its_best():
     rows = factors_table("t", {"alone": tried}).rows
     assert rows[0][2:] == ["20.0", "30.0", "4"]
     assert rows[1][2:] == ["25.0", "25.0", "1"]
+
+
+def test_chance_to_be_first_in_a_gallery_is_that_over_all_galleries():
+    videos, gallery = 7, 4
+    others = list(range(1, videos + 1))
+    for rank in others:
+        drawn = list(itertools.combinations([other for other in others if other != rank], gallery - 1))
+        first = sum(min(chosen) > rank for chosen in drawn) / len(drawn)
+        assert gallery_hits([rank], videos, gallery)[0] == pytest.approx(first, abs=1e-12)
+    assert gallery_hits(others, videos, videos).tolist() == [1.0] + [0.0] * 6  # all videos: R@1 itself
+    ranks = [1, 2, 5, 1201, 1202, 1500]
+    exact = [math.comb(1500 - rank, 299) / math.comb(1499, 299) for rank in ranks]
+    assert gallery_hits(ranks, 1500, 300) == pytest.approx(exact) and exact[-2:] == [0, 0]
+
+
+def test_recall_in_a_gallery_stands_in_the_tables_with_both_intervals():
+    ranks = {
+        "taught": [[1, 2, 9, 4], [1, 1, 8, 5], [1, 2, 7, 6]],
+        "alone": [[3, 2, 9, 4], [2, 3, 8, 5], [4, 2, 7, 7]],
+    }
+    models = []
+    for name, seeds in ranks.items():
+        runs = [{**run(10.0), "queries": {"video": list("abcd"), "rank": each}} for each in seeds]
+        models.append(VariantRuns(name, name, runs).with_gallery(10, 4))
+    taught, alone = models
+    expected = [100 * gallery_hits(each, 10, 4).mean() for each in ranks["taught"]]
+    assert taught.values(GALLERY) == pytest.approx(expected)
+    found = difference(taught, alone, GALLERY)
+    gains = np.mean(
+        [gallery_hits(ranks["taught"][i], 10, 4) - gallery_hits(ranks["alone"][i], 10, 4) for i in range(3)], 0
+    )
+    assert found["mean"] == pytest.approx(100 * gains.mean()) and found["wins"] == 3
+    assert 0 <= found["videos"][0] < found["mean"] < found["videos"][1] <= 100 * gains.max()
+    assert any(GALLERY in line for line in verdicts([found]))
+    unknown = variant("ranks not kept", [5.0, 6.0, 7.0]).with_gallery(10, 4)
+    table = recall_table("t", [taught, unknown])
+    assert table.header[:3] == ["model", GALLERY, "R@1"] and table.rows[1][1] == ""
+    assert table.rows[0][1].startswith(f"{np.mean(expected):.1f}")

@@ -22,6 +22,7 @@ from teachclip.studies.checks import check_different, check_plan
 from teachclip.studies.jobs import Train, measure_student
 from teachclip.studies.plan import build_plan, small_plan
 from teachclip.studies.report import build_study_report, study_markdown
+from teachclip.studies.results import GALLERY
 from teachclip.studies.study_file import find_study, load_study
 from teachclip.studies.without_test import without_test
 
@@ -408,6 +409,13 @@ def test_own_data_without_an_honest_choice_is_refused_in_one_line(project, study
     assert not (project.folder / "out").exists()
 
 
+def test_a_gallery_of_more_videos_than_the_test_split_has_is_refused(project, study_file, capsys):
+    arguments = ["--recipe", str(project()), "--out", str(project.folder / "out"), "--dry-run"]
+    assert main([str(study_file(gallery=4)), *arguments]) == 2
+    assert "gallery: 4; allowed: 2 to 3, the videos of the test split" in capsys.readouterr().err
+    assert main([str(study_file(gallery=3)), *arguments]) == 0
+
+
 @pytest.mark.parametrize("name", ["csv", "teachclip.data.formats.custom:read_csv"])
 def test_tuning_reads_data_without_a_test_split(project, name):
     path = project(data={"format": name})
@@ -596,13 +604,17 @@ def test_a_study_of_the_project_is_found_by_its_name(capsys, tmp_path):
 def test_a_study_runs_from_videos_to_a_report_and_a_second_run_does_nothing(project, study_file, capsys, monkeypatch):
     monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
     out = project.folder / "out"
-    path = study_file(test_seeds=[5, 6], grid={"optimizer.attention_lr": [1e-3, 1e-2]})
+    path = study_file(test_seeds=[5, 6], grid={"optimizer.attention_lr": [1e-3, 1e-2]}, gallery=2)
     arguments = [str(path), "--recipe", str(project()), "--out", str(out), "--processes", "1", "--quick"]
     assert main(arguments) == 0
     report = json.loads((out / "report.json").read_text())
     for variant in report["results"][0]["variants"].values():
         assert [run["test"]["videos"] for run in variant["runs"]] == [3, 3]
         assert all(run["seconds"] > 0 and run["parameters"] > 0 for run in variant["runs"])
+    header, rows = report["results"][0]["tables"][0][1:]
+    assert header[1] == GALLERY and all(row[1] for row in rows)
+    gains = [item["metric"] for item in report["results"][0]["differences"] if "R@1" in item["metric"]]
+    assert gains[:2] == [GALLERY, "R@1"] and "in a gallery of 2 of the 3 test videos" in " ".join(report["about"])
     assert report["others"]["teacher_xpool"]["runs"][0]["cost"]["bytes_per_video"] > 0
     for file in (out / "trials").glob("tune-*.json"):
         assert "test" not in json.loads(file.read_text())["result"]
@@ -719,6 +731,8 @@ def test_variants_that_differ_in_one_setting_are_kept(on_shapes):
         ({"pooling_factors": [1, 2, 2]}, "pooling_factors: 2 is duplicated"),
         ({"frame_probe": True}, "frame_probe: only the Shapes dataset records what its frames show"),
         ({"teacher_table": True, "teachers": False}, "teacher_table: needs the teachers' results"),
+        ({"gallery": 1, "shapes": None}, "gallery"),
+        ({"gallery": 10, "shapes": {}}, "gallery: not beside a `shapes` section"),
     ],
 )
 def test_measurements_that_cannot_be_made_are_refused(study_file, changes, message):
