@@ -23,7 +23,9 @@ ANY_RECIPE = dict.fromkeys(
     ("own_data", "default_recipe", "default_head_first", "relevance_factorial", "head_first", "several_vectors"),
     "shapes_xpool",
 )
-ANY_RECIPE |= dict.fromkeys(("default_weak", "default_xclip", "default_three_teachers"), "babyai")
+ANY_RECIPE |= dict.fromkeys(
+    ("default_weak", "default_xclip", "default_three_teachers", "default_other_data"), "babyai"
+)
 """Studies of any recipe, and one that they are planned for."""
 FILES = sorted(path.stem for path in (ROOT / "recipes" / "studies").glob("*.yaml"))
 
