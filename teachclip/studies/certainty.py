@@ -26,7 +26,7 @@ def video_interval(
     """Return the ends of a 95 % interval of the difference in recall, in percent.
 
     `runs`, `others`: of two variants, seed by seed, on the same queries. `hits`: for each query of a run whether it
-    finds its video, or how likely it does, 0 to 1. A paired bootstrap draws whole videos, as their captions are not
+    finds its video, or how likely it is to, 0 to 1. A paired bootstrap draws whole videos, as their captions are not
     independent (Efron and Tibshirani, 1993, chapter 13). `same_videos`: all seeds are tested on the same videos,
     whose gain is then their mean over the seeds; otherwise each seed's videos are drawn by themselves. None if what
     is compared was not tested on the same queries.
@@ -54,7 +54,7 @@ def gallery_hits(ranks: Sequence[int], videos: int, gallery: int) -> np.ndarray:
     random without replacement. None of the r - 1 better ones is among them with C(videos - r, gallery - 1) /
     C(videos - 1, gallery - 1): the hypergeometric distribution.
     """
-    # with each better video more: times (videos - gallery + 1 - better) / (videos - better)
+    # each further better video multiplies the chance by (videos - gallery + 1 - better) / (videos - better)
     better = np.arange(1, videos)
     left = (videos - gallery + 1 - better).clip(0) / (videos - better)
     return np.concatenate([[1.0], np.cumprod(left)])[np.asarray(ranks) - 1]

@@ -182,6 +182,8 @@ def check_own_data(plan: Plan) -> int | None:
     build_selection(recipes[0], catalog)
     if catalog.test is None:
         raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
+    if plan.study.gallery is not None:
+        catalog.test.require_captions("gallery needs the rank of every query")
     if (plan.study.gallery or 0) > (videos := len(catalog.test.videos)):
         raise RecipeError(f"gallery: {plan.study.gallery}; allowed: 2 to {videos}, the videos of the test split")
     for each in (each for recipe in recipes for each in possible_recipes(recipe)):

@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ WAYS = {
 def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, tests: Results) -> dict[str, Any]:
     """Return the whole report as JSON-able data: every trial, what was chosen, all runs, differences, tables.
 
-    `results` has a section per way of choosing, each with `tables`, `verdicts`, `differences`, `variants`, `chosen`
-    and `intervals`; a study without pooling factors has one.
+    `results` has a section per way of choosing, each with `tables`, `verdicts`, `differences`, `variants`, `chosen`,
+    `intervals` and `gallery`; a study without pooling factors has one.
     """
     choices = plan.choices(candidates)
     splits = next(iter(prepared.values()))["splits"]
@@ -60,12 +60,6 @@ def build_study_report(plan: Plan, prepared: Results, candidates: Candidates, te
     main = plan.ways[-1]
     trials = {way: _trials_by_variant(plan, choices[way], prepared, tests) for way in plan.ways}
     students = {way: _students(plan, choices[way], trials[way]) for way in plan.ways}
-    if plan.study.gallery:
-        sizes = splits["test"][0], plan.study.gallery
-        references, students = (
-            {key: [model.with_gallery(*sizes) for model in models] for key, models in group.items()}
-            for group in (references, students)
-        )
     efforts = {name: _effort(results) for name, results in trials[main].items()}
     tables = []
     if plan.study.teacher_table:
@@ -202,6 +196,7 @@ def _section(
         "variants": {variant.name: {"label": variant.label, "runs": trials[variant.name]} for variant in students},
         "chosen": {variant.name: asdict(variant.chosen) for variant in students if variant.chosen is not None},
         "intervals": recall_intervals(shown),
+        "gallery": _gallery(plan, shown),
     }
 
 
@@ -212,6 +207,14 @@ def _differences(pairs: Sequence[tuple[VariantRuns, VariantRuns]], **options: bo
         metrics = [GALLERY, *COMPARED] if one.has_gallery and other.has_gallery else COMPARED
         differences += [difference(one, other, metric, **options) for metric in metrics]
     return differences
+
+
+def _gallery(plan: Plan, models: Sequence[VariantRuns]) -> dict[str, Any] | None:
+    """Return the size of the study's gallery and the values of each model there, or None without one."""
+    if plan.study.gallery is None:
+        return None
+    values = {model.name: model.values(GALLERY) for model in models if model.has_gallery}
+    return {"videos": plan.study.gallery, "values": values}
 
 
 def _trials_by_variant(
@@ -240,7 +243,7 @@ def _students(
                 run = {"cost": run.get("cost"), **trial["factors"][f"{choice.factor:g}"]}
             frames += [weights for weights in (run.get("frames"), trial.get("frames")) if weights]
             runs.append(run)
-        students.append(VariantRuns(variant.name, variant.label, runs, frames, choice))
+        students.append(VariantRuns(variant.name, variant.label, runs, frames, choice, plan.study.gallery))
     return students
 
 
@@ -268,12 +271,13 @@ def measured_beside(plan: Plan, prepared: Results) -> dict[str, list[VariantRuns
     if not plan.study.teachers:
         return {"before": [], "teachers": [], "after": []}
     results = [prepared[f"prepare-{seed}" if plan.shapes else "prepare"] for seed in plan.study.test_seeds]
-    zero_shot = VariantRuns("zero_shot", "zero-shot mean pooling", [result["zero_shot"] for result in results])
+    zero_shot_runs, gallery = [result["zero_shot"] for result in results], plan.study.gallery
+    zero_shot = VariantRuns("zero_shot", "zero-shot mean pooling", zero_shot_runs, gallery=gallery)
     teachers = []
     for label in results[0]["teachers"]:
         runs = [result["teachers"][label] for result in results]
         frames = [run["frames"] for run in runs if "frames" in run]
-        teachers.append(VariantRuns(f"teacher_{label}", f"teacher ({label})", runs, frames))
+        teachers.append(VariantRuns(f"teacher_{label}", f"teacher ({label})", runs, frames, gallery=gallery))
     events = [result["event_frames"] for result in results if "event_frames" in result]
     after = [VariantRuns("event_frames", "mean of the true event frames", events)] if events else []
     return {"before": [zero_shot], "teachers": teachers, "after": after}
@@ -288,7 +292,7 @@ def _shown(students: Sequence[VariantRuns], references: Mapping[str, Sequence[Va
 def _once(model: VariantRuns) -> VariantRuns:
     """Return a model that was measured once, of which no seed differs, with that one run."""
     same = all(run == model.runs[0] for run in model.runs)
-    return VariantRuns(model.name, model.label, model.runs[:1], model.frames[:1]) if same else model
+    return replace(model, runs=model.runs[:1], frames=model.frames[:1]) if same else model
 
 
 def _teacher_table(
@@ -344,8 +348,8 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
     if plan.study.gallery:
         paragraphs.append(
             f"`{GALLERY}` is the R@1, text to video, to expect in a gallery of {plan.study.gallery} of the "
-            f"{splits['test'][0]:,} test videos, from the rank of every query. Among all of them R@1 may be too low "
-            "to tell variants apart."
+            f"{splits['test'][0]:,} test videos, from the rank of every query: among all of them so few queries may "
+            "be first that variants hardly differ."
         )
     if plan.study.frame_probe:
         paragraphs.append(

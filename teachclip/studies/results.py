@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial, reduce
-from operator import getitem
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +24,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 """Column -> where it is in an evaluation. Text to video unless marked v2t; `sum` is of all six recalls."""
 
 GALLERY = "R@1, gallery"
-"""R@1 to expect in a gallery of some of the test videos; measured where the study names its size."""
-
-_PATHS = {GALLERY: ("t2v", "gallery_recall_at_1"), **METRICS}
+"""R@1 to expect in a gallery of some of the test videos; measured where the study names their number."""
 
 MIN_QUERIES, MIN_TEST_SEEDS = 50, 3
 """With fewer test queries or test seeds no interval is shown: it would be too wide to mean anything."""
@@ -66,27 +62,19 @@ class VariantRuns:
     frames: Sequence[Mapping[str, float]] = ()
     chosen: Candidate | None = None
 
-    def values(self, metric: str) -> list[float]:
-        """Return `GALLERY` or one of `METRICS`, seed by seed."""
-        return [float(reduce(getitem, _PATHS[metric], cast(Any, run))) for run in self.runs]
+    gallery: int | None = None
+    """Videos of the gallery that `GALLERY` is of."""
 
     @property
     def has_gallery(self) -> bool:
-        """Whether `GALLERY` was measured in every run."""
-        direction, key = _PATHS[GALLERY]
-        return all(key in run[direction] for run in self.runs)
+        """Whether the study names a gallery and the ranks of queries were kept in every run."""
+        return self.gallery is not None and all(run.get("queries") for run in self.runs)
 
-    def with_gallery(self, videos: int, gallery: int) -> VariantRuns:
-        """Return the same with `GALLERY`, of so many of the test `videos`, where the ranks of queries were kept."""
-        direction, key = _PATHS[GALLERY]
-        runs = []
-        for run in self.runs:
-            if run.get("queries"):
-                hits = gallery_hits(run["queries"]["rank"], videos, gallery)
-                measured = {**run[direction], key: 100 * float(hits.mean())}
-                run = {**run, direction: measured, "queries": {**run["queries"], GALLERY: hits.tolist()}}
-            runs.append(run)
-        return replace(self, runs=runs)
+    def values(self, metric: str) -> list[float]:
+        """Return `GALLERY`, where there is one, or one of `METRICS`, seed by seed."""
+        if metric == GALLERY:
+            return [100 * float(_hits(metric, self)(run["queries"]).mean()) for run in self.runs]
+        return [_value(run, METRICS[metric]) for run in self.runs]
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -141,7 +129,7 @@ def difference(
     kept, other_kept = ([run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline))
     videos = None
     if interval and metric in (GALLERY, *CUTOFFS) and len(kept) == len(other_kept) == len(values):
-        videos = video_interval(kept, other_kept, partial(_hits, metric), same_videos=same_videos)
+        videos = video_interval(kept, other_kept, _hits(metric, variant), same_videos=same_videos)
     return {
         "variant": variant.name,
         "baseline": baseline.name,
@@ -232,6 +220,16 @@ def _numbers(candidate: Candidate) -> dict[str, float]:
     return numbers_of(candidate.settings) | {"pooling factor": candidate.factor}
 
 
-def _hits(metric: str, queries: Queries) -> np.ndarray:
-    """Return whether each query finds its video by a metric, or how likely it does."""
-    return np.asarray(queries[GALLERY]) if metric == GALLERY else np.array(queries["rank"]) <= CUTOFFS[metric]
+def _hits(metric: str, model: VariantRuns) -> Callable[[Queries], np.ndarray]:
+    """Return what says of each query whether it finds its video by a metric, or how likely it is to."""
+    if metric == GALLERY:
+        videos, gallery = model.runs[0]["videos"], int(model.gallery or 0)
+        return lambda queries: gallery_hits(queries["rank"], videos, gallery)
+    return lambda queries: np.asarray(queries["rank"]) <= CUTOFFS[metric]
+
+
+def _value(run: Mapping[str, Any], path: Sequence[str]) -> float:
+    value: Any = run
+    for key in path:
+        value = value[key]
+    return float(value)

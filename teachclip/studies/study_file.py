@@ -371,7 +371,7 @@ def _measure_problems(file: StudyFile) -> Iterator[str]:
     if file.frame_probe and file.shapes is None:
         yield "frame_probe: only the Shapes dataset records what its frames show; add a `shapes` section or remove it"
     if file.gallery and file.shapes is not None:
-        yield "gallery: not beside a `shapes` section, whose test_videos say how many there are; remove it"
+        yield "gallery: not beside a `shapes` section; give its test_videos instead"
     if file.teacher_table and not file.teachers:
         yield "teacher_table: needs the teachers' results; remove `teachers: false`"
 

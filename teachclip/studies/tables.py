@@ -42,7 +42,7 @@ def difference_table(title: str, differences: Sequence[Mapping[str, Any]]) -> Ta
     for item in differences:
         rows.setdefault(item["label"], {})[item["metric"]] = difference_cell(item)
     metrics = list(dict.fromkeys(item["metric"] for item in differences))
-    body = [[label, *(cells[metric] for metric in metrics)] for label, cells in rows.items()]
+    body = [[label, *(cells.get(metric, "") for metric in metrics)] for label, cells in rows.items()]
     return Table(title, ["difference", *metrics], body)
 
 

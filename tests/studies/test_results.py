@@ -182,8 +182,8 @@ def test_recall_in_a_gallery_stands_in_the_tables_with_both_intervals():
     }
     models = []
     for name, seeds in ranks.items():
-        runs = [{**run(10.0), "queries": {"video": list("abcd"), "rank": each}} for each in seeds]
-        models.append(VariantRuns(name, name, runs).with_gallery(10, 4))
+        runs = [{**run(10.0), "videos": 10, "queries": {"video": list("abcd"), "rank": each}} for each in seeds]
+        models.append(VariantRuns(name, name, runs, gallery=4))
     taught, alone = models
     expected = [100 * gallery_hits(each, 10, 4).mean() for each in ranks["taught"]]
     assert taught.values(GALLERY) == pytest.approx(expected)
@@ -194,7 +194,9 @@ def test_recall_in_a_gallery_stands_in_the_tables_with_both_intervals():
     assert found["mean"] == pytest.approx(100 * gains.mean()) and found["wins"] == 3
     assert 0 <= found["videos"][0] < found["mean"] < found["videos"][1] <= 100 * gains.max()
     assert any(GALLERY in line for line in verdicts([found]))
-    unknown = variant("ranks not kept", [5.0, 6.0, 7.0]).with_gallery(10, 4)
+    unknown = variant("ranks not kept", [5.0, 6.0, 7.0], gallery=4)
     table = recall_table("t", [taught, unknown])
     assert table.header[:3] == ["model", GALLERY, "R@1"] and table.rows[1][1] == ""
     assert table.rows[0][1].startswith(f"{np.mean(expected):.1f}")
+    mixed = difference_table("d", [found, difference(taught, alone, "R@1"), difference(unknown, alone, "R@1")])
+    assert mixed.header == ["difference", GALLERY, "R@1"] and mixed.rows[1][1] == ""

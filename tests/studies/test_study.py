@@ -12,6 +12,7 @@ import yaml
 
 import teachclip
 from teachclip.cli.study import main
+from teachclip.data.annotations.records import Split
 from teachclip.errors import RecipeError
 from teachclip.evaluation.intervals import t_quantile
 from teachclip.pipeline.build import build_catalog
@@ -416,6 +417,19 @@ def test_a_gallery_of_more_videos_than_the_test_split_has_is_refused(project, st
     assert main([str(study_file(gallery=3)), *arguments]) == 0
 
 
+def test_a_gallery_of_videos_without_captions_is_refused(project, study_file, capsys, monkeypatch):
+    def read(recipe):
+        catalog = build_catalog(recipe)
+        test = catalog.test
+        return replace(catalog, test=Split(test.name, test.videos, test.captions[:1]))
+
+    monkeypatch.setattr("teachclip.studies.checks.build_catalog", read)
+    arguments = ["--recipe", str(project()), "--out", str(project.folder / "out"), "--dry-run"]
+    assert main([str(study_file(gallery=3)), *arguments]) == 2
+    assert "texts without videos: gallery needs the rank of every query" in capsys.readouterr().err
+    assert main([str(study_file()), *arguments]) == 0
+
+
 @pytest.mark.parametrize("name", ["csv", "teachclip.data.formats.custom:read_csv"])
 def test_tuning_reads_data_without_a_test_split(project, name):
     path = project(data={"format": name})
@@ -613,6 +627,13 @@ def test_a_study_runs_from_videos_to_a_report_and_a_second_run_does_nothing(proj
         assert all(run["seconds"] > 0 and run["parameters"] > 0 for run in variant["runs"])
     header, rows = report["results"][0]["tables"][0][1:]
     assert header[1] == GALLERY and all(row[1] for row in rows)
+    measured = report["results"][0]["gallery"]
+    assert measured["videos"] == 2 and {*measured["values"]} == {
+        "undistilled",
+        "published",
+        "zero_shot",
+        "teacher_xpool",
+    }
     gains = [item["metric"] for item in report["results"][0]["differences"] if "R@1" in item["metric"]]
     assert gains[:2] == [GALLERY, "R@1"] and "in a gallery of 2 of the 3 test videos" in " ".join(report["about"])
     assert report["others"]["teacher_xpool"]["runs"][0]["cost"]["bytes_per_video"] > 0
@@ -731,8 +752,8 @@ def test_variants_that_differ_in_one_setting_are_kept(on_shapes):
         ({"pooling_factors": [1, 2, 2]}, "pooling_factors: 2 is duplicated"),
         ({"frame_probe": True}, "frame_probe: only the Shapes dataset records what its frames show"),
         ({"teacher_table": True, "teachers": False}, "teacher_table: needs the teachers' results"),
-        ({"gallery": 1, "shapes": None}, "gallery"),
-        ({"gallery": 10, "shapes": {}}, "gallery: not beside a `shapes` section"),
+        ({"gallery": 1, "shapes": None}, "gallery: must be greater than or equal to 2, got 1"),
+        ({"gallery": 10, "shapes": {}}, "gallery: not beside a `shapes` section; give its test_videos instead"),
     ],
 )
 def test_measurements_that_cannot_be_made_are_refused(study_file, changes, message):
