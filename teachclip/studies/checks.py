@@ -172,8 +172,8 @@ def check_own_data(plan: Plan) -> int | None:
     """Read the annotations of the recipe's own data, before anything runs. Returns the number of test captions.
 
     None, and no check, if the study makes its data. Raises DataError or RecipeError if they have no validation or no
-    test split, or one smaller than the study's gallery, if a teacher does not exist, or if frame-set distillation
-    would draw from what is tested on.
+    test split, or one that is smaller than the study's gallery or has videos without captions for it, if a teacher
+    does not exist, or if frame-set distillation would draw from what is tested on.
     """
     if plan.shapes is not None:
         return None
@@ -184,8 +184,8 @@ def check_own_data(plan: Plan) -> int | None:
         raise RecipeError(f"{plan.recipe.name}: the data has no test split to measure the chosen settings on")
     if plan.study.gallery is not None:
         catalog.test.require_captions("gallery needs the rank of every query")
-    if (plan.study.gallery or 0) > (videos := len(catalog.test.videos)):
-        raise RecipeError(f"gallery: {plan.study.gallery}; allowed: 2 to {videos}, the videos of the test split")
+        if plan.study.gallery > (videos := len(catalog.test.videos)):
+            raise RecipeError(f"gallery: {plan.study.gallery}; allowed: 2 to {videos}, the videos of the test split")
     for each in (each for recipe in recipes for each in possible_recipes(recipe)):
         check_unseen(each, catalog.test)
     for section in (section for recipe in recipes for section in recipe.teachers if section.training is None):

@@ -61,7 +61,6 @@ class VariantRuns:
     runs: Sequence[Mapping[str, Any]]
     frames: Sequence[Mapping[str, float]] = ()
     chosen: Candidate | None = None
-
     gallery: int | None = None
     """Videos of the gallery that `GALLERY` is of."""
 
