@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
     test, factors = None, None
     made: dict[str, Any] = {}
     for variant in _baseline_first(plan):
-        for setting in variant.grid:
+        for setting, kind in product(variant.grid, ("test", "tune")):
             try:
-                recipe = plan.load(plan.settings(variant, setting))
+                recipe = plan.load(plan.settings(variant, setting, kind))
             except TeachclipError as error:
                 yield from ((variant.name, line) for line in str(error).splitlines())
                 continue

@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from teachclip.errors import RecipeError
+from teachclip.recipe.data_section import Count, Section
 
 DRAWS = 500
 """Designs that are drawn for a seed; the most informative one is taken."""
 
 Cell = tuple[int, ...]
 """One combination: the row of the level of every factor."""
+
+
+Levels = Annotated[dict[str, list[str]], Field(min_length=2)]
+
+
+class DesignSection(Section):
+    """A factorial study: each test seed trains some of all combinations, so that effects are told apart."""
+
+    cells: Count = Field(
+        16, description="trainings per test seed, of different combinations; balanced over the levels"
+    )
+    factors: dict[str, Levels] = Field(
+        min_length=2, description="factor -> level -> overrides of the recipe; effects are against the first level"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,15 @@ class Design:
                 "combinations of levels; take fewer"
             )
         return [tuple(map(int, cell)) for cell in best]
+
+
+def build_design(section: DesignSection) -> Design:
+    """Return the design that a study file describes."""
+    factors = tuple(
+        Factor(name, tuple((level, tuple(overrides)) for level, overrides in levels.items()))
+        for name, levels in section.factors.items()
+    )
+    return Design(factors, section.cells)
 
 
 def check_told_apart(design: Design, seeds: Sequence[int]) -> None:

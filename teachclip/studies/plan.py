@@ -88,11 +88,26 @@ class Plan:
             * min(len(self.ways), settings),
         }
 
-    def settings(self, variant: Variant, setting: Settings) -> Settings:
-        """Return all overrides of a variant with one of its settings; of several of one key the last."""
-        overrides = (*self.study.common, *variant.fixed, *setting, *self.last)
+    def settings(self, variant: Variant, setting: Settings, kind: str = "test") -> Settings:
+        """Return all overrides of a variant with one of its settings; of several of one key the last.
+
+        `kind`: "tune" for the trials that settings are chosen with, "test" for those with the chosen ones.
+        """
+        tuning = self.study.tune_set if kind == "tune" else ()
+        overrides = (*self.study.common, *variant.fixed, *setting, *tuning, *self.last)
         keys = [text.partition("=")[0] for text in overrides]
         return tuple(text for place, text in enumerate(overrides) if keys[place] not in keys[place + 1 :])
+
+    def all_settings(self) -> list[Settings]:
+        """Return all overrides of every trial there may be, of tuning and of test, each once."""
+        return list(
+            dict.fromkeys(
+                self.settings(variant, setting, kind)
+                for variant in self.study.variants
+                for setting in variant.grid
+                for kind in ("test", "tune")
+            )
+        )
 
     def load(self, settings: Settings) -> Recipe:
         """Return the recipe as the first test seed reads it."""
@@ -102,10 +117,8 @@ class Plan:
         return self._known[settings]
 
     def recipes(self) -> list[Recipe]:
-        """Return the recipe of every setting of every variant, as the first test seed reads it."""
-        return [
-            self.load(self.settings(variant, setting)) for variant in self.study.variants for setting in variant.grid
-        ]
+        """Return the recipe of every trial there may be, as the first test seed reads it."""
+        return [self.load(settings) for settings in self.all_settings()]
 
     def stores(self, settings: Settings) -> str:
         """Return the name of the stores of a recipe with other data, frames or teachers; "" for the common ones.
@@ -121,7 +134,7 @@ class Plan:
         """Return the jobs that make what the students of each seed share."""
         common = (*self.study.common, *self.last)
         readers: dict[str, tuple[str, Settings]] = {}
-        chosen = [self.settings(variant, setting) for variant in self.study.variants for setting in variant.grid]
+        chosen = self.all_settings()
         for settings in [common, *chosen] if self.study.teachers else chosen:
             stores = self.stores(settings)
             key = fingerprint_of({"stores": stores, "what": _prepared_by(self.load(settings))})
@@ -163,7 +176,7 @@ class Plan:
 
     def train_job(self, kind: str, seed: int, variant: Variant, setting: Settings, prepared: Results) -> Train:
         """Return the trial of a setting on a seed; what it reads is known once the seed is prepared."""
-        settings = self.settings(variant, setting)
+        settings = self.settings(variant, setting, kind)
         if self.load(settings).batch_seed is not None:  # trainings would differ in their start alone
             settings = (*settings, "batch_seed=null")
         recipe, stores = self.load(settings), self.stores(settings)
@@ -275,7 +288,7 @@ def small_plan(plan: Plan) -> Plan:
     """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
     study = plan.study
     base = plan.load(study.common)
-    common, shapes = list(study.common), plan.shapes
+    common, shapes = [*study.common, *(f"train.{text}" for text in _fewer_frozen_steps(base.train))], plan.shapes
     if shapes is not None:
         shapes = replace(shapes, train_videos=60, test_videos=30)
     for index, teacher in enumerate(base.teachers):

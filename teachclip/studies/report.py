@@ -329,6 +329,8 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
             f"of the same dev seeds ({', '.join(map(str, plan.dev_seeds))}); the highest mean R@1 (text to video) is "
             "chosen."
         )
+        if plan.study.tune_set:
+            tuned += f" These trials had {' '.join(plan.study.tune_set)}; those on test had not."
     paragraphs = ["A quick run: it shows that the study runs. Its numbers mean nothing."] if plan.last else []
     paragraphs += [
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} test seeds "

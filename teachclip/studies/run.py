@@ -88,7 +88,7 @@ def run_plan(plan: Plan, processes: int) -> dict[str, Any]:
     prepared = run_trials(preparing, processes, "1/3 prepare", threads=threads)
     tuning = plan.tuning(prepared)
     missing = sum(job.result() is None for job in tuning)
-    on_progress = _time_left(missing, counts["test"], processes)
+    on_progress = _time_left(missing, None if plan.study.tune_set else counts["test"], processes)
     tuned = run_trials(tuning, processes, "2/3 tune on validation", on_progress=on_progress)
     candidates = plan.candidates(tuned, prepared)
     testing = plan.testing(plan.choices(candidates), prepared)
@@ -123,6 +123,8 @@ def _log_plan(plan: Plan, processes: int, queries: int | None, *, settings: bool
     variants, count = len(study.variants), len(study.variants[0].grid)
     test, dev = (", ".join(map(str, seeds)) for seeds in (study.test_seeds, plan.dev_seeds))
     tuning = f"{variants} variants x {count} settings x {len(plan.dev_seeds)} dev seeds ({dev})" if dev else "none"
+    if dev and study.tune_set:
+        tuning += f", with {' '.join(study.tune_set)}"
     twice = " x 2 ways of choosing at most" if plan.counts()["test"] > variants * len(study.test_seeds) else ""
     tested = f"{study.design.cells} cells" if study.design else f"{variants} variants"
     log(f"tuning: {tuning}; test: {tested} x {len(study.test_seeds)} test seeds ({test}){twice}")
@@ -146,7 +148,7 @@ def time_estimate(plan: Plan, processes: int) -> str:
     seconds = {kind: statistics.fmean(values) for kind, values in seconds_by_kind(plan.folder).items()}
     measured = sum(map(len, seconds_by_kind(plan.folder).values()))
     for kind, other in (("tune", "test"), ("test", "tune")):
-        if other in seconds:
+        if other in seconds and not plan.study.tune_set:  # otherwise as long as each other
             seconds.setdefault(kind, seconds[other])
     unknown = [kind for kind, count in missing.items() if count and kind not in seconds]
     rule = _seconds_by_rule(plan) if unknown else {}
@@ -196,14 +198,18 @@ def _rule_text(plan: Plan, rule: dict[str, float]) -> str:
     return f"{rule['prepare']:.0f} s per preparation, {per_step} s per step of a student"
 
 
-def _time_left(tuning: int, tests: int, processes: int) -> Callable[[int, float], None]:
-    """Return a function that prints, once after the first few trials, about how long the rest will take."""
+def _time_left(tuning: int, tests: int | None, processes: int) -> Callable[[int, float], None]:
+    """Return a function that prints, once after the first few trials, about how long the rest will take.
+
+    `tests`: how many follow, or None if they take another time each.
+    """
     few = min(tuning, max(3, 2 * processes))
 
     def on_progress(done: int, seconds: float) -> None:
         if done == few:
-            left = seconds / done * (tuning - done), seconds / done * tests
-            line = f"about {_minutes(left[0])} of tuning left, then {_minutes(left[1])} of test, by the first {done}"
+            each = seconds / done
+            then = "" if tests is None else f", then {_minutes(each * tests)} of test"
+            line = f"about {_minutes(each * (tuning - done))} of tuning left{then}, by the first {done}"
             tqdm.write(line, file=sys.stderr)  # above the progress bar
 
     return on_progress

@@ -17,9 +17,13 @@ from teachclip.errors import RecipeError
 from teachclip.recipe.data_section import Count, Section
 from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
-from teachclip.studies.design import Design, Factor, check_told_apart
+from teachclip.studies.design import Design, DesignSection, build_design, check_told_apart
 
 FIRST_TEST_SEED = 300
+NOT_BESIDE_A_DESIGN = (
+    *("variants", "grid", "settings", "tune_set", "baseline", "compare"),
+    *("pooling_factors", "frame_probe", "teacher_table", "gallery"),
+)
 SET_BY_THE_STUDY = ("seed", "batch_seed", "output", "stores")
 """Keys of the recipe that the study sets itself."""
 
@@ -80,20 +84,6 @@ class VariantEntry(Section):
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
 
 
-Levels = Annotated[dict[str, list[str]], Field(min_length=2)]
-
-
-class DesignSection(Section):
-    """A factorial study: each test seed trains some of all combinations, so that effects are told apart."""
-
-    cells: Count = Field(
-        16, description="trainings per test seed, of different combinations; balanced over the levels"
-    )
-    factors: dict[str, Levels] = Field(
-        min_length=2, description="factor -> level -> overrides of the recipe; effects are against the first level"
-    )
-
-
 class StudyFile(Section):
     """A whole study."""
 
@@ -107,6 +97,11 @@ class StudyFile(Section):
     set: list[str] = Field(default_factory=list, description="overrides for every variant")
     grid: dict[str, Values] | None = Field(None, description="the grid of variants without one of their own")
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
+    tune_set: list[str] = Field(
+        default_factory=list,
+        description="overrides, after all others, of the trials that settings are chosen with; they may be cheaper: "
+        "train.encoders=frozen",
+    )
     variants: list[VariantEntry] = Field(default_factory=list, description="two or more, or a design")
     design: DesignSection | None = Field(None, description="factors whose effects are told, in place of variants")
     baseline: str | None = Field(None, description="variant that the others are compared with; default: the first")
@@ -149,6 +144,8 @@ class Study:
     frame_probe: bool = False
     teacher_table: bool = False
     gallery: int | None = None
+    tune_set: Settings = ()
+    """Overrides, after all others, of the trials that settings are chosen with."""
     design: Design | None = None
     drawn: Mapping[int, tuple[Variant, ...]] = field(default_factory=dict)
     """Of a design: the cells that each test seed trains. `variants` has each once."""
@@ -189,12 +186,12 @@ def _load(path: Path, readers: tuple[Path, ...]) -> Study:
     variants: tuple[Variant, ...] = ()
     if not problems:
         variants = tuple(_resolve(entry, file) for entry in file.variants)
-        problems = list(_budget_problems(variants))
+        problems = [*_budget_problems(variants), *_tuning_problems(file, variants)]
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
     design, drawn = None, {}
     if file.design is not None:
-        design = _design(file.design)
+        design = build_design(file.design)
         drawn = {seed: _cells(design, seed) for seed in seeds}
         check_told_apart(design, seeds)
         variants = tuple({cell.name: cell for cells in drawn.values() for cell in cells}.values())
@@ -218,6 +215,7 @@ def _load(path: Path, readers: tuple[Path, ...]) -> Study:
         frame_probe=file.frame_probe,
         teacher_table=file.teacher_table,
         gallery=file.gallery,
+        tune_set=tuple(file.tune_set),
         design=design,
         drawn=drawn,
     )
@@ -270,14 +268,6 @@ def _variants_of(study: str, path: Path, readers: tuple[Path, ...]) -> dict[str,
     if found.resolve() in (reader.resolve() for reader in readers):
         raise RecipeError(f"goes in a circle: {' -> '.join(reader.stem for reader in (*readers, found))}")
     return {variant.name: variant for variant in _load(found, readers).variants}
-
-
-def _design(section: DesignSection) -> Design:
-    factors = tuple(
-        Factor(name, tuple((level, tuple(overrides)) for level, overrides in levels.items()))
-        for name, levels in section.factors.items()
-    )
-    return Design(factors, section.cells)
 
 
 def _cells(design: Design, seed: int) -> tuple[Variant, ...]:
@@ -335,6 +325,7 @@ def _name_problems(file: StudyFile) -> Iterator[str]:
 
 
 def _override_problems(file: StudyFile) -> Iterator[str]:
+    yield from _text_problems("tune_set", file.tune_set)
     for name, levels in file.design.factors.items() if file.design else ():
         for level, overrides in levels.items():
             yield from _text_problems(f"design.factors.{name}.{level}", overrides)
@@ -349,6 +340,18 @@ def _override_problems(file: StudyFile) -> Iterator[str]:
         for key in section.grid or ():
             if key in SET_BY_THE_STUDY:
                 yield f"{where}grid: {key} is set by the study itself"
+
+
+def _tuning_problems(file: StudyFile, variants: Sequence[Variant]) -> Iterator[str]:
+    """What sets the trials for tuning apart must leave what is tuned alone."""
+    chosen = {text.partition("=")[0] for variant in variants for setting in variant.grid for text in setting}
+    if file.tune_set and len(variants[0].grid) < 2:
+        yield "tune_set: no settings to choose from; give a grid, or remove it"
+    if file.tune_set and file.pooling_factors:
+        yield "tune_set: not beside pooling_factors, which are chosen in the same trials"
+    for key in (text.partition("=")[0] for text in file.tune_set):
+        if key in chosen:
+            yield f"tune_set: {key} is what variants choose; remove it"
 
 
 def _text_problems(where: str, overrides: Sequence[str]) -> Iterator[str]:
@@ -381,17 +384,7 @@ def _design_problems(file: StudyFile) -> Iterator[str]:
         if len(file.variants) < 2:
             yield f"variants: {len(file.variants)} given; give two or more, or a design"
         return
-    for key in (
-        "variants",
-        "grid",
-        "settings",
-        "baseline",
-        "compare",
-        "pooling_factors",
-        "frame_probe",
-        "teacher_table",
-        "gallery",
-    ):
+    for key in NOT_BESIDE_A_DESIGN:
         if getattr(file, key):
             yield f"{key}: not beside a design, whose factors say what is compared; remove it"
     for name, levels in file.design.factors.items():

@@ -753,6 +753,11 @@ def test_variants_that_differ_in_one_setting_are_kept(on_shapes):
         ({"frame_probe": True}, "frame_probe: only the Shapes dataset records what its frames show"),
         ({"teacher_table": True, "teachers": False}, "teacher_table: needs the teachers' results"),
         ({"gallery": 1, "shapes": None}, "gallery: must be greater than or equal to 2, got 1"),
+        ({"tune_set": ["a.b"]}, "tune_set: 'a.b': write it as section.key=value"),
+        ({"tune_set": ["seed=1"]}, "tune_set: seed is set by the study itself"),
+        ({"tune_set": ["train.steps=9"], "grid": {}}, "tune_set: no settings to choose from; give a grid"),
+        ({"tune_set": ["optimizer.attention_lr=1"]}, "tune_set: optimizer.attention_lr is what variants choose"),
+        ({"tune_set": ["train.steps=9"], "pooling_factors": [1, 2]}, "tune_set: not beside pooling_factors"),
         ({"gallery": 10, "shapes": {}}, "gallery: not beside a `shapes` section; give its test_videos instead"),
     ],
 )
@@ -765,6 +770,34 @@ def test_pooling_factors_need_frozen_encoders_and_no_other_choice_of_the_tempera
         check_plan(on_shapes(pooling_factors=[1, 2], set=["train.encoders=finetuned"]))
     with pytest.raises(RecipeError, match="the pooling temperature would be chosen twice"):
         check_plan(on_shapes(pooling_factors=[1, 2], set=["student.temperature_scaling=[2.0]"]))
+
+
+def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study_file, capsys, monkeypatch):
+    monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
+    tuning = ["train.encoders=frozen", "train.frozen_steps=0"]
+    finetuned = ["train.encoders=finetuned", "train.frozen_steps=2", "train.steps=3", "train.evaluate_every=3"]
+    path = study_file(test_seeds=[5], grid={"optimizer.lr": [1e-3, 1e-2]}, set=finetuned, tune_set=tuning)
+    out = project.folder / "out"
+    assert main([str(path), "--recipe", str(project()), "--out", str(out), "--processes", "1"]) == 0
+    trials = [json.loads(file.read_text()) for file in (out / "trials").glob("t*.json")]
+    kinds = ("tune-", "test-")
+    tune, test = ([{*each["settings"]} for each in trials if each["name"].startswith(kind)] for kind in kinds)
+    assert len(tune) == 8 and len(test) == 2
+    assert all({*tuning} <= settings for settings in tune)
+    assert all({*finetuned} <= settings for settings in test)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert f"These trials had {' '.join(tuning)}; those on test had not." in text
+    assert "train.frozen_steps=2" in text.rpartition("## Commands")[2]
+    output = capsys.readouterr().err
+    assert f"2 settings x 2 dev seeds (1, 2), with {' '.join(tuning)}; test:" in output
+    assert "of tuning left, by the first 3" in output
+
+
+def test_what_tune_set_changes_is_checked_too(on_shapes):
+    with pytest.raises(RecipeError, match=r"data\.select_on is test"):
+        check_plan(on_shapes(tune_set=["data.select_on=test"]))
+    with pytest.raises(RecipeError, match=r"data\.validation is not that of the baseline"):
+        check_plan(on_shapes(tune_set=["data.validation.videos=5"]))
 
 
 def test_a_study_without_a_recipe_needs_one_on_the_command_line(study_file, capsys, tmp_path):
