@@ -32,12 +32,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--minutes", type=positive_number, help="with --auto: budget in minutes of training instead")
     parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=positive_number,
-        help="with --auto: base rates to try (default 1e-4 3e-4 1e-3)",
+        "--rates", nargs="+", type=positive_number, help="with --auto: base rates to try (default 1e-4 3e-4 1e-3)"
     )
     parser.add_argument("--test-seeds", type=positive_count, help="with --auto: seeds to measure on test (default 3)")
+    parser.add_argument(
+        "--combine",
+        nargs="+",
+        type=path_argument,
+        metavar="FOLDER",
+        help="in place of a study file: the differences over data sets, from folders of one study, a data set each",
+    )
     parser.add_argument("--recipe", type=path_argument, help="recipe in place of the one that the study file names")
     parser.add_argument(
         "--out", type=path_argument, help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick])"
@@ -48,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check every override, print the plan, and stop")
     parser.add_argument("--keys", action=_Keys, nargs=0, help="print the keys of a study file, and stop")
     args = parser.parse_args(argv)
+    if args.combine is not None:
+        _combine(parser, args)
+        return
     if args.auto is not None:
         _auto(parser, args)
         return
@@ -71,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _auto(parser: CommandParser, args: argparse.Namespace) -> None:
     """Choose one of the standing recipes."""
-    for name in ("study", "recipe", "preset", "quick"):
-        if getattr(args, name):
-            parser.error(f"{'STUDY' if name == 'study' else f'--{name}'} is not for --auto")
+    _refuse(parser, args, ("study", "recipe", "preset", "quick"), "--auto")
     if args.trainings is not None and args.minutes is not None:
         parser.error("give --trainings or --minutes, not both")
     from teachclip.studies.auto import RATES, auto
@@ -88,6 +93,23 @@ def _auto(parser: CommandParser, args: argparse.Namespace) -> None:
         processes=args.processes,
         dry_run=args.dry_run,
     )
+
+
+def _combine(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Print what one study says over several data sets."""
+    training = ("auto", "trainings", "minutes", "rates", "test_seeds", "recipe", "preset", "processes", "quick")
+    _refuse(parser, args, ("study", *training, "dry_run"), "--combine")
+    from teachclip.studies.combined import combine
+
+    combine(args.combine, args.out)
+
+
+def _refuse(parser: CommandParser, args: argparse.Namespace, names: Sequence[str], way: str) -> None:
+    """End with a usage error if one of these arguments was given."""
+    for name in names:
+        if getattr(args, name):
+            option = "STUDY" if name == "study" else f"--{name.replace('_', '-')}"
+            parser.error(f"{option} is not for {way}")
 
 
 class _Keys(argparse.Action):

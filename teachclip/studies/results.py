@@ -120,11 +120,10 @@ def difference(
     queries were not kept or the queries are not the same; `same_videos`: all seeds are tested on the same ones.
     Without `interval` all ends are None.
     """
-    values, others = variant.values(metric), baseline.values(metric)
-    paired: Interval = paired_difference(values, others)
+    values = variant.values(metric)
+    found = paired(values, baseline.values(metric))
     if not interval:
-        paired = Interval(paired.mean, None, None)
-    differences = [value - other for value, other in zip(values, others, strict=True)]
+        found |= Interval(found["mean"], None, None)._asdict() | {"touches_zero": True}
     kept, other_kept = ([run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline))
     videos = None
     if interval and metric in (GALLERY, *CUTOFFS) and len(kept) == len(other_kept) == len(values):
@@ -134,11 +133,20 @@ def difference(
         "baseline": baseline.name,
         "label": f"{variant.label} - {baseline.label}",
         "metric": metric,
+        **found,
+        "videos": videos,
+    }
+
+
+def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Return the differences as `values`, their `wins` and `mean`, 95 % t interval, and if that `touches_zero`."""
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    interval = paired_difference(values, others)
+    return {
         "values": differences,
         "wins": sum(value > 0 for value in differences),
-        **paired._asdict(),
-        "videos": videos,
-        "touches_zero": paired.touches_zero,
+        **interval._asdict(),
+        "touches_zero": interval.touches_zero,
     }
 
 
