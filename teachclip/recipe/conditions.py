@@ -29,6 +29,11 @@ def check_conditions(recipe: Any) -> Iterator[str]:
         yield f"{BETTER_TEACHER} needs teachers; remove it"
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether one key of a recipe is the other, or a section that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
 def undone(values: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the key of every override that a condition in `values` may undo, or of the teachers, and which."""
     keys = [override.partition("=")[0] for override in overrides]
@@ -38,6 +43,5 @@ def undone(values: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[tupl
             continue
         changed = {str(change).partition("=")[0] for change in changes}
         for key in keys:
-            again = any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in changed)
-            if again or key == "teachers":
+            if any(overlap(one, key) for one in changed) or key == "teachers":
                 yield key, name

@@ -27,8 +27,9 @@ from teachclip.studies.halving import Budget, Halving, Price, Round, fit_halving
 from teachclip.studies.jobs import Train
 from teachclip.studies.plan import Plan, Results, recipe_label
 from teachclip.studies.results import VariantRuns
-from teachclip.studies.study_file import Settings, Study, Variant, find_study, grid, load_study
+from teachclip.studies.study_file import Study, find_study, load_study
 from teachclip.studies.trials import only_one, run_trials
+from teachclip.studies.variants import Settings, Variant, grid
 
 STANDING = ("adapters", "published", "default", "all_options")
 """The recipes to take one of, by their names in recipes/studies/own_data.yaml."""

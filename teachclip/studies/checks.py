@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from teachclip.pipeline.build import build_catalog, build_selection
 from teachclip.pipeline.conditions import possible_recipes
 from teachclip.pipeline.teachers import TeacherHandle
 from teachclip.pipeline.unpaired import check_unseen
+from teachclip.recipe.conditions import undone
 from teachclip.recipe.schema import Recipe
 from teachclip.studies.plan import Plan
-from teachclip.studies.study_file import Settings, Variant
+from teachclip.studies.variants import Settings, Variant
 
 SEED_FILES = ("annotations", "train", "test", "uncaptioned")
 """Keys of `data` that name files of one Shapes dataset."""
@@ -65,12 +65,13 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
     test, factors = None, None
     made: dict[str, Any] = {}
     for variant in _baseline_first(plan):
-        for setting, kind in product(variant.grid, ("test", "tune")):
+        for setting in variant.grid:
             try:
-                recipe = plan.load(plan.settings(variant, setting, kind))
+                recipe = plan.load(plan.settings(variant, setting))
             except TeachclipError as error:
                 yield from ((variant.name, line) for line in str(error).splitlines())
                 continue
+            yield from ((variant.name, problem) for problem in _tuning_problems(plan, variant, setting))
             yield from ((variant.name, problem) for problem in _leaks(plan, recipe))
             yield from ((variant.name, problem) for problem in _measure_problems(plan, recipe))
             yield from ((variant.name, problem) for problem in _untaught(variant, setting, recipe))
@@ -96,6 +97,19 @@ def _problems(plan: Plan) -> Iterator[tuple[str, str]]:
                         f"teachers.{teacher.label}.training is not that of another variant, but both write "
                         f"{teacher.checkpoint}; give it a checkpoint of its own",
                     )
+
+
+def _tuning_problems(plan: Plan, variant: Variant, setting: Settings) -> Iterator[str]:
+    """Yield why a setting cannot be tried with the `tune_set` of the study."""
+    if "tune" not in plan.kinds:
+        return
+    try:
+        recipe = plan.load(plan.settings(variant, setting, "tune"))
+    except TeachclipError as error:
+        yield from (f"with tune_set: {line}" for line in str(error).splitlines())
+        return
+    for key, condition in undone(recipe.model_dump(mode="json"), plan.study.tune_set):
+        yield f"tune_set: {key} is also a matter of {condition}, which may change it again; remove it"
 
 
 TEACHING = ("losses.video_text.", "losses.frame_text.", "teaching.", "teachers.")

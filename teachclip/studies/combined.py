@@ -24,8 +24,8 @@ def combine(folders: Sequence[str | Path], out: str | Path | None = None) -> dic
     """Return what one study says over several data sets, and print it.
 
     `folders`: two or more, each with the `report.json` that `teachclip study` wrote on one data set. `out`: folder
-    for `report.json` and `report.md`. A value of a data set is the mean of its students; a difference is paired by data
-    set, with the 95 % t interval over the data sets.
+    for `report.json` and `report.md`. A value of a data set is the mean of its students; a difference is paired by
+    data set, with the 95 % t interval over the data sets.
 
     Raises DataError if there are fewer than two folders, or if a report cannot be read, is of a design or of pooling
     factors, or has not the study, variants, gallery and pairs of the first.
@@ -176,7 +176,8 @@ def _markdown(result: Mapping[str, Any], models: Models) -> str:
         [
             f"# {result['title']}: {len(folders)} data sets",
             f"Data sets: {'; '.join(folders)}. Each interval is for one comparison: another data set of this "
-            f"kind, with its students.{gallery} The best of several is picked by these very results, which favours it.",
+            f"kind, with its students.{gallery} The best of several is picked by these very results, which favours "
+            "it.",
             *(f"## {table.title}\n\n{markdown_table(table)}" for table in tables),
         ]
     )

@@ -38,8 +38,8 @@ from teachclip.shapes.ground_truth import attention_by_kind, event_frames_only, 
 from teachclip.store.files import write_atomic
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.certainty import queries_of
-from teachclip.studies.study_file import Settings
 from teachclip.studies.trials import Trial, code_hash, seed_places
+from teachclip.studies.variants import Settings
 from teachclip.studies.without_test import without_test
 from teachclip.training.checkpoint import newest_checkpoint
 from teachclip.training.distributed import build_accelerator, processes_of

@@ -24,8 +24,9 @@ from teachclip.store.files import file_hash
 from teachclip.store.fingerprint import fingerprint_of
 from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_stamps
 from teachclip.studies.results import Candidate, choose, numbers_of
-from teachclip.studies.study_file import Settings, Study, Variant
+from teachclip.studies.study_file import Study
 from teachclip.studies.trials import seed_places
+from teachclip.studies.variants import Settings, Variant
 from teachclip.texts.bank import bank, read_grammar
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -64,6 +65,11 @@ class Plan:
     def tuned(self) -> bool:
         """Whether variants have more than one setting or pooling factor to choose from."""
         return len(self.study.variants[0].grid) * len(self.factors) > 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of trials whose recipes differ: "test", and "tune" where a `tune_set` sets tuning apart."""
+        return ("test", "tune") if self.tuned and self.study.tune_set else ("test",)
 
     @property
     def dev_seeds(self) -> tuple[int, ...]:
@@ -105,7 +111,7 @@ class Plan:
                 self.settings(variant, setting, kind)
                 for variant in self.study.variants
                 for setting in variant.grid
-                for kind in ("test", "tune")
+                for kind in self.kinds
             )
         )
 
@@ -238,7 +244,10 @@ class Plan:
     def own_numbers(self, variant: Variant) -> dict[str, float]:
         """Return what a variant has by itself for the keys that some of its settings give numbers, by key."""
         keys = dict.fromkeys(key for setting in variant.grid for key in numbers_of(setting))
-        recipe = self.load(self.settings(variant, ())).model_dump(mode="json")
+        try:
+            recipe = self.load(self.settings(variant, ())).model_dump(mode="json")
+        except RecipeError:  # a variant may need its settings
+            return {}
         values = {key: _at(recipe, key) for key in keys}
         return {
             key: float(value)
@@ -288,7 +297,8 @@ def small_plan(plan: Plan) -> Plan:
     """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
     study = plan.study
     base = plan.load(study.common)
-    common, shapes = [*study.common, *(f"train.{text}" for text in _fewer_frozen_steps(base.train))], plan.shapes
+    common = [*(f"train.{text}" for text in _fewer_frozen_steps(base.train)), *_short(study.common)]
+    shapes = plan.shapes
     if shapes is not None:
         shapes = replace(shapes, train_videos=60, test_videos=30)
     for index, teacher in enumerate(base.teachers):
@@ -305,7 +315,7 @@ def small_plan(plan: Plan) -> Plan:
     last = [*(f"train.{text}" for text in QUICK), "train.evaluate_every=10"]
     if shapes is not None:
         last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
-    grids = [_different(_unfrozen(plan, variant)) for variant in study.variants]
+    grids = [_different(tuple(map(_short, variant.grid))) for variant in study.variants]
     count = min(2, *map(len, grids))
     small = replace(
         study,
@@ -313,8 +323,10 @@ def small_plan(plan: Plan) -> Plan:
         test_seeds=study.test_seeds[:2],
         common=tuple(common),
         variants=tuple(
-            replace(variant, grid=tried[:count]) for variant, tried in zip(study.variants, grids, strict=True)
+            replace(variant, fixed=_short(variant.fixed), grid=tried[:count])
+            for variant, tried in zip(study.variants, grids, strict=True)
         ),
+        tune_set=_short(study.tune_set),
     )
     return replace(plan, study=small, shapes=shapes, last=tuple(last))
 
@@ -324,11 +336,13 @@ def _fewer_frozen_steps(train: TrainSection) -> Settings:
     return ("frozen_steps=10",) if train.frozen_steps >= QUICK_STEPS else ()
 
 
-def _unfrozen(plan: Plan, variant: Variant) -> tuple[Settings, ...]:
-    """Return the settings of a variant with frozen steps that leave others to a quick training."""
-    loaded = [plan.load(plan.settings(variant, setting)).train for setting in variant.grid]
-    more = [[f"train.{text}" for text in _fewer_frozen_steps(train)] for train in loaded]
-    return tuple((*setting, *texts) for setting, texts in zip(variant.grid, more, strict=True))
+def _short(overrides: Settings) -> Settings:
+    """Return overrides whose frozen steps leave others to a quick training."""
+    frozen = "train.frozen_steps="
+    return tuple(
+        f"{frozen}10" if text.startswith(frozen) and int(text.removeprefix(frozen)) >= QUICK_STEPS else text
+        for text in overrides
+    )
 
 
 def _different(tried: tuple[Settings, ...]) -> tuple[Settings, ...]:

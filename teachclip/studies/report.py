@@ -330,7 +330,7 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
             "chosen."
         )
         if plan.study.tune_set:
-            tuned += f" These trials had {' '.join(plan.study.tune_set)}; those on test had not."
+            tuned += f" Of these trials alone: {' '.join(plan.study.tune_set)}."
     paragraphs = ["A quick run: it shows that the study runs. Its numbers mean nothing."] if plan.last else []
     paragraphs += [
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} test seeds "

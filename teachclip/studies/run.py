@@ -148,12 +148,13 @@ def time_estimate(plan: Plan, processes: int) -> str:
     seconds = {kind: statistics.fmean(values) for kind, values in seconds_by_kind(plan.folder).items()}
     measured = sum(map(len, seconds_by_kind(plan.folder).values()))
     for kind, other in (("tune", "test"), ("test", "tune")):
-        if other in seconds and not plan.study.tune_set:  # otherwise as long as each other
+        if other in seconds and not plan.study.tune_set:  # which may make them differ in length
             seconds.setdefault(kind, seconds[other])
     unknown = [kind for kind, count in missing.items() if count and kind not in seconds]
     rule = _seconds_by_rule(plan) if unknown else {}
     if unknown and not rule:
-        return "time: no trial of this study has finished yet, so it is estimated after the first few"
+        kinds = " or ".join({"prepare": "preparation", "tune": "tuning", "test": "test"}[kind] for kind in unknown)
+        return f"time: no trial of {kinds} has finished yet, so it is estimated while the study runs"
     total = sum(count * seconds.get(kind, rule.get(kind, 0.0)) for kind, count in missing.items())
     bases = [f"{measured} finished trial(s) of this study"] if measured else []
     bases += [f"a rule for two idle CPU cores: {_rule_text(plan, rule)}"] if unknown else []
@@ -181,19 +182,30 @@ def missing_trials(plan: Plan) -> dict[str, int]:
 
 def _seconds_by_rule(plan: Plan) -> dict[str, float]:
     """Return the seconds of one trial of each stage by the rule; nothing for other data, or where epochs are set."""
-    recipes = plan.recipes()
-    if plan.shapes is None or any(recipe.train.steps is None for recipe in recipes):
+    if plan.shapes is None or any(recipe.train.steps is None for recipe in plan.recipes()):
         return {}
-    student = statistics.fmean((recipe.train.steps or 0) * _step_seconds(recipe) for recipe in recipes)
-    return {"prepare": PREPARE_SECONDS, "tune": student, "test": student}
+    students = {
+        kind: statistics.fmean(
+            _student_seconds(plan.load(plan.settings(variant, setting, kind)))
+            for variant in plan.study.variants
+            for setting in variant.grid
+        )
+        for kind in ("tune", "test")
+    }
+    return {"prepare": PREPARE_SECONDS, **students}
 
 
-def _step_seconds(recipe: Recipe) -> float:
-    return FROZEN_STEP_SECONDS if recipe.train.encoders == "frozen" else FINETUNED_STEP_SECONDS
+def _student_seconds(recipe: Recipe) -> float:
+    """Return the seconds that a student takes by the rule."""
+    steps = recipe.train.steps or 0
+    frozen = steps if recipe.train.encoders == "frozen" else recipe.train.frozen_steps
+    return frozen * FROZEN_STEP_SECONDS + (steps - frozen) * FINETUNED_STEP_SECONDS
 
 
 def _rule_text(plan: Plan, rule: dict[str, float]) -> str:
-    steps = sorted({_step_seconds(recipe) for recipe in plan.recipes()})
+    trains = [recipe.train for recipe in plan.recipes()]
+    frozen = any(train.encoders == "frozen" or train.frozen_steps for train in trains)
+    steps = [FROZEN_STEP_SECONDS] * frozen + [FINETUNED_STEP_SECONDS] * any(t.encoders != "frozen" for t in trains)
     per_step = " or ".join(f"{seconds:g}" for seconds in steps)
     return f"{rule['prepare']:.0f} s per preparation, {per_step} s per step of a student"
 

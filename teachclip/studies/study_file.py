@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,14 @@ from teachclip.recipe.data_section import Count, Section
 from teachclip.recipe.loading import find_recipe, load_section, value_text
 from teachclip.registry import closest
 from teachclip.studies.design import Design, DesignSection, build_design, check_told_apart
+from teachclip.studies.variants import (
+    Settings,
+    Variant,
+    budget_problems,
+    grid,
+    repeated,
+    tune_set_problems,
+)
 
 FIRST_TEST_SEED = 300
 NOT_BESIDE_A_DESIGN = (
@@ -27,20 +33,7 @@ NOT_BESIDE_A_DESIGN = (
 SET_BY_THE_STUDY = ("seed", "batch_seed", "output", "stores")
 """Keys of the recipe that the study sets itself."""
 
-Settings = tuple[str, ...]
-"""Overrides of a recipe, each `section.key=value`."""
-
 Values = Annotated[list[Any], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train a student. `fixed` defines it; `grid` holds the settings to choose from."""
-
-    name: str
-    label: str
-    fixed: Settings
-    grid: tuple[Settings, ...]
 
 
 def _check_seeds(value: Any) -> Any:
@@ -99,8 +92,8 @@ class StudyFile(Section):
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
     tune_set: list[str] = Field(
         default_factory=list,
-        description="overrides, after all others, of the trials that settings are chosen with; they may be cheaper: "
-        "train.encoders=frozen",
+        description="overrides of train, optimizer and student.wise_ft, of the trials that settings are chosen with "
+        "alone; they may be cheaper: train.encoders=frozen",
     )
     variants: list[VariantEntry] = Field(default_factory=list, description="two or more, or a design")
     design: DesignSection | None = Field(None, description="factors whose effects are told, in place of variants")
@@ -145,7 +138,7 @@ class Study:
     teacher_table: bool = False
     gallery: int | None = None
     tune_set: Settings = ()
-    """Overrides, after all others, of the trials that settings are chosen with."""
+    """Overrides of the trials that settings are chosen with alone."""
     design: Design | None = None
     drawn: Mapping[int, tuple[Variant, ...]] = field(default_factory=dict)
     """Of a design: the cells that each test seed trains. `variants` has each once."""
@@ -186,7 +179,7 @@ def _load(path: Path, readers: tuple[Path, ...]) -> Study:
     variants: tuple[Variant, ...] = ()
     if not problems:
         variants = tuple(_resolve(entry, file) for entry in file.variants)
-        problems = [*_budget_problems(variants), *_tuning_problems(file, variants)]
+        problems = [*budget_problems(variants), *tune_set_problems(file.tune_set, variants, file.pooling_factors)]
     if problems:
         raise RecipeError("\n".join(f"{path.name}: {problem}" for problem in problems))
     design, drawn = None, {}
@@ -227,14 +220,6 @@ def with_preset(study: Study, preset: str) -> Study:
         raise RecipeError(f"--preset {preset}: the study file has no `shapes` section; it uses the recipe's own data")
     title = f"{study.title}: {preset}"
     return replace(study, title=title, shapes=study.shapes.model_copy(update={"preset": preset}))
-
-
-def grid(values: Mapping[str, Sequence[str]]) -> tuple[Settings, ...]:
-    """Return all combinations of overrides, from the values of every recipe key."""
-    return tuple(
-        tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True))
-        for combination in product(*values.values())
-    )
 
 
 def _with_other_studies(file: StudyFile, path: Path, readers: tuple[Path, ...]) -> tuple[StudyFile, list[str]]:
@@ -288,8 +273,8 @@ def _seed_problems(file: StudyFile, test_seeds: Sequence[int]) -> Iterator[str]:
     for key, values in (("dev_seeds", file.dev_seeds), ("test_seeds", test_seeds)):
         if not values:
             yield f"{key}: give at least one seed"
-        if (duplicate := _duplicate(values)) is not None:
-            yield f"{key}: {duplicate} is duplicated"
+        if (twice := repeated(values)) is not None:
+            yield f"{key}: {twice} is duplicated"
         if values and min(values) < 0:
             yield f"{key}: {min(values)} is negative; allowed: 0 or more"
     if both := sorted({*file.dev_seeds} & {*test_seeds}):
@@ -301,10 +286,10 @@ def _seed_problems(file: StudyFile, test_seeds: Sequence[int]) -> Iterator[str]:
 
 def _name_problems(file: StudyFile) -> Iterator[str]:
     names = [entry.name for entry in file.variants]
-    if (duplicate := _duplicate([name.lower() for name in names])) is not None:
-        yield f"variants: name {duplicate!r} is duplicated"
-    if (duplicate := _duplicate([entry.label or entry.name for entry in file.variants])) is not None:
-        yield f"variants: label {duplicate!r} is duplicated; tables tell variants apart by it"
+    if (twice := repeated([name.lower() for name in names])) is not None:
+        yield f"variants: name {twice!r} is duplicated"
+    if (twice := repeated([entry.label or entry.name for entry in file.variants])) is not None:
+        yield f"variants: label {twice!r} is duplicated; tables tell variants apart by it"
     for name in names:
         if name in ("zero_shot", "event_frames") or name.startswith("teacher_"):
             yield f"variants.{name}: the report uses this name for another model; give the variant another name"
@@ -342,18 +327,6 @@ def _override_problems(file: StudyFile) -> Iterator[str]:
                 yield f"{where}grid: {key} is set by the study itself"
 
 
-def _tuning_problems(file: StudyFile, variants: Sequence[Variant]) -> Iterator[str]:
-    """What sets the trials for tuning apart must leave what is tuned alone."""
-    chosen = {text.partition("=")[0] for variant in variants for setting in variant.grid for text in setting}
-    if file.tune_set and len(variants[0].grid) < 2:
-        yield "tune_set: no settings to choose from; give a grid, or remove it"
-    if file.tune_set and file.pooling_factors:
-        yield "tune_set: not beside pooling_factors, which are chosen in the same trials"
-    for key in (text.partition("=")[0] for text in file.tune_set):
-        if key in chosen:
-            yield f"tune_set: {key} is what variants choose; remove it"
-
-
 def _text_problems(where: str, overrides: Sequence[str]) -> Iterator[str]:
     for text in overrides:
         key, equals, _ = text.partition("=")
@@ -369,8 +342,8 @@ def _measure_problems(file: StudyFile) -> Iterator[str]:
         yield f"pooling_factors: {factors} lacks 1, the student as trained; add it"
     if any(factor <= 0 for factor in factors):
         yield f"pooling_factors: {min(factors):g} is not a factor; allowed: above 0"
-    if (duplicate := _duplicate(factors)) is not None:
-        yield f"pooling_factors: {duplicate:g} is duplicated"
+    if (twice := repeated(factors)) is not None:
+        yield f"pooling_factors: {twice:g} is duplicated"
     if file.frame_probe and file.shapes is None:
         yield "frame_probe: only the Shapes dataset records what its frames show; add a `shapes` section or remove it"
     if file.gallery and file.shapes is not None:
@@ -400,19 +373,6 @@ def _design_problems(file: StudyFile) -> Iterator[str]:
         yield f"design.cells: {file.design.cells} is fewer than the {most} levels of a factor; each must be trained"
 
 
-def _budget_problems(variants: Sequence[Variant]) -> Iterator[str]:
-    """Variants that try more settings win more often by luck, so all must try as many."""
-    if len({len(variant.grid) for variant in variants}) > 1:
-        counts = ", ".join(f"{variant.name} {len(variant.grid)}" for variant in variants)
-        yield (
-            "variants: the tuning budget must be equal: every variant needs as many settings to choose from as the "
-            f"others, got {counts}"
-        )
-    for variant in variants:
-        if (duplicate := _duplicate([" ".join(setting) for setting in variant.grid])) is not None:
-            yield f"variants.{variant.name}: the setting {duplicate!r} is duplicated"
-
-
 def _resolve(entry: VariantEntry, file: StudyFile) -> Variant:
     """Return a variant with what it takes from the one that it is like."""
     known = {other.name: other for other in file.variants}
@@ -431,7 +391,3 @@ def _settings_of(section: VariantEntry | StudyFile) -> tuple[Settings, ...]:
         return tuple(tuple(setting) for setting in section.settings)
     values: Mapping[str, Sequence[Any]] = section.grid or {}
     return grid({key: [value_text(value) for value in options] for key, options in values.items()})
-
-
-def _duplicate(values: Sequence[Any]) -> Any:
-    return next((value for value, count in Counter(values).items() if count > 1), None)

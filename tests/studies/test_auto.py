@@ -23,7 +23,7 @@ from teachclip.studies import trials
 from teachclip.studies.auto import BASELINE, STANDING, Candidate, auto, auto_plan, halve, whole_steps
 from teachclip.studies.halving import Budget, fit_halving, rounds
 from teachclip.studies.jobs import Train
-from teachclip.studies.study_file import Variant
+from teachclip.studies.variants import Variant
 
 ALL = [BASELINE, *STANDING]
 

@@ -88,6 +88,8 @@ def test_studies_have_a_quick_plan(plan_of, name):
     assert len(plan.study.test_seeds) == min(2, len(whole.study.test_seeds))
     assert {recipe.train.steps for recipe in plan.recipes()} == {20}
     assert len(plan.preparing()) == counts["prepare"]
+    with environment(plan.places()):  # as the report loads them for `own_numbers`
+        assert {plan.load(plan.settings(variant, ())).train.steps for variant in plan.study.variants} == {20}
 
 
 def test_only_the_undistilled_variants_of_the_gain_have_no_teacher(plan_of):

@@ -755,9 +755,19 @@ def test_variants_that_differ_in_one_setting_are_kept(on_shapes):
         ({"gallery": 1, "shapes": None}, "gallery: must be greater than or equal to 2, got 1"),
         ({"tune_set": ["a.b"]}, "tune_set: 'a.b': write it as section.key=value"),
         ({"tune_set": ["seed=1"]}, "tune_set: seed is set by the study itself"),
-        ({"tune_set": ["train.steps=9"], "grid": {}}, "tune_set: no settings to choose from; give a grid"),
-        ({"tune_set": ["optimizer.attention_lr=1"]}, "tune_set: optimizer.attention_lr is what variants choose"),
-        ({"tune_set": ["train.steps=9"], "pooling_factors": [1, 2]}, "tune_set: not beside pooling_factors"),
+        (
+            {"tune_set": ["data.select_on=test"]},
+            "tune_set: data.select_on; allowed: keys of train and optimizer, and",
+        ),
+        ({"tune_set": ["teachers=[]"]}, "tune_set: teachers would undo teachers, of what defines a variant"),
+        ({"tune_set": ["optimizer={lr: 1}"]}, "tune_set: optimizer would undo optimizer.attention_lr, what variants"),
+        (
+            {"tune_set": ["train.encoders=frozen"], "grid": {"train.lora_rank": [4, 8]}},
+            "tune_set: train.encoders=frozen says nothing about train.lora_rank, which variants choose",
+        ),
+        ({"tune_set": ["train.batch_size=9"], "grid": {}}, "tune_set: no settings to choose from; give a grid"),
+        ({"tune_set": ["optimizer.attention_lr=1"]}, "tune_set: optimizer.attention_lr would undo"),
+        ({"tune_set": ["train.batch_size=9"], "pooling_factors": [1, 2]}, "tune_set: not beside pooling_factors"),
         ({"gallery": 10, "shapes": {}}, "gallery: not beside a `shapes` section; give its test_videos instead"),
     ],
 )
@@ -786,7 +796,7 @@ def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study
     assert all({*tuning} <= settings for settings in tune)
     assert all({*finetuned} <= settings for settings in test)
     text = (out / "report.md").read_text(encoding="utf-8")
-    assert f"These trials had {' '.join(tuning)}; those on test had not." in text
+    assert f"Of these trials alone: {' '.join(tuning)}." in text
     assert "train.frozen_steps=2" in text.rpartition("## Commands")[2]
     output = capsys.readouterr().err
     assert f"2 settings x 2 dev seeds (1, 2), with {' '.join(tuning)}; test:" in output
@@ -794,10 +804,12 @@ def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study
 
 
 def test_what_tune_set_changes_is_checked_too(on_shapes):
-    with pytest.raises(RecipeError, match=r"data\.select_on is test"):
-        check_plan(on_shapes(tune_set=["data.select_on=test"]))
-    with pytest.raises(RecipeError, match=r"data\.validation is not that of the baseline"):
-        check_plan(on_shapes(tune_set=["data.validation.videos=5"]))
+    frozen = ["train.encoders=finetuned", "train.frozen_steps=2"]
+    with pytest.raises(RecipeError, match=r"^with tune_set: .*frozen_steps is for encoders that move after them"):
+        check_plan(on_shapes(set=frozen, tune_set=["train.encoders=frozen"]))
+    changed = ["if_late_interaction=[optimizer.adapter_lr=1e-3]"]
+    with pytest.raises(RecipeError, match=r"tune_set: optimizer\.adapter_lr is also a matter of if_late_interaction"):
+        check_plan(on_shapes(set=changed, tune_set=["optimizer.adapter_lr=1e-4"]))
 
 
 def test_a_study_without_a_recipe_needs_one_on_the_command_line(study_file, capsys, tmp_path):
@@ -811,6 +823,15 @@ def test_a_study_names_its_recipe_by_name_or_by_a_path_beside_it(study_file, tmp
     shutil.copy(SHAPES, tmp_path / "beside.yaml")
     expected = {"shapes_xpool": SHAPES, "beside.yaml": tmp_path / "beside.yaml"}[recipe]
     assert load_study(study_file(recipe=recipe)).recipe.resolve() == expected.resolve()
+
+
+def test_the_time_estimate_knows_which_steps_are_frozen(on_shapes):
+    finetuned = ["train.encoders=finetuned", "train.frozen_steps=240", "train.steps=300"]
+    tuning, grid = ["train.encoders=frozen", "train.frozen_steps=0"], {"optimizer.lr": [1e-3, 1e-2]}
+    plan = on_shapes(set=finetuned, tune_set=tuning, grid=grid)
+    # 5 x 100 s + 8 x 300 x 0.06 s + 6 x (240 x 0.06 s + 60 x 0.8 s)
+    assert run.time_estimate(plan, 1).startswith("about 17 min for what is left")
+    assert run.time_estimate(plan, 1).endswith("100 s per preparation, 0.06 or 0.8 s per step of a student")
 
 
 def test_the_time_estimate_states_what_it_rests_on(on_shapes, project, study_file):
@@ -828,7 +849,7 @@ def test_the_time_estimate_states_what_it_rests_on(on_shapes, project, study_fil
     # 5 x 60 s + 22 x 30 s: 16 min
     assert run.time_estimate(plan, 1).startswith("about 16 min for what is left, with 1 process(es), by 3 finished")
     own = build_plan(project.folder / "own", project(), load_study(study_file()), Path())
-    assert run.time_estimate(own, 1).startswith("time: no trial of this study has finished yet")
+    assert run.time_estimate(own, 1).startswith("time: no trial of preparation or tuning or test has")
 
 
 def test_finished_trials_are_not_counted_as_missing(on_shapes, monkeypatch):
