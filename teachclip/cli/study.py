@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--recipe", type=path_argument, help="recipe in place of the one that the study file names")
     parser.add_argument(
-        "--out", type=path_argument, help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick])"
+        "--out",
+        type=path_argument,
+        help="folder of the study (default runs/studies/STUDY[-RECIPE][-PRESET][-quick]), or of what --combine finds",
     )
     parser.add_argument("--preset", help="another preset of the Shapes dataset than the study file names")
     parser.add_argument("--processes", type=positive_count, help="trials at once (default: all cores; with a GPU 1)")

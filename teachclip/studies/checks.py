@@ -17,7 +17,7 @@ from teachclip.pipeline.unpaired import check_unseen
 from teachclip.recipe.conditions import undone
 from teachclip.recipe.schema import Recipe
 from teachclip.studies.plan import Plan
-from teachclip.studies.variants import Settings, Variant
+from teachclip.studies.variants import Settings, Variant, keys_of
 
 SEED_FILES = ("annotations", "train", "test", "uncaptioned")
 """Keys of `data` that name files of one Shapes dataset."""
@@ -110,7 +110,18 @@ def _tuning_problems(plan: Plan, variant: Variant, setting: Settings) -> Iterato
         return
     for key, condition in undone(recipe.model_dump(mode="json"), plan.study.tune_set):
         yield f"tune_set: {key} is also a matter of {condition}, which may change it again; remove it"
+    of_encoders = OF_ENCODERS if recipe.train.encoders == "frozen" or recipe.optimizer.clip_lr == 0 else ()
+    unused = (*of_encoders, *(("train.lora_rank",) if recipe.train.encoders != "lora" else ()))
+    for key in keys_of(setting):
+        if key.startswith(unused):
+            yield f"tune_set: {key}, which variants choose, makes no difference to these trials; remove one of both"
 
+
+OF_ENCODERS = (
+    *("optimizer.clip_lr", "optimizer.layer_decay", "optimizer.l2_start"),
+    *("train.lora_rank", "train.frozen_steps", "student.wise_ft"),
+)
+"""What makes no difference to encoders that do not train."""
 
 TEACHING = ("losses.video_text.", "losses.frame_text.", "teaching.", "teachers.")
 """Keys that say how a teacher teaches."""

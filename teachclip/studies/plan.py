@@ -5,6 +5,7 @@ Settings are chosen on validation alone; `checks` refuses whatever would let the
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from teachclip.studies.jobs import FileStamps, Prepare, ShapesPlan, Train, file_
 from teachclip.studies.results import Candidate, choose, numbers_of
 from teachclip.studies.study_file import Study
 from teachclip.studies.trials import seed_places
-from teachclip.studies.variants import Settings, Variant
+from teachclip.studies.variants import Settings, Variant, keys_of
 from teachclip.texts.bank import bank, read_grammar
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -297,17 +298,17 @@ def small_plan(plan: Plan) -> Plan:
     """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
     study = plan.study
     base = plan.load(study.common)
-    common = [*(f"train.{text}" for text in _fewer_frozen_steps(base.train)), *_short(study.common)]
-    shapes = plan.shapes
+    common, shapes = [*study.common, *_fewer_frozen_steps(base.train)], plan.shapes
     if shapes is not None:
         shapes = replace(shapes, train_videos=60, test_videos=30)
     for index, teacher in enumerate(base.teachers):
         if teacher.training is None or (shapes is None and Path(teacher.checkpoint).exists()):
             continue
-        short = (*QUICK, *_fewer_frozen_steps(teacher.training.train))
-        common += [f"teachers.{index}.training.train.{text}" for text in short]
+        section = f"teachers.{index}.training.train"
+        common += [f"{section}.{text}" for text in QUICK]
+        common += _fewer_frozen_steps(teacher.training.train, section)
         if shapes is not None:
-            common.append(f"teachers.{index}.training.train.batch_size=16")
+            common.append(f"{section}.batch_size=16")
         else:  # a teacher of 20 steps is not left where a real one belongs
             ending = Path(teacher.checkpoint).suffix
             common.append(f"teachers.{index}.checkpoint={plan.folder / 'teachers' / teacher.folder}{ending}")
@@ -315,34 +316,38 @@ def small_plan(plan: Plan) -> Plan:
     last = [*(f"train.{text}" for text in QUICK), "train.evaluate_every=10"]
     if shapes is not None:
         last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
-    grids = [_different(tuple(map(_short, variant.grid))) for variant in study.variants]
+    frozen_less = replace(plan, study=replace(study, common=(*study.common, *_fewer_frozen_steps(base.train))))
+    variants = [_with_fewer_frozen_steps(frozen_less, variant) for variant in study.variants]
+    grids = [_different(variant.grid) for variant in variants]
     count = min(2, *map(len, grids))
+    tune_set = study.tune_set
+    if "train.frozen_steps" in keys_of(tune_set):
+        tuning = [plan.settings(variant, setting, "tune") for variant in study.variants for setting in variant.grid]
+        tune_set = (*tune_set, *max(_fewer_frozen_steps(plan.load(settings).train) for settings in tuning))
     small = replace(
         study,
         dev_seeds=study.dev_seeds[:1],
         test_seeds=study.test_seeds[:2],
         common=tuple(common),
-        variants=tuple(
-            replace(variant, fixed=_short(variant.fixed), grid=tried[:count])
-            for variant, tried in zip(study.variants, grids, strict=True)
-        ),
-        tune_set=_short(study.tune_set),
+        variants=tuple(replace(variant, grid=tried[:count]) for variant, tried in zip(variants, grids, strict=True)),
+        tune_set=tune_set,
     )
     return replace(plan, study=small, shapes=shapes, last=tuple(last))
 
 
-def _fewer_frozen_steps(train: TrainSection) -> Settings:
+def _fewer_frozen_steps(train: TrainSection, section: str = "train") -> Settings:
     """Return what lets encoders move in a quick training that would be too short for that."""
-    return ("frozen_steps=10",) if train.frozen_steps >= QUICK_STEPS else ()
+    return (f"{section}.frozen_steps=10",) if train.frozen_steps >= QUICK_STEPS else ()
 
 
-def _short(overrides: Settings) -> Settings:
-    """Return overrides whose frozen steps leave others to a quick training."""
-    frozen = "train.frozen_steps="
-    return tuple(
-        f"{frozen}10" if text.startswith(frozen) and int(text.removeprefix(frozen)) >= QUICK_STEPS else text
-        for text in overrides
-    )
+def _with_fewer_frozen_steps(plan: Plan, variant: Variant) -> Variant:
+    """Return a variant with frozen steps that leave others to a quick training, with and without its settings."""
+    with contextlib.suppress(RecipeError):  # a variant may need its settings
+        fewer = _fewer_frozen_steps(plan.load(plan.settings(variant, ())).train)
+        variant = replace(variant, fixed=(*variant.fixed, *fewer))
+    loaded = [plan.load(plan.settings(variant, setting)).train for setting in variant.grid]
+    grid = ((*setting, *_fewer_frozen_steps(train)) for setting, train in zip(variant.grid, loaded, strict=True))
+    return replace(variant, grid=tuple(grid))
 
 
 def _different(tried: tuple[Settings, ...]) -> tuple[Settings, ...]:

@@ -97,6 +97,7 @@ def report_head(plan: Plan) -> dict[str, Any]:
         "title": plan.study.title,
         "study": plan.study.name,
         "version": __version__,
+        "quick": bool(plan.last),
         "machine": {"processor": platform.processor() or platform.machine(), "cores": usable_cores()},
         "test_seeds": list(plan.study.test_seeds),
     }
@@ -330,7 +331,7 @@ def _about(plan: Plan, splits: Mapping[str, Sequence[int]]) -> list[str]:
             "chosen."
         )
         if plan.study.tune_set:
-            tuned += f" Of these trials alone: {' '.join(plan.study.tune_set)}."
+            tuned += f" These trials, and no others, have {' '.join(plan.study.tune_set)}."
     paragraphs = ["A quick run: it shows that the study runs. Its numbers mean nothing."] if plan.last else []
     paragraphs += [
         f"Recipe {plan.recipe.name}. Mean ± standard deviation over {len(seeds)} test seeds "

@@ -153,8 +153,12 @@ def time_estimate(plan: Plan, processes: int) -> str:
     unknown = [kind for kind, count in missing.items() if count and kind not in seconds]
     rule = _seconds_by_rule(plan) if unknown else {}
     if unknown and not rule:
-        kinds = " or ".join({"prepare": "preparation", "tune": "tuning", "test": "test"}[kind] for kind in unknown)
-        return f"time: no trial of {kinds} has finished yet, so it is estimated while the study runs"
+        known = sum(count * seconds.get(kind, 0.0) for kind, count in missing.items())
+        first = f"about {_minutes(known / processes)} for what is left of it, then " if known else ""
+        kinds = {"prepare": "preparation", "tune": "tuning", "test": "test"}
+        return (
+            f"time: {first}not known for {', '.join(kinds[kind] for kind in unknown)}, of which no trial has finished"
+        )
     total = sum(count * seconds.get(kind, rule.get(kind, 0.0)) for kind, count in missing.items())
     bases = [f"{measured} finished trial(s) of this study"] if measured else []
     bases += [f"a rule for two idle CPU cores: {_rule_text(plan, rule)}"] if unknown else []

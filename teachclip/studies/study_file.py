@@ -92,8 +92,8 @@ class StudyFile(Section):
     settings: list[list[str]] | None = Field(None, min_length=1, description="lists of overrides, in place of a grid")
     tune_set: list[str] = Field(
         default_factory=list,
-        description="overrides of train, optimizer and student.wise_ft, of the trials that settings are chosen with "
-        "alone; they may be cheaper: train.encoders=frozen",
+        description="overrides of train, optimizer and student.wise_ft for the tuning trials only, which may be "
+        "cheaper: train.encoders=frozen",
     )
     variants: list[VariantEntry] = Field(default_factory=list, description="two or more, or a design")
     design: DesignSection | None = Field(None, description="factors whose effects are told, in place of variants")
@@ -138,7 +138,7 @@ class Study:
     teacher_table: bool = False
     gallery: int | None = None
     tune_set: Settings = ()
-    """Overrides of the trials that settings are chosen with alone."""
+    """Overrides for the tuning trials only."""
     design: Design | None = None
     drawn: Mapping[int, tuple[Variant, ...]] = field(default_factory=dict)
     """Of a design: the cells that each test seed trains. `variants` has each once."""

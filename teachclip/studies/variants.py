@@ -12,11 +12,6 @@ from teachclip.recipe.conditions import overlap
 
 TUNE_SECTIONS = ("train.", "optimizer.", "student.wise_ft")
 """What the trials for tuning may have of their own: how they train."""
-OF_ENCODERS = (
-    *("optimizer.clip_lr", "optimizer.layer_decay", "optimizer.l2_start"),
-    *("train.lora_rank", "train.frozen_steps", "student.wise_ft"),
-)
-"""What makes no difference to frozen encoders."""
 
 Settings = tuple[str, ...]
 """Overrides of a recipe, each `section.key=value`."""
@@ -61,20 +56,18 @@ def tune_set_problems(
         yield "tune_set: no settings to choose from; give a grid, or remove it"
     if tune_set and pooling_factors:
         yield "tune_set: not beside pooling_factors, which are chosen in the same trials"
-    chosen = _keys(text for variant in variants for setting in variant.grid for text in setting)
-    defining = _keys(text for variant in variants for text in variant.fixed)
-    for key in _keys(tune_set):
+    chosen = keys_of(text for variant in variants for setting in variant.grid for text in setting)
+    defining = keys_of(text for variant in variants for text in variant.fixed)
+    for key in keys_of(tune_set):
         if not key.startswith(TUNE_SECTIONS):
             yield f"tune_set: {key}; allowed: keys of train and optimizer, and student.wise_ft"
-        for name, keys in (("what variants choose", chosen), ("of what defines a variant", defining)):
+        for name, keys in (("what variants choose", chosen), ("which is part of what defines a variant", defining)):
             if other := next((other for other in keys if overlap(key, other)), None):
                 yield f"tune_set: {key} would undo {other}, {name}; remove it"
-    if "train.encoders=frozen" in tune_set:
-        for key in (key for key in chosen if key.startswith(OF_ENCODERS)):
-            yield f"tune_set: train.encoders=frozen says nothing about {key}, which variants choose"
 
 
-def _keys(overrides: Iterable[str]) -> list[str]:
+def keys_of(overrides: Iterable[str]) -> list[str]:
+    """Return the keys of overrides, each once."""
     return list(dict.fromkeys(text.partition("=")[0] for text in overrides))
 
 

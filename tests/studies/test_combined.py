@@ -41,7 +41,7 @@ def report(tmp_path):
         section = {"variants": variants, "differences": differences, "gallery": gallery and {"videos": gallery}}
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        content = {"title": "A title", "study": "a_study", "results": [section], **more}
+        content = {"title": "A title", "study": "a_study", "warnings": [], "results": [section], **more}
         (folder / "report.json").write_text(json.dumps(content), encoding="utf-8")
         return folder
 
@@ -81,8 +81,8 @@ def test_a_difference_is_paired_by_data_set_with_the_mean_of_its_students(report
 
 def test_the_best_of_several_is_that_of_the_mean_and_that_of_each_data_set(report):
     result = combine([report(f"set{row}", each, gallery=None) for row, each in enumerate(SETS)])
-    of_the_mean = found(result, "the taught - the best of 2, the alone", "R@1")
-    assert of_the_mean["baseline"] == "alone" and of_the_mean["values"] == pytest.approx([20, 10, 30])
+    of_the_mean = found(result, "the taught - the best of 2 by the mean, the alone", "R@1")
+    assert of_the_mean["baseline"] == ["alone"] * 3 and of_the_mean["values"] == pytest.approx([20, 10, 30])
     of_each = found(result, "the taught - the best of 2 on each data set", "R@1")
     assert of_each["baseline"] == ["alone", "wide", "alone"] and of_each["values"] == pytest.approx([20, -10, 30])
     assert of_each["wins"] == 2
@@ -91,11 +91,13 @@ def test_the_best_of_several_is_that_of_the_mean_and_that_of_each_data_set(repor
 
 def test_a_gallery_comes_first_and_picks_the_best(report, tmp_path):
     # without the gallery `wide` has the higher R@1; among 4 of 10 videos many second places are first
-    sets = [{"alone": [ranks(2, 8)], "wide": [ranks(3)], "taught": [ranks(4)]} for _ in range(2)]
+    sets = [{"alone": [ranks(2, 8)], "wide": [ranks(3)], "taught": [ranks(4, row)]} for row in range(2)]
     result = combine([report(f"set{row}", each) for row, each in enumerate(sets)], tmp_path / "out")
     expected = 100 * statistics.fmean(gallery_hits(ranks(2, 8), 10, 4).tolist())
     assert result["values"]["alone"][GALLERY] == pytest.approx([expected] * 2)
-    assert found(result, "the taught - the best of 2, the alone", "R@1")["values"] == pytest.approx([20, 20])
+    assert found(result, "the taught - the best of 2 by the mean, the alone", "R@1")["values"] == pytest.approx(
+        [20, 20]
+    )
     assert "`R@1, gallery` is of 4 videos." in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["differences"] == result["differences"]
 
@@ -109,20 +111,85 @@ def test_one_pair_has_no_best(report):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"study": "another"}, "its study is another, that of .* a_study; give reports of one study"),
-        ({"gallery": 5}, "its gallery is 5, that of .* 4"),
-        ({"pairs": [("taught", "alone")]}, "its pairs is .*taught.*alone"),
-        ({"results": []}, "not the report of a study with variants"),
-        (
-            {"results": [{"variants": {"a": {"label": "a", "runs": [{"factors": {}, "test": {"t2v": 1}}]}}}]},
-            "not the",
-        ),
+        ({"study": "another"}, "two/?: another study than .*one: another and a_study; give reports of one study"),
+        ({"gallery": 5}, "another gallery than .*: 5 and 4"),
+        ({"pairs": [("taught", "alone")]}, "another pairs than"),
+        ({"results": []}, "not the report of a study with variants, or damaged: IndexError"),
+        ({"quick": True}, "of a quick run, whose numbers mean nothing"),
+        ({"gallery": {}}, "damaged: KeyError"),
     ],
 )
 def test_reports_that_do_not_belong_together_are_refused(report, more, message):
     first, second = report("one", SETS[0]), report("two", SETS[1], **more)
     with pytest.raises(DataError, match=message):
         combine([first, second])
+
+
+def damage(run, key, value):
+    *path, last = key.split(".")
+    for name in path:
+        run = run[name]
+    run[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("t2v.recall_at_1", float("nan")),
+        ("t2v.recall_at_1", "many"),
+        ("t2v.recall_at_5", 101_000),
+        ("t2v", None),
+        ("videos", 9),
+        ("queries.rank", [0] * 10),
+        ("queries.rank", [11] * 10),
+        ("queries.rank", [1.5] * 10),
+        ("queries.rank", []),
+    ],
+)
+def test_damaged_reports_are_refused(report, key, value):
+    folder = report("one", SETS[0])
+    content = json.loads((folder / "report.json").read_text())
+    damage(content["results"][0]["variants"]["wide"]["runs"][1]["test"], key, value)
+    (folder / "report.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"one.report\.json: not the report of a study with variants, or damaged"):
+        combine([report("two", SETS[1]), folder])
+
+
+def test_a_copy_of_a_report_is_no_other_data_set(report):
+    with pytest.raises(DataError, match=r"two: the same results as those of .*one; give another data set's"):
+        combine([report("one", SETS[0]), report("two", SETS[0]), report("three", SETS[1])])
+
+
+def test_two_data_sets_have_no_interval_and_warnings_are_kept(report, capsys):
+    warnings = ["the test split has 10 queries, fewer than 50: too few", "the study has 1 test seed(s), fewer than 3"]
+    result = combine([report(f"set{row}", SETS[row], gallery=None, warnings=warnings) for row in range(2)])
+    assert all(item["low"] is None and item["touches_zero"] for item in result["differences"])
+    assert result["warnings"] == warnings[:1]  # fewer students are no fewer data sets
+    printed = capsys.readouterr().out
+    assert "**Warning: the test split has 10 queries" in printed and "mean (wins)" in printed
+
+
+def test_a_gallery_without_ranks_is_left_out(report, capsys):
+    folders = [report(f"set{row}", each) for row, each in enumerate(SETS)]
+    for folder in folders:
+        content = json.loads((folder / "report.json").read_text())
+        del content["results"][0]["variants"]["wide"]["runs"][0]["test"]["queries"]
+        (folder / "report.json").write_text(json.dumps(content))
+    assert combine(folders)["gallery"] is None and GALLERY not in capsys.readouterr().out
+
+
+def test_another_report_is_never_overwritten(report, tmp_path):
+    folders = [report(f"set{row}", each) for row, each in enumerate(SETS)]
+    before = (folders[0] / "report.json").read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(folders[0])
+    for out in (folders[0], link):
+        with pytest.raises(DataError, match="is another report, which would be lost; give --out a folder of its own"):
+            combine(folders, out)
+    assert (folders[0] / "report.json").read_bytes() == before
+    combine(folders[:2], tmp_path / "out")
+    combine(folders, tmp_path / "out")  # its own report is
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["folders"]) == 3
 
 
 def test_a_study_with_pooling_factors_is_refused(report):

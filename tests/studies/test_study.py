@@ -759,12 +759,11 @@ def test_variants_that_differ_in_one_setting_are_kept(on_shapes):
             {"tune_set": ["data.select_on=test"]},
             "tune_set: data.select_on; allowed: keys of train and optimizer, and",
         ),
-        ({"tune_set": ["teachers=[]"]}, "tune_set: teachers would undo teachers, of what defines a variant"),
-        ({"tune_set": ["optimizer={lr: 1}"]}, "tune_set: optimizer would undo optimizer.attention_lr, what variants"),
         (
-            {"tune_set": ["train.encoders=frozen"], "grid": {"train.lora_rank": [4, 8]}},
-            "tune_set: train.encoders=frozen says nothing about train.lora_rank, which variants choose",
+            {"tune_set": ["teachers=[]"]},
+            "tune_set: teachers would undo teachers, which is part of",
         ),
+        ({"tune_set": ["optimizer={lr: 1}"]}, "tune_set: optimizer would undo optimizer.attention_lr, what variants"),
         ({"tune_set": ["train.batch_size=9"], "grid": {}}, "tune_set: no settings to choose from; give a grid"),
         ({"tune_set": ["optimizer.attention_lr=1"]}, "tune_set: optimizer.attention_lr would undo"),
         ({"tune_set": ["train.batch_size=9"], "pooling_factors": [1, 2]}, "tune_set: not beside pooling_factors"),
@@ -796,7 +795,7 @@ def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study
     assert all({*tuning} <= settings for settings in tune)
     assert all({*finetuned} <= settings for settings in test)
     text = (out / "report.md").read_text(encoding="utf-8")
-    assert f"Of these trials alone: {' '.join(tuning)}." in text
+    assert f"These trials, and no others, have {' '.join(tuning)}." in text
     assert "train.frozen_steps=2" in text.rpartition("## Commands")[2]
     output = capsys.readouterr().err
     assert f"2 settings x 2 dev seeds (1, 2), with {' '.join(tuning)}; test:" in output
@@ -807,6 +806,12 @@ def test_what_tune_set_changes_is_checked_too(on_shapes):
     frozen = ["train.encoders=finetuned", "train.frozen_steps=2"]
     with pytest.raises(RecipeError, match=r"^with tune_set: .*frozen_steps is for encoders that move after them"):
         check_plan(on_shapes(set=frozen, tune_set=["train.encoders=frozen"]))
+    for tuning, key in (
+        ('train.encoders="frozen"', "optimizer.clip_lr"),
+        ("train.encoders=finetuned", "train.lora_rank"),
+    ):
+        with pytest.raises(RecipeError, match=f"{key}, which variants choose, makes no difference to these trials"):
+            check_plan(on_shapes(set=["train.encoders=lora"], tune_set=[tuning], grid={key: [1, 2]}))
     changed = ["if_late_interaction=[optimizer.adapter_lr=1e-3]"]
     with pytest.raises(RecipeError, match=r"tune_set: optimizer\.adapter_lr is also a matter of if_late_interaction"):
         check_plan(on_shapes(set=changed, tune_set=["optimizer.adapter_lr=1e-4"]))
@@ -823,6 +828,31 @@ def test_a_study_names_its_recipe_by_name_or_by_a_path_beside_it(study_file, tmp
     shutil.copy(SHAPES, tmp_path / "beside.yaml")
     expected = {"shapes_xpool": SHAPES, "beside.yaml": tmp_path / "beside.yaml"}[recipe]
     assert load_study(study_file(recipe=recipe)).recipe.resolve() == expected.resolve()
+
+
+FROZEN_FIRST = ["train.encoders=finetuned", "train.steps=300", "train.frozen_steps=240"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"set": FROZEN_FIRST},
+        {"set": [*FROZEN_FIRST[:2], "train.frozen_steps=0xf0 # of 300"]},
+        {"set": ["train={encoders: finetuned, steps: 300, frozen_steps: 240, batch_size: 16}"]},
+        {"variants": [{**UNDISTILLED, "set": [*UNDISTILLED["set"], *FROZEN_FIRST]}, {"name": "published"}]},
+        {"grid": {"train.encoders": ["finetuned"], "train.steps": [300], "train.frozen_steps": [240, 200]}},
+        {"set": FROZEN_FIRST, "tune_set": ["train.encoders=frozen", "train.frozen_steps=0"]},
+        {"set": FROZEN_FIRST[:2], "tune_set": ["train.frozen_steps=240"]},
+    ],
+)
+def test_a_quick_plan_leaves_steps_to_encoders_that_train_later(on_shapes, changes):
+    plan = on_shapes(**{"grid": {"optimizer.lr": [1e-3, 1e-2]}, **changes})
+    check_plan(plan)
+    quick = small_plan(plan)
+    check_plan(quick)
+    for variant in quick.study.variants:
+        assert all(recipe.train.frozen_steps <= 10 for recipe in quick.recipes())
+        assert {*quick.own_numbers(variant)} >= {*plan.own_numbers(variant)}
 
 
 def test_the_time_estimate_knows_which_steps_are_frozen(on_shapes):
@@ -849,7 +879,7 @@ def test_the_time_estimate_states_what_it_rests_on(on_shapes, project, study_fil
     # 5 x 60 s + 22 x 30 s: 16 min
     assert run.time_estimate(plan, 1).startswith("about 16 min for what is left, with 1 process(es), by 3 finished")
     own = build_plan(project.folder / "own", project(), load_study(study_file()), Path())
-    assert run.time_estimate(own, 1).startswith("time: no trial of preparation or tuning or test has")
+    assert run.time_estimate(own, 1).startswith("time: not known for preparation, tuning, test, of")
 
 
 def test_finished_trials_are_not_counted_as_missing(on_shapes, monkeypatch):
