@@ -171,9 +171,9 @@ class Train(_SeedTrial):
     """Train a student and measure it: `tune` on validation, without the test split, or `test` on test.
 
     The result has `step`, `seconds` of the whole run (None if it continued after an interruption), `parameters` that
-    were trained, `validation`, `test`, and where the recipe tries it `temperature_scaling`; with `factors` also
-    `factors`, the evaluation at each pooling factor; and with `frame_probe` the attention weight by kind of frame,
-    `frames`, in each of those, or beside them if there are none.
+    were trained, `validation`, `test`, and where the recipe tries them `temperature_scaling` and `wise_ft`; with
+    `factors` also `factors`, the evaluation at each pooling factor; and with `frame_probe` the attention weight by
+    kind of frame, `frames`, in each of those, or beside them if there are none.
     """
 
     kind: str = "tune"
@@ -219,7 +219,7 @@ class Train(_SeedTrial):
         seconds = time.monotonic() - started if is_whole else None
         kept: dict[str, Any] = {
             key: results[key]
-            for key in ("step", "validation", "test", "temperature_scaling", "conditions")
+            for key in ("step", "validation", "test", "temperature_scaling", "wise_ft", "conditions")
             if key in results
         }
         kept |= {"seconds": seconds, "parameters": _trained_parameters(output)}

@@ -255,6 +255,7 @@ def _effort(results: Sequence[Mapping[str, Any]]) -> Effort:
         temperature_scaling=[
             result["temperature_scaling"]["factor"] for result in results if result.get("temperature_scaling")
         ],
+        wise_ft=[result["wise_ft"]["share"] for result in results if result.get("wise_ft")],
         conditions=[
             {name: found["holds"] for name, found in result["conditions"].items()}
             for result in results

@@ -17,12 +17,14 @@ class Effort:
     """What a variant took, one value per test seed.
 
     `seconds` of the runs that were not interrupted, `parameters` that were trained, and where the run chose a pooling
-    factor after training, `temperature_scaling`; where it measured conditions, which of them held, `conditions`.
+    factor after training, `temperature_scaling`, or the share of finetuned encoders, `wise_ft`; where it measured
+    conditions, which of them held, `conditions`.
     """
 
     seconds: Sequence[float]
     parameters: int
     temperature_scaling: Sequence[float] = ()
+    wise_ft: Sequence[float] = ()
     conditions: Sequence[Mapping[str, bool]] = ()
 
 
@@ -122,7 +124,11 @@ def choices_table(
 
     `own`: by variant, what the recipe itself has for the keys that its settings change.
     """
-    scaled = any(effort.temperature_scaling for effort in efforts.values())
+    after_training = {
+        "temperature_scaling": {name: effort.temperature_scaling for name, effort in efforts.items()},
+        "wise_ft": {name: effort.wise_ft for name, effort in efforts.items()},
+    }
+    after_training = {key: values for key, values in after_training.items() if any(values.values())}
     measured = any(effort.conditions for effort in efforts.values())
     factors = len({candidate.factor for candidates in tried.values() for candidate in candidates}) > 1
     rows = []
@@ -134,11 +140,13 @@ def choices_table(
         on_edge = ", ".join(edges(chosen, tried[variant.name], own.get(variant.name), least=2)) or "none"
         row = [variant.label, " ".join(chosen.settings) or "as the variant defines"]
         row += [f"{chosen.factor:g}"] if factors else []
-        by_seed = ", ".join(f"{factor:g}" for factor in efforts[variant.name].temperature_scaling) or "none"
+        by_seed = [
+            ", ".join(f"{value:g}" for value in values[variant.name]) or "none" for values in after_training.values()
+        ]
         held = efforts[variant.name].conditions
         names = list(dict.fromkeys(name for found in held for name in found))
         seeds = ", ".join(f"{name}: {sum(found.get(name, False) for found in held)} of {len(held)}" for name in names)
-        rows.append([*row, score, on_edge, *([by_seed] if scaled else []), *([seeds] if measured else [])])
+        rows.append([*row, score, on_edge, *by_seed, *([seeds] if measured else [])])
     header = [
         "model",
         "settings",
@@ -146,7 +154,7 @@ def choices_table(
         "validation R@1",
         "on the edge of the grid",
     ]
-    header += ["temperature_scaling, by seed"] if scaled else []
+    header += [f"{key}, by seed" for key in after_training]
     header += ["conditions that held, seeds"] if measured else []
     return Table(title, header, rows)
 

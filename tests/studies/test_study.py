@@ -785,6 +785,8 @@ def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study
     monkeypatch.setattr("teachclip.studies.trials.ProcessPoolExecutor", InThisProcess)
     tuning = ["train.encoders=frozen", "train.frozen_steps=0"]
     finetuned = ["train.encoders=finetuned", "train.frozen_steps=2", "train.steps=3", "train.evaluate_every=3"]
+    finetuned.append("student.wise_ft=[0.5]")
+    tuning.append("student.wise_ft=[]")
     path = study_file(test_seeds=[5], grid={"optimizer.lr": [1e-3, 1e-2]}, set=finetuned, tune_set=tuning)
     out = project.folder / "out"
     assert main([str(path), "--recipe", str(project()), "--out", str(out), "--processes", "1"]) == 0
@@ -794,7 +796,11 @@ def test_settings_are_chosen_with_the_overrides_of_tune_set_alone(project, study
     assert len(tune) == 8 and len(test) == 2
     assert all({*tuning} <= settings for settings in tune)
     assert all({*finetuned} <= settings for settings in test)
+    kept = {kind: [each["result"] for each in trials if each["name"].startswith(kind)] for kind in kinds}
+    assert all(result["wise_ft"]["share"] in (0.5, 1) for result in kept["test-"])
+    assert not any("wise_ft" in result for result in kept["tune-"])
     text = (out / "report.md").read_text(encoding="utf-8")
+    assert "wise_ft, by seed" in text
     assert f"These trials, and no others, have {' '.join(tuning)}." in text
     assert "train.frozen_steps=2" in text.rpartition("## Commands")[2]
     output = capsys.readouterr().err

@@ -32,6 +32,9 @@ def test_what_was_chosen_shows_the_temperature_scaling_of_every_seed_where_there
     assert list(plain.rows[0]) == ["variant", "rate=1", "21.0", "rate=1"]
     scaled = choices_table("t", [one], tried, {"a": Effort([1.0], 5, [1.0, 16.0])}, {})
     assert (scaled.header[-1], scaled.rows[0][-1]) == ("temperature_scaling, by seed", "1, 16")
+    mixed = choices_table("t", [one], tried, {"a": Effort([1.0], 5, [1.0, 16.0], [0.5, 1.0])}, {})
+    assert mixed.header[-2:] == ["temperature_scaling, by seed", "wise_ft, by seed"]
+    assert list(mixed.rows[0][-2:]) == ["1, 16", "0.5, 1"]
 
 
 def test_what_was_chosen_shows_on_how_many_seeds_a_condition_held():
