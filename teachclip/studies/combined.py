@@ -128,6 +128,7 @@ def _read(folder: Path) -> Measured:
             labels={model.name: model.label for model in models},
             pairs=tuple(dict.fromkeys(pair for pair in pairs if {*pair} <= {*variants})),
             means={model.name: {metric: _mean(model, metric) for metric in metrics} for model in models},
+            # the other warning counts students, which are no data sets
             warnings=tuple(str(warning) for warning in report["warnings"] if "test split" in str(warning)),
             results=json.dumps(trials, sort_keys=True),
         )
@@ -169,9 +170,7 @@ def _check_alike(path: Path, one: Measured, first_path: Path, first: Measured) -
 def _difference(means: Sequence[Means], name: str, others: Sequence[str], metric: str) -> dict[str, Any]:
     """Return the difference of a variant and, data set by data set, one of the others."""
     baseline = [one[other][metric] for one, other in zip(means, others, strict=True)]
-    found = paired([one[name][metric] for one in means], baseline)
-    if len(means) < MIN_TEST_SEEDS:
-        found |= {"low": None, "high": None, "touches_zero": True}
+    found = paired([one[name][metric] for one in means], baseline, interval=len(means) >= MIN_TEST_SEEDS)
     return {"variant": name, "baseline": list(others), "best_of": None, "metric": metric, **found}
 
 

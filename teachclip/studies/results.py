@@ -121,9 +121,7 @@ def difference(
     Without `interval` all ends are None.
     """
     values = variant.values(metric)
-    found = paired(values, baseline.values(metric))
-    if not interval:
-        found |= Interval(found["mean"], None, None)._asdict() | {"touches_zero": True}
+    found = paired(values, baseline.values(metric), interval=interval)
     kept, other_kept = ([run["queries"] for run in model.runs if run.get("queries")] for model in (variant, baseline))
     videos = None
     if interval and metric in (GALLERY, *CUTOFFS) and len(kept) == len(other_kept) == len(values):
@@ -138,15 +136,20 @@ def difference(
     }
 
 
-def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """Return the differences as `values`, their `wins` and `mean`, 95 % t interval, and if that `touches_zero`."""
+def paired(values: Sequence[float], others: Sequence[float], *, interval: bool = True) -> dict[str, Any]:
+    """Return the differences as `values`, their `wins` and `mean`, 95 % t interval, and if that `touches_zero`.
+
+    Without `interval` its ends `low` and `high` are None. Raises ValueError for lists of different lengths or none.
+    """
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    interval = paired_difference(values, others)
+    found = paired_difference(values, others)
+    if not interval:
+        found = Interval(found.mean, None, None)
     return {
         "values": differences,
         "wins": sum(value > 0 for value in differences),
-        **interval._asdict(),
-        "touches_zero": interval.touches_zero,
+        **found._asdict(),
+        "touches_zero": found.touches_zero,
     }
 
 

@@ -154,7 +154,7 @@ def time_estimate(plan: Plan, processes: int) -> str:
     rule = _seconds_by_rule(plan) if unknown else {}
     if unknown and not rule:
         known = sum(count * seconds.get(kind, 0.0) for kind, count in missing.items())
-        first = f"about {_minutes(known / processes)} for what is left of it, then " if known else ""
+        first = f"about {_minutes(known / processes)}, but " if known else ""
         kinds = {"prepare": "preparation", "tune": "tuning", "test": "test"}
         return (
             f"time: {first}not known for {', '.join(kinds[kind] for kind in unknown)}, of which no trial has finished"
