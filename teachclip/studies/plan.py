@@ -298,7 +298,8 @@ def small_plan(plan: Plan) -> Plan:
     """Return a plan of the same structure that takes a minute or two and shows nothing but that it runs."""
     study = plan.study
     base = plan.load(study.common)
-    common, shapes = [*study.common, *_fewer_frozen_steps(base.train)], plan.shapes
+    shorter = replace(plan, study=replace(study, common=(*study.common, *_fewer_frozen_steps(base.train))))
+    common, shapes = list(shorter.study.common), plan.shapes
     if shapes is not None:
         shapes = replace(shapes, train_videos=60, test_videos=30)
     for index, teacher in enumerate(base.teachers):
@@ -316,8 +317,7 @@ def small_plan(plan: Plan) -> Plan:
     last = [*(f"train.{text}" for text in QUICK), "train.evaluate_every=10"]
     if shapes is not None:
         last += ["train.batch_size=16", "data.validation={videos: 20, seed: 0}"]
-    frozen_less = replace(plan, study=replace(study, common=(*study.common, *_fewer_frozen_steps(base.train))))
-    variants = [_with_fewer_frozen_steps(frozen_less, variant) for variant in study.variants]
+    variants = [_with_fewer_frozen_steps(shorter, variant) for variant in study.variants]
     grids = [_different(variant.grid) for variant in variants]
     count = min(2, *map(len, grids))
     tune_set = study.tune_set
